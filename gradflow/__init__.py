@@ -1,0 +1,54 @@
+"""Neural-network training as a dynamical system: exact flows, their discrete counterparts, the theory beside them."""
+
+from typing import TYPE_CHECKING, Any
+
+from gradflow import data as data
+from gradflow import models as models
+from gradflow import observables as observables
+from gradflow import solvers as solvers
+from gradflow import theory as theory
+from gradflow._checks import PrecisionWarning as PrecisionWarning
+from gradflow._iterate import iterate as iterate
+from gradflow._solution import Solution as Solution
+from gradflow._solution import SolveError as SolveError
+from gradflow._solution import SolveInterrupted as SolveInterrupted
+from gradflow._solve import solve as solve
+from gradflow._until import Until as Until
+from gradflow.flows import AbstractFlow as AbstractFlow
+from gradflow.flows import GradientFlow as GradientFlow
+from gradflow.problems import EmpiricalRisk as EmpiricalRisk
+from gradflow.problems import losses as losses
+from gradflow.rules import AbstractRule as AbstractRule
+from gradflow.rules import GradientDescent as GradientDescent
+from gradflow.rules import OptaxRule as OptaxRule
+
+if TYPE_CHECKING:
+    from gradflow import plot as plot
+    from gradflow import studies as studies
+    from gradflow import sweeps as sweeps
+    from gradflow.studies import compare as compare
+    from gradflow.sweeps import sweep as sweep
+
+__version__ = "0.1.0"
+
+# These need xarray, zarr and matplotlib, whose import takes as long as that of all the rest: they come on first use.
+_ON_FIRST_USE = {
+    "compare": "gradflow.studies",
+    "plot": "gradflow.plot",
+    "studies": "gradflow.studies",
+    "sweep": "gradflow.sweeps",
+    "sweeps": "gradflow.sweeps",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_FIRST_USE:
+        raise AttributeError(f"module 'gradflow' has no attribute {name!r}")
+    import importlib
+
+    room = importlib.import_module(_ON_FIRST_USE[name])
+    return room if _ON_FIRST_USE[name] == f"gradflow.{name}" else getattr(room, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_FIRST_USE})

@@ -1,0 +1,82 @@
+"""One grammar for every complaint: "Argument `x` must ..., but is .... Do ...".
+
+Checks run on concrete values before anything is traced. A value that is a tracer (the caller is inside `jit`, `vmap`
+or `grad`) cannot be looked at, so value checks pass it by and only shapes are checked.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.core
+import numpy as np
+
+
+class PrecisionWarning(UserWarning):
+    """The floating-point type in use cannot meet what was asked for."""
+
+
+def fail(argument: str, must: str, actual: Any, advice: str = "") -> ValueError:
+    """The error "Argument `argument` must `must`, but is `actual`. `advice`", to be raised by the caller."""
+    message = f"Argument `{argument}` must {must}, but is {actual}."
+    return ValueError(f"{message} {advice}".rstrip())
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether no array in the pytree `value` is a tracer."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(value))
+
+
+def check_positive(argument: str, value: Any, advice: str = "") -> None:
+    """Refuses numbers that are not finite and positive."""
+    if is_concrete(value):
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiu" or not bool(np.all(np.isfinite(array) & (array > 0))):
+            raise fail(argument, "be positive", _short(value), advice)
+
+
+def check_count(argument: str, value: Any, least: int = 1, advice: str = "") -> None:
+    """Refuses anything but an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise fail(argument, f"be an integer of at least {least}", _short(value), advice)
+
+
+def check_finite(argument: str, tree: Any, advice: str = "") -> None:
+    """Refuses pytrees with a NaN or an infinity in a floating-point leaf."""
+    for leaf in jax.tree_util.tree_leaves(tree):
+        if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array | np.ndarray | float):
+            continue
+        array = np.asarray(leaf)
+        if array.dtype.kind in "fc" or array.dtype.name == "bfloat16":
+            bad = int(np.size(array) - np.count_nonzero(np.isfinite(array.astype(np.complex128))))
+            if bad:
+                raise fail(argument, "be finite", f"not finite in {bad} of {array.size} entries", advice)
+
+
+def check_choice(argument: str, value: Any, choices: Iterable[str], advice: str = "") -> None:
+    """Refuses a name that is not among `choices`."""
+    names = list(choices)
+    if value not in names:
+        listed = ", ".join(repr(name) for name in names)
+        raise fail(argument, f"be one of {listed}", repr(value), advice)
+
+
+def check_callable(argument: str, value: Any, takes: str, advice: str = "") -> Callable[..., Any]:
+    """Refuses what cannot be called; returns it otherwise."""
+    if not callable(value):
+        raise fail(argument, f"be callable as {takes}", f"of type {type(value).__name__}", advice)
+    return value
+
+
+def warn_precision(message: str) -> None:
+    """Says that a tolerance is out of reach of the floating-point type."""
+    warnings.warn(message, PrecisionWarning, stacklevel=3)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float | int | np.number) and math.isfinite(value):
+        return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
+    text = repr(value).replace("\n", " ")
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,24 @@
+"""Quantities that gradient flow conserves, with the size that their drift is to be measured against."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+class Conserved(NamedTuple):
+    """A conserved quantity and the magnitude of the terms whose difference it is."""
+
+    value: Float[Array, "..."]
+    magnitude: Float[Array, "..."]
+
+
+def is_degree_one(activation: Callable[[Array], Array]) -> bool:
+    """Whether `s(c z) = c s(z)` for `c > 0`, found by trying: then `|a_j|^2 - |w_j|^2` is conserved."""
+    with jax.ensure_compile_time_eval():
+        points = jnp.array([-2.0, -0.5, -0.125, 0.25, 1.0, 3.0], jnp.float32)
+        base, scaled = np.asarray(activation(points)), np.asarray(activation(4 * points))
+    return bool(np.allclose(scaled, 4 * base, rtol=1e-5, atol=1e-6))

@@ -1,0 +1,47 @@
+"""Rows written at the save times of a run: parameters and observables."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree
+
+
+class Record(eqx.Module):
+    """Buffers with one row per save time; rows not yet written hold NaN, zero or False."""
+
+    params: PyTree | None
+    observed: dict[str, Array]
+
+
+def blank_record(rows: int, params: PyTree, observe: dict[str, Callable[[Any], Any]], save_params: bool) -> Record:
+    """Buffers for runs of these parameters. Leaves that do not flow are kept once, without rows."""
+    shapes = {name: eqx.filter_eval_shape(lambda p, fn=fn: jnp.asarray(fn(p)), params) for name, fn in observe.items()}
+    observed = {name: _blank(rows, shape.shape, shape.dtype) for name, shape in shapes.items()}
+    if not save_params:
+        return Record(None, observed)
+    flowing, rest = eqx.partition(params, eqx.is_inexact_array)
+    buffers = jax.tree_util.tree_map(lambda leaf: _blank(rows, leaf.shape, leaf.dtype), flowing)
+    return Record(eqx.combine(buffers, rest), observed)
+
+
+def write_row(
+    record: Record, index: Int[Array, ""], params: PyTree, observe: dict[str, Callable[[Any], Any]]
+) -> Record:
+    """The record with row `index` filled in."""
+
+    def put(buffer: Any, leaf: Any) -> Any:
+        return buffer.at[index].set(leaf) if eqx.is_inexact_array(leaf) else buffer
+
+    saved = record.params
+    if saved is not None:
+        saved = jax.tree_util.tree_map(put, saved, params)
+    observed = {name: record.observed[name].at[index].set(jnp.asarray(fn(params))) for name, fn in observe.items()}
+    return Record(saved, observed)
+
+
+def _blank(rows: int, shape: tuple[int, ...], dtype: Any) -> Array:
+    empty = jnp.nan if jnp.issubdtype(dtype, jnp.inexact) else 0
+    return jnp.full((rows, *shape), empty, dtype)

@@ -1,0 +1,139 @@
+"""What a run returns: times, parameters, observables, how it ended and what it cost."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.core
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+RUNNING, OK, STOPPED, MAX_STEPS, STEP_UNDERFLOW, NONFINITE, DIVERGED = range(-1, 6)
+
+STATUS = ("ok", "stopped", "max_steps", "step_underflow", "nonfinite", "diverged")
+
+REMEDY = {
+    "ok": "reached the last save time",
+    "stopped": "`until` was met",
+    "max_steps": "the step budget ran out: raise max_steps, loosen rtol, or shorten ts",
+    "step_underflow": "the step fell below the resolution of time: a solution that blows up, a jump in the field, or a"
+    " tolerance that this precision cannot meet; loosen rtol, use float64, or smooth the model",
+    "nonfinite": "the state or its derivative stopped being finite: look for overflow, log(0) or NaN in the problem",
+    "diverged": "the loss grew by a factor of a million: lower the learning rate",
+}
+
+
+class SolveError(RuntimeError):
+    """A run that did not reach its end. The part that was computed is in `solution`."""
+
+    def __init__(self, message: str, solution: "Solution"):
+        super().__init__(message)
+        self.solution = solution
+
+
+class SolveInterrupted(KeyboardInterrupt):
+    """A run that was interrupted by the keyboard. The part that was computed is in `solution`."""
+
+    def __init__(self, solution: "Solution"):
+        super().__init__("interrupted; the part that was computed is in the attribute `solution`")
+        self.solution = solution
+
+
+class Solution(eqx.Module):
+    """The result of `solve` and `iterate`.
+
+    Rows of `params` and of `observed` at save times that the run did not reach hold NaN (zero or False in integer and
+    Boolean observables); `reached` tells which. A batch of runs, from `vmap`, has one more leading axis everywhere.
+
+    - `ts (T,)`: save times. `params`: parameters at the save times, each leaf with a leading axis `T`, or `None`.
+      `final`, `t_final`: the last accepted state, wherever the run ended. `observed`: name -> `(T, ...)`.
+    - `status`: `"ok"`, `"stopped"` (by `until`), `"max_steps"`, `"step_underflow"`, `"nonfinite"`, or, for rules,
+      `"diverged"`.
+    - `stats`: exact counts `"steps"` (attempted), `"accepted"`, `"rejected"`, `"gradient_evaluations"` (initial step
+      size and rejected steps included; -1 where the solver does not tell), `"hessian_vector_products"`.
+    - `loss`: first and last value, where there is a loss. `drift`: name -> relative change of each conserved quantity.
+    """
+
+    ts: Float[Array, "*batch T"]
+    params: PyTree | None
+    final: PyTree
+    t_final: Float[Array, "*batch"]
+    observed: dict[str, Array]
+    code: Int[Array, "*batch"]
+    saved: Int[Array, "*batch"]
+    stats: dict[str, Int[Array, "*batch"]]
+    loss: tuple[Float[Array, "*batch"], Float[Array, "*batch"]] | None
+    drift: dict[str, Float[Array, "*batch"]]
+    rtol: Float[Array, "*batch"] | None
+    title: str = eqx.field(static=True)
+    method: str = eqx.field(static=True)
+
+    @property
+    def status(self) -> Any:
+        """How the run ended; an array of names for a batch."""
+        return np.array(STATUS)[np.asarray(self.code)] if np.ndim(self.code) else STATUS[int(self.code)]
+
+    @property
+    def reached(self) -> Bool[np.ndarray, "*batch T"]:
+        """Which save times were reached."""
+        return np.arange(self.ts.shape[-1]) < np.asarray(self.saved)[..., None]
+
+    def check(self) -> None:
+        """Raises `SolveError` unless the run ended with `"ok"` or `"stopped"`. Silent under tracing."""
+        if isinstance(self.code, jax.core.Tracer):
+            return
+        bad = np.asarray(self.code) > STOPPED
+        if np.any(bad):
+            names = sorted({STATUS[code] for code in np.asarray(self.code)[bad]})
+            which = f"{np.count_nonzero(bad)} of {bad.size} members: " if bad.ndim else ""
+            where = f" at t = {float(self.t_final):.6g} of {float(self.ts[-1]):.6g}" if not bad.ndim else ""
+            remedy = "; ".join(f"{name}: {REMEDY[name]}" for name in names)
+            message = f"{which}{self.title} ended with status {remedy}{where}. "
+            raise SolveError(message + "The part computed is in `error.solution`; throw=False returns it.", self)
+
+    def __repr__(self) -> str:
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(self)):
+            return f"Solution({self.title}, traced)"
+        return _summary(self) if np.ndim(self.code) == 0 else _batch_summary(self)
+
+    def __str__(self) -> str:
+        return repr(self)
+
+
+def _summary(sol: Solution) -> str:
+    leaves = jax.tree_util.tree_leaves(eqx.filter(sol.final, eqx.is_inexact_array))
+    size = sum(leaf.size for leaf in leaves)
+    dtypes = "/".join(sorted({str(leaf.dtype) for leaf in leaves}))
+    stats = {name: int(value) for name, value in sol.stats.items()}
+    lines = [("run", f"{sol.title}, {size} parameters, {dtypes}"), ("method", _method(sol))]
+    reached = f"{int(sol.saved)} of {sol.ts.shape[-1]} save times, t = {float(sol.t_final):.6g}"
+    lines.append(("status", f"{sol.status} ({REMEDY[sol.status]}); {reached}"))
+    steps = f"{stats['steps']} ({stats['accepted']} accepted, {stats['rejected']} rejected)"
+    cost = f"{stats['gradient_evaluations']} gradient evaluations"
+    if stats["gradient_evaluations"] < 0:
+        cost = "gradient evaluations not reported by this solver"
+    if stats["hessian_vector_products"]:
+        cost += f", {stats['hessian_vector_products']} Hessian-vector products"
+    lines.append(("steps", f"{steps}, {cost}"))
+    if sol.loss is not None:
+        lines.append(("loss", f"{float(sol.loss[0]):.6g} -> {float(sol.loss[1]):.6g}"))
+    if sol.drift:
+        drift = ", ".join(f"{name} {float(value):.1e}" for name, value in sol.drift.items())
+        lines.append(("drift", f"{drift} (relative change of what the exact flow conserves)"))
+    if sol.observed:
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in sol.observed.items())
+        lines.append(("observed", shapes))
+    return "Solution\n" + "\n".join(f"  {name:<9}{text}" for name, text in lines)
+
+
+def _batch_summary(sol: Solution) -> str:
+    names, counts = np.unique(sol.status, return_counts=True)
+    ended = ", ".join(f"{count} {name}" for name, count in zip(names, counts, strict=True))
+    cost = np.asarray(sol.stats["gradient_evaluations"])
+    text = [("run", f"{sol.title}, batch of shape {np.shape(sol.code)}"), ("method", _method(sol)), ("status", ended)]
+    text.append(("steps", f"gradient evaluations {cost.min()} ... {cost.max()}, {cost.sum()} in all"))
+    return "Solution\n" + "\n".join(f"  {name:<9}{line}" for name, line in text)
+
+
+def _method(sol: Solution) -> str:
+    return sol.method if sol.rtol is None else f"{sol.method}, rtol = {float(np.max(sol.rtol)):.3g}"

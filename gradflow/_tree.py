@@ -1,0 +1,80 @@
+"""Pytrees of parameters: which leaves flow, which are carried along, and their flat form."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from gradflow._checks import fail
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def split(params: PyTree) -> tuple[PyTree, PyTree]:
+    """Splits parameters into the leaves that flow and the frozen rest; `join` undoes it.
+
+    NumPy arrays become JAX arrays. Complex leaves are refused: a gradient flow of complex parameters is a flow of
+    their real and imaginary parts, and which inner product is meant is the user's to say.
+    """
+    params = jax.tree_util.tree_map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x, params)
+    trainable, frozen = eqx.partition(params, eqx.is_inexact_array)
+    leaves = jax.tree_util.tree_leaves(trainable)
+    if any(jnp.iscomplexobj(leaf) for leaf in leaves):
+        advice = "Pass real and imaginary parts as two arrays."
+        raise fail("params", "hold real numbers", "complex in at least one leaf", advice)
+    if not leaves:
+        kinds = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in jax.tree_util.tree_leaves(params)})
+        actual = f"without one (leaf types: {', '.join(kinds) or 'none'})"
+        advice = "Convert the parameters, for instance with `jax.numpy.asarray(x, dtype=float)`."
+        raise fail("params", "have at least one floating-point array leaf", actual, advice)
+    return trainable, frozen
+
+
+def join(trainable: PyTree, frozen: PyTree) -> PyTree:
+    """The full parameters, from the two halves of `split`."""
+    return eqx.combine(trainable, frozen)
+
+
+def flatten(tree: PyTree) -> tuple[Float[Array, " size"], Callable[[Array], PyTree]]:
+    """The leaves as one vector, and the function that gives the pytree back."""
+    return jax.flatten_util.ravel_pytree(tree)
+
+
+def scaled_norm(vector: Float[Array, " size"]) -> Float[Array, ""]:
+    """Euclidean norm that neither under- nor overflows on the way: the square of 1e-30 is zero in float32."""
+    largest = jnp.max(jnp.abs(vector), initial=0.0)
+    safe = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
+    return jnp.where(largest > 0, safe * jnp.sqrt(jnp.sum((vector / safe) ** 2)), largest)
+
+
+def tree_norm(tree: PyTree) -> Float[Array, ""]:
+    """Euclidean norm of all floating-point leaves together."""
+    return scaled_norm(flatten(eqx.filter(tree, eqx.is_inexact_array))[0])
+
+
+def method_of(value: Any, name: str) -> Callable[..., Any] | None:
+    """The method of that name, if there is one: how models offer what not every model has."""
+    found: Any = getattr(value, name, None)
+    return found if callable(found) else None
+
+
+def full_precision(fn: Callable[P, R]) -> Callable[P, R]:
+    """Runs (and traces) `fn` with matrix products at full precision, whatever the device's default is.
+
+    Some accelerators multiply float32 matrices in fewer bits by default; an error-controlled integrator then takes
+    the rounding for stiffness.
+    """
+
+    @functools.wraps(fn)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.default_matmul_precision("highest"):
+            return fn(*args, **kwargs)
+
+    return wrapped

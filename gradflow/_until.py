@@ -1,0 +1,46 @@
+"""A condition that ends a run: a function of the parameters goes above or below a value."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from gradflow._checks import check_callable
+
+
+class Until(eqx.Module):
+    """Ends a run as soon as `fn(params)` is at or beyond a value.
+
+    It is looked at after every accepted step and then located inside the step, to the resolution of time; a condition
+    that is met and left again within one step goes unseen. One that holds at the start ends the run there.
+
+    **Arguments**: `fn`: `params -> scalar`; exactly one of `above` and `below`.
+
+    **Raises** `ValueError` if neither or both are given.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> flow = gf.GradientFlow(lambda w: 0.5 * w**2)
+    >>> until = gf.Until(lambda w: w, below=0.5)
+    >>> sol = gf.solve(flow, jnp.array(1.0), jnp.array([0.0, 10.0]), until=until)
+    >>> sol.status, round(float(sol.t_final), 4)
+    ('stopped', 0.6931)
+    """
+
+    fn: Callable[[Any], Any]
+    value: Float[Array, ""]
+    sign: int = eqx.field(static=True)
+
+    def __init__(self, fn: Callable[[Any], Any], *, above: Any = None, below: Any = None):
+        check_callable("fn", fn, "fn(params) -> scalar")
+        if (above is None) == (below is None):
+            given = "neither" if above is None else "both"
+            raise ValueError(f"Exactly one of the arguments `above` and `below` must be given, but {given} is.")
+        self.fn = fn
+        self.sign = 1 if below is None else -1
+        self.value = jnp.asarray(above if below is None else below, float)
+
+    def excess(self, params: PyTree) -> Float[Array, ""]:
+        """How far beyond the value the function is; the run ends when this is not negative."""
+        return self.sign * (jnp.asarray(self.fn(params), self.value.dtype) - self.value)

@@ -1,0 +1,154 @@
+"""`gradflow small-init | compare | plot | info`."""
+
+import contextlib
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any, cast
+
+import typer
+
+app = typer.Typer(
+    help="Neural-network training as a dynamical system: exact gradient flows beside the optimisers they idealise.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Quick = Annotated[bool, typer.Option("--quick", help="A small version that takes seconds.")]
+Out = Annotated[pathlib.Path, typer.Option("--out", help="Folder for the zarr store and the figure.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming what the store already holds.")]
+Data = Annotated[str, typer.Option("--data", help="Data set: digits, mnist-subset, mnist, fashion-mnist, cifar10, ...")]
+Path = Annotated[
+    str | None, typer.Option("--path", help="Folder with the files of the data set, instead of a download.")
+]
+Samples = Annotated[int | None, typer.Option("--samples", help="Number of samples; by default all (at most 500).")]
+
+
+def main() -> None:
+    """Entry point: complaints about input end the program with one line and the code 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        print(f"gradflow: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@contextlib.contextmanager
+def _resumable(command: str) -> Iterator[None]:
+    """Says what an interruption leaves behind."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\ngradflow: interrupted; what was finished is kept, and `{command}` goes on with it.", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command("small-init")
+def small_init(
+    quick: Quick = False,
+    data: Data = "digits",
+    path: Path = None,
+    samples: Samples = None,
+    classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes to tell apart.")] = (0, 1),
+    out: Out = pathlib.Path("gradflow-out"),
+    fresh: Fresh = False,
+    rtol: Annotated[float | None, typer.Option("--rtol", help="Tolerance; 1e-4, or 1e-3 with --quick.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Number of seeds; 3, or 1 with --quick.")] = None,
+) -> None:
+    """Escape of two-layer ReLU networks from small initial weights: the main job.
+
+    Gradient flow for square and logistic loss over scales 1e-1 ... 1e-6, widths and seeds; escape times against
+    ln(1/scale), directions of the neurons, the cost of the flow and of gradient descent of equal accuracy.
+    """
+    _enable_float64()
+    from gradflow import plot, studies
+
+    rtol = (1e-3 if quick else 1e-4) if rtol is None else rtol
+    samples = 120 if quick and samples is None else samples
+    dataset = _load(data, path, samples, classes=classes, centre=True, unit_norm=True, labels="pm1")
+    size: dict[str, Any] = {"seeds": range(3 if seeds is None else seeds)}
+    if quick:
+        few = {"scales": (1e-2, 1e-4, 1e-6), "widths": (16,), "saves": 121}
+        size = few | {"seeds": range(1 if seeds is None else seeds)}
+    name = "small-init-quick" if quick else "small-init"
+    store = out / f"{name}.zarr"
+    with _resumable(" ".join(["gradflow", *sys.argv[1:]])):
+        ds = studies.small_init(dataset, **size, rtol=rtol, store=store, resume=not fresh)
+    _report(studies.small_init_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+
+
+@app.command("compare")
+def compare(
+    quick: Quick = False,
+    data: Data = "digits",
+    path: Path = None,
+    samples: Samples = None,
+    width: Annotated[int, typer.Option("--width", help="Width of the hidden layers.")] = 64,
+    depth: Annotated[int, typer.Option("--depth", help="Number of hidden layers.")] = 2,
+    horizon: Annotated[float | None, typer.Option("--horizon", help="Flow time to compare on.")] = None,
+    out: Out = pathlib.Path("gradflow-out"),
+) -> None:
+    """Gradient descent against gradient flow: the gap over learning rates, its order, and what accuracy costs."""
+    _enable_float64()
+    from gradflow import plot, studies
+    from gradflow.sweeps import check_writable, write_dataset
+
+    dataset = _load(data, path, samples if samples else (100 if quick else None), centre=True, labels="onehot")
+    name = "compare-quick" if quick else "compare"
+    check_writable("out", out / f"{name}.zarr")
+    if quick:
+        size = {"width": min(width, 16), "depth": 1, "rates": 4, "horizon": 10.0 if horizon is None else horizon}
+    else:
+        size = {"width": width, "depth": depth, "rates": 6, "horizon": 50.0 if horizon is None else horizon}
+    ds = studies.discrete_gap(dataset, **cast(dict[str, Any], size))
+    store = write_dataset(ds, out / f"{name}.zarr")
+    _report(studies.compare_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+
+
+@app.command("plot")
+def plot_store(
+    store: Annotated[pathlib.Path, typer.Argument(help="A zarr store that a study wrote.")],
+    out: Annotated[pathlib.Path | None, typer.Option("--out", help="File to write; .png, .pdf or .svg.")] = None,
+) -> None:
+    """Draws the figure of a stored study again."""
+    from gradflow import plot
+    from gradflow.sweeps import open_store
+
+    target = store.with_suffix(".png") if out is None else out
+    print(f"figure: {plot.save(plot.draw(open_store(store)), target)}")
+
+
+@app.command("info")
+def info(
+    store: Annotated[pathlib.Path | None, typer.Argument(help="A zarr store, to be described.")] = None,
+) -> None:
+    """Versions, devices and what the package offers; with a store, what it holds and how it was computed."""
+    from gradflow.cli._info import describe_installation, describe_store
+
+    print(describe_installation() if store is None else describe_store(store))
+
+
+def _enable_float64() -> None:
+    """Float64 is the reference precision of every study; importing the package does not decide this."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+
+
+def _load(name: str, path: str | None, samples: int | None, **options: Any) -> Any:
+    """The data set; without a wish at most 500 samples of it, so that a study stays within minutes."""
+    from gradflow import data
+
+    chosen = options | ({} if path is None else {"path": path})
+    if samples is not None:
+        return data.load(name, n=samples, **chosen)
+    found = data.load(name, **chosen)
+    return found if len(found) <= 500 else data.load(name, n=500, **chosen)
+
+
+def _report(table: str, store: pathlib.Path, figure: pathlib.Path, ds: Any) -> None:
+    print(table)
+    print(f"\nstore:  {store}  ({', '.join(f'{size} {dim}' for dim, size in ds.sizes.items())})")
+    print(f"figure: {figure}")

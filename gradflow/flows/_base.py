@@ -1,0 +1,65 @@
+"""What `solve` asks of a flow: a start, a vector field, the parameters in a state, and declared traits."""
+
+import abc
+from typing import Any, ClassVar
+
+import diffrax
+import equinox as eqx
+from jaxtyping import Array, Float, PyTree, Scalar
+
+from gradflow._conserved import Conserved
+
+
+class AbstractFlow(eqx.Module):
+    """A training rule in continuous time, `y' = F(t, y)`, with parameters `theta = params(y)`.
+
+    The state `y` is a pytree of floating-point arrays. Leaves of the user's parameters that do not flow (integers,
+    functions, strings) are handed to every method as `frozen`; `gradflow.problems` see the two halves joined.
+
+    A subclass declares what a choice of solver needs to know:
+
+    - `symmetric_jacobian`: `dF/dy` of the controlled part of the state is symmetric, so its spectrum is real;
+    - `oscillatory`: eigenvalues far from the real axis are to be expected;
+    - `stochastic`: the terms contain a Brownian motion, and `solve` needs a key.
+    """
+
+    symmetric_jacobian: ClassVar[bool] = False
+    oscillatory: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = False
+
+    @property
+    def t0(self) -> float | Scalar:
+        """Time at which the flow starts."""
+        return 0.0
+
+    @abc.abstractmethod
+    def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
+        """State at `t0` for the given parameters."""
+
+    @abc.abstractmethod
+    def vector_field(self, t: Scalar, state: PyTree, frozen: PyTree) -> PyTree:
+        """Time derivative of the state. Costs one gradient of the problem."""
+
+    @abc.abstractmethod
+    def params(self, state: PyTree) -> PyTree:
+        """The trainable parameters in a state."""
+
+    def controlled(self, state: PyTree) -> PyTree:
+        """The part of the state that the error control watches; pure quadratures ride along unwatched."""
+        return state
+
+    def terms(self) -> diffrax.AbstractTerm:
+        """The flow as diffrax terms, with `args = frozen`."""
+        field: Any = self.vector_field
+        return diffrax.ODETerm(field)
+
+    def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""] | None:
+        """The loss at a state, if there is one; reported first and last."""
+        return None
+
+    def conserved(self, state: PyTree, frozen: PyTree) -> dict[str, Conserved]:
+        """Quantities that the exact flow conserves; their drift tells what the integrator lost."""
+        return {}
+
+    def check(self, trainable: PyTree, frozen: PyTree) -> None:
+        """Raises `ValueError` for parameters that the flow cannot start from. Runs before tracing."""

@@ -1,0 +1,85 @@
+"""Gradient flow `theta' = -grad L(theta)`."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Scalar
+
+from gradflow._checks import check_callable, fail
+from gradflow._conserved import Conserved
+from gradflow._tree import join, method_of
+from gradflow.flows._base import AbstractFlow
+
+
+class GradientFlow(AbstractFlow):
+    """Gradient flow, the limit of gradient descent as the learning rate goes to zero:
+
+        theta' = -grad L(theta)
+
+    **Time unit**: iterate `k` of gradient descent with learning rate `eta` sits at `t = k eta`.
+
+    The integral of `|grad L|^2` along the trajectory is carried in the state at no extra gradient. Since
+    `dL/dt = -|grad L|^2`, loss plus integral is constant on the exact flow of any problem; its drift, and that of what
+    the problem's model conserves, stands in the `Solution`.
+
+    **Arguments**
+
+    - `problem`: a callable `params -> scalar`, such as a `gradflow.EmpiricalRisk`. An Equinox module keeps its data as
+      leaves; a plain function compiles once per function object.
+
+    **Raises** `ValueError` if the problem cannot be called, or does not give a real scalar.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> flow = gf.GradientFlow(lambda w: 0.5 * jnp.sum(w**2))
+    >>> sol = gf.solve(flow, jnp.ones(2), jnp.array([0.0, 1.0]))
+    >>> [round(float(w), 3) for w in sol.final]
+    [0.368, 0.368]
+    """
+
+    problem: Callable[[Any], Any]
+    symmetric_jacobian: ClassVar[bool] = True
+
+    def __init__(self, problem: Callable[[Any], Any]):
+        check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
+        self.problem = problem
+
+    def init(self, trainable: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
+        dtype = jnp.result_type(*jax.tree_util.tree_leaves(trainable))
+        return trainable, jnp.zeros((), dtype)
+
+    def vector_field(self, t: Scalar, state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
+        gradient = jax.grad(lambda p: self.problem(join(p, frozen)))(state[0])
+        squares = sum(jnp.sum(leaf**2) for leaf in jax.tree_util.tree_leaves(gradient))
+        return jax.tree_util.tree_map(jnp.negative, gradient), jnp.asarray(squares, state[1].dtype)
+
+    def params(self, state: PyTree) -> PyTree:
+        return state[0]
+
+    def controlled(self, state: PyTree) -> PyTree:
+        return state[0]
+
+    def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
+        return self.problem(join(state[0], frozen))
+
+    def conserved(self, state: PyTree, frozen: PyTree) -> dict[str, Conserved]:
+        loss = self.loss(state, frozen)
+        found = {"energy": Conserved(loss + state[1], jnp.abs(loss) + jnp.abs(state[1]))}
+        known = method_of(self.problem, "conserved")
+        return found if known is None else found | known(join(state[0], frozen))
+
+    def check(self, trainable: PyTree, frozen: PyTree) -> None:
+        check_scalar(self.problem, join(trainable, frozen))
+
+
+def check_scalar(problem: Callable[[Any], Any], params: PyTree) -> None:
+    """Refuses a problem whose value is not a real floating-point scalar, without evaluating it."""
+    value = eqx.filter_eval_shape(problem, params)
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        actual = f"returning {'shape ' + str(shape) if shape is not None else type(value).__name__}"
+        actual += f" of type {dtype}" if dtype is not None else ""
+        advice = "Reduce it, for instance with jax.numpy.mean."
+        raise fail("problem", "return a real floating-point scalar", actual, advice)

@@ -1,0 +1,12 @@
+"""Small architectures of the theory, their initial laws and parametrisations, as Equinox modules."""
+
+from gradflow.models import laws as laws
+from gradflow.models._deep_linear import DeepLinear as DeepLinear
+from gradflow.models._diagonal_linear import DiagonalLinear as DiagonalLinear
+from gradflow.models._mlp import MLP as MLP
+from gradflow.models._parametrisation import Parametrisation as Parametrisation
+from gradflow.models._parametrisation import mean_field as mean_field
+from gradflow.models._parametrisation import mup as mup
+from gradflow.models._parametrisation import ntk as ntk
+from gradflow.models._parametrisation import standard as standard
+from gradflow.models._two_layer import TwoLayer as TwoLayer

@@ -1,0 +1,91 @@
+"""Multi-layer perceptron with any number of hidden layers of equal width."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from gradflow._checks import check_callable, check_count, check_positive
+from gradflow.models import laws
+from gradflow.models._parametrisation import Parametrisation, draw, resolve, standard
+from gradflow.models._two_layer import SCALE_ADVICE
+
+
+class MLP(eqx.Module):
+    """`x -> W_L s(... s(W_1 x + b_1) ...) + b_L`, the multipliers of the parametrisation on every `W`.
+
+    **Arguments**
+
+    - `in_size`, `width`, `out_size` (`None` for a scalar output), `depth`: number of hidden layers, at least one.
+    - `activation`, `init_scale`, `parametrisation`, `law`, `dtype`: as for `TwoLayer`.
+    - `use_bias`: whether layers have biases, which start at zero.
+
+    **Raises** `ValueError` for sizes below one and scales that are not positive.
+
+    >>> import gradflow as gf, jax
+    >>> model = gf.models.MLP(4, 16, 3, depth=2, activation=jax.nn.tanh, key=jax.random.key(0))
+    >>> model(jax.numpy.ones(4)).shape
+    (3,)
+    """
+
+    weights: tuple[Float[Array, "_ _"], ...]
+    biases: tuple[Float[Array, " _"], ...] | None
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+    multipliers: tuple[float, ...] = eqx.field(static=True)
+    scalar: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_size: int,
+        width: int,
+        out_size: int | None = None,
+        *,
+        depth: int = 1,
+        activation: Callable[[Array], Array] = jax.nn.tanh,
+        init_scale: Any = 1.0,
+        parametrisation: Parametrisation | str = standard,
+        law: Callable[..., Array] = laws.normal,
+        use_bias: bool = True,
+        dtype: Any = None,
+        key: Key[Array, ""],
+    ):
+        check_count("in_size", in_size)
+        check_count("width", width)
+        check_count("depth", depth, advice="It counts hidden layers.")
+        if out_size is not None:
+            check_count("out_size", out_size, advice="Use None for a scalar output.")
+        check_callable("activation", activation, "activation(array)")
+        check_positive("init_scale", init_scale, SCALE_ADVICE)
+        dtype = jnp.dtype(dtype or jnp.result_type(float))
+        kind = resolve(parametrisation)
+        names = ["input"] + ["hidden"] * (depth - 1) + ["output"]
+        sizes = [in_size] + [width] * depth + [out_size or 1]
+        of_layer = {"fan_in": width, "in_size": in_size}
+        self.weights = tuple(
+            draw(law, k, (sizes[i + 1], sizes[i]), init_scale * kind.std(name, **of_layer), dtype)
+            for i, (name, k) in enumerate(zip(names, jax.random.split(key, depth + 1), strict=True))
+        )
+        self.biases = tuple(jnp.zeros(size, dtype) for size in sizes[1:]) if use_bias else None
+        self.activation = activation
+        self.multipliers = tuple(kind.multiplier(name, **of_layer) for name in names)
+        self.scalar = out_size is None
+
+    def __call__(self, x: Float[Array, " in_size"]) -> Float[Array, "*out_size"]:
+        y = self._affine(0, x)
+        for layer in range(1, len(self.weights)):
+            y = self._affine(layer, self.activation(y))
+        return y[0] if self.scalar else y
+
+    def preactivations(self, x: Float[Array, " in_size"]) -> Float[Array, " neurons"]:
+        """Preactivations of all hidden neurons, layer after layer."""
+        found = [self._affine(0, x)]
+        for layer in range(1, len(self.weights) - 1):
+            found.append(self._affine(layer, self.activation(found[-1])))
+        return jnp.concatenate(found)
+
+    def _affine(self, layer: int, x: Float[Array, " fan_in"]) -> Float[Array, " fan_out"]:
+        y = self.multipliers[layer] * (self.weights[layer] @ x)
+        return y if self.biases is None else y + self.biases[layer]

@@ -1,0 +1,82 @@
+"""How the size of weights and multipliers depends on the width: standard, NTK, mean-field and muP.
+
+A layer computes `multiplier * W x` with entries of `W` drawn with standard deviation `init_scale * std`. Both are
+powers of the width `m` and, for the first layer, of the input size `d`:
+
+    layer     multiplier                 std
+    input     d^-input_a  m^-a[0]        d^-input_b  m^-b[0]
+    hidden    m^-a[1]                    m^-b[1]
+    output    m^-a[2]                    m^-b[2]
+
+One learning rate, one flow time, serves all layers. (In the notation of Yang & Hu 2021, arXiv 2011.14522, this is the
+abc-parametrisation with `c = 0`, which is no loss: `(a, b, c) -> (a + h, b - h, c - 2 h)` leaves the training alone.)
+"""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from gradflow._checks import fail
+
+
+class Parametrisation(eqx.Module):
+    """Exponents of the width in multipliers `a` and standard deviations `b` of the (input, hidden, output) layers.
+
+    >>> import gradflow as gf
+    >>> gf.models.ntk.multiplier("output", fan_in=100, in_size=3)
+    0.1
+    """
+
+    name: str = eqx.field(static=True)
+    a: tuple[float, float, float] = eqx.field(static=True)
+    b: tuple[float, float, float] = eqx.field(static=True)
+    input_a: float = eqx.field(static=True, default=0.0)
+    input_b: float = eqx.field(static=True, default=0.5)
+
+    def multiplier(self, layer: str, *, fan_in: int, in_size: int) -> float:
+        """Factor of a layer in the forward pass; `fan_in` is the width (for the input layer, the width it feeds)."""
+        return self._power(layer, self.a, self.input_a, fan_in, in_size)
+
+    def std(self, layer: str, *, fan_in: int, in_size: int) -> float:
+        """Standard deviation of the entries of a layer at `init_scale=1`."""
+        return self._power(layer, self.b, self.input_b, fan_in, in_size)
+
+    def _power(
+        self, layer: str, exponents: tuple[float, float, float], of_input: float, width: int, in_size: int
+    ) -> float:
+        power = float(width) ** -exponents[_LAYERS.index(layer)]
+        return power * float(in_size) ** -of_input if layer == "input" else power
+
+
+_LAYERS = ("input", "hidden", "output")
+
+standard = Parametrisation("standard", a=(0.0, 0.0, 0.0), b=(0.0, 0.5, 0.5))
+"""Variance `1 / fan_in`, multipliers one: what most code does."""
+
+ntk = Parametrisation("ntk", a=(0.0, 0.5, 0.5), b=(0.0, 0.0, 0.0), input_a=0.5, input_b=0.0)
+"""Variance one, multipliers `fan_in^-1/2` (Jacot, Gabriel & Hongler 2018, arXiv 1806.07572)."""
+
+mean_field = Parametrisation("mean_field", a=(0.0, 1.0, 1.0), b=(0.0, 0.0, 0.0))
+"""Averages over neurons: multipliers `1 / m`. Weights move at speed `1 / m`, so mean-field time is `t / m`."""
+
+mup = Parametrisation("mup", a=(-0.5, 0.0, 0.5), b=(0.5, 0.5, 0.5))
+"""Maximal update (Yang & Hu 2021, arXiv 2011.14522, table 1): features move at the same speed at every width."""
+
+
+def resolve(parametrisation: "Parametrisation | str") -> Parametrisation:
+    """The parametrisation of that name, or the object itself."""
+    if isinstance(parametrisation, Parametrisation):
+        return parametrisation
+    named = {p.name: p for p in (standard, ntk, mean_field, mup)}
+    if parametrisation not in named:
+        listed = ", ".join(repr(name) for name in named)
+        advice = "Or pass a gradflow.models.Parametrisation."
+        raise fail("parametrisation", f"be one of {listed}", repr(parametrisation), advice)
+    return named[parametrisation]
+
+
+def draw(
+    law, key: Key[Array, ""], shape: tuple[int, int], scale: Float[Array, ""] | float, dtype: jnp.dtype
+) -> Float[Array, "fan_out fan_in"]:
+    """A weight matrix of a law, `scale` times its unit-variance draw."""
+    return jnp.asarray(scale, dtype) * law(key, shape, dtype)

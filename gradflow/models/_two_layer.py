@@ -1,0 +1,101 @@
+"""Two-layer network without biases, `f(x) = sum_j a_j s(w_j . x)`: homogeneous of degree 2 for (leaky) ReLU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from gradflow._checks import check_callable, check_count, check_positive
+from gradflow._conserved import Conserved, is_degree_one
+from gradflow.models import laws
+from gradflow.models._parametrisation import Parametrisation, draw, resolve, standard
+
+SCALE_ADVICE = "Zero is a saddle of the flow: nothing would move. Use a small number such as 1e-6."
+
+
+class TwoLayer(eqx.Module):
+    """`f(x) = multiplier_out * a s(multiplier_in * W x)`, bias-free, both layers trained.
+
+    **Arguments**
+
+    - `in_size`: input size `d`; `width`: number of neurons `m`.
+    - `out_size`: number of outputs `k`; `None` for a scalar output.
+    - `activation`: elementwise function; ReLU, leaky ReLU and the identity make the network 2-homogeneous.
+    - `init_scale`: factor on all initial weights, the `delta` of small-initialisation theory. May be traced.
+    - `parametrisation`: `"standard"`, `"ntk"`, `"mean_field"`, `"mup"` or a `gradflow.models.Parametrisation`.
+    - `law`: initial law, see `gradflow.models.laws`.
+    - `balanced`: rescale each `a_j` so that `|a_j| = |w_j|` (with the multipliers, see `imbalance`).
+    - `dtype`: defaults to JAX's default float type.
+
+    **Raises** `ValueError` for sizes below one and scales that are not positive.
+
+    >>> import gradflow as gf, jax
+    >>> model = gf.models.TwoLayer(3, 8, activation=jax.nn.relu, init_scale=1e-3, key=jax.random.key(0))
+    >>> model(jax.numpy.ones(3)).shape
+    ()
+    """
+
+    weight: Float[Array, "width in_size"]
+    output: Float[Array, "*out_size width"]
+    activation: Callable[[Array], Array] = eqx.field(static=True)
+    multipliers: tuple[float, float] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_size: int,
+        width: int,
+        out_size: int | None = None,
+        *,
+        activation: Callable[[Array], Array] = jax.nn.relu,
+        init_scale: Any = 1.0,
+        parametrisation: Parametrisation | str = standard,
+        law: Callable[..., Array] = laws.normal,
+        balanced: bool = False,
+        dtype: Any = None,
+        key: Key[Array, ""],
+    ):
+        check_count("in_size", in_size)
+        check_count("width", width)
+        if out_size is not None:
+            check_count("out_size", out_size, advice="Use None for a scalar output.")
+        check_callable("activation", activation, "activation(array)")
+        check_positive("init_scale", init_scale, SCALE_ADVICE)
+        dtype = jnp.dtype(dtype or jnp.result_type(float))
+        kind, sizes = resolve(parametrisation), {"fan_in": width, "in_size": in_size}
+        first, second = jax.random.split(key)
+        weight = draw(law, first, (width, in_size), init_scale * kind.std("input", **sizes), dtype)
+        output = draw(law, second, (out_size or 1, width), init_scale * kind.std("output", **sizes), dtype)
+        if balanced:
+            output = output * (jnp.linalg.norm(weight, axis=1) / jnp.linalg.norm(output, axis=0))[None]
+        self.weight = weight
+        self.output = output[0] if out_size is None else output
+        self.activation = activation
+        self.multipliers = (kind.multiplier("input", **sizes), kind.multiplier("output", **sizes))
+
+    def __call__(self, x: Float[Array, " in_size"]) -> Float[Array, "*out_size"]:
+        return self.multipliers[1] * (self.output @ self.activation(self.preactivations(x)))
+
+    def preactivations(self, x: Float[Array, " in_size"]) -> Float[Array, " width"]:
+        """`w_j . x` of every neuron, multiplier included."""
+        return self.multipliers[0] * (self.weight @ x)
+
+    def neurons(self) -> Float[Array, "width in_size"]:
+        """Incoming weights of every neuron."""
+        return self.weight
+
+    def neuron_weights(self) -> Float[Array, "width total"]:
+        """All weights of every neuron: incoming, then outgoing."""
+        return jnp.concatenate([self.weight, jnp.atleast_2d(self.output).T], axis=1)
+
+    def imbalance(self) -> Float[Array, " width"]:
+        """`|a_j|^2 - |w_j|^2` of every neuron."""
+        return jnp.sum(jnp.atleast_2d(self.output) ** 2, axis=0) - jnp.sum(self.weight**2, axis=1)
+
+    def conserved(self) -> dict[str, Conserved]:
+        """The imbalances, if the activation is homogeneous of degree one; they are constant along gradient flow."""
+        if not is_degree_one(self.activation):
+            return {}
+        return {"balancedness": Conserved(self.imbalance(), jnp.sum(self.neuron_weights() ** 2, axis=1))}

@@ -1,0 +1,14 @@
+"""Functions of the parameters, to be evaluated along a run; each is a callable `params -> array`."""
+
+from gradflow.observables._activation_pattern import ActivationPattern as ActivationPattern
+from gradflow.observables._balancedness import Balancedness as Balancedness
+from gradflow.observables._hessian import HessianEigenvalues as HessianEigenvalues
+from gradflow.observables._hessian import Sharpness as Sharpness
+from gradflow.observables._loss import Accuracy as Accuracy
+from gradflow.observables._loss import Loss as Loss
+from gradflow.observables._neurons import NeuronAngles as NeuronAngles
+from gradflow.observables._neurons import NeuronNorms as NeuronNorms
+from gradflow.observables._norms import GradientNorm as GradientNorm
+from gradflow.observables._norms import ParameterNorm as ParameterNorm
+from gradflow.observables._ntk import NTK as NTK
+from gradflow.observables._ntk import NTKEigenvalues as NTKEigenvalues

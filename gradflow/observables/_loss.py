@@ -1,0 +1,67 @@
+"""Loss and accuracy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from gradflow._checks import check_callable, fail
+from gradflow._tree import full_precision
+from gradflow.problems import EmpiricalRisk
+
+
+class Loss(eqx.Module):
+    """The loss `L(theta)`; for another data set than the one trained on, build a second problem.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> float(gf.observables.Loss(lambda w: 0.5 * w**2)(jnp.array(2.0)))
+    2.0
+    """
+
+    problem: Callable[[Any], Any]
+
+    def __init__(self, problem: Callable[[Any], Any]):
+        self.problem = check_callable("problem", problem, "problem(params) -> scalar")
+
+    @full_precision
+    def __call__(self, params: PyTree) -> Float[Array, ""]:
+        return self.problem(params)
+
+
+class Accuracy(eqx.Module):
+    """Fraction of samples classified rightly: by sign for targets of +1 and -1, by the largest score otherwise.
+
+    Vector predictions are compared with class indices or one-hot targets.
+
+    **Raises** `ValueError` for a problem without data (a plain function).
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([1.0, -1.0]), gf.losses.logistic, lambda w, x: x @ w)
+    >>> float(gf.observables.Accuracy(problem)(jnp.array([2.0, 3.0])))
+    0.5
+    """
+
+    problem: EmpiricalRisk
+
+    def __init__(self, problem: EmpiricalRisk):
+        self.problem = needs_data(problem)
+
+    @full_precision
+    def __call__(self, params: PyTree) -> Float[Array, ""]:
+        predictions, targets = self.problem.predictions(params), self.problem.y
+        if predictions.ndim == 1:
+            right = predictions * targets > 0
+        else:
+            chosen = jnp.argmax(predictions, axis=-1)
+            right = chosen == (targets if targets.ndim == 1 else jnp.argmax(targets, axis=-1))
+        return jnp.mean(right.astype(predictions.dtype))
+
+
+def needs_data(problem: Any) -> EmpiricalRisk:
+    """The problem, if it holds data; a complaint otherwise."""
+    if not isinstance(problem, EmpiricalRisk):
+        actual = f"of type {type(problem).__name__}"
+        raise fail("problem", "be a gradflow.EmpiricalRisk, which holds the data", actual)
+    return problem

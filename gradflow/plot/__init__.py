@@ -1,0 +1,6 @@
+"""Figures: each function reads a data set and returns a matplotlib figure."""
+
+from gradflow.plot._compare import compare as compare
+from gradflow.plot._draw import draw as draw
+from gradflow.plot._small_init import small_init as small_init
+from gradflow.plot._style import save as save

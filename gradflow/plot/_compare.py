@@ -1,0 +1,48 @@
+"""The figure of a comparison between a rule and its flows."""
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gradflow.plot._style import STYLE, figure, shades
+
+
+def compare(ds: xr.Dataset) -> Figure:
+    """The gap against the learning rate with its measured order, and against the gradients spent."""
+    with matplotlib.rc_context(STYLE):
+        drawn = figure(figsize=(7, 2.9))
+        left, right = drawn.subplots(1, 2)
+        _against_rate(left, ds)
+        _against_cost(right, ds)
+        return drawn
+
+
+def _against_rate(ax: Axes, ds: xr.Dataset) -> None:
+    for j, (name, colour) in enumerate(zip(ds.flow.values, shades(ds.sizes["flow"] + 1)[1:], strict=True)):
+        order = float(ds.order[j])
+        label = f"{name}: measured order {order:.2f}" if np.isfinite(order) else str(name)
+        ax.loglog(ds.learning_rate, ds.gap[:, j], "o-", color=colour, markersize=3, label=label)
+    _mark_diverged(ax, ds)
+    ax.set(xlabel="learning rate", ylabel="gap / distance travelled", title=f"{ds.attrs['rule']} against its flow")
+    ax.legend(loc="upper left")
+
+
+def _against_cost(ax: Axes, ds: xr.Dataset) -> None:
+    for j, (name, colour) in enumerate(zip(ds.flow.values, shades(ds.sizes["flow"] + 1)[1:], strict=True)):
+        label = f"{ds.attrs['rule']}, gap to {name}"
+        ax.loglog(ds.gradient_evaluations, ds.gap[:, j], "o-", color=colour, markersize=3, label=label)
+    if "flow_rtol" in ds.coords:
+        ax.loglog(ds.flow_cost, ds.flow_error, "s--", color="black", markersize=3, label="the flow, by tolerance")
+    ax.set(xlabel="gradient evaluations", ylabel="error / distance travelled", title="what accuracy costs")
+    ax.legend(loc="lower left")
+
+
+def _mark_diverged(ax: Axes, ds: xr.Dataset) -> None:
+    for rate, status in zip(ds.learning_rate.values, ds.status.values, strict=True):
+        if status != 0:
+            ax.axvline(rate, color="0.5", linestyle=":", linewidth=0.8)
+            ax.annotate(
+                "diverged", (rate, 0.5), xycoords=("data", "axes fraction"), rotation=90, fontsize=6, ha="right"
+            )

@@ -1,0 +1,23 @@
+"""`draw`: the figure that belongs to a stored study."""
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from gradflow._checks import fail
+from gradflow.plot._compare import compare
+from gradflow.plot._small_init import small_init
+
+FIGURES = {"small-init": small_init, "compare": compare}
+
+
+def draw(ds: xr.Dataset) -> Figure:
+    """The figure of the study that wrote a data set, by its attribute `study`.
+
+    **Raises** `ValueError` for a data set that no study wrote.
+    """
+    study = ds.attrs.get("study")
+    if study not in FIGURES:
+        listed = ", ".join(repr(name) for name in FIGURES)
+        advice = "A plain sweep has no ready-made figure: use xarray's own `ds[name].plot()`."
+        raise fail("ds", f"carry the attribute `study`, one of {listed}", repr(study), advice)
+    return FIGURES[study](ds)

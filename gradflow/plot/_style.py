@@ -1,0 +1,52 @@
+"""What all figures share: sizes, colours that stay apart in grey, and how they are written."""
+
+import os
+import pathlib
+from typing import Any
+
+from matplotlib.figure import Figure
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "grid.linewidth": 0.5,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.2,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+    "savefig.dpi": 160,
+}
+
+
+def shades(count: int) -> list[Any]:
+    """Colours from light to dark in one order, so that a figure printed in grey keeps its meaning."""
+    import matplotlib
+
+    palette = matplotlib.colormaps["viridis_r"]
+    return [palette(0.15 + 0.85 * i / max(count - 1, 1)) for i in range(count)]
+
+
+def figure(**size: Any) -> Figure:
+    """A figure that belongs to no window: nothing global is opened or kept."""
+    return Figure(**size)
+
+
+def save(drawn: Figure, path: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes a figure; the ending of the path decides on the format.
+
+    >>> import gradflow as gf, pathlib, tempfile
+    >>> from gradflow import plot
+    >>> rule = gf.GradientDescent(lambda w: 0.5 * w**2, learning_rate=0.1)
+    >>> ds = gf.compare(rule, gf.models.DiagonalLinear(1).u[0], [0.2, 0.1], 1.0, rtol=1e-5)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     plot.save(plot.compare(ds), pathlib.Path(folder) / "gap.png").name
+    'gap.png'
+    """
+    target = pathlib.Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(target)
+    return target

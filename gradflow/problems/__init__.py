@@ -1,0 +1,4 @@
+"""What is learnt: a loss as a callable on parameters, with the data as its leaves."""
+
+from gradflow.problems import losses as losses
+from gradflow.problems._empirical_risk import EmpiricalRisk as EmpiricalRisk

@@ -1,0 +1,116 @@
+"""The empirical risk `L(theta) = mean_i l(f(x_i; theta), y_i)`, or the sum."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree, Shaped
+
+from gradflow._checks import check_callable, check_choice, check_finite, fail
+from gradflow._conserved import Conserved
+from gradflow._tree import full_precision, method_of
+
+
+class EmpiricalRisk(eqx.Module):
+    """Loss of a model on a data set, as a function of the parameters.
+
+        L(theta) = (1/n) sum_i l(f(x_i; theta), y_i)        reduction="mean"
+        L(theta) =       sum_i l(f(x_i; theta), y_i)        reduction="sum"
+
+    The data are leaves of the pytree: a second problem of the same shapes compiles nothing anew. A sum runs `n` times
+    as fast in flow time as a mean.
+
+    **Arguments**
+
+    - `x`: inputs `(n, ...)`; `y`: targets `(n, ...)`.
+    - `loss`: per-sample loss `(prediction, target) -> scalar`, see `gradflow.losses`.
+    - `predict`: `predict(params, x) -> predictions` with leading axis `n`, for plain functions or Flax models. With
+      `None`, `params` itself is called on each sample, as Equinox models are.
+    - `reduction`: `"mean"` or `"sum"`.
+
+    **Raises** `ValueError` for data that are empty, not finite or of different lengths; and, when first evaluated, for
+    a loss that is not scalar per sample.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.ones(2), loss=gf.losses.square, predict=lambda w, x: x @ w)
+    >>> float(problem(jnp.zeros(2)))
+    0.5
+    """
+
+    x: Shaped[Array, "n ..."]
+    y: Shaped[Array, "n ..."]
+    loss: Callable[[Any, Any], Any]
+    predict: Callable[[Any, Any], Any] | None = None
+    reduction: Literal["mean", "sum"] = eqx.field(static=True, default="mean")
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any,
+        loss: Callable[[Any, Any], Any],
+        predict: Callable[[Any, Any], Any] | None = None,
+        reduction: Literal["mean", "sum"] = "mean",
+    ):
+        check_callable("loss", loss, "loss(prediction, target)", "See `gradflow.losses`.")
+        if predict is not None:
+            check_callable("predict", predict, "predict(params, x)")
+        check_choice("reduction", reduction, ("mean", "sum"))
+        x, y = _as_array("x", x), _as_array("y", y)
+        if x.ndim == 0 or y.ndim == 0 or x.shape[0] == 0:
+            raise fail("x", "hold at least one sample along its leading axis", f"of shape {x.shape} (y: {y.shape})")
+        if x.shape[0] != y.shape[0]:
+            raise fail("y", "have as many entries as `x` has samples", f"{y.shape[0]} against {x.shape[0]}")
+        advice = "Remove or impute the samples concerned."
+        check_finite("x", x, advice)
+        check_finite("y", y, advice)
+        self.x, self.y, self.loss, self.predict, self.reduction = x, y, loss, predict, reduction
+
+    def predictions(self, params: PyTree, x: Shaped[Array, "m ..."] | None = None) -> Shaped[Array, "m ..."]:
+        """Predictions at the data, or at other inputs `x`."""
+        inputs = self.x if x is None else x
+        if self.predict is not None:
+            return self.predict(params, inputs)
+        model = method_of(params, "__call__")
+        if model is None:
+            advice = "Pass predict=..., a function (params, x) -> predictions."
+            raise fail("params", "be callable when predict=None", f"of type {type(params).__name__}", advice)
+        return jax.vmap(model)(inputs)
+
+    def per_sample(self, params: PyTree) -> Float[Array, " n"]:
+        """The loss of every sample."""
+        predictions = self.predictions(params)
+        shape = jnp.shape(predictions)
+        if not shape or shape[0] != self.x.shape[0]:
+            advice = "`predict` takes the whole batch, not one sample."
+            raise fail("predict", f"return {self.x.shape[0]} predictions", f"returning shape {shape}", advice)
+        losses = jax.vmap(self.loss)(predictions, self.y)
+        if jnp.shape(losses) != (self.x.shape[0],):
+            actual = f"of shape {jnp.shape(losses)[1:]} per sample"
+            raise fail("loss", "return a scalar per sample", actual, "Sum over outputs inside the loss.")
+        return losses
+
+    @full_precision
+    def __call__(self, params: PyTree) -> Float[Array, ""]:
+        losses = self.per_sample(params)
+        return jnp.mean(losses) if self.reduction == "mean" else jnp.sum(losses)
+
+    def conserved(self, params: PyTree) -> dict[str, Conserved]:
+        """What gradient flow of this risk conserves, as far as the model knows (`params.conserved()`)."""
+        known = method_of(params, "conserved") if self.predict is None else None
+        return {} if known is None else known()
+
+
+def _as_array(name: str, value: Any) -> Array:
+    """A JAX array, or a complaint about lists of unequal rows, strings and the like."""
+    if isinstance(value, jax.Array):
+        return value
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise fail(name, "be an array", f"not convertible to one ({error})") from error
+    if array.dtype.kind not in "fiub":
+        raise fail(name, "be a numeric array", f"of type {array.dtype}", "Encode labels as numbers.")
+    return jnp.asarray(array)

@@ -1,0 +1,5 @@
+"""Discrete time: each rule knows its clock `time(k)` and its continuous limits `flow(order)`."""
+
+from gradflow.rules._base import AbstractRule as AbstractRule
+from gradflow.rules._gradient_descent import GradientDescent as GradientDescent
+from gradflow.rules._optax import OptaxRule as OptaxRule

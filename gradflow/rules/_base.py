@@ -1,0 +1,65 @@
+"""What `iterate` asks of a rule: a start, a step, the parameters in a state, a clock and continuous limits."""
+
+import abc
+from typing import Any, ClassVar
+
+import equinox as eqx
+from jaxtyping import Array, Float, Int, PyTree, Scalar
+
+from gradflow._checks import check_positive, fail
+from gradflow.flows import AbstractFlow
+
+
+class AbstractRule(eqx.Module):
+    """A discrete training rule, `state -> step(state)`, one learning rate, parameters `params(state)`.
+
+    `learning_rate` is a leaf: a sweep over learning rates compiles once.
+    """
+
+    gradients_per_step: ClassVar[int] = 1
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        """Orders of the continuous limits that `flow` knows."""
+        return ()
+
+    @abc.abstractmethod
+    def time(self, k: Any) -> Any:
+        """Flow time at which iterate `k` sits."""
+
+    @abc.abstractmethod
+    def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
+        """State before the first step."""
+
+    @abc.abstractmethod
+    def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
+        """The next state, and the loss at the present one."""
+
+    @abc.abstractmethod
+    def params(self, state: PyTree) -> PyTree:
+        """The trainable parameters in a state."""
+
+    @abc.abstractmethod
+    def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
+        """The loss at a state."""
+
+    @abc.abstractmethod
+    def flow(self, order: int = 1) -> AbstractFlow:
+        """The flow that the rule follows to this order in its learning rate."""
+
+    @abc.abstractmethod
+    def with_learning_rate(self, learning_rate: float | Scalar) -> "AbstractRule":
+        """The same rule at another learning rate."""
+
+    def check(self, trainable: PyTree, frozen: PyTree) -> None:
+        """Raises `ValueError` for parameters that the rule cannot start from. Runs before tracing."""
+
+
+def check_learning_rate(learning_rate: Any) -> None:
+    """Refuses learning rates that are not positive."""
+    check_positive("learning_rate", learning_rate, "Typical values lie below 2 / sharpness.")
+
+
+def unknown_order(rule: AbstractRule, order: Any) -> ValueError:
+    """The complaint about a continuous limit that a rule does not know."""
+    return fail("order", f"be one of {rule.orders} for {type(rule).__name__}", f"{order!r}")

@@ -1,0 +1,103 @@
+"""Any optax transform as a rule."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, PyTree, Scalar
+
+from gradflow._checks import check_callable, fail
+from gradflow._tree import join
+from gradflow.flows import AbstractFlow
+from gradflow.flows._gradient_flow import check_scalar
+from gradflow.rules._base import AbstractRule, check_learning_rate
+
+
+class OptaxRule(AbstractRule):
+    """A rule made of an optax transform: `theta_{k+1} = theta_k + update(grad L(theta_k))`.
+
+    **Time unit**: iterate `k` sits at `t = k learning_rate`. That is the clock of gradient flow for plain SGD; for
+    other transforms it is the number of steps times the learning rate, no more.
+
+    **Arguments**
+
+    - `problem`: a callable `params -> scalar`.
+    - `transform`: an optax transform, or a function `learning_rate -> transform` such as `optax.adam`. With the
+      function the learning rate stays a number that may vary without a new compilation.
+    - `learning_rate`: positive. With a ready-made transform it only sets the clock and has to agree with the transform.
+    - `limit`: function `problem -> flow`, the continuous limit, if the transform has one.
+
+    **Raises** `ValueError` for a learning rate that is not positive, or something that is not a transform.
+
+    >>> import gradflow as gf, jax.numpy as jnp, optax
+    >>> rule = gf.OptaxRule(lambda w: 0.5 * w**2, optax.sgd, learning_rate=0.1, limit=gf.GradientFlow)
+    >>> round(float(gf.iterate(rule, jnp.array(1.0), 10).final), 4)
+    0.3487
+    """
+
+    problem: Callable[[Any], Any]
+    transform: Any
+    learning_rate: Float[Array, ""]
+    limit: Callable[[Any], AbstractFlow] | None
+
+    def __init__(self, problem: Callable[[Any], Any], transform: Any, learning_rate: Any, limit: Any = None):
+        check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
+        check_learning_rate(learning_rate)
+        if not isinstance(transform, optax.GradientTransformation) and not callable(transform):
+            actual = f"of type {type(transform).__name__}"
+            raise fail("transform", "be an optax transform or a function of the learning rate", actual)
+        self.problem, self.transform, self.limit = problem, transform, limit
+        self.learning_rate = jnp.asarray(learning_rate, float)
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        return () if self.limit is None else (1,)
+
+    def time(self, k: Any) -> Any:
+        return k * self.learning_rate
+
+    def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
+        return trainable, self._transform().init(trainable)
+
+    def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
+        trainable, memory = state
+
+        def problem(p: PyTree) -> Float[Array, ""]:
+            return self.problem(join(p, frozen))
+
+        loss, gradient = jax.value_and_grad(problem)(trainable)
+        # Line searches and the like take these three; `with_extra_args_support` lets all others ignore them.
+        extra = {"value": loss, "grad": gradient, "value_fn": problem}
+        updates, memory = optax.with_extra_args_support(self._transform()).update(gradient, memory, trainable, **extra)
+        moved = jax.tree_util.tree_map(lambda p, u: p + u.astype(p.dtype), trainable, updates)
+        return (moved, memory), loss
+
+    def params(self, state: PyTree) -> PyTree:
+        return state[0]
+
+    def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
+        return self.problem(join(state[0], frozen))
+
+    def flow(self, order: int = 1) -> AbstractFlow:
+        if self.limit is None or order != 1:
+            advice = "Pass limit=gradflow.GradientFlow if the transform follows gradient flow."
+            raise fail("order", "name a known continuous limit", f"{order!r}, and none is known", advice)
+        return self.limit(self.problem)
+
+    def with_learning_rate(self, learning_rate: float | Scalar) -> "AbstractRule":
+        check_learning_rate(learning_rate)
+        if isinstance(self.transform, optax.GradientTransformation):
+            actual = "a ready-made transform, whose learning rate is fixed"
+            raise fail("transform", "be a function of the learning rate", actual, "Pass optax.sgd, not optax.sgd(0.1).")
+        return eqx.tree_at(lambda rule: rule.learning_rate, self, jnp.asarray(learning_rate, float))
+
+    def check(self, trainable: PyTree, frozen: PyTree) -> None:
+        check_scalar(self.problem, join(trainable, frozen))
+
+    def _transform(self) -> optax.GradientTransformation:
+        if isinstance(self.transform, optax.GradientTransformation):
+            return self.transform
+        return self.transform(self.learning_rate)

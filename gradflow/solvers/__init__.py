@@ -1,0 +1,13 @@
+"""Step-size control for flows, the default choice of method, and the diffrax solvers that suit."""
+
+from diffrax import Bosh3 as Bosh3
+from diffrax import Dopri5 as Dopri5
+from diffrax import Dopri8 as Dopri8
+from diffrax import Heun as Heun
+from diffrax import Kvaerno3 as Kvaerno3
+from diffrax import Kvaerno5 as Kvaerno5
+from diffrax import Tsit5 as Tsit5
+
+from gradflow.solvers._control import StepControl as StepControl
+from gradflow.solvers._cost import evaluations_per_step as evaluations_per_step
+from gradflow.solvers._default import default_solver as default_solver

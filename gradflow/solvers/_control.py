@@ -1,0 +1,103 @@
+"""Step-size control: the error norm, the first step, and the next one.
+
+The local error `e` of a step from `y0` to `y1` is measured as
+
+    ratio = rms_i( e_i / (atol + rtol max(|y0_i|, |y1_i|)) ),     accepted when ratio <= 1.
+
+With `atol=None` the absolute part is `rtol` times the size of the *initial* values of the leaf that entry `i` belongs
+to. A fixed absolute tolerance gets the escape from a small initialisation wrong as soon as the initial values fall
+below it, and reports success; this one resolves a start of size 1e-10 as well as one of size 1.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree, Scalar
+
+from gradflow._tree import scaled_norm
+
+
+class StepControl(eqx.Module):
+    """Accepts or rejects steps and proposes the next, with a proportional-integral controller.
+
+    **Arguments**: `rtol`, `atol` (scalar, or `None`: scaled to the state, see above). Growth per step lies in
+    `[0.1, 10]`; there is none right after a rejection.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> control = gf.solvers.StepControl(jnp.array(1e-3), None)
+    >>> y = jnp.array([1e-8, -1e-8])
+    >>> round(float(control.ratio(1e-11 * jnp.ones(2), y, y, control.floor(y))), 3)
+    0.5
+    """
+
+    rtol: Float[Array, ""]
+    atol: Float[Array, ""] | None
+
+    def floor(self, y: PyTree) -> PyTree:
+        """Size below which entries of each leaf are held to an absolute error: the root mean square of the leaf.
+
+        Leaves of zeros take the size of the whole state. A state of zeros has no size yet: the floor is zero, and
+        `raise_floor` lifts it as the state grows.
+        """
+        leaves, structure = jax.tree_util.tree_flatten(y)
+        sizes = [scaled_norm(jnp.ravel(leaf)) / max(leaf.size, 1) ** 0.5 for leaf in leaves]
+        shares = [leaf.size / max(sum(leaf.size for leaf in leaves), 1) for leaf in leaves]
+        parts = [size * share**0.5 for size, share in zip(sizes, shares, strict=True)]
+        whole = scaled_norm(jnp.stack([part.astype(sizes[0].dtype) for part in parts]))
+        floors = [jnp.where(size > 0, size, whole.astype(size.dtype)) for size in sizes]
+        return jax.tree_util.tree_unflatten(structure, floors)
+
+    def raise_floor(self, floor: PyTree, was_zero: Bool[Array, ""], y: PyTree) -> PyTree:
+        """For a run that started at zero: the largest size that the state has had."""
+        return jax.tree_util.tree_map(
+            lambda old, new: jnp.where(was_zero, jnp.maximum(old, new), old), floor, self.floor(y)
+        )
+
+    def ratio(self, error: PyTree, y0: PyTree, y1: PyTree, floor: PyTree) -> Scalar:
+        """Error of a step over the tolerance; NaN or infinity where the step is not finite."""
+
+        def squares(e: Array, a: Array, b: Array, low: Array) -> Scalar:
+            largest = jnp.maximum(jnp.abs(a), jnp.abs(b))
+            rtol = self.rtol.astype(e.dtype)
+            if self.atol is None:
+                size = largest + low
+                # Divided in two steps: rtol * size would underflow in float32 for a state of 1e-35.
+                scaled = e / jnp.where(size > 0, size, 1) / rtol
+            else:
+                scaled = e / (self.atol.astype(e.dtype) + rtol * largest)
+            return jnp.sum(jnp.where(e == 0, e, scaled) ** 2)
+
+        total = sum(jax.tree_util.tree_leaves(jax.tree_util.tree_map(squares, error, y0, y1, floor)))
+        count = sum(leaf.size for leaf in jax.tree_util.tree_leaves(error))
+        return jnp.sqrt(jnp.asarray(total) / max(count, 1))
+
+    def first_step(
+        self, field: Callable[[Scalar, PyTree], PyTree], y0: PyTree, f0: PyTree, floor: PyTree, order: int
+    ) -> tuple[Scalar, Scalar]:
+        """A first step and the number of evaluations of the field that it took (Hairer, Norsett & Wanner, II.4)."""
+
+        def size(tree: PyTree) -> Scalar:
+            return self.ratio(tree, y0, y0, floor)
+
+        d0, d1 = size(y0), size(f0)
+        small = jnp.asarray(1e-6, d0.dtype)
+        h0 = jnp.where((d0 > 0) & (d1 > 0) & jnp.isfinite(d0 / d1), 0.01 * d0 / jnp.where(d1 > 0, d1, 1), small)
+        y1 = jax.tree_util.tree_map(lambda y, f: y + h0.astype(y.dtype) * f, y0, f0)
+        difference = jax.tree_util.tree_map(jnp.subtract, field(h0, y1), f0)
+        d2 = size(difference) / h0
+        worst = jnp.maximum(d1, d2)
+        h1 = jnp.where(worst > 0, (0.01 / jnp.where(worst > 0, worst, 1)) ** (1 / order), 100 * h0)
+        step = jnp.minimum(100 * h0, h1)
+        return jnp.where(jnp.isfinite(step) & (step > 0), step, small), jnp.asarray(1)
+
+    def factor(self, ratio: Scalar, previous: Scalar, rejected_before: Bool[Array, ""], order: int) -> Scalar:
+        """By how much to change the step, after a step with this error ratio and one before with `previous`."""
+        tiny = jnp.asarray(1e-10, ratio.dtype)
+        good = jnp.maximum(ratio, tiny)
+        accepted = 0.9 * good ** (-0.7 / order) * jnp.maximum(previous, tiny) ** (0.4 / order)
+        accepted = jnp.clip(accepted, 0.2, jnp.where(rejected_before, 1.0, 10.0))
+        rejected = jnp.clip(0.9 * good ** (-1 / order), 0.1, 0.9)
+        rejected = jnp.where(jnp.isfinite(ratio), rejected, 0.1)
+        return jnp.where(ratio <= 1, accepted, rejected)

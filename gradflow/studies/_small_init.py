@@ -1,0 +1,247 @@
+"""Small initialisation on real data: escape from the saddle at zero, over scales, widths and seeds."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from gradflow import _checks
+from gradflow._iterate import iterate_to
+from gradflow.flows import GradientFlow
+from gradflow.models import TwoLayer
+from gradflow.observables import Accuracy, Loss, NeuronAngles, ParameterNorm
+from gradflow.problems import EmpiricalRisk, losses
+from gradflow.rules import GradientDescent
+from gradflow.studies._discrete_gap import extrapolate_steps
+from gradflow.sweeps import sweep
+from gradflow.theory import ReLUEscape, relu_escape
+
+ESCAPED = 0.1
+"""Share of the initial loss whose disappearance counts as the escape."""
+
+AFTERWARDS = 12.0
+"""How long a run goes on after the escape, in units of the predicted slope."""
+
+
+def small_init(
+    dataset: Any,
+    *,
+    loss_names: Sequence[str] = ("square", "logistic"),
+    scales: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6),
+    widths: Sequence[int] = (16, 32, 64),
+    seeds: Sequence[int] = (0, 1, 2),
+    rtol: float = 1e-4,
+    saves: int = 241,
+    store: Any = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Gradient flow of bias-free two-layer ReLU networks from small initial weights `delta * v`.
+
+    While the weights are small their directions follow a flow that does not know `delta`; then the norm grows like
+    `exp(2 N t)` and the loss falls. So the time of escape grows like `ln(1/delta) / (2 N)`, `N` the value of the neural
+    correlation function at the direction found (Kumar & Haupt 2024, arXiv 2402.09226). The study measures that
+    slope, the directions, the cost of the flow, and the cost of gradient descent of the same accuracy.
+
+    **Arguments**
+
+    - `dataset`: two classes, inputs `x (n, d)`, targets `y` of +1 and -1; `gradflow.data.digits(classes=(0, 1),
+      centre=True, unit_norm=True, labels="pm1")` is the default of the command line.
+    - `loss_names`: among `"square"`, `"logistic"`, `"exponential"`. `scales`: values of `delta`. `widths`, `seeds`.
+    - `rtol`: tolerance. ReLU makes the field jump where activation patterns change, which an error control pays for:
+      the cost grows like `1 / rtol` on data where neurons keep crossing.
+    - `saves`: number of save times. `store`, `resume`, `progress`: as for `sweep`.
+
+    **Returns** an `xarray.Dataset` over `(loss, width, scale, seed, time)`: `risk`, `accuracy`, `norm`, `angle` of
+    every neuron to the direction that theory predicts for positive output weights, `escape_time` (a tenth of the
+    initial loss gone); over `(loss, width)`: `slope` of the escape time against `ln(1/scale)`, and over `loss` the
+    `predicted_slope`; over `(loss, scale)`, for the middle width and the first seed: `flow_error` (largest distance of
+    the loss curve from that of a flow at `rtol / 30`, over the initial loss), `flow_gradients`, and `descent_steps`,
+    the steps of gradient descent for the same error, extrapolated from two learning rates with the order measured.
+
+    **Raises** `ValueError` for targets other than +1 and -1, unknown losses, and what `sweep` refuses.
+
+    >>> import gradflow as gf
+    >>> data = gf.data.digits(classes=(0, 1), n=20, centre=True, unit_norm=True, labels="pm1")
+    >>> few = {"loss_names": ["square"], "widths": [4], "seeds": [0], "scales": [1e-2, 1e-3], "rtol": 1e-3}
+    >>> ds = gf.studies.small_init(data, **few, saves=41, progress=False)
+    >>> bool(ds.escape_time[0, 0, 0, 0] < ds.escape_time[0, 0, 1, 0])
+    True
+    """
+    x, y = dataset
+    if np.ndim(y) != 1 or not np.all(np.isin(np.asarray(y), (-1, 1))):
+        actual = f"of shape {np.shape(y)} with values such as {np.ravel(np.asarray(y))[:3].tolist()}"
+        raise _checks.fail("dataset", "have targets +1 and -1", actual, 'Load it with labels="pm1" and two classes.')
+    known = {"square": losses.square, "logistic": losses.logistic, "exponential": losses.exponential}
+    for name in loss_names:
+        _checks.check_choice("loss_names", name, known)
+    _checks.check_positive("scales", np.asarray(scales, float), "Zero is a saddle: nothing would move.")
+    problems = {name: EmpiricalRisk(x, y, known[name]) for name in loss_names}
+    predicted = {name: _predict(problem) for name, problem in problems.items()}
+    towards = predicted[loss_names[0]].directions[0]
+
+    def build(loss: str, width: int, scale: float, seed: int) -> tuple[GradientFlow, TwoLayer]:
+        model = TwoLayer(x.shape[1], int(width), init_scale=scale, key=jax.random.key(int(seed)))
+        return GradientFlow(problems[str(loss)]), model
+
+    watched = {
+        name: {
+            "risk": Loss(problem),
+            "accuracy": Accuracy(problem),
+            "norm": ParameterNorm(),
+            "angle": NeuronAngles(towards),
+        }
+        for name, problem in problems.items()
+    }
+
+    def observe(flow: GradientFlow) -> dict[str, Any]:
+        return next(watched[name] for name, problem in problems.items() if problem is flow.problem)
+
+    # The escape of the smallest scale, and about as long again for the fit that follows.
+    longest = max(escape.slope for escape in predicted.values())
+    horizon = longest * (np.log(1 / np.min(scales)) + AFTERWARDS)
+    axes = {"loss": list(loss_names), "width": list(widths), "scale": list(scales), "seed": list(seeds)}
+    ts = np.linspace(0, horizon, saves)
+    ds = sweep(
+        build, axes, ts, observe=observe, rtol=rtol, store=store, resume=resume, progress=progress, max_steps=200_000
+    )
+    if "descent_steps" in ds:  # a finished study, resumed
+        return ds
+    derived = _escape(ds)
+    about = {"long_name": "predicted slope of the escape time against ln(1/scale)", "units": "1"}
+    derived["predicted_slope"] = ("loss", [predicted[name].slope for name in ds.loss.values], about)
+    derived = derived.merge(_against_descent(build, ds, observe, rtol, progress))
+    # A store's attributes are replaced as a whole, so the old ones go along.
+    derived.attrs = {**ds.attrs, "study": "small-init", "data": str(getattr(dataset, "name", "unnamed"))}
+    if store is not None:
+        derived.to_zarr(store, mode="a", zarr_format=2)
+    return ds.merge(derived).assign_attrs(derived.attrs)
+
+
+def _predict(problem: EmpiricalRisk) -> ReLUEscape:
+    """Theory of the escape, from the derivative of the loss at zero."""
+    pull = -jax.jit(jax.vmap(jax.grad(problem.loss)))(jnp.zeros_like(problem.y), problem.y)
+    return relu_escape(np.asarray(problem.x), np.asarray(pull))
+
+
+def _gap(risk: np.ndarray, reference: np.ndarray) -> float:
+    """Largest distance between two loss curves, over the initial loss."""
+    return float(np.max(np.abs(risk - reference)) / reference[0])
+
+
+def _escape(ds: xr.Dataset) -> xr.Dataset:
+    """Times of escape, and their slopes against `ln(1/scale)`."""
+    lost = 1 - ds.risk.values / ds.risk.values[..., :1]
+    ts = ds.time.values
+    times = np.full(lost.shape[:-1], np.nan)
+    for index in np.ndindex(times.shape):
+        times[index] = _crossing(ts, lost[index], ESCAPED)
+    escape = xr.DataArray(times, dims=("loss", "width", "scale", "seed"), coords={k: ds[k] for k in ds.risk.dims[:-1]})
+    escape.attrs = {"long_name": "time at which a tenth of the initial loss is gone", "units": "1"}
+    found = xr.Dataset({"escape_time": escape})
+    if ds.sizes["scale"] > 1:
+        small = np.log(1 / ds.scale.values)
+        mean = escape.mean("seed").values
+        slopes = np.array([[_slope(small, row) for row in rows] for rows in mean])
+        about = {"long_name": "slope of the escape time against ln(1/scale)", "units": "1"}
+        found["slope"] = (("loss", "width"), slopes, about)
+    return found
+
+
+def _crossing(ts: np.ndarray, lost: np.ndarray, level: float) -> float:
+    """First time at which `lost` reaches the level; it grows exponentially there, so its logarithm is interpolated."""
+    above = np.flatnonzero(lost >= level)
+    if above.size == 0:
+        return float("nan")
+    k = int(above[0])
+    if k == 0 or lost[k - 1] <= 0:
+        return float(ts[k])
+    low, high = np.log(lost[k - 1]), np.log(lost[k])
+    return float(ts[k - 1] + (ts[k] - ts[k - 1]) * (np.log(level) - low) / (high - low))
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> float:
+    good = np.isfinite(y)
+    return float(np.polyfit(x[good], y[good], 1)[0]) if np.count_nonzero(good) > 1 else float("nan")
+
+
+def _against_descent(build: Any, ds: xr.Dataset, observe: Any, rtol: float, progress: bool) -> xr.Dataset:
+    """Error and cost of the flow, and the steps of gradient descent for the same error, per loss and scale."""
+    from tqdm.auto import tqdm
+
+    width, seed = int(ds.width.values[ds.sizes["width"] // 2]), int(ds.seed.values[0])
+    scales, ts = ds.scale.values, ds.time.values
+    axes = {"loss": ds.loss.values, "width": [width], "scale": scales, "seed": [seed]}
+    exact = sweep(build, axes, ts, observe=observe, rtol=rtol / 30, progress=progress, max_steps=200_000)
+    dims, shape = ("loss", "scale"), (ds.sizes["loss"], scales.size)
+    error, cost, steps = np.full(shape, np.nan), np.zeros(shape, np.int64), np.full(shape, np.nan)
+    cells = list(np.ndindex(shape))
+    for i, j in tqdm(cells, desc="gradient descent", unit="cell", disable=not progress):
+        ours = ds.sel(width=width, seed=seed).isel(loss=i, scale=j)
+        reference = exact.risk.values[i, 0, j, 0]
+        error[i, j], cost[i, j] = _gap(ours.risk.values, reference), int(ours.gradient_evaluations)
+        flow, params = build(str(ds.loss.values[i]), width, float(scales[j]), seed)
+        gaps = []
+        for every in (8, 16):
+            rule = GradientDescent(flow.problem, (ts[1] - ts[0]) / every)
+            ks = every * np.arange(ts.size)
+            run = iterate_to(rule, params, ks, observe={"risk": Loss(flow.problem)}, save_params=False, throw=False)
+            gaps.append(_gap(np.asarray(run.observed["risk"]), reference))
+        steps[i, j] = extrapolate_steps(16 * (ts.size - 1), gaps[1], np.log2(gaps[0] / gaps[1]), float(error[i, j]))
+    coordinates = {name: ds[name] for name in dims}
+    about = {"width": width, "seed": seed}
+    return xr.Dataset(
+        {
+            "flow_error": (dims, error, {"long_name": "error of the loss curve over the initial loss", **about}),
+            "flow_gradients": (dims, cost, {"long_name": "gradients evaluated by the flow", **about}),
+            "descent_steps": (dims, steps, {"long_name": "gradient-descent steps for that error", **about}),
+        },
+        coordinates,
+    )
+
+
+def small_init_table(ds: xr.Dataset) -> str:
+    """What `small_init` found, as text: one block per loss, one line per scale.
+
+    >>> import gradflow as gf
+    >>> data = gf.data.digits(classes=(0, 1), n=20, centre=True, unit_norm=True, labels="pm1")
+    >>> few = {"loss_names": ["square"], "widths": [4], "seeds": [0], "scales": [1e-1], "rtol": 1e-3}
+    >>> ds = gf.studies.small_init(data, **few, saves=21, progress=False)
+    >>> gf.studies.small_init_table(ds).splitlines()[1].split()[0]
+    'scale'
+    """
+    lines = []
+    for loss in ds.loss.values:
+        part = ds.sel(loss=loss)
+        lines.append(f"{loss} loss, {ds.sizes['width']} widths x {ds.sizes['seed']} seeds, data: {ds.attrs['data']}")
+        lines.append(
+            f"{'scale':>9} {'escape time':>18} {'flow gradients':>15} {'flow error':>11} {'descent steps to match':>23}"
+        )
+        for scale in ds.scale.values:
+            row = part.sel(scale=scale)
+            times = row.escape_time.values
+            spread = f"{np.nanmean(times):.2f} +- {np.nanstd(times):.2f}" if np.isfinite(times).any() else "not seen"
+            cost = float(row.gradient_evaluations.mean())
+            steps = float(row.descent_steps)
+            needed = f"{steps:,.0f}" if np.isfinite(steps) else "diverges"
+            lines.append(f"{scale:9.0e} {spread:>18} {cost:15.0f} {float(row.flow_error):11.1e} {needed:>23}")
+        if "slope" in ds:
+            slopes = ", ".join(
+                f"{float(s):.3f} (width {int(w)})" for w, s in zip(ds.width.values, part.slope.values, strict=True)
+            )
+            lines.append(
+                f"slope of the escape time against ln(1/scale): {slopes}; predicted {float(part.predicted_slope):.3f}"
+            )
+        lines.append("")
+    failed = int(np.count_nonzero(ds.status.values != 0))
+    lines.append(
+        f"{ds.status.size} flows, {failed} did not reach the end; errors are of the loss curve, over the initial loss."
+    )
+    width, seed = ds.descent_steps.attrs["width"], ds.descent_steps.attrs["seed"]
+    lines.append(
+        f"Flow error and descent steps: width {width}, seed {seed}; steps extrapolated from two learning rates."
+    )
+    return "\n".join(lines)
