@@ -200,7 +200,7 @@ def _save(setup: _Setup, carry: _Carry, k: Int[Array, ""]) -> _Carry:
 def _finish(setup: _Setup, carry: _Carry, ks: Int[Array, " rows"]) -> Solution:
     rule = setup.rule
     done = (carry.code == _solution.RUNNING) & (carry.row == ks.size)
-    interrupted = jnp.where(carry.code == _solution.RUNNING, _solution.MAX_STEPS, carry.code)
+    interrupted = jnp.where(carry.code == _solution.RUNNING, _solution.INTERRUPTED, carry.code)
     stats = {
         "steps": carry.attempted,
         "accepted": carry.k,

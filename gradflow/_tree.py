@@ -23,7 +23,7 @@ def split(params: PyTree) -> tuple[PyTree, PyTree]:
     NumPy arrays become JAX arrays. Complex leaves are refused: a gradient flow of complex parameters is a flow of
     their real and imaginary parts, and which inner product is meant is the user's to say.
     """
-    params = jax.tree_util.tree_map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray | np.generic) else x, params)
+    params = jax.tree_util.tree_map(_as_jax, params)
     trainable, frozen = eqx.partition(params, eqx.is_inexact_array)
     leaves = jax.tree_util.tree_leaves(trainable)
     if any(jnp.iscomplexobj(leaf) for leaf in leaves):
@@ -35,6 +35,15 @@ def split(params: PyTree) -> tuple[PyTree, PyTree]:
         advice = "Convert the parameters, for instance with `jax.numpy.asarray(x, dtype=float)`."
         raise fail("params", "have at least one floating-point array leaf", actual, advice)
     return trainable, frozen
+
+
+def _as_jax(leaf: Any) -> Any:
+    """NumPy arrays as JAX arrays; types as they are, never weak ones, so that equal shapes share one program."""
+    if isinstance(leaf, np.ndarray | np.generic):
+        return jnp.asarray(leaf) if leaf.dtype.kind in "biufc" else leaf
+    if isinstance(leaf, jax.Array) and leaf.weak_type:
+        return jax.lax.convert_element_type(leaf, leaf.dtype)
+    return leaf
 
 
 def join(trainable: PyTree, frozen: PyTree) -> PyTree:

@@ -5,10 +5,11 @@ The parametrisation then sets the size, `init_scale` scales it further. Any func
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 
-def normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "..."]:
+def normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
     """Independent standard normal entries.
 
     >>> import gradflow as gf, jax
@@ -18,7 +19,7 @@ def normal(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Flo
     return jax.random.normal(key, shape, dtype)
 
 
-def uniform(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "..."]:
+def uniform(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
     """Independent entries, uniform on `[-sqrt(3), sqrt(3)]`.
 
     >>> import gradflow as gf, jax
@@ -29,7 +30,7 @@ def uniform(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Fl
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def sphere(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "..."]:
+def sphere(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
     """Rows uniform on the sphere of radius `sqrt(fan_in)`; a vector of signs when the fan-in is one.
 
     >>> import gradflow as gf, jax
@@ -41,7 +42,7 @@ def sphere(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Flo
     return draw * jnp.sqrt(jnp.asarray(shape[-1], dtype)) / jnp.linalg.norm(draw, axis=-1, keepdims=True)
 
 
-def orthogonal(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "..."]:
+def orthogonal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
     """Orthogonal rows or columns, whichever are fewer, Haar distributed; entries of variance one.
 
     >>> import gradflow as gf, jax

@@ -174,7 +174,7 @@ def discrete_gap(
     >>> data = gf.data.digits(n=40, labels="onehot")
     >>> ds = gf.studies.discrete_gap(data, width=4, depth=1, horizon=2.0, rates=2, rtol=1e-5, progress=False)
     >>> sorted(ds.sizes)
-    ['flow', 'flow_rtol', 'learning_rate', 'save']
+    ['flow', 'flow_rtol', 'learning_rate', 'save', 'time']
     """
     x, y = dataset
     problem = EmpiricalRisk(x, y, loss)

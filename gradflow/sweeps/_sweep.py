@@ -72,13 +72,15 @@ def sweep(
 
     **Raises** `ValueError` for bad input, and for a store that cannot be written or holds another sweep.
 
-    >>> import gradflow as gf, jax.numpy as jnp
-    >>> def build(rate, start):
-    ...     return gf.GradientFlow(gf.observables.Loss(lambda w: 0.5 * w**2)), jnp.asarray(rate * start)
-    >>> axes = {"rate": [1.0, 2.0], "start": [1.0, 2.0, 3.0]}
-    >>> ds = gf.sweep(build, axes, [0.0, 1.0], observe={"w": lambda w: w}, progress=False)
-    >>> dict(ds.w.sizes)
-    {'rate': 2, 'start': 3, 'time': 2}
+    >>> import gradflow as gf, jax
+    >>> problem = gf.EmpiricalRisk(*gf.data.circle(8), gf.losses.square)
+    >>> def build(scale, seed):
+    ...     model = gf.models.TwoLayer(2, 4, init_scale=scale, key=jax.random.key(seed))
+    ...     return gf.GradientFlow(problem), model
+    >>> axes = {"scale": [1e-2, 1e-4], "seed": range(3)}
+    >>> ds = gf.sweep(build, axes, [0.0, 1.0], observe={"norm": gf.observables.ParameterNorm()}, progress=False)
+    >>> dict(ds.norm.sizes)
+    {'scale': 2, 'seed': 3, 'time': 2}
     """
     began = time.perf_counter()
     grid = _check_axes(axes)
@@ -105,7 +107,8 @@ def sweep(
         for group in group_members(todo):
             for first in range(0, len(group.indices), batch):
                 indices = group.indices[first : first + batch]
-                solution, flat = _run(_take(group, first, min(batch, len(group.indices))), group.shared, options)
+                count = min(batch, len(group.indices))
+                solution, flat = _run(_take(group, first, count), jnp.arange(count), group.shared, options)
                 for position, index in enumerate(indices):
                     values = _values(solution, flat, position)
                     for name, value in values.items():
@@ -135,10 +138,10 @@ class _Options(eqx.Module):
 
 
 @eqx.filter_jit
-def _run(stacked: PyTree, shared: PyTree, options: _Options) -> tuple[Solution, Array | None]:
-    """Solves a batch of members."""
+def _run(stacked: PyTree, lanes: Array, shared: PyTree, options: _Options) -> tuple[Solution, Array | None]:
+    """Solves a batch of members; `lanes` gives their number where they have no array of their own."""
 
-    def one(own: PyTree) -> tuple[Solution, Array | None]:
+    def one(own: PyTree, lane: Array) -> tuple[Solution, Array | None]:
         flow, params, observe = eqx.combine(own, shared)
         solution = solve(
             flow,
@@ -158,7 +161,7 @@ def _run(stacked: PyTree, shared: PyTree, options: _Options) -> tuple[Solution, 
         flowing = eqx.filter(solution.params, eqx.is_inexact_array)
         return solution, jax.vmap(lambda tree: flatten(tree)[0])(flowing)
 
-    return jax.vmap(one)(stacked)
+    return jax.vmap(one)(stacked, lanes)
 
 
 def _take(group: Group, first: int, count: int) -> PyTree:

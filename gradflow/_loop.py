@@ -1,0 +1,313 @@
+"""The compiled loop behind `solve`: one attempted step after another, over the solver's own steps.
+
+It is written here rather than left to `diffrax.diffeqsolve` for four reasons: every evaluation of the field is counted;
+a run can be cut into segments, for a progress bar and so that an interruption keeps what was computed; failures end a
+run at once with its partial results; and no host callback enters the program, so that compiled programs can be cached.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
+
+from gradflow import _solution
+from gradflow._record import Record, blank_record, write_row
+from gradflow._solution import Solution
+from gradflow._tree import full_precision, join
+from gradflow._until import Until
+from gradflow.flows import AbstractFlow
+from gradflow.solvers import StepControl, evaluations_per_step
+
+MOST_FAILURES = 40
+"""Rejections in a row after which a run is given up: each divides the step by ten at the most, by 1.1 at the least."""
+
+
+class Setup(eqx.Module):
+    """What stays fixed during a run; all numbers are leaves."""
+
+    flow: AbstractFlow
+    frozen: PyTree
+    start: PyTree
+    ts: Float[Array, " T"]
+    observe: dict[str, Callable[[Any], Any]]
+    solver: diffrax.AbstractSolver
+    control: StepControl
+    until: Until | None
+    max_steps: Int[Array, ""]
+    save_params: bool = eqx.field(static=True)
+
+    def params(self, state: PyTree) -> PyTree:
+        return join(self.flow.params(state), self.frozen)
+
+    def terms(self, t: Scalar) -> diffrax.ODETerm:
+        """The flow in time counted from `t`: a step keeps its digits however far the run has come."""
+        return diffrax.ODETerm(lambda s, y, frozen: self.flow.vector_field((t + s).astype(t.dtype), y, frozen))
+
+
+class Carry(eqx.Module):
+    """What changes from step to step."""
+
+    t: Scalar
+    lost: Scalar  # rounding lost in `t`, added back at the next step (Kahan)
+    dt: Scalar
+    y: PyTree
+    solver_state: PyTree
+    ratio: Scalar
+    floor: PyTree
+    was_zero: Bool[Array, ""]
+    failures: Int[Array, ""]
+    index: Int[Array, ""]
+    record: Record
+    steps: Int[Array, ""]
+    accepted: Int[Array, ""]
+    evaluations: Int[Array, ""]
+    code: Int[Array, ""]
+    first_loss: Scalar | None
+
+
+@eqx.filter_jit
+@full_precision
+def begin(setup: Setup) -> Carry:
+    flow, control, solver = setup.flow, setup.control, setup.solver
+    t = jnp.asarray(flow.t0, setup.ts.dtype)
+    y = flow.init(setup.start, setup.frozen)
+    watched = flow.controlled(y)
+    floor = control.floor(watched)
+    whole = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree_util.tree_leaves(watched)])
+    f0 = flow.vector_field(t, y, setup.frozen)
+
+    def field(s: Scalar, moved: PyTree) -> PyTree:
+        return flow.controlled(flow.vector_field(t + s.astype(t.dtype), _replace(flow, y, moved), setup.frozen))
+
+    order = _order(setup)
+    dt, spent = control.first_step(field, watched, flow.controlled(f0), floor, order)
+    dt = jax.lax.stop_gradient(jnp.asarray(dt, t.dtype))
+    terms = setup.terms(t)
+    zero = jnp.zeros((), _state_dtype(y))
+    solver_state = solver.init(terms, zero, dt.astype(zero.dtype), y, setup.frozen)
+    record = blank_record(setup.ts.size, setup.params(y), setup.observe, setup.save_params)
+    loss = flow.loss(y, setup.frozen)
+    known = jax.tree_util.tree_leaves((y, f0, loss))
+    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in known])
+    carry = Carry(
+        t=t,
+        lost=jnp.zeros_like(t),
+        dt=dt,
+        y=y,
+        solver_state=solver_state,
+        ratio=jnp.ones((), zero.dtype),
+        floor=floor,
+        was_zero=jnp.all(whole == 0),
+        failures=jnp.asarray(0),
+        index=jnp.asarray(0),
+        record=record,
+        steps=jnp.asarray(0),
+        accepted=jnp.asarray(0),
+        evaluations=1 + spent,
+        code=jnp.where(jnp.all(finite), _solution.RUNNING, _solution.NONFINITE),
+        first_loss=loss,
+    )
+    index, record = _save(setup, carry, t, lambda _: y)
+    met = jnp.asarray(False) if setup.until is None else setup.until.excess(setup.params(y)) >= 0
+    code = jnp.where(index == setup.ts.size, _solution.OK, carry.code)
+    code = jnp.where(met, _solution.STOPPED, code)
+    code = jnp.where(jnp.all(finite), code, _solution.NONFINITE)
+    return eqx.tree_at(lambda c: (c.index, c.record, c.code), carry, (index, record, code))
+
+
+@eqx.filter_jit
+@full_precision
+def advance(setup: Setup, carry: Carry, budget: Int[Array, ""]) -> Carry:
+    """At most `budget` attempted steps."""
+    last = carry.steps + budget
+    dynamic, static = eqx.partition(carry, eqx.is_array)
+
+    def running(state: PyTree) -> Bool[Array, ""]:
+        now = eqx.combine(state, static)
+        return (now.code == _solution.RUNNING) & (now.steps < last)
+
+    def body(state: PyTree) -> PyTree:
+        return eqx.filter(_attempt(setup, eqx.combine(state, static)), eqx.is_array)
+
+    return eqx.combine(jax.lax.while_loop(running, body, dynamic), static)
+
+
+def _attempt(setup: Setup, carry: Carry) -> Carry:
+    """One attempted step, and whatever falls due within it."""
+    flow, solver, control = setup.flow, setup.solver, setup.control
+    y, t, end = carry.y, carry.t, setup.ts[-1]
+    remaining = (end - t) - carry.lost
+    last = carry.dt * (1 + 1e-3) >= remaining
+    dt = jnp.where(last, remaining, carry.dt)
+    local = _state_dtype(y)
+    start, stop = jnp.zeros((), local), dt.astype(local)
+    spent = evaluations_per_step(solver, carry.solver_state)
+    y1, error, dense, solver_state, result = solver.step(
+        setup.terms(t), start, stop, y, setup.frozen, carry.solver_state, made_jump=jnp.asarray(False)
+    )
+    watched, watched1 = flow.controlled(y), flow.controlled(y1)
+    ratio = control.ratio(flow.controlled(error), watched, watched1, carry.floor)
+    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree_util.tree_leaves(y1)])
+    usable = jnp.all(finite) & (result == diffrax.RESULTS.successful)
+    ratio = jax.lax.stop_gradient(jnp.where(usable, ratio, jnp.inf))
+    keep = ratio <= 1
+    interpolant = solver.interpolation_cls(t0=start, t1=stop, **dense)
+
+    def at(s: Scalar) -> PyTree:
+        inside = interpolant.evaluate((s - t).astype(local))
+        return jax.tree_util.tree_map(lambda a, b: jnp.where(s - t >= dt, b, a), inside, y1)
+
+    moved = dt + carry.lost
+    t1 = jnp.where(last, end, t + moved)
+    lost = jnp.where(last, 0.0, moved - (t1 - t)).astype(t.dtype)
+    stopped, t1, y1 = _locate(setup, keep, t, t1, at, y1)
+    reached = jnp.where(keep, t1, t)
+    index, record = _save(setup, carry, reached, at)
+    failures = jnp.where(keep, 0, carry.failures + 1)
+    factor = control.factor(ratio, carry.ratio, carry.failures > 0, _order(setup))
+    proposed = dt * factor.astype(dt.dtype)
+    # A step cut short by the end of the run says nothing about the step size to go on with.
+    proposed = jnp.where(keep & last, jnp.maximum(proposed, carry.dt), proposed)
+
+    steps = carry.steps + 1
+    code = jnp.where(steps >= setup.max_steps, _solution.MAX_STEPS, carry.code)
+    small = proposed < 8 * jnp.finfo(t.dtype).eps * jnp.abs(t)
+    stuck = ~keep & (small | (proposed <= jnp.finfo(t.dtype).tiny) | (failures >= MOST_FAILURES))
+    broken = jnp.where(jnp.all(finite), _solution.STEP_UNDERFLOW, _solution.NONFINITE)
+    code = jnp.where(stuck, broken, code)
+    code = jnp.where(keep & (index == setup.ts.size), _solution.OK, code)
+    code = jnp.where(stopped, _solution.STOPPED, code)
+
+    def choose(new: PyTree, old: PyTree) -> PyTree:
+        return jax.tree_util.tree_map(lambda a, b: jnp.where(keep, a, b) if eqx.is_array(b) else b, new, old)
+
+    return Carry(
+        t=reached,
+        lost=jnp.where(keep, lost, carry.lost),
+        dt=proposed,
+        y=choose(y1, y),
+        solver_state=choose(solver_state, carry.solver_state),
+        ratio=jnp.where(keep, ratio, carry.ratio),
+        floor=choose(control.raise_floor(carry.floor, carry.was_zero, watched1), carry.floor),
+        was_zero=carry.was_zero,
+        failures=failures,
+        index=index,
+        record=record,
+        steps=steps,
+        accepted=carry.accepted + keep,
+        evaluations=carry.evaluations + (0 if spent is None else spent),
+        code=code,
+        first_loss=carry.first_loss,
+    )
+
+
+def _save(setup: Setup, carry: Carry, reached: Scalar, at: Callable[[Scalar], PyTree]) -> tuple[Array, Record]:
+    """Writes the rows of all save times up to `reached`."""
+
+    arrays, static = eqx.partition(carry.record, eqx.is_array)
+
+    def due(state: tuple[Array, PyTree]) -> Bool[Array, ""]:
+        index, _ = state
+        return (index < setup.ts.size) & (setup.ts[jnp.minimum(index, setup.ts.size - 1)] <= reached)
+
+    def write(state: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
+        index, now = state
+        record = write_row(eqx.combine(now, static), index, setup.params(at(setup.ts[index])), setup.observe)
+        return index + 1, eqx.filter(record, eqx.is_array)
+
+    index, arrays = jax.lax.while_loop(due, write, (carry.index, arrays))
+    return index, eqx.combine(arrays, static)
+
+
+def _locate(
+    setup: Setup, keep: Bool[Array, ""], t0: Scalar, t1: Scalar, at: Callable[[Scalar], PyTree], y1: PyTree
+) -> tuple[Bool[Array, ""], Scalar, PyTree]:
+    """Where in the step the condition `until` is met, if it is: bisection and secant steps in turn, to rounding."""
+    if setup.until is None:
+        return jnp.asarray(False), t1, y1
+    until = setup.until
+    beyond = until.excess(setup.params(y1))
+    met = keep & (beyond >= 0)
+
+    def excess(t: Scalar) -> Scalar:
+        return until.excess(setup.params(at(t)))
+
+    def wide(state: tuple[Scalar, ...]) -> Bool[Array, ""]:
+        low, high, _, _, count = state
+        return met & (high - low > 4 * jnp.finfo(t0.dtype).eps * jnp.abs(high)) & (count < 100)
+
+    def narrow(state: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
+        low, high, below, above, count = state
+        gap = above - below
+        secant = low - below * (high - low) / jnp.where(gap > 0, gap, 1)
+        usable = (count % 3 != 2) & (gap > 0) & (secant > low) & (secant < high)
+        middle = jnp.where(usable, secant, low + 0.5 * (high - low)).astype(low.dtype)
+        value = excess(middle)
+        up = value >= 0
+        ends = (jnp.where(up, low, middle), jnp.where(up, middle, high))
+        return (*ends, jnp.where(up, below, value), jnp.where(up, value, above), count + 1)
+
+    def search() -> tuple[Scalar, PyTree]:
+        _, found, *_ = jax.lax.while_loop(wide, narrow, (t0, t1, excess(t0), beyond, jnp.asarray(0)))
+        found = jax.lax.stop_gradient(found)
+        return found, at(found)
+
+    found, located = jax.lax.cond(met, search, lambda: (t1, y1))
+    return met, found, located
+
+
+@eqx.filter_jit
+@full_precision
+def finish(setup: Setup, carry: Carry) -> Solution:
+    flow = setup.flow
+    begin = flow.init(setup.start, setup.frozen)
+    first, final = carry.first_loss, flow.loss(carry.y, setup.frozen)
+    losses = None if first is None or final is None else (first, final)
+    drift = {}
+    then, now = flow.conserved(begin, setup.frozen), flow.conserved(carry.y, setup.frozen)
+    for name, value in now.items():
+        size = jnp.maximum(jnp.max(value.magnitude), jnp.max(then[name].magnitude))
+        change = jnp.max(jnp.abs(value.value - then[name].value))
+        drift[name] = jnp.where(size > 0, change / jnp.where(size > 0, size, 1), change)
+    counted = evaluations_per_step(setup.solver, carry.solver_state) is not None
+    stats = {
+        "steps": carry.steps,
+        "accepted": carry.accepted,
+        "rejected": carry.steps - carry.accepted,
+        "gradient_evaluations": carry.evaluations if counted else jnp.asarray(-1),
+        "hessian_vector_products": jnp.asarray(0 if counted else -1),
+    }
+    code = jnp.where(carry.code == _solution.RUNNING, _solution.INTERRUPTED, carry.code)
+    return Solution(
+        ts=setup.ts,
+        params=carry.record.params,
+        final=setup.params(carry.y),
+        t_final=carry.t,
+        observed=carry.record.observed,
+        code=code,
+        saved=carry.index,
+        stats=stats,
+        loss=losses,
+        drift=drift,
+        rtol=setup.control.rtol,
+        title=type(flow).__name__,
+        method=type(setup.solver).__name__,
+    )
+
+
+def _replace(flow: AbstractFlow, state: PyTree, watched: PyTree) -> PyTree:
+    """The state with its controlled part replaced."""
+    return eqx.tree_at(flow.controlled, state, watched, is_leaf=lambda x: x is None)
+
+
+def _state_dtype(y: PyTree) -> jnp.dtype:
+    return jnp.result_type(*jax.tree_util.tree_leaves(y))
+
+
+def _order(setup: Setup) -> int:
+    order = setup.solver.error_order(setup.terms(jnp.zeros(())))
+    return 2 if order is None else int(order)

@@ -1,0 +1,172 @@
+"""The shape of the package: imports obey the order of the rooms, importing is light, docstrings hold and run."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import json
+import pathlib
+import pkgutil
+import subprocess
+import sys
+
+import equinox as eqx
+import jax
+import pytest
+
+import gradflow as gf
+
+ROOT = pathlib.Path(gf.__file__).parent
+
+# A file may import from its own rank and from ranks above it. Rooms of one rank leave each other alone,
+# except that a rule names its flows.
+RANKS = [
+    ["_checks", "_tree", "_linalg", "_conserved", "_record", "_solution", "_until"],
+    ["problems"],
+    ["models"],
+    ["data"],
+    ["flows", "rules", "solvers", "observables", "theory"],
+    ["_loop", "_solve", "_iterate"],
+    ["sweeps"],
+    ["studies"],
+    ["plot"],
+    ["cli"],
+]
+RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
+MODULES = sorted(info.name for info in pkgutil.walk_packages([str(ROOT)], prefix="gradflow."))
+
+
+def room_of(module):
+    return module.split(".")[1]
+
+
+def imported_rooms(path):
+    """Rooms that a file imports anywhere, functions included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "gradflow":
+            if node.module == "gradflow":
+                found |= {alias.name for alias in node.names}
+            else:
+                found.add(room_of(node.module))
+        elif isinstance(node, ast.Import):
+            found |= {room_of(alias.name) for alias in node.names if alias.name.startswith("gradflow.")}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_obey_the_order_of_the_rooms(module):
+    room = room_of(module)
+    path = ROOT.joinpath(*module.split(".")[1:])
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    assert room in RANK, f"{room} has no rank: give it one"
+    for other in imported_rooms(path) - {room}:
+        allowed = RANK[other] < RANK[room] or (room, other) == ("rules", "flows")
+        allowed |= room.startswith("_") and RANK[other] == RANK[room]
+        assert allowed, f"{module} imports {other}"
+
+
+def test_no_module_blinds_the_shape_checks():
+    for path in ROOT.rglob("*.py"):
+        assert "from __future__ import annotations" not in path.read_text(), path
+
+
+def test_importing_touches_no_device_and_changes_no_setting():
+    script = """
+import json, jax
+before = dict(jax.config.values)
+import gradflow
+from jax._src import xla_bridge
+after = dict(jax.config.values)
+changed = [k for k in after if before.get(k) != after[k]]
+heavy = [m for m in ("xarray", "zarr", "matplotlib", "sklearn", "mlxtend", "pandas") if m in __import__("sys").modules]
+print(json.dumps({"backends": list(xla_bridge._backends), "changed": changed, "heavy": heavy}))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"backends": [], "changed": [], "heavy": []}
+
+
+def public_classes():
+    rooms = [gf.problems, gf.models, gf.flows, gf.rules, gf.observables, gf.solvers, gf]
+    found = {}
+    for room in rooms:
+        for name, value in vars(room).items():
+            own = inspect.isclass(value) and value.__module__.startswith("gradflow")
+            if own and issubclass(value, eqx.Module) and not name.startswith(("_", "Abstract")):
+                found[name] = value
+    return found
+
+
+class Net(eqx.Module):
+    weight: jax.Array
+
+    def __call__(self, x):
+        return self.weight @ x
+
+
+def cases(key):
+    """One instance of every public class: a class without a row here fails the test below."""
+    model = gf.models.TwoLayer(64, 4, key=key)
+    problem = gf.EmpiricalRisk(*gf.data.digits(classes=(0, 1), n=10, labels="pm1"), gf.losses.square)
+    ones = jax.numpy.ones
+    return model, {
+        "EmpiricalRisk": problem,
+        "TwoLayer": model,
+        "MLP": gf.models.MLP(64, 4, key=key),
+        "DeepLinear": gf.models.DeepLinear(64, 4, key=key),
+        "DiagonalLinear": gf.models.DiagonalLinear(64),
+        "Parametrisation": gf.models.ntk,
+        "GradientFlow": gf.GradientFlow(problem),
+        "GradientDescent": gf.GradientDescent(problem, 0.1),
+        "OptaxRule": gf.OptaxRule(problem, __import__("optax").sgd, 0.1),
+        "Loss": gf.observables.Loss(problem),
+        "Accuracy": gf.observables.Accuracy(problem),
+        "GradientNorm": gf.observables.GradientNorm(problem),
+        "ParameterNorm": gf.observables.ParameterNorm(),
+        "NeuronNorms": gf.observables.NeuronNorms(),
+        "NeuronAngles": gf.observables.NeuronAngles(ones(64)),
+        "HessianEigenvalues": gf.observables.HessianEigenvalues(problem, 2),
+        "Sharpness": gf.observables.Sharpness(problem),
+        "NTK": gf.observables.NTK(problem),
+        "NTKEigenvalues": gf.observables.NTKEigenvalues(problem),
+        "Balancedness": gf.observables.Balancedness(),
+        "ActivationPattern": gf.observables.ActivationPattern(problem.x),
+        "StepControl": gf.solvers.StepControl(jax.numpy.array(1e-3), None),
+        "Until": gf.Until(problem, below=0.1),
+        "Solution": gf.solve(gf.GradientFlow(problem), model, [0.5]),
+    }
+
+
+def test_every_public_class_has_a_case_and_passes_through_jax(key):
+    """Each instance survives flattening, jit and vmap; observables, flows and rules do what their room promises."""
+    model, instances = cases(key)
+    assert set(instances) == set(public_classes())
+    for name, value in instances.items():
+        assert type(value).__name__ == name
+        leaves, structure = jax.tree_util.tree_flatten(value)
+        again = jax.tree_util.tree_unflatten(structure, leaves)
+        assert eqx.tree_equal(value, again) is not False
+        if name in vars(gf.observables):
+            found = eqx.filter_jit(lambda observable, params: observable(params))(value, model)
+            assert found.shape == value(model).shape
+
+
+def test_every_public_class_documents_itself():
+    for name, value in public_classes().items():
+        text = inspect.getdoc(value) or ""
+        assert len(text) > 60, name
+        if name not in ("Solution", "Parametrisation"):
+            assert ">>>" in text, f"{name} has no example"
+    for name in ("GradientFlow", "GradientDescent", "OptaxRule"):
+        assert "**Time unit**" in inspect.getdoc(public_classes()[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", MODULES)
+def test_docstring_examples_run(module):
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)
+    loaded = importlib.import_module(module)
+    for test in finder.find(loaded, module):
+        runner.run(test)
+    assert runner.summarize(verbose=False).failed == 0
