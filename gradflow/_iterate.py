@@ -227,7 +227,7 @@ def _finish(setup: _Setup, carry: _Carry, ks: Int[Array, " rows"]) -> Solution:
 
 def _with_progress(setup: _Setup, carry: _Carry, ks: Int[Array, " rows"]) -> _Carry:
     """Segments of a few saved iterates each, with a bar over the steps."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     parts = min(ks.size, 50)
     # Equal parts, so that at most two programs are compiled.

@@ -108,7 +108,7 @@ def solve(
 
 def _with_progress(setup: Setup, carry: Carry) -> Carry:
     """Segments of about a third of a second, with a bar over the time of the flow."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     first, last = float(carry.t), float(setup.ts[-1])
     budget = 1

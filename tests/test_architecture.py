@@ -162,6 +162,20 @@ def test_every_public_class_documents_itself():
 
 
 @pytest.mark.slow
+def test_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT.parent / "README.md").read_text()
+    blocks = [part.split("```")[0] for part in readme.split("```python\n")[1:]]
+    assert len(blocks) == 2
+    names = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["sol"].status == "ok"
+    assert abs(float(names["gap"].order[0]) - 1) < 0.1
+    assert (tmp_path / "escape.zarr").is_dir()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_docstring_examples_run(module):
     finder = doctest.DocTestFinder(exclude_empty=True)

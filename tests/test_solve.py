@@ -218,9 +218,7 @@ def test_until_is_located_to_rounding(side, value, when):
 
 
 def test_until_already_met_at_the_start():
-    sol = gf.solve(
-        gf.GradientFlow(lambda w: 0.5 * w**2), jnp.array(1.0), [1.0], until=gf.Until(lambda w: w, below=2.0)
-    )
+    sol = gf.solve(gf.GradientFlow(lambda w: 0.5 * w**2), jnp.array(1.0), [1.0], until=gf.Until(lambda w: w, below=2.0))
     assert (sol.status, float(sol.t_final), int(sol.stats["steps"])) == ("stopped", 0.0, 0)
 
 
@@ -338,7 +336,9 @@ def test_a_flow_far_from_the_origin_of_time_keeps_its_digits():
 
 def test_fresh_constraints_on_the_solver():
     flow = gf.GradientFlow(lambda w: 0.5 * w**2)
-    with pytest.raises(ValueError, match=r"Argument `solver` must have an error estimate, but is Euler, which has none"):
+    with pytest.raises(
+        ValueError, match=r"Argument `solver` must have an error estimate, but is Euler, which has none"
+    ):
         gf.solve(flow, jnp.array(1.0), [1.0], solver=diffrax.Euler())
 
 
@@ -354,7 +354,10 @@ BAD = {
     "atol negative": ({"atol": -1.0}, "`atol` must not be negative"),
     "max_steps": ({"max_steps": 0}, "`max_steps` must be an integer of at least 1, but is 0"),
     "key": ({"key": 1}, "`key` must be None for a deterministic flow"),
-    "nan params": ({"params": jnp.array([1.0, np.nan])}, r"`params` must be finite, but is not finite in 1 of 2 entries"),
+    "nan params": (
+        {"params": jnp.array([1.0, np.nan])},
+        r"`params` must be finite, but is not finite in 1 of 2 entries",
+    ),
     "integers": ({"params": jnp.array([1, 2])}, r"`params` must have at least one floating-point array leaf.*int64"),
     "no arrays": ({"params": {"a": "b"}}, r"`params` must have at least one floating-point array leaf.*str"),
     "mixed": (
@@ -362,7 +365,10 @@ BAD = {
         "`params` must be of one floating-point type, but is float32 and float64",
     ),
     "complex": ({"params": jnp.array([1j])}, "`params` must hold real numbers"),
-    "vector loss": ({"flow": gf.GradientFlow(lambda w: w)}, r"`problem` must return a real .* shape \(2,\) of type float64"),
+    "vector loss": (
+        {"flow": gf.GradientFlow(lambda w: w)},
+        r"`problem` must return a real .* shape \(2,\) of type float64",
+    ),
     "complex loss": ({"flow": gf.GradientFlow(lambda w: jnp.sum(w) * 1j)}, "`problem` must return a real"),
 }
 

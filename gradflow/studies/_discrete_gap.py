@@ -79,7 +79,7 @@ def compare(
         raise _checks.fail("horizon", "hold at least one step of every learning rate", actual)
     rows = min(saves, *counts)
 
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     shape = (rates.size, len(flows))
     found = {

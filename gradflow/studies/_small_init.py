@@ -170,7 +170,7 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
 
 def _against_descent(build: Any, ds: xr.Dataset, observe: Any, rtol: float, progress: bool) -> xr.Dataset:
     """Error and cost of the flow, and the steps of gradient descent for the same error, per loss and scale."""
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     width, seed = int(ds.width.values[ds.sizes["width"] // 2]), int(ds.seed.values[0])
     scales, ts = ds.scale.values, ds.time.values

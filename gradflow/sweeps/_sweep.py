@@ -88,7 +88,7 @@ def sweep(
     _checks.check_count("max_steps", max_steps)
     batch = (8 if jax.default_backend() == "cpu" else 256) if batch is None else batch
     _checks.check_count("batch", batch)
-    members = build_members(build, {name: list(values) for name, values in grid.items()}, _check_observe(observe))
+    members = build_members(build, {name: values.tolist() for name, values in grid.items()}, _check_observe(observe))
     dtypes = {jnp.result_type(*jax.tree_util.tree_leaves(split(member.run[1])[0])) for member in members}
     control = check_tolerances(rtol, atol, max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps)))
     solver = default_solver(float(control.rtol)) if solver is None else solver
@@ -101,7 +101,7 @@ def sweep(
     arrays = {name: found[name].values for name in found.data_vars}
     todo = [member for member in members if arrays["status"][member.at] == MISSING]
 
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     with tqdm(total=len(members), initial=len(members) - len(todo), unit="flow", disable=not progress) as bar:
         for group in group_members(todo):
