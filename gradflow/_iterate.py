@@ -110,7 +110,6 @@ def iterate_to(
     """As `iterate`, saving the iterates `ks`, which increase from zero on. One compilation per number of them."""
     trainable, frozen = split(params)
     _checks.check_finite("params", trainable, "A rule cannot start from there.")
-    rule.check(trainable, frozen)
     if until is not None and not isinstance(until, Until):
         raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}")
     ks = jnp.asarray(ks)
@@ -129,6 +128,7 @@ def iterate_to(
 @eqx.filter_jit
 @full_precision
 def _begin(setup: _Setup, ks: Int[Array, " rows"]) -> _Carry:
+    setup.rule.check(setup.start, setup.frozen)
     state = setup.rule.init(setup.start, setup.frozen)
     loss = setup.rule.loss(state, setup.frozen)
     record = blank_record(ks.size, setup.params(state), setup.observe, setup.save_params)

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from gradflow._tree import flatten, scaled_norm
 
@@ -24,80 +24,74 @@ def hessian_vector_product(
 
 def lanczos(
     product: Callable[[Float[Array, " size"]], Float[Array, " size"]],
-    start: Float[Array, " size"],
-    count: int,
+    start: Float[Array, "count size"],
     iterations: int,
     rtol: float,
 ) -> tuple[Float[Array, " count"], Float[Array, " count"], Int[Array, ""]]:
-    """The `count` largest eigenvalues of a symmetric operator, bounds on their errors, and the products spent.
+    """The largest eigenvalues of a symmetric operator, bounds on their errors, and the products spent.
 
-    Lanczos with full reorthogonalisation, stopped when every bound is below `rtol` times the largest eigenvalue in
-    modulus, or after `iterations`. When the Krylov space is exhausted it goes on from a fresh direction, so that
-    multiple eigenvalues are found as well.
+    Band Lanczos (Ruhe 1979, Math. Comp. 33) with full reorthogonalisation, stopped when every bound is below `rtol`
+    times the largest eigenvalue in modulus, or after `iterations` products. It starts from as many directions as
+    eigenvalues are wanted: from a single one, an eigenvalue of multiplicity two is seen once. A chain of directions
+    that ends, because the space it spans is invariant, goes on from a fresh one.
     """
-    size = start.size
+    count, size = start.shape
     steps = min(iterations, size)
-    count = min(count, size)
     dtype = start.dtype
     eps = jnp.finfo(dtype).eps
-    basis = jnp.zeros((steps + 1, size), dtype).at[0].set(start / scaled_norm(start))
-    diagonal, off = jnp.zeros(steps, dtype), jnp.zeros(steps, dtype)
-    directions = jax.random.split(jax.random.key(1), steps)
+    # Row j of `projected` holds the coefficients of H q_j: the rows of `basis` from `done` on are still to be mapped.
+    basis = jnp.zeros((steps + count, size), dtype).at[:count].set(jnp.linalg.qr(start.T)[0].T)
+    projected = jnp.zeros((steps, steps + count), dtype)
+    fresh_keys = jax.random.split(jax.random.key(1), steps)
 
-    def ritz(diagonal: Array, off: Array, done: Array) -> tuple[Array, Array, Array]:
+    def ritz(projected: Array, done: Array) -> tuple[Array, Array, Array]:
         """Ritz values and error bounds of the leading block; the unused rest is moved out of the way."""
+        largest = jnp.max(jnp.abs(projected))
+        scale = jnp.where(largest > 0, largest, 1)
         inside = jnp.arange(steps) < done
-        low = -2 * (jnp.max(jnp.abs(diagonal)) + 2 * jnp.max(jnp.abs(off))) - 1
-        coupling = jnp.where(jnp.arange(1, steps) < done, off[: steps - 1], 0)
-        matrix = jnp.diag(jnp.where(inside, diagonal, low)) + jnp.diag(coupling, 1) + jnp.diag(coupling, -1)
-        values, vectors = jnp.linalg.eigh(matrix)
-        last = jnp.maximum(done - 1, 0)
-        bounds = jnp.abs(off[last] * vectors[last])
-        largest = jnp.max(jnp.where(jnp.arange(steps) >= steps - done, jnp.abs(values), 0))
-        return values[::-1][:count], bounds[::-1][:count], largest
+        block = jnp.where(inside[:, None] & inside[None, :], projected[:, :steps] / scale, 0)
+        low = -2 * jnp.max(jnp.sum(jnp.abs(block), axis=1)) - 1
+        values, vectors = jnp.linalg.eigh(block + jnp.diag(jnp.where(inside, 0, low)))
+        outside = jax.lax.dynamic_slice_in_dim(projected / scale, done, count, axis=1)
+        bounds = jnp.linalg.norm(outside.T @ vectors, axis=0)
+        size_of_all = jnp.max(jnp.where(jnp.arange(steps) >= steps - done, jnp.abs(values), 0))
+        return scale * values[::-1][:count], scale * bounds[::-1][:count], scale * size_of_all
 
     def unfinished(state: tuple[Any, ...]) -> Array:
-        return ~state[4]
+        return ~state[3]
 
     def expand(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        basis, diagonal, off, done, _ = state
-        vector = basis[done]
-        image = product(vector)
-        alpha = vector @ image
-        used = (jnp.arange(steps + 1) <= done).astype(dtype)
+        basis, projected, done, _ = state
+        image = product(basis[done])
+        # Beyond `size` directions there is no room for another orthogonal one.
+        index = jnp.arange(steps + count)
+        used = ((index < done + count) & (index < size)).astype(dtype)
 
         def orthogonal(v: Array) -> Array:
             for _ in range(2):
                 v = v - basis.T @ (used * (basis @ v))
             return v
 
-        image_left = orthogonal(image)
-        beta = scaled_norm(image_left)
-        scale = jnp.maximum(scaled_norm(image), jnp.max(jnp.abs(diagonal)))
+        coefficients = used * (basis @ image)
+        left = orthogonal(image)
+        beta = scaled_norm(left)
+        scale = jnp.maximum(scaled_norm(image), jnp.max(jnp.abs(projected)))
         exhausted = beta <= 100 * eps * scale
-        fresh = orthogonal(jax.random.normal(directions[done], (size,), dtype))
-        follow = jnp.where(exhausted, fresh, image_left)
+        fresh = orthogonal(jax.random.normal(fresh_keys[done], (size,), dtype))
+        follow = jnp.where(exhausted, fresh, left)
         length = scaled_norm(follow)
-        basis = basis.at[done + 1].set(follow / jnp.where(length > 0, length, 1))
-        diagonal = diagonal.at[done].set(alpha)
-        off = off.at[done].set(jnp.where(exhausted, 0, beta))
-        done = done + 1
-        _, bounds, largest = ritz(diagonal, off, done)
-        # A bound of zero right after a restart is not a sign of convergence of what has not been seen yet.
-        settled = (done > count) & ~exhausted & jnp.all(bounds <= rtol * largest)
-        return basis, diagonal, off, done, settled | (done >= steps) | ~jnp.isfinite(alpha)
+        basis = basis.at[done + count].set(follow / jnp.where(length > 0, length, 1))
+        row = coefficients.at[done + count].set(jnp.where(exhausted, 0, beta))
+        projected, done = projected.at[done].set(row), done + 1
+        _, bounds, largest = ritz(projected, done)
+        settled = (done >= count) & jnp.all(bounds <= rtol * largest)
+        return basis, projected, done, settled | (done >= steps) | ~jnp.all(jnp.isfinite(row))
 
-    state = (basis, diagonal, off, jnp.asarray(0), jnp.asarray(False))
-    _, diagonal, off, done, _ = jax.lax.while_loop(unfinished, expand, state)
-    values, bounds, _ = ritz(diagonal, off, done)
-    broken = ~jnp.all(jnp.isfinite(diagonal))
+    state = (basis, projected, jnp.asarray(0), jnp.asarray(False))
+    _, projected, done, _ = jax.lax.while_loop(unfinished, expand, state)
+    values, bounds, _ = ritz(projected, done)
+    broken = ~jnp.all(jnp.isfinite(projected))
     return jnp.where(broken, jnp.nan, values), jnp.where(broken, jnp.nan, bounds), done
-
-
-def random_unit(key: Key[Array, ""], like: Float[Array, " size"]) -> Float[Array, " size"]:
-    """A random unit vector of the shape and type of `like`."""
-    draw = jax.random.normal(key, like.shape, like.dtype)
-    return draw / jnp.linalg.norm(draw)
 
 
 def kernel(predict: Callable[[PyTree], Float[Array, "n ..."]], params: PyTree, chunk: int) -> Float[Array, "rows rows"]:

@@ -73,6 +73,7 @@ class Carry(eqx.Module):
 @full_precision
 def begin(setup: Setup) -> Carry:
     flow, control, solver = setup.flow, setup.control, setup.solver
+    flow.check(setup.start, setup.frozen)
     t = jnp.asarray(flow.t0, setup.ts.dtype)
     y = flow.init(setup.start, setup.frozen)
     watched = flow.controlled(y)
@@ -175,7 +176,8 @@ def _attempt(setup: Setup, carry: Carry) -> Carry:
 
     steps = carry.steps + 1
     code = jnp.where(steps >= setup.max_steps, _solution.MAX_STEPS, carry.code)
-    small = proposed < 8 * jnp.finfo(t.dtype).eps * jnp.abs(t)
+    # Time carries its rounding along, so it resolves more than its type does.
+    small = proposed < 8 * max(float(jnp.finfo(t.dtype).eps) ** 2, float(jnp.finfo(jnp.float64).eps)) * jnp.abs(t)
     stuck = ~keep & (small | (proposed <= jnp.finfo(t.dtype).tiny) | (failures >= MOST_FAILURES))
     broken = jnp.where(jnp.all(finite), _solution.STEP_UNDERFLOW, _solution.NONFINITE)
     code = jnp.where(stuck, broken, code)

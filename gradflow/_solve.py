@@ -79,7 +79,6 @@ def solve(
     kinds = sorted({str(leaf.dtype) for leaf in jax.tree_util.tree_leaves(trainable)})
     if len(kinds) > 1:
         raise _checks.fail("params", "be of one floating-point type", " and ".join(kinds), "Cast them to one of these.")
-    flow.check(trainable, frozen)
     times = check_times(ts, flow.t0)
     observe = check_observe(observe)
     if _checks.is_concrete(max_steps):

@@ -8,6 +8,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from gradflow._solution import SolveError
+
 app = typer.Typer(
     help="Neural-network training as a dynamical system: exact gradient flows beside the optimisers they idealise.",
     no_args_is_help=True,
@@ -27,12 +29,12 @@ Samples = Annotated[int | None, typer.Option("--samples", help="Number of sample
 
 
 def main() -> None:
-    """Entry point: complaints about input end the program with one line and the code 2."""
+    """Entry point: complaints about input end the program with one line and the code 2, failed runs with 1."""
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, SolveError) as error:
         print(f"gradflow: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(1 if isinstance(error, SolveError) else 2)
 
 
 @contextlib.contextmanager
@@ -64,6 +66,7 @@ def small_init(
     """
     _enable_float64()
     from gradflow import plot, studies
+    from gradflow.sweeps import check_writable
 
     rtol = (1e-3 if quick else 1e-4) if rtol is None else rtol
     samples = 120 if quick and samples is None else samples
@@ -74,7 +77,10 @@ def small_init(
         size = few | {"seeds": range(1 if seeds is None else seeds)}
     name = "small-init-quick" if quick else "small-init"
     store = out / f"{name}.zarr"
-    with _resumable(" ".join(["gradflow", *sys.argv[1:]])):
+    check_writable("out", store)
+    _say_what_is_there(store, fresh)
+    again = [word for word in sys.argv[1:] if word != "--fresh"]
+    with _resumable(" ".join(["gradflow", *again])):
         ds = studies.small_init(dataset, **size, rtol=rtol, store=store, resume=not fresh)
     _report(studies.small_init_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
 
@@ -95,11 +101,12 @@ def compare(
     from gradflow import plot, studies
     from gradflow.sweeps import check_writable, write_dataset
 
-    dataset = _load(data, path, samples if samples else (100 if quick else None), centre=True, labels="onehot")
+    dataset = _load(data, path, 100 if quick and samples is None else samples, centre=True, labels="onehot")
     name = "compare-quick" if quick else "compare"
     check_writable("out", out / f"{name}.zarr")
     if quick:
-        size = {"width": min(width, 16), "depth": 1, "rates": 4, "horizon": 10.0 if horizon is None else horizon}
+        size = {"width": min(width, 16), "depth": 1, "rates": 4, "rtol": 1e-8}
+        size["horizon"] = 10.0 if horizon is None else horizon
     else:
         size = {"width": width, "depth": depth, "rates": 6, "horizon": 50.0 if horizon is None else horizon}
     ds = studies.discrete_gap(dataset, **cast(dict[str, Any], size))
@@ -146,6 +153,18 @@ def _load(name: str, path: str | None, samples: int | None, **options: Any) -> A
         return data.load(name, n=samples, **chosen)
     found = data.load(name, **chosen)
     return found if len(found) <= 500 else data.load(name, n=500, **chosen)
+
+
+def _say_what_is_there(store: pathlib.Path, fresh: bool) -> None:
+    """One line if a store is about to be resumed; whatever else lies there is left to the study to refuse."""
+    from gradflow.sweeps import open_store
+
+    if fresh or not store.exists():
+        return
+    found = open_store(store)
+    if "config" in found.attrs:
+        done = int((found["status"] >= 0).sum())
+        print(f"resuming {store}: {done} of {found['status'].size} flows are there (--fresh starts over)")
 
 
 def _report(table: str, store: pathlib.Path, figure: pathlib.Path, ds: Any) -> None:

@@ -62,4 +62,7 @@ class AbstractFlow(eqx.Module):
         return {}
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
-        """Raises `ValueError` for parameters that the flow cannot start from. Runs before tracing."""
+        """Raises `ValueError` for parameters of a shape or type that the flow cannot start from.
+
+        Runs once per compilation, before anything else is traced, so it cannot look at values.
+        """

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from gradflow._checks import check_count, check_positive
+from gradflow._checks import check_count
 from gradflow._conserved import Conserved
 from gradflow.models import laws
-from gradflow.models._parametrisation import Parametrisation, draw, resolve, standard
-from gradflow.models._two_layer import SCALE_ADVICE
+from gradflow.models._parametrisation import Parametrisation, check_scale, draw, resolve, resolve_dtype, standard
 
 
 class DeepLinear(eqx.Module):
@@ -54,8 +53,8 @@ class DeepLinear(eqx.Module):
         check_count("depth", depth, least=2, advice="It counts weight matrices.")
         if out_size is not None:
             check_count("out_size", out_size, advice="Use None for a scalar output.")
-        check_positive("init_scale", init_scale, SCALE_ADVICE)
-        dtype = jnp.dtype(dtype or jnp.result_type(float))
+        dtype = resolve_dtype(dtype)
+        check_scale(init_scale, dtype)
         kind = resolve(parametrisation)
         names = ["input"] + ["hidden"] * (depth - 2) + ["output"]
         sizes = [in_size] + [width] * (depth - 1) + [out_size or 1]

@@ -7,9 +7,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from gradflow._checks import check_count, check_positive
+from gradflow._checks import check_count
 from gradflow._conserved import Conserved
-from gradflow.models._two_layer import SCALE_ADVICE
+from gradflow.models._parametrisation import check_scale, draw, resolve_dtype
 
 
 class DiagonalLinear(eqx.Module):
@@ -41,14 +41,14 @@ class DiagonalLinear(eqx.Module):
         key: Key[Array, ""] | None = None,
     ):
         check_count("in_size", in_size)
-        check_positive("init_scale", init_scale, SCALE_ADVICE)
-        dtype = jnp.dtype(dtype or jnp.result_type(float))
+        dtype = resolve_dtype(dtype)
+        check_scale(init_scale, dtype)
         if law is None:
             start = jnp.ones(in_size, dtype)
         elif key is None:
             raise ValueError("Argument `key` must be given with a law, but is None. Pass jax.random.key(seed).")
         else:
-            start = law(key, (1, in_size), dtype)[0]
+            start = draw(law, key, (1, in_size), 1.0, dtype)[0]
         self.u = jnp.asarray(init_scale, dtype) * jnp.sqrt(jnp.asarray(2.0, dtype)) * start
         self.v = jnp.zeros(in_size, dtype)
 

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from gradflow._checks import check_callable, check_count, check_positive
+from gradflow._checks import check_callable, check_count
 from gradflow.models import laws
-from gradflow.models._parametrisation import Parametrisation, draw, resolve, standard
-from gradflow.models._two_layer import SCALE_ADVICE
+from gradflow.models._parametrisation import Parametrisation, check_scale, draw, resolve, resolve_dtype, standard
 
 
 class MLP(eqx.Module):
@@ -58,8 +57,8 @@ class MLP(eqx.Module):
         if out_size is not None:
             check_count("out_size", out_size, advice="Use None for a scalar output.")
         check_callable("activation", activation, "activation(array)")
-        check_positive("init_scale", init_scale, SCALE_ADVICE)
-        dtype = jnp.dtype(dtype or jnp.result_type(float))
+        dtype = resolve_dtype(dtype)
+        check_scale(init_scale, dtype)
         kind = resolve(parametrisation)
         names = ["input"] + ["hidden"] * (depth - 1) + ["output"]
         sizes = [in_size] + [width] * depth + [out_size or 1]

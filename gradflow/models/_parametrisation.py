@@ -12,11 +12,14 @@ One learning rate, one flow time, serves all layers. (In the notation of Yang & 
 abc-parametrisation with `c = 0`, which is no loss: `(a, b, c) -> (a + h, b - h, c - 2 h)` leaves the training alone.)
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from gradflow._checks import fail
+from gradflow._checks import check_callable, check_positive, fail, is_concrete
 
 
 class Parametrisation(eqx.Module):
@@ -75,8 +78,35 @@ def resolve(parametrisation: "Parametrisation | str") -> Parametrisation:
     return named[parametrisation]
 
 
+SCALE_ADVICE = "Zero is a saddle of the flow: nothing would move. Use a small number such as 1e-6."
+
+
+def resolve_dtype(dtype: Any) -> jnp.dtype:
+    """The type of the weights, JAX's default float type for `None`."""
+    found = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
+    if not jnp.issubdtype(found, jnp.floating):
+        raise fail("dtype", "be a real floating-point type", found.name, "For instance jax.numpy.float32.")
+    return found
+
+
+def check_scale(init_scale: Any, dtype: jnp.dtype) -> None:
+    """Refuses a scale that is not positive, no scalar, or too small for the type of the weights."""
+    check_positive("init_scale", init_scale, SCALE_ADVICE)
+    if jnp.ndim(init_scale) != 0:
+        raise fail("init_scale", "be a scalar", f"of shape {jnp.shape(init_scale)}", "Use jax.vmap over scales.")
+    least = float(jnp.finfo(dtype).tiny)
+    if is_concrete(init_scale) and float(init_scale) < least:
+        advice = "Smaller numbers are zero in this type; float64 reaches down to 1e-307."
+        raise fail("init_scale", f"be at least {least:.2g} in {dtype.name}", f"{float(init_scale):g}", advice)
+
+
 def draw(
-    law, key: Key[Array, ""], shape: tuple[int, int], scale: Float[Array, ""] | float, dtype: jnp.dtype
+    law: Callable[..., Array],
+    key: Key[Array, ""],
+    shape: tuple[int, int],
+    scale: Float[Array, ""] | float,
+    dtype: jnp.dtype,
 ) -> Float[Array, "fan_out fan_in"]:
     """A weight matrix of a law, `scale` times its unit-variance draw."""
+    check_callable("law", law, "law(key, shape, dtype)", "See `gradflow.models.laws`.")
     return jnp.asarray(scale, dtype) * law(key, shape, dtype)

@@ -8,12 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from gradflow._checks import check_callable, check_count, check_positive
+from gradflow._checks import check_callable, check_count
 from gradflow._conserved import Conserved, is_degree_one
+from gradflow._tree import scaled_norm
 from gradflow.models import laws
-from gradflow.models._parametrisation import Parametrisation, draw, resolve, standard
-
-SCALE_ADVICE = "Zero is a saddle of the flow: nothing would move. Use a small number such as 1e-6."
+from gradflow.models._parametrisation import Parametrisation, check_scale, draw, resolve, resolve_dtype, standard
 
 
 class TwoLayer(eqx.Module):
@@ -62,14 +61,14 @@ class TwoLayer(eqx.Module):
         if out_size is not None:
             check_count("out_size", out_size, advice="Use None for a scalar output.")
         check_callable("activation", activation, "activation(array)")
-        check_positive("init_scale", init_scale, SCALE_ADVICE)
-        dtype = jnp.dtype(dtype or jnp.result_type(float))
+        dtype = resolve_dtype(dtype)
+        check_scale(init_scale, dtype)
         kind, sizes = resolve(parametrisation), {"fan_in": width, "in_size": in_size}
         first, second = jax.random.split(key)
         weight = draw(law, first, (width, in_size), init_scale * kind.std("input", **sizes), dtype)
         output = draw(law, second, (out_size or 1, width), init_scale * kind.std("output", **sizes), dtype)
         if balanced:
-            output = output * (jnp.linalg.norm(weight, axis=1) / jnp.linalg.norm(output, axis=0))[None]
+            output = output * (jax.vmap(scaled_norm)(weight) / jax.vmap(scaled_norm)(output.T))[None]
         self.weight = weight
         self.output = output[0] if out_size is None else output
         self.activation = activation

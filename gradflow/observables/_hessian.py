@@ -7,19 +7,22 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PyTree
 
-from gradflow._checks import check_callable, check_count, check_positive
-from gradflow._linalg import hessian_vector_product, lanczos, random_unit
+from gradflow._checks import check_callable, check_count, check_positive, fail
+from gradflow._linalg import hessian_vector_product, lanczos
 from gradflow._tree import full_precision, join, split
 
 
 class HessianEigenvalues(eqx.Module):
     """The `k` largest eigenvalues of the Hessian of the loss, in decreasing order: `(k,)`.
 
-    Lanczos with full reorthogonalisation, until the error bounds fall below `rtol` times the largest eigenvalue in
-    modulus, or after `iterations` Hessian-vector products. Memory is `iterations` parameter vectors; no matrix of the
-    size of the parameters squared is formed. `with_bounds(params)` also returns error bounds and the products spent.
+    Band Lanczos with full reorthogonalisation, until the error bounds fall below `rtol` times the largest eigenvalue in
+    modulus, or after `iterations` Hessian-vector products. Memory is `iterations + k` parameter vectors; no matrix of
+    the size of the parameters squared is formed. Eigenvalues come as often as their multiplicity: a network of several
+    outputs repeats them. `with_bounds(params)` also returns error bounds and the products spent.
 
     **Arguments**: `problem`: `params -> scalar`; `k`; `rtol`; `iterations`; `seed` of the random start.
+
+    **Raises** `ValueError` for `k` above the number of parameters, and for fewer iterations than `k`.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> top = gf.observables.HessianEigenvalues(lambda w: 0.5 * (jnp.arange(1.0, 6.0) * w**2).sum(), k=2)
@@ -50,8 +53,10 @@ class HessianEigenvalues(eqx.Module):
         """Eigenvalues, bounds on their errors, and the number of Hessian-vector products spent."""
         trainable, frozen = split(params)
         product, flat = hessian_vector_product(lambda p: self.problem(join(p, frozen)), trainable)
-        start = random_unit(jax.random.key(self.seed), flat)
-        return lanczos(product, start, self.k, self.iterations, self.rtol)
+        if self.k > flat.size:
+            raise fail("k", f"be at most the number of parameters, {flat.size}", str(self.k))
+        start = jax.random.normal(jax.random.key(self.seed), (self.k, flat.size), flat.dtype)
+        return lanczos(product, start, self.iterations, self.rtol)
 
 
 class Sharpness(eqx.Module):

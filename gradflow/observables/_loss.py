@@ -33,7 +33,7 @@ class Loss(eqx.Module):
 class Accuracy(eqx.Module):
     """Fraction of samples classified rightly: by sign for targets of +1 and -1, by the largest score otherwise.
 
-    Vector predictions are compared with class indices or one-hot targets.
+    Predictions of several outputs are compared with class indices or one-hot targets, those of one with signs.
 
     **Raises** `ValueError` for a problem without data (a plain function).
 
@@ -51,7 +51,7 @@ class Accuracy(eqx.Module):
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, ""]:
         predictions, targets = self.problem.predictions(params), self.problem.y
-        if predictions.ndim == 1:
+        if predictions.ndim == 1 or predictions.shape[1:] == targets.shape[1:] == (1,):
             right = predictions * targets > 0
         else:
             chosen = jnp.argmax(predictions, axis=-1)

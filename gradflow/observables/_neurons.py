@@ -4,11 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from gradflow._checks import check_finite, fail
-from gradflow._tree import method_of
+from gradflow._checks import check_finite, fail, is_concrete
+from gradflow._tree import method_of, scaled_norm
 
 
 class NeuronNorms(eqx.Module):
@@ -27,9 +29,7 @@ class NeuronNorms(eqx.Module):
 
     def __call__(self, params: PyTree) -> Float[Array, " width"]:
         rows = self.weights(params) if self.weights is not None else _of_model(params, "neuron_weights", "weights")
-        largest = jnp.max(jnp.abs(rows), axis=1)
-        safe = jnp.where(largest > 0, largest, 1)
-        return largest * jnp.sqrt(jnp.sum((rows / safe[:, None]) ** 2, axis=1))
+        return jax.vmap(scaled_norm)(rows)
 
 
 class NeuronAngles(eqx.Module):
@@ -41,7 +41,8 @@ class NeuronAngles(eqx.Module):
 
     **Arguments**: `reference`; `neurons`: function `params -> (width, in_size)`, by default `params.neurons()`.
 
-    **Raises** `ValueError` without a reference unless the inputs lie in the plane.
+    **Raises** `ValueError` without a reference unless the inputs lie in the plane, and for one of zeros or of another
+    size than the inputs.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> angles = gf.observables.NeuronAngles(jnp.array([1.0, 0.0]), neurons=lambda w: w)
@@ -57,6 +58,10 @@ class NeuronAngles(eqx.Module):
         check_finite("reference", self.reference)
         if self.reference is not None and self.reference.ndim not in (1, 2):
             raise fail("reference", "be one direction or a matrix of them", f"of shape {self.reference.shape}")
+        if self.reference is not None and is_concrete(self.reference):
+            zeros = int(np.sum(~np.any(np.atleast_2d(self.reference), axis=1)))
+            if zeros:
+                raise fail("reference", "not be a vector of zeros", f"one in {zeros} rows")
         self.neurons = neurons
 
     def __call__(self, params: PyTree) -> Float[Array, "width *k"]:
@@ -67,8 +72,11 @@ class NeuronAngles(eqx.Module):
                 raise fail("reference", "be a direction unless the inputs lie in the plane", actual)
             angle = jnp.arctan2(rows[:, 1], rows[:, 0])
             return jnp.where(jnp.any(rows != 0, axis=1), angle, jnp.nan)
+        if self.reference.shape[-1] != rows.shape[1]:
+            actual = f"of shape {self.reference.shape} against weights of shape {rows.shape}"
+            raise fail("reference", "have as many entries as the neurons have inputs", actual)
         units = _unit(rows)
-        targets = _unit(jnp.atleast_2d(self.reference).astype(rows.dtype))
+        targets = _unit(jnp.atleast_2d(self.reference)).astype(rows.dtype)
         chord = jnp.linalg.norm(units[:, None, :] - targets[None, :, :], axis=2)
         other = jnp.linalg.norm(units[:, None, :] + targets[None, :, :], axis=2)
         angle = 2 * jnp.arctan2(chord, other)

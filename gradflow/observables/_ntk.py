@@ -6,7 +6,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from gradflow._checks import check_count
+from gradflow._checks import check_count, check_finite
 from gradflow._linalg import kernel
 from gradflow._tree import full_precision, join, split
 from gradflow.observables._loss import needs_data
@@ -33,6 +33,7 @@ class NTK(eqx.Module):
 
     def __init__(self, problem: EmpiricalRisk, x: Any = None, *, chunk: int = 32):
         self.problem = needs_data(problem)
+        check_finite("x", x)
         self.x = None if x is None else jnp.asarray(x)
         check_count("chunk", chunk)
         self.chunk = chunk

@@ -6,7 +6,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gradflow.plot._style import STYLE, figure, shades
+from gradflow.plot._style import STYLE, figure, label_decades, shades
 
 
 def compare(ds: xr.Dataset) -> Figure:
@@ -22,10 +22,11 @@ def compare(ds: xr.Dataset) -> Figure:
 def _against_rate(ax: Axes, ds: xr.Dataset) -> None:
     for j, (name, colour) in enumerate(zip(ds.flow.values, shades(ds.sizes["flow"] + 1)[1:], strict=True)):
         order = float(ds.order[j])
-        label = f"{name}: measured order {order:.2f}" if np.isfinite(order) else str(name)
+        label = f"gap to {name}, slope {order:.2f}" if np.isfinite(order) else f"gap to {name}"
         ax.loglog(ds.learning_rate, ds.gap[:, j], "o-", color=colour, markersize=3, label=label)
     _mark_diverged(ax, ds)
     ax.set(xlabel="learning rate", ylabel="gap / distance travelled", title=f"{ds.attrs['rule']} against its flow")
+    label_decades(ax)
     ax.legend(loc="upper left")
 
 
@@ -36,6 +37,7 @@ def _against_cost(ax: Axes, ds: xr.Dataset) -> None:
     if "flow_rtol" in ds.coords:
         ax.loglog(ds.flow_cost, ds.flow_error, "s--", color="black", markersize=3, label="the flow, by tolerance")
     ax.set(xlabel="gradient evaluations", ylabel="error / distance travelled", title="what accuracy costs")
+    label_decades(ax)
     ax.legend(loc="lower left")
 
 

@@ -18,6 +18,9 @@ def draw(ds: xr.Dataset) -> Figure:
     study = ds.attrs.get("study")
     if study not in FIGURES:
         listed = ", ".join(repr(name) for name in FIGURES)
-        advice = "A plain sweep has no ready-made figure: use xarray's own `ds[name].plot()`."
+        advice = (
+            "An interrupted study gets it when it is run to its end;"
+            " a plain sweep has no ready-made figure: use xarray's own `ds[name].plot()`."
+        )
         raise fail("ds", f"carry the attribute `study`, one of {listed}", repr(study), advice)
     return FIGURES[study](ds)

@@ -13,8 +13,8 @@ def small_init(ds: xr.Dataset) -> Figure:
     """Loss, weight norm, neuron angles and escape times, one row per loss.
 
     Curves are of the middle width and the first seed, one shade per scale (darker is smaller); angles are those of
-    every neuron at the smallest scale to the direction predicted for positive output weights. The last column shows every
-    member, the fitted lines and, dashed, the predicted slope.
+    every neuron at the smallest scale to the direction predicted for positive output weights. The last column shows
+    every member, the fitted lines and, dashed, the predicted slope.
     """
     with matplotlib.rc_context(STYLE):
         rows = ds.sizes["loss"]
@@ -52,7 +52,7 @@ def _angles(ax: Axes, member: xr.Dataset) -> None:
         ax.axvline(float(escape), color="black", linestyle=":", linewidth=1, label="escape")
         ax.legend(loc="center right")
     scale = float(smallest.scale)
-    ax.set(title=f"angle to the predicted direction, scale {scale:.0e}", xlabel="flow time $t$", ylabel="degrees")
+    ax.set(title=f"angle to the prediction, scale {scale:.0e}", xlabel="flow time $t$", ylabel="degrees")
     ax.set(ylim=(0, 180), yticks=[0, 45, 90, 135, 180])
 
 

@@ -4,7 +4,9 @@ import os
 import pathlib
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -28,6 +30,15 @@ def shades(count: int) -> list[Any]:
 
     palette = matplotlib.colormaps["viridis_r"]
     return [palette(0.15 + 0.85 * i / max(count - 1, 1)) for i in range(count)]
+
+
+def label_decades(ax: Axes) -> None:
+    """Ticks of logarithmic axes with labels that do not run into one another, however short the axis is."""
+    for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+        if high < 100 * low:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def figure(**size: Any) -> Figure:

@@ -67,7 +67,8 @@ def hinge(prediction: Float[Array, "*out"], target: Num[Array, "*out"]) -> PerSa
 def cross_entropy(prediction: Float[Array, " classes"], target: Num[Array, "*classes"]) -> PerSampleLoss:
     """`-sum_c y_c log softmax(p)_c`; the target is a class index or a vector of class probabilities.
 
-    An index outside `0 ... classes - 1` gives NaN rather than the loss of a neighbouring class.
+    An index outside `0 ... classes - 1` gives NaN, for the gradient as well, rather than the loss of a neighbouring
+    class.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> round(float(gf.losses.cross_entropy(jnp.zeros(10), jnp.array(3))), 4)
@@ -85,4 +86,4 @@ def cross_entropy(prediction: Float[Array, " classes"], target: Num[Array, "*cla
 
 def _entry(values: Float[Array, " classes"], index: Int[Array, ""]) -> PerSampleLoss:
     valid = (index >= 0) & (index < values.shape[0])
-    return jnp.where(valid, values[jnp.where(valid, index, 0)], jnp.nan)
+    return values[jnp.where(valid, index, 0)] * jnp.where(valid, 1.0, jnp.nan).astype(values.dtype)

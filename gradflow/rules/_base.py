@@ -52,7 +52,7 @@ class AbstractRule(eqx.Module):
         """The same rule at another learning rate."""
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
-        """Raises `ValueError` for parameters that the rule cannot start from. Runs before tracing."""
+        """Raises `ValueError` for parameters of a shape or type that the rule cannot start from, as for flows."""
 
 
 def check_learning_rate(learning_rate: Any) -> None:

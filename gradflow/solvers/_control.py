@@ -4,9 +4,11 @@ The local error `e` of a step from `y0` to `y1` is measured as
 
     ratio = rms_i( e_i / (atol + rtol max(|y0_i|, |y1_i|)) ),     accepted when ratio <= 1.
 
-With `atol=None` the absolute part is `rtol` times the size of the *initial* values of the leaf that entry `i` belongs
-to. A fixed absolute tolerance gets the escape from a small initialisation wrong as soon as the initial values fall
-below it, and reports success; this one resolves a start of size 1e-10 as well as one of size 1.
+With `atol=None` the absolute part is `rtol` times a floor: the size of the *initial* values of the leaf that entry `i`
+belongs to, or a hundredth of their present size once that is larger. A fixed absolute tolerance gets the escape from a
+small initialisation wrong as soon as the initial values fall below it, and reports success; this one resolves a start
+of size 1e-10 as well as one of size 1. The hundredth keeps neurons that are still small under control while others have
+grown; following only the initial size would be dear where entries cross zero late, at no gain in accuracy.
 """
 
 from collections.abc import Callable
@@ -17,6 +19,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
 from gradflow._tree import scaled_norm
+
+DORMANT = 0.01
+"""Share of the present size of a leaf below which its entries are held to an absolute error."""
 
 
 class StepControl(eqx.Module):
@@ -50,10 +55,12 @@ class StepControl(eqx.Module):
         return jax.tree_util.tree_unflatten(structure, floors)
 
     def raise_floor(self, floor: PyTree, was_zero: Bool[Array, ""], y: PyTree) -> PyTree:
-        """For a run that started at zero: the largest size that the state has had."""
-        return jax.tree_util.tree_map(
-            lambda old, new: jnp.where(was_zero, jnp.maximum(old, new), old), floor, self.floor(y)
-        )
+        """The floor after a step to `y`: it follows the state upwards, at a distance unless the run started at zero."""
+
+        def follow(old: Array, size: Array) -> Array:
+            return jnp.maximum(old, jnp.where(was_zero, 1.0, DORMANT).astype(size.dtype) * size)
+
+        return jax.tree_util.tree_map(follow, floor, self.floor(y))
 
     def ratio(self, error: PyTree, y0: PyTree, y1: PyTree, floor: PyTree) -> Scalar:
         """Error of a step over the tolerance; NaN or infinity where the step is not finite."""

@@ -42,7 +42,7 @@ def compare(
     **Arguments**
 
     - `rule`: its own learning rate does not matter. `learning_rates`: distinct, positive.
-    - `horizon`: flow time, at least one step of the largest learning rate.
+    - `horizon`: flow time, at least one step of the largest learning rate. Every rule runs as many whole steps as fit.
     - `flows`: name -> function `rule -> flow`; by default `rule.flow(order)` for every order that the rule knows.
     - `rtol`: tolerance of the flows, to be far below the gaps. `saves`: number of times compared at the most.
 
@@ -61,8 +61,9 @@ def compare(
     """
     if not isinstance(rule, AbstractRule):
         raise _checks.fail("rule", "be a gradflow rule", f"of type {type(rule).__name__}")
-    rates = np.sort(np.asarray(learning_rates, float))[::-1]
-    if rates.ndim != 1 or rates.size < 1 or len(np.unique(rates)) != rates.size:
+    rates = np.ravel(np.asarray(learning_rates, float))
+    rates = np.sort(rates)[::-1]
+    if rates.size < 1 or len(np.unique(rates)) != rates.size:
         raise _checks.fail("learning_rates", "be distinct numbers, at least one", repr(learning_rates))
     _checks.check_positive("learning_rates", rates)
     _checks.check_positive("horizon", horizon)
@@ -90,7 +91,8 @@ def compare(
     }
     of_rule = {name: np.zeros(rates.size, np.int64) for name in ("steps", "gradient_evaluations", "status")}
     times = np.zeros((rates.size, rows + 1))
-    for i, (current, count) in enumerate(zip(tqdm(tuned, unit="rate", disable=not progress), counts, strict=True)):
+    bar = tqdm(tuned, desc="learning rates", unit="run", disable=not progress)
+    for i, (current, count) in enumerate(zip(bar, counts, strict=True)):
         ks = np.round(np.linspace(0, count, rows + 1)).astype(int)
         discrete = iterate_to(current, params, ks, throw=False)
         times[i] = np.asarray(discrete.ts)
@@ -135,18 +137,22 @@ def steps_to_match(ds: xr.Dataset, error: float, flow: int = 0) -> float:
     `ds` comes from `compare`, `error` is a gap. Extrapolated unless `error` lies within the gaps measured; NaN if the
     rule diverged at the smallest learning rates.
 
+    **Raises** `ValueError` for an error that is not positive.
+
     >>> import gradflow as gf, jax.numpy as jnp
     >>> rule = gf.GradientDescent(lambda w: 0.5 * w**2, learning_rate=0.1)
     >>> ds = gf.compare(rule, jnp.array(1.0), [0.02, 0.01], 1.0, rtol=1e-5)
     >>> 1e4 < gf.studies.steps_to_match(ds, 1e-5) < 5e4
     True
     """
+    _checks.check_positive("error", error)
     return extrapolate_steps(float(ds.steps[-1]), float(ds.gap[-1, flow]), float(ds.order[flow]), error)
 
 
 def extrapolate_steps(steps: float, gap: float, order: float, error: float) -> float:
     """Steps for `error` when `steps` of them have this gap, and the gap is of this order in their size."""
-    return steps * (gap / error) ** (1 / order) if np.isfinite(gap) and order > 0 else float("nan")
+    known = np.isfinite(gap) and order > 0 and error > 0
+    return steps * (gap / error) ** (1 / order) if known else float("nan")
 
 
 def discrete_gap(
@@ -170,22 +176,26 @@ def discrete_gap(
     **Returns** what `compare` does, with the `sharpness` and the `loss` along the flow, over `time`, and the cost and
     error of flows at looser tolerances, over `flow_rtol`: what the flow costs for the accuracy that descent has.
 
+    **Raises** `ValueError` for bad input, `SolveError` if the flow itself fails.
+
     >>> import gradflow as gf
     >>> data = gf.data.digits(n=40, labels="onehot")
     >>> ds = gf.studies.discrete_gap(data, width=4, depth=1, horizon=2.0, rates=2, rtol=1e-5, progress=False)
     >>> sorted(ds.sizes)
     ['flow', 'flow_rtol', 'learning_rate', 'save', 'time']
     """
+    _checks.check_positive("horizon", horizon)
+    _checks.check_count("rates", rates)
     x, y = dataset
     problem = EmpiricalRisk(x, y, loss)
     out_size = None if np.ndim(y) == 1 else y.shape[1]
     model = MLP(x.shape[1], width, out_size, depth=depth, activation=activation, key=jax.random.key(seed))
     rule = GradientDescent(problem, 1.0)
-    sharpness = Sharpness(problem, iterations=50)
     times = np.linspace(0, horizon, 51)
-    exact = solve(rule.flow(), model, times, rtol=rtol, observe={"sharpness": sharpness, "loss": Loss(problem)})
-    sharpest = float(np.max(np.asarray(exact.observed["sharpness"])))
-    learning_rates = 1.8 / sharpest * 0.5 ** np.arange(rates)
+    exact = solve(rule.flow(), model, times, rtol=rtol)
+    # Evaluated after the run: within the loop, the Lanczos iteration would double the time that compilation takes.
+    sharpness, risk = _along(exact.params, Sharpness(problem, iterations=50), Loss(problem))
+    learning_rates = 1.8 / float(np.max(sharpness)) * 0.5 ** np.arange(rates)
     ds = compare(rule, model, list(learning_rates), horizon, rtol=rtol, progress=progress)
     tolerances = [tol for tol in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6) if tol > 10 * rtol]
     costs, gaps = [], []
@@ -197,8 +207,8 @@ def discrete_gap(
     own = {
         "flow_error": ("flow_rtol", np.array(gaps), {"long_name": "error of the flow over distance travelled"}),
         "flow_cost": ("flow_rtol", np.array(costs), {"long_name": "gradients evaluated by the flow"}),
-        "sharpness": ("time", np.asarray(exact.observed["sharpness"]), {"long_name": "largest Hessian eigenvalue"}),
-        "loss": ("time", np.asarray(exact.observed["loss"]), {"long_name": "training loss"}),
+        "sharpness": ("time", np.asarray(sharpness), {"long_name": "largest Hessian eigenvalue"}),
+        "loss": ("time", np.asarray(risk), {"long_name": "training loss"}),
     }
     extra = xr.Dataset(own, {"flow_rtol": tolerances, "time": times})
     merged = ds.merge(extra)
@@ -209,27 +219,45 @@ def discrete_gap(
 def compare_table(ds: xr.Dataset) -> str:
     """What `compare` found, as text: one line per learning rate, and one per tolerance of the flow if there are any.
 
+    A dash stands for what could not be measured, such as the gap of a rule that diverged.
+
     >>> import gradflow as gf, jax.numpy as jnp
     >>> rule = gf.GradientDescent(lambda w: 0.5 * w**2, learning_rate=0.1)
     >>> print(gf.studies.compare_table(gf.compare(rule, jnp.array(1.0), [0.1], 1.0)).splitlines()[0].split()[:2])
     ['learning', 'rate']
     """
-    lines = [
-        f"{'learning rate':>14} {'gradients':>10} {'status':>10}"
-        + "".join(f" {f'gap ({n})':>16}" for n in ds.flow.values)
-    ]
+    columns = [f"gap to {name}" for name in ds.flow.values]
+    widths = [max(16, len(column)) for column in columns]
+    rule, horizon = ds.attrs["rule"], ds.attrs["horizon"]
+
+    def row(values: Any, digits: str) -> str:
+        shown = (f"{value:{digits}}" if np.isfinite(value) else "-" for value in values)
+        return "".join(f" {text:>{width}}" for text, width in zip(shown, widths, strict=True))
+
+    header = "".join(f" {column:>{width}}" for column, width in zip(columns, widths, strict=True))
+    lines = [f"{'learning rate':>14} {'gradients':>10} {'status':>10}{header}"]
     for i, rate in enumerate(ds.learning_rate.values):
-        gaps = "".join(f" {gap:16.3e}" for gap in ds.gap.values[i])
         cost, status = int(ds.gradient_evaluations[i]), STATUS[int(ds.status[i])]
-        lines.append(f"{rate:14.4g} {cost:10d} {status:>10}{gaps}")
-    lines.append(f"{'measured order':>36}" + "".join(f" {order:16.3f}" for order in ds.order.values))
+        lines.append(f"{rate:14.4g} {cost:10d} {status:>10}{row(ds.gap.values[i], '.3e')}")
+    lines.append(f"{'measured order':>36}{row(ds.order.values, '.3f')}")
+    lines.append(f"gap: largest distance from {rule} to the flow at equal times, over the distance the flow travels")
+    lines.append(f"     until flow time {horizon:g}; its order is the slope between the two smallest learning rates")
     if "flow_rtol" in ds.coords:
-        lines.append("")
-        lines.append(f"{'flow, rtol':>14} {'gradients':>10} {'error':>10} {'gradient-descent steps to match':>34}")
+        lines += ["", f"{'flow, rtol':>14} {'gradients':>10} {'error':>10} {'steps to match':>16}"]
         for tol, cost, error in zip(ds.flow_rtol.values, ds.flow_cost.values, ds.flow_error.values, strict=True):
-            lines.append(f"{tol:14.0e} {int(cost):10d} {error:10.1e} {steps_to_match(ds, float(error)):34,.0f}")
-        lines.append("(steps to match: from the gap at the smallest learning rate and the measured order)")
+            steps = extrapolate_steps(float(ds.steps[-1]), float(ds.gap[-1, 0]), float(ds.order[0]), float(error))
+            needed = f"{steps:,.0f}" if np.isfinite(steps) else "-"
+            lines.append(f"{tol:14.0e} {int(cost):10d} {error:10.1e} {needed:>16}")
+        lines.append(f"error: of the flow, measured like the gap; reference: the flow at rtol {ds.attrs['rtol']:.0e}")
+        lines.append(f"steps to match: of {rule}, for a gap as small, extrapolated with the measured order")
     return "\n".join(lines)
+
+
+@eqx.filter_jit
+def _along(params: PyTree, *observables: Callable[[Any], Any]) -> tuple[Float[Array, " rows"], ...]:
+    """Observables along a run, from its saved parameters."""
+    rows, rest = eqx.partition(params, eqx.is_inexact_array)
+    return jax.lax.map(lambda row: tuple(observable(eqx.combine(row, rest)) for observable in observables), rows)
 
 
 @eqx.filter_jit

@@ -76,8 +76,13 @@ def small_init(
         actual = f"of shape {np.shape(y)} with values such as {np.ravel(np.asarray(y))[:3].tolist()}"
         raise _checks.fail("dataset", "have targets +1 and -1", actual, 'Load it with labels="pm1" and two classes.')
     known = {"square": losses.square, "logistic": losses.logistic, "exponential": losses.exponential}
+    if isinstance(loss_names, str) or not loss_names:
+        raise _checks.fail("loss_names", "be a list of names, at least one", repr(loss_names))
     for name in loss_names:
         _checks.check_choice("loss_names", name, known)
+    _checks.check_count("saves", saves, least=2)
+    if not len(scales):
+        raise _checks.fail("scales", "hold at least one value", repr(scales))
     _checks.check_positive("scales", np.asarray(scales, float), "Zero is a saddle: nothing would move.")
     problems = {name: EmpiricalRisk(x, y, known[name]) for name in loss_names}
     predicted = {name: _predict(problem) for name, problem in problems.items()}
@@ -216,17 +221,19 @@ def small_init_table(ds: xr.Dataset) -> str:
     lines = []
     for loss in ds.loss.values:
         part = ds.sel(loss=loss)
-        lines.append(f"{loss} loss, {ds.sizes['width']} widths x {ds.sizes['seed']} seeds, data: {ds.attrs['data']}")
+        widths, seeds = (", ".join(str(int(value)) for value in ds[name].values) for name in ("width", "seed"))
+        lines.append(f"{loss} loss, width {widths}, seed {seeds}, data: {ds.attrs['data']}")
         lines.append(
             f"{'scale':>9} {'escape time':>18} {'flow gradients':>15} {'flow error':>11} {'descent steps to match':>23}"
         )
         for scale in ds.scale.values:
             row = part.sel(scale=scale)
             times = row.escape_time.values
-            spread = f"{np.nanmean(times):.2f} +- {np.nanstd(times):.2f}" if np.isfinite(times).any() else "not seen"
+            spread = f"{np.nanmean(times):.2f}" if np.isfinite(times).any() else "not seen"
+            spread += f" +- {np.nanstd(times):.2f}" if np.isfinite(times).sum() > 1 else ""
             cost = float(row.gradient_evaluations.mean())
             steps = float(row.descent_steps)
-            needed = f"{steps:,.0f}" if np.isfinite(steps) else "diverges"
+            needed = f"{steps:,.0f}" if np.isfinite(steps) else "-"
             lines.append(f"{scale:9.0e} {spread:>18} {cost:15.0f} {float(row.flow_error):11.1e} {needed:>23}")
         if "slope" in ds:
             slopes = ", ".join(
@@ -237,11 +244,11 @@ def small_init_table(ds: xr.Dataset) -> str:
             )
         lines.append("")
     failed = int(np.count_nonzero(ds.status.values != 0))
-    lines.append(
-        f"{ds.status.size} flows, {failed} did not reach the end; errors are of the loss curve, over the initial loss."
-    )
+    lines.append(f"{ds.status.size} flows, {failed} did not reach the end")
     width, seed = ds.descent_steps.attrs["width"], ds.descent_steps.attrs["seed"]
-    lines.append(
-        f"Flow error and descent steps: width {width}, seed {seed}; steps extrapolated from two learning rates."
-    )
+    lines.append("escape time: a tenth of the initial loss is gone; mean and standard deviation over widths and seeds")
+    lines.append("flow gradients: gradients evaluated by the flow, mean over widths and seeds")
+    lines.append(f"flow error: of the loss curve, over the initial loss (width {width}, seed {seed})")
+    lines.append("descent steps to match: of gradient descent for that error, extrapolated from two learning rates;")
+    lines.append("    a dash: it diverged at these, or its error did not fall")
     return "\n".join(lines)

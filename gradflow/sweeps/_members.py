@@ -1,9 +1,10 @@
 """Members of a sweep: built one by one, grouped by shape, their shared arrays held once."""
 
+import functools
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -33,23 +34,25 @@ class Group(NamedTuple):
 
 
 def build_members(
-    build: Callable[..., Any], axes: Mapping[str, Sequence[Any]], observe: Callable[[Any], dict[str, Any]]
+    build: Callable[..., Any], axes: Mapping[str, Iterable[Any]], observe: Callable[[Any], dict[str, Any]]
 ) -> list[Member]:
     """Calls `build` at every point of the grid, the last axis fastest."""
     members = []
+    converted: dict[int, tuple[Any, Any]] = {}
+    axes = {name: list(values) for name, values in axes.items()}
     for index in itertools.product(*(range(len(values)) for values in axes.values())):
         point = {name: values[i] for (name, values), i in zip(axes.items(), index, strict=True)}
         where = ", ".join(f"{name}={value}" for name, value in point.items())
         try:
             built = build(**point)
+            if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], AbstractFlow)):
+                raise fail("build", "return a pair (flow, params)", f"returning {_kind(built)}")
+            flow, params = built
+            flow.check(*split(params))
+            run = flow, params, observe(flow)
         except ValueError as error:
             raise ValueError(f"At {where}: {error}") from error
-        if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], AbstractFlow)):
-            actual = f"returning {type(built).__name__} at {where}"
-            raise fail("build", "return a pair (flow, params)", actual)
-        flow, params = built
-        flow.check(*split(params))
-        members.append(Member(index, (flow, params, observe(flow))))
+        members.append(Member(index, jax.tree_util.tree_map(functools.partial(_as_jax, converted), run)))
     return members
 
 
@@ -61,12 +64,12 @@ def group_members(members: list[Member]) -> list[Group]:
     return [_stack(group) for group in found.values()]
 
 
-def fingerprint(members: list[Member]) -> str:
-    """A hash of everything that the members are made of: structure and every number in every array."""
+def fingerprint(trees: Iterable[PyTree]) -> str:
+    """A hash of all that pytrees are made of: structure, names of functions, every number in every array."""
     digest = hashlib.sha256()
     seen: dict[int, bytes] = {}
-    for member in members:
-        arrays, static = eqx.partition(member.run, eqx.is_array)
+    for tree in trees:
+        arrays, static = eqx.partition(tree, eqx.is_array)
         text = repr(jax.tree_util.tree_structure(arrays)) + repr(jax.tree_util.tree_leaves(static))
         # Addresses of function objects differ from one process to the next.
         digest.update(re.sub(r"0x[0-9a-f]+", "", text).encode())
@@ -105,6 +108,21 @@ def _stack(group: list[Member]) -> Group:
         jax.tree_util.tree_unflatten(structure, stacked),
         eqx.combine(jax.tree_util.tree_unflatten(structure, shared), static),
     )
+
+
+def _as_jax(converted: dict[int, tuple[Any, Any]], leaf: Any) -> Any:
+    """NumPy arrays as JAX arrays, so that they are batched, shared and hashed like these; each converted once."""
+    if not isinstance(leaf, np.ndarray | np.generic) or leaf.dtype.kind not in "biufc":
+        return leaf
+    if id(leaf) not in converted:
+        converted[id(leaf)] = leaf, jnp.asarray(leaf)
+    return converted[id(leaf)][1]
+
+
+def _kind(built: Any) -> str:
+    if not isinstance(built, tuple):
+        return type(built).__name__
+    return f"({', '.join(type(part).__name__ for part in built)})"
 
 
 def _numbers(leaf: Any) -> np.ndarray:

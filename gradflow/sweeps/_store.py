@@ -1,5 +1,6 @@
 """Stores of sweeps: a zarr group that xarray opens, written member by member and valid at any moment."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -46,24 +47,26 @@ def write_dataset(ds: xr.Dataset, path: str | os.PathLike[str]) -> pathlib.Path:
     target = pathlib.Path(path)
     _refuse_foreign(target)
     check_writable("store", target)
-    ds.assign_attrs(format=FORMAT).to_zarr(target, mode="w", zarr_format=2)
+    _create(ds.assign_attrs(format=FORMAT), target, {})
     return target
 
 
 class Store:
-    """A store being filled. Numbers go to disk as soon as `write` returns."""
+    """A store being filled. Numbers are on disk as soon as `write` returns. One without results is started over."""
 
     def __init__(self, path: str | os.PathLike[str], template: xr.Dataset, *, resume: bool):
         self.path = pathlib.Path(path)
         self.found: xr.Dataset | None = None
         _refuse_foreign(self.path)
-        if resume and _is_ours(self.path):
-            self.found = open_store(self.path)
-            _refuse_changes(self.found.attrs, template.attrs, path)
-            return
         check_writable("store", path)
-        if self.path.exists():
-            shutil.rmtree(self.path)
+        if resume and _is_ours(self.path):
+            found = open_store(self.path)
+            if "config" not in found.attrs:
+                raise fail("store", "hold a sweep in order to be resumed", f"{str(path)!r}, which holds another study")
+            if np.any(found["status"].values != found["status"].attrs["flag_values"][0]):
+                _refuse_changes(found.attrs, template.attrs, path)
+                self.found = found
+                return
         # Chunks hold one row along the last axis of the grid, which is the one that runs fastest.
         axes = json.loads(template.attrs["config"])["axes"]
         inner = list(axes)[-1]
@@ -71,14 +74,22 @@ class Store:
         for name, variable in template.data_vars.items():
             sizes = [size if dim == inner or dim not in axes else 1 for dim, size in variable.sizes.items()]
             encoding[name] = {"chunks": tuple(sizes)} if sizes else {}
-        # Format 2: fixed-length strings, which coordinates such as the name of a loss are, have no place in format 3.
-        template.to_zarr(self.path, mode="w", zarr_format=2, encoding=encoding)
+        _create(template, self.path, encoding)
 
-    def write(self, index: tuple[int, ...], values: dict[str, np.ndarray]) -> None:
-        """Writes one member; the status goes last, so that a member counts as done only when it is all there."""
+    def write(self, indices: list[tuple[int, ...]], arrays: dict[str, np.ndarray]) -> None:
+        """Writes the members at `indices` from arrays over the whole grid.
+
+        The status goes last, so that a member counts as done only when it is all there. What lies between the members
+        along the inner axis is written as well; on disk it is what it is in memory.
+        """
         group: Any = zarr.open_group(self.path, mode="r+")
-        for name in sorted(values, key=lambda n: n == "status"):
-            group[name][index] = values[name]
+        rows = []
+        for outer, members in itertools.groupby(sorted(indices), key=lambda index: index[:-1]):
+            inner = [index[-1] for index in members]
+            rows.append((*outer, slice(inner[0], inner[-1] + 1)))
+        for name in sorted(arrays, key=lambda n: n == "status"):
+            for row in rows:
+                group[name][row] = arrays[name][row]
 
     def finish(self, attrs: dict[str, Any]) -> None:
         """Adds attributes known only at the end."""
@@ -97,6 +108,16 @@ def check_writable(argument: str, path: str | os.PathLike[str]) -> None:
     except OSError as error:
         actual = f"{str(path)!r} ({error.strerror or error})"
         raise fail(argument, "be a path that can be written", actual, "Choose another folder.") from error
+
+
+def _create(ds: xr.Dataset, path: pathlib.Path, encoding: dict[str, Any]) -> None:
+    """Writes a store beside its place and moves it there, so that what stands there can always be opened."""
+    unfinished = path.parent / f".{path.name}.unfinished"
+    # Format 2: fixed-length strings, which coordinates such as the name of a loss are, have no place in format 3.
+    ds.to_zarr(unfinished, mode="w", zarr_format=2, encoding=encoding)
+    if path.exists():
+        shutil.rmtree(path)
+    unfinished.rename(path)
 
 
 def _is_ours(path: pathlib.Path) -> bool:
@@ -119,13 +140,26 @@ def _is_empty(path: pathlib.Path) -> bool:
 
 def _refuse_changes(old: dict[str, Any], new: dict[str, Any], path: Any) -> None:
     before, after = json.loads(old["config"]), json.loads(new["config"])
-    changed = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+    # As text, since the order of the axes counts.
+    names = sorted(before.keys() | after.keys())
+    changed = [name for name in names if json.dumps(before.get(name)) != json.dumps(after.get(name))]
     if changed:
-        what = "; ".join(f"{name}: {_short(before.get(name))} -> {_short(after.get(name))}" for name in changed)
-        advice = "Use another path, or resume=False to start this one over."
+        what = "; ".join(_change(name, before.get(name), after.get(name)) for name in changed)
+        advice = "Use another path, or start this one over with resume=False (--fresh on the command line)."
         raise fail(
             "store", "hold the same sweep in order to be resumed", f"{str(path)!r} with changes ({what})", advice
         )
+
+
+def _change(name: str, before: Any, after: Any) -> str:
+    hashed = {"members": "data, models or observables", "until_fn": "function of until", "solver_options": "solver"}
+    if name in hashed:
+        return hashed[name]
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+        said = [f"{name}[{key!r}]: {_short(before.get(key))} -> {_short(after.get(key))}" for key in keys]
+        return "; ".join(said) or f"order of {name}: {_short(list(before))} -> {_short(list(after))}"
+    return f"{name}: {_short(before)} -> {_short(after)}"
 
 
 def _short(value: Any) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import diffrax
@@ -29,11 +29,12 @@ from gradflow.sweeps._store import FORMAT, Store
 
 MISSING = -1
 COUNTS = ("steps", "accepted", "rejected", "gradient_evaluations", "hessian_vector_products")
+TAKEN = frozenset({"time", "params", "status", "t_final", "loss_first", "loss_last", *COUNTS})
 
 
 def sweep(
     build: Callable[..., Any],
-    axes: Mapping[str, Sequence[Any]],
+    axes: Mapping[str, Iterable[Any]],
     ts: Any,
     *,
     observe: Any = None,
@@ -55,20 +56,22 @@ def sweep(
     - `build`: called as `build(scale=..., width=..., seed=...)`, one keyword per axis; returns `(flow, params)`.
       Members whose arrays have equal shapes run in one program, batched with `vmap`; every other shape (another
       width) compiles once. Arrays that all members share, such as data, are held once.
-    - `axes`: name -> values (numbers or strings). The last axis runs fastest, and neighbours along it share a batch:
-      put the axis that changes the cost least last.
+    - `axes`: name -> values, all numbers or all strings. The last axis runs fastest, and neighbours along it share a
+      batch: put the axis that changes the cost least last.
     - `ts`, `solver`, `rtol`, `atol`, `until`, `max_steps`: as for `solve`.
-    - `observe`: name -> function of the parameters, or a function `flow -> such a dictionary`.
+    - `observe`: name -> function of the parameters, or a function `flow -> such a dictionary`. The names become
+      variables, so they differ from those of the axes and of what is listed below.
     - `save_params`: also keep the parameters, flattened, at every save time.
-    - `store`: path of a zarr store, written batch by batch. With `resume`, members already there are kept; a store of
-      another sweep is refused. With `resume=False` it is started over.
+    - `store`: path of a zarr store, written batch by batch. With `resume`, members already there are kept; a store with
+      results of another sweep is refused. With `resume=False` it is started over.
     - `batch`: members per program call; by default 8 on a CPU and 256 elsewhere.
     - `progress`: show a bar.
 
     **Returns** an `xarray.Dataset` with dimensions `(*axes, "time")`. Observables of a shape that depends on the member
-    are padded with NaN. Besides the observables: `status` (a code, see its attributes), `t_final`, `loss_first`,
-    `loss_last`, the counts of `Solution.stats`, and `drift_...` of each conserved quantity. A member that fails keeps
-    its partial results and harms no other. The attributes say how everything was computed.
+    are padded with NaN (zero or False in integer and Boolean ones). Besides the observables: `status` (a code, see its
+    attributes; -1 is a member still missing from a store), `t_final`, `loss_first`, `loss_last`, the counts of
+    `Solution.stats`, and `drift_...` of each conserved quantity. A member that fails keeps its partial results and
+    harms no other. The attributes say how everything was computed.
 
     **Raises** `ValueError` for bad input, and for a store that cannot be written or holds another sweep.
 
@@ -92,30 +95,40 @@ def sweep(
     dtypes = {jnp.result_type(*jax.tree_util.tree_leaves(split(member.run[1])[0])) for member in members}
     control = check_tolerances(rtol, atol, max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps)))
     solver = default_solver(float(control.rtol)) if solver is None else solver
-    times = check_times(ts, 0.0)
+    times = check_times(ts, max(float(member.run[0].t0) for member in members))
+    if until is not None and not isinstance(until, Until):
+        raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}")
     options = _Options(times, solver, control, until, jnp.asarray(max_steps), save_params)
 
-    template = _template(grid, members, options, dtypes)
+    groups = group_members(members)
+    template = _template(grid, members, groups, options, dtypes)
     target = None if store is None else Store(store, template, resume=resume)
     found = template.copy(deep=True) if target is None or target.found is None else target.found
     arrays = {name: found[name].values for name in found.data_vars}
-    todo = [member for member in members if arrays["status"][member.at] == MISSING]
+    todo = {member.at for member in members if arrays["status"][member.at] == MISSING}
 
     from tqdm import tqdm
 
     with tqdm(total=len(members), initial=len(members) - len(todo), unit="flow", disable=not progress) as bar:
-        for group in group_members(todo):
+        for group in groups:
+            # Batches are cut from all members, not from those to do: a resumed one runs the same program on the same
+            # numbers as it would have without the interruption.
             for first in range(0, len(group.indices), batch):
                 indices = group.indices[first : first + batch]
+                missing = todo.intersection(indices)
+                if not missing:
+                    continue
                 count = min(batch, len(group.indices))
                 solution, flat = _run(_take(group, first, count), jnp.arange(count), group.shared, options)
                 for position, index in enumerate(indices):
+                    if index not in missing:
+                        continue
                     values = _values(solution, flat, position)
                     for name, value in values.items():
                         arrays[name][index] = _padded(value, arrays[name].shape[len(grid) :])
-                    if target is not None:
-                        target.write(index, {name: arrays[name][index] for name in values})
-                bar.update(len(indices))
+                if target is not None:
+                    target.write(sorted(missing), {name: arrays[name] for name in template.data_vars})
+                bar.update(len(missing))
 
     result = found.copy(data=arrays)
     before = float(found.attrs.get("wall_seconds", 0.0))
@@ -190,12 +203,18 @@ def _padded(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return padded
 
 
-def _template(grid: dict[str, np.ndarray], members: list[Member], options: _Options, dtypes: set[Any]) -> xr.Dataset:
+def _template(
+    grid: dict[str, np.ndarray], members: list[Member], groups: list[Group], options: _Options, dtypes: set[Any]
+) -> xr.Dataset:
     """The data set with nothing in it yet: every variable at its largest shape."""
     shapes: dict[str, tuple[int, ...]] = {}
     kinds: dict[str, Any] = {}
-    for group in group_members(members):
+    for group in groups:
         flow, params, observe = eqx.combine(jax.tree_util.tree_map(lambda leaf: leaf[0], group.stacked), group.shared)
+        for name in observe:
+            if name in TAKEN or name in grid or name.startswith("drift_"):
+                advice = "Names of axes and of the variables that every sweep has are taken."
+                raise _checks.fail("observe", "have names of its own", f"with the name {name!r}", advice)
         rows = _row_shapes(flow, params, observe, options)
         for name, value in rows.items():
             before = shapes[name] if name in shapes else (0,) * value.ndim
@@ -267,11 +286,13 @@ def _provenance(
         "rtol": float(control.rtol),
         "atol": None if control.atol is None else float(control.atol),
         "solver": type(options.solver).__name__,
+        "solver_options": fingerprint([options.solver]),
         "until": None if until is None else [until.sign, float(until.value)],
+        "until_fn": None if until is None else fingerprint([until.fn]),
         "max_steps": int(options.max_steps),
         "save_params": options.save_params,
         "observe": sorted(members[0].run[2]),
-        "members": fingerprint(members),
+        "members": fingerprint([member.run for member in members]),
     }
     device = jax.devices()[0]
     packages = ("gradflow-jax", "jax", "jaxlib", "diffrax", "equinox", "numpy")
@@ -308,16 +329,31 @@ def _check_axes(axes: Any) -> dict[str, np.ndarray]:
         raise _checks.fail("axes", "be a dictionary name -> values with at least one axis", actual)
     grid = {}
     for name, values in axes.items():
-        array = np.asarray(list(values))
-        advice = "Numbers and strings are possible; build what they stand for inside `build`."
-        if not isinstance(name, str) or not name.isidentifier() or name == "time":
-            raise _checks.fail("axes", "have names that are Python identifiers other than 'time'", repr(name))
-        if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "fiubU":
-            raise _checks.fail(f"axes[{name!r}]", "be a non-empty sequence of plain values", repr(values), advice)
-        if len(np.unique(array)) != array.size:
-            raise _checks.fail(f"axes[{name!r}]", "hold each value once", repr(array.tolist()))
-        grid[name] = array
+        if not isinstance(name, str) or not name.isidentifier() or name in TAKEN:
+            actual = f"{name!r}, which every sweep has" if name in TAKEN else repr(name)
+            raise _checks.fail("axes", "have names that are Python identifiers of their own", actual)
+        grid[name] = _check_axis(f"axes[{name!r}]", values)
     return grid
+
+
+def _check_axis(argument: str, values: Any) -> np.ndarray:
+    must = "be a non-empty sequence of values, all numbers or all strings"
+    advice = "Build what they stand for inside `build`."
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise _checks.fail(argument, must, repr(values), f"A single value goes into a list: [{values!r}].")
+    given = list(values)
+    try:
+        array = np.asarray(given)
+    except ValueError as error:  # rows of unequal lengths
+        raise _checks.fail(argument, must, repr(given), advice) from error
+    mixed = array.dtype.kind == "U" and not all(isinstance(value, str) for value in given)
+    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "fiubU" or mixed:
+        raise _checks.fail(argument, must, repr(given), advice)
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise _checks.fail(argument, "hold no NaN", repr(given))
+    if len(np.unique(array)) != array.size:
+        raise _checks.fail(argument, "hold each value once", repr(array.tolist()))
+    return array
 
 
 def _check_observe(observe: Any) -> Callable[[Any], dict[str, Any]]:

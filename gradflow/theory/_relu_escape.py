@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from gradflow._checks import fail
+from gradflow._checks import check_count, check_finite, fail
 
 
 class ReLUEscape(NamedTuple):
@@ -27,13 +27,15 @@ class ReLUEscape(NamedTuple):
     directions: Float[np.ndarray, "2 d"]
 
 
-def relu_escape(x: Float[np.ndarray, "n d"], z: Float[np.ndarray, " n"], iterations: int = 100) -> ReLUEscape:
+def relu_escape(x: Float[np.ndarray, "n d"], z: Float[np.ndarray, " n"], iterations: int = 200) -> ReLUEscape:
     """The prediction for inputs `x` and first labels `z` (square loss: `y`; logistic: `y / 2`), mean reduction.
 
-    Iterates `w -> grad g(w) / |grad g(w)|` from every input, its opposite and the mean of `z_i x_i`, and keeps the best
-    point met. The maximum is a global one as far as these starts reach; with kinks there may be a better one.
+    Moves unit vectors `w` along `grad g(w)`, in steps that shrink so as to settle on kinks too (inputs with a negative
+    label make maxima there), from every input, its opposite, the mean of `z_i x_i` and some random directions; keeps
+    the best point met. The maximum is a global one as far as these starts reach.
 
-    **Raises** `ValueError` if the shapes do not agree, or no neuron has any correlation with the labels.
+    **Raises** `ValueError` if the shapes do not agree, for entries that are not finite, or if no neuron has any
+    correlation with the labels.
 
     >>> import gradflow as gf, numpy as np
     >>> found = gf.theory.relu_escape(np.eye(2), np.array([1.0, 1.0]))
@@ -43,34 +45,43 @@ def relu_escape(x: Float[np.ndarray, "n d"], z: Float[np.ndarray, " n"], iterati
     x, z = np.asarray(x, float), np.asarray(z, float)
     if x.ndim != 2 or z.shape != x.shape[:1]:
         raise fail("z", "have one entry per input", f"of shape {z.shape} against {x.shape}")
+    check_finite("x", x)
+    check_finite("z", z)
+    check_count("iterations", iterations, least=20)
     found = [_maximise(x, sign * z, iterations) for sign in (1.0, -1.0)]
     best = max(value for value, _ in found)
     if best <= 0:
-        raise fail("z", "correlate with some ReLU neuron", "such that none does", "Are all labels zero?")
+        raise fail("z", "correlate with some ReLU neuron", "such that none does", "Are all labels or inputs zero?")
     return ReLUEscape(best / 2, 1 / best, np.stack([direction for _, direction in found]))
 
 
 def _maximise(x: np.ndarray, z: np.ndarray, iterations: int) -> tuple[float, np.ndarray]:
+    """The largest `g` met, and where; the last, infinite steps land on the maximum of a linear piece exactly."""
     weighted = z[:, None] * x / len(z)
-    starts = np.concatenate([x, -x, weighted.sum(0, keepdims=True)])
-    directions = _unit(starts[np.linalg.norm(starts, axis=1) > 0])
-    value, best = -np.inf, directions[0]
-    for _ in range(iterations):
+    random = np.random.default_rng(0).normal(size=(_RANDOM_STARTS, x.shape[1]))
+    starts = np.concatenate([x, -x, weighted.sum(0, keepdims=True), random])
+    directions = _unit(starts[np.any(starts != 0, axis=1)])
+    value, best = -np.inf, directions[-1]
+    for k, step in enumerate([*np.geomspace(3, 1e-10, iterations - 5), *[np.inf] * 5]):
         active = directions @ x.T
         values = np.maximum(active, 0) @ z / len(z)
         top = int(np.argmax(values))
         if values[top] > value:
             value, best = float(values[top]), directions[top]
-        gradients = (active > 0) @ weighted
-        moving = np.linalg.norm(gradients, axis=1) > 0
-        if not moving.any():
-            break
-        following = _unit(gradients[moving])
-        if following.shape == directions.shape and np.allclose(following, directions, rtol=0, atol=1e-14):
-            break
-        directions = following
+        if k == _PRUNE_AFTER:
+            kept = np.argsort(-values)[:_KEPT]
+            directions, active = directions[kept], active[kept]
+        towards = _unit((active > 0) @ weighted)
+        moved = towards if np.isinf(step) else directions + step * towards
+        # A neuron that sees no input stays where it is.
+        directions = np.where(np.any(towards != 0, axis=1, keepdims=True), _unit(moved), directions)
     return value, best
 
 
+_RANDOM_STARTS, _PRUNE_AFTER, _KEPT = 64, 20, 64
+
+
 def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    """Rows of length one; rows of zeros stay."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(lengths > 0, lengths, 1)
