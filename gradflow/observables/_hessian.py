@@ -48,6 +48,7 @@ class HessianEigenvalues(eqx.Module):
     def __call__(self, params: PyTree) -> Float[Array, " k"]:
         return self.with_bounds(params)[0]
 
+    @eqx.filter_jit
     @full_precision
     def with_bounds(self, params: PyTree) -> tuple[Float[Array, " k"], Float[Array, " k"], Array]:
         """Eigenvalues, bounds on their errors, and the number of Hessian-vector products spent."""

@@ -38,6 +38,7 @@ class NTK(eqx.Module):
         check_count("chunk", chunk)
         self.chunk = chunk
 
+    @eqx.filter_jit
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, "rows rows"]:
         trainable, frozen = split(params)

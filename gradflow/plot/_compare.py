@@ -38,7 +38,7 @@ def _against_cost(ax: Axes, ds: xr.Dataset) -> None:
         ax.loglog(ds.flow_cost, ds.flow_error, "s--", color="black", markersize=3, label="the flow, by tolerance")
     ax.set(xlabel="gradient evaluations", ylabel="error / distance travelled", title="what accuracy costs")
     label_decades(ax)
-    ax.legend(loc="lower left")
+    ax.legend(loc="upper right")
 
 
 def _mark_diverged(ax: Axes, ds: xr.Dataset) -> None:

@@ -74,4 +74,5 @@ def _escape(ax: Axes, part: xr.Dataset) -> None:
         middle = np.nanmean(all_times), np.mean(np.broadcast_to(x[:, None], all_times.shape)[np.isfinite(all_times)])
         ax.plot(x, middle[0] + slope * (x - middle[1]), "k--", linewidth=0.8, label=f"predicted slope {slope:.2f}")
     ax.set(title="escape: a tenth of the loss gone", xlabel=r"$\ln(1/\mathrm{scale})$", ylabel="flow time $t$")
-    ax.legend(loc="lower right")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(loc="lower right")

@@ -197,7 +197,7 @@ def discrete_gap(
     sharpness, risk = _along(exact.params, Sharpness(problem, iterations=50), Loss(problem))
     learning_rates = 1.8 / float(np.max(sharpness)) * 0.5 ** np.arange(rates)
     ds = compare(rule, model, list(learning_rates), horizon, rtol=rtol, progress=progress)
-    tolerances = [tol for tol in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6) if tol > 10 * rtol]
+    tolerances = [tol for tol in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6) if tol > 20 * rtol]
     costs, gaps = [], []
     for tol in tolerances:
         loose = solve(rule.flow(), model, times, rtol=tol, throw=False)

@@ -59,7 +59,8 @@ def small_init(
     every neuron to the direction that theory predicts for positive output weights, `escape_time` (a tenth of the
     initial loss gone); over `(loss, width)`: `slope` of the escape time against `ln(1/scale)`, and over `loss` the
     `predicted_slope`; over `(loss, scale)`, for the middle width and the first seed: `flow_error` (largest distance of
-    the loss curve from that of a flow at `rtol / 30`, over the initial loss), `flow_gradients`, and `descent_steps`,
+    the loss curve from that of a flow at `rtol / 30`, over the initial loss; since at kinks neither error falls in
+    proportion to the tolerance, it is good to a factor of two or three), `flow_gradients`, and `descent_steps`,
     the steps of gradient descent for the same error, extrapolated from two learning rates with the order measured.
 
     **Raises** `ValueError` for targets other than +1 and -1, unknown losses, and what `sweep` refuses.

@@ -39,6 +39,7 @@ def build_members(
     """Calls `build` at every point of the grid, the last axis fastest."""
     members = []
     converted: dict[int, tuple[Any, Any]] = {}
+    checked: set[Any] = set()
     axes = {name: list(values) for name, values in axes.items()}
     for index in itertools.product(*(range(len(values)) for values in axes.values())):
         point = {name: values[i] for (name, values), i in zip(axes.items(), index, strict=True)}
@@ -48,8 +49,11 @@ def build_members(
             if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], AbstractFlow)):
                 raise fail("build", "return a pair (flow, params)", f"returning {_kind(built)}")
             flow, params = built
-            flow.check(*split(params))
             run = flow, params, observe(flow)
+            # Members of equal shapes stand or fall together, and a check traces the problem.
+            if (shape := _signature(run)) not in checked:
+                flow.check(*split(params))
+                checked.add(shape)
         except ValueError as error:
             raise ValueError(f"At {where}: {error}") from error
         members.append(Member(index, jax.tree_util.tree_map(functools.partial(_as_jax, converted), run)))

@@ -1,0 +1,262 @@
+"""The command line: what it writes and prints, how it resumes, and how it complains."""
+
+import re
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import pytest
+import xarray as xr
+import zarr
+
+import gradflow as gf
+from gradflow.cli import main
+from gradflow.sweeps import _sweep
+
+
+@pytest.fixture
+def gradflow(monkeypatch, capsys):
+    """Runs a command line in this process: exit code, standard output, standard error without bars."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["gradflow", *map(str, words)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("out") / "deep"
+
+
+COMMANDS = ["small-init", "compare", "plot", "info"]
+
+
+def test_help_lists_every_command(gradflow):
+    code, said, _ = gradflow("--help")
+    assert code == 0
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} ", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        (
+            "small-init",
+            ["--quick", "--data", "--path", "--samples", "--classes", "--out", "--fresh", "--rtol", "--seeds"],
+        ),
+        ("compare", ["--quick", "--data", "--path", "--samples", "--width", "--depth", "--horizon", "--out"]),
+        ("plot", ["--out", "STORE"]),
+        ("info", ["STORE"]),
+    ],
+)
+def test_every_command_explains_itself(gradflow, command, options):
+    code, said, _ = gradflow(command, "--help")
+    assert code == 0
+    for option in options:
+        # Every option has a sentence after its name and type.
+        assert re.search(rf"^  \[?{re.escape(option.lower())}\b.*  \S", said.lower(), re.MULTILINE), option
+
+
+# The main job
+
+
+START = "import sys; from gradflow.cli import main; sys.argv[0] = 'gradflow'; main()"
+
+
+@pytest.mark.slow
+def test_small_init(gradflow, out, monkeypatch):
+    """Written, printed, resumed without running anything, refused when changed, started over, described, drawn."""
+    # In a process of its own, which has none of the settings of these tests: float64 is enabled there, and what was
+    # stored there is recognised here.
+    words = ["small-init", "--quick", "--out", str(out), "--samples", "24"]
+    done = subprocess.run([sys.executable, "-c", START, *words], capture_output=True, text=True, check=True)
+    said = done.stdout
+    store, figure = out / "small-init-quick.zarr", out / "small-init-quick.png"
+    assert figure.read_bytes()[:4] == b"\x89PNG"
+    ds = xr.open_zarr(store).load()
+    assert dict(ds.sizes) == {"loss": 2, "width": 1, "scale": 3, "seed": 1, "time": 121, "angle_0": 16}
+    assert ds.attrs["dtype"] == "float64"
+    assert gf.studies.small_init_table(ds) in said
+    assert f"store:  {store}" in said
+    assert f"figure: {figure}" in said
+    assert "resuming" not in said
+
+    def refuse(*arguments):
+        raise AssertionError("something ran")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_sweep, "_run", refuse)
+        code, again, _ = gradflow("small-init", "--quick", "--out", out, "--samples", "24")
+    assert code == 0
+    assert again == f"resuming {store}: 6 of 6 flows are there (--fresh starts over)\n" + said
+
+    code, said, err = gradflow("small-init", "--quick", "--out", out, "--samples", "24", "--rtol", "1e-2")
+    assert code == 2
+    assert "rtol: 0.001 -> 0.01" in err
+    assert "--fresh" in err
+    code, said, err = gradflow("small-init", "--quick", "--out", out, "--samples", "26")
+    assert code == 2
+    assert "data, models or observables" in err
+    xr.testing.assert_identical(xr.open_zarr(store).load(), ds)
+
+    zarr.open_group(store, mode="r+")["status"][0, 0, 0, 0] = -1
+    code, said, _ = gradflow("info", store)
+    assert code == 0
+    assert "runs: 1 missing, 5 ok" in said
+    with monkeypatch.context() as patched:
+        patched.setattr(_sweep, "_run", interrupt)
+        code, said, err = gradflow("small-init", "--quick", "--fresh", "--out", out, "--samples", "24")
+    assert code == 130
+    # Started over on purpose, it is not to be started over once more.
+    assert f"`gradflow small-init --quick --out {out} --samples 24` goes on with it" in err
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+# Rules against flows
+
+
+@pytest.mark.slow
+def test_compare_plot_and_info(gradflow, out):
+    code, said, _ = gradflow("compare", "--quick", "--out", out, "--samples", "20", "--horizon", "4", "--width", "3")
+    assert code == 0
+    store, figure = out / "compare-quick.zarr", out / "compare-quick.png"
+    assert figure.read_bytes()[:4] == b"\x89PNG"
+    ds = gf.sweeps.open_store(store)
+    assert (ds.attrs["study"], ds.attrs["horizon"], ds.attrs["width"]) == ("compare", 4.0, 3)
+    assert ds.sizes["learning_rate"] == 4
+    assert said.startswith(gf.studies.compare_table(ds))
+    assert f"figure: {figure}" in said
+
+    code, said, _ = gradflow("plot", store)
+    assert (code, said) == (0, f"figure: {store.with_suffix('.png')}\n")
+    code, said, _ = gradflow("plot", store, "--out", out / "again" / "a.pdf")
+    assert (code, said) == (0, f"figure: {out / 'again' / 'a.pdf'}\n")
+    assert (out / "again" / "a.pdf").read_bytes()[:4] == b"%PDF"
+    assert plt.get_fignums() == []
+
+    code, said, _ = gradflow("info", store)
+    assert code == 0
+    assert "runs: 4 ok" in said
+    assert "study: compare" in said
+    assert "4 learning_rate" in said
+    code, said, err = gradflow("plot", store, "--out", out / "a.xyz")
+    assert code == 2
+    assert one_line(err).startswith("gradflow: Format 'xyz' is not supported")
+
+    # The store of another study in the place of the one to be resumed.
+    (out / "taken").mkdir()
+    store.rename(out / "taken" / "small-init-quick.zarr")
+    code, said, err = gradflow("small-init", "--quick", "--out", out / "taken", "--samples", "20")
+    assert code == 2
+    assert "which holds another study" in one_line(err)
+    assert gf.sweeps.open_store(out / "taken" / "small-init-quick.zarr").attrs["study"] == "compare"
+
+
+def test_info_lists_what_there_is(gradflow):
+    code, said, _ = gradflow("info")
+    assert code == 0
+    for name in ("GradientFlow", "GradientDescent", "TwoLayer", "ParameterNorm", "digits", "jax ", "device 0: "):
+        assert name in said
+    for line in said.splitlines():
+        if line.startswith("  "):
+            assert len(line.split(maxsplit=1)) == 2, line
+
+
+# Mistakes
+
+
+def one_line(err):
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", ["small-init", "compare"])
+def test_unknown_data_set(gradflow, command, tmp_path):
+    code, said, err = gradflow(command, "--quick", "--data", "imagenet", "--out", tmp_path / "o")
+    assert (code, said) == (2, "")
+    assert re.match(r"gradflow: Argument `name` must be one of 'digits', .*, but is 'imagenet'", one_line(err))
+
+
+@pytest.mark.parametrize("command", ["small-init", "compare"])
+def test_unwritable_folder(gradflow, command, tmp_path, monkeypatch):
+    """Refused before anything runs."""
+    monkeypatch.setattr(gf.studies, "small_init", interrupt)
+    monkeypatch.setattr(gf.studies, "discrete_gap", interrupt)
+    (tmp_path / "file").write_text("")
+    code, said, err = gradflow(command, "--quick", "--out", tmp_path / "file" / "o")
+    assert (code, said) == (2, "")
+    assert one_line(err).startswith("gradflow: Argument `out` must be a path that can be written, but is ")
+
+
+MISTAKES = [
+    (["small-init", "--quick", "--rtol", "-1"], "`rtol` must be positive, but is -1"),
+    (["small-init", "--quick", "--rtol", "2"], "`rtol` must be below 1"),
+    (["small-init", "--quick", "--seeds", "0"], "`axes['seed']` must be a non-empty"),
+    (["small-init", "--quick", "--classes", "0", "0"], "`classes` must be a sequence of distinct labels"),
+    (["small-init", "--quick", "--classes", "0", "77"], "`classes` must be"),
+    (["small-init", "--quick", "--samples", "0"], "`n` must be"),
+    (["compare", "--quick", "--samples", "0"], "`n` must be"),
+    (["compare", "--quick", "--horizon", "-1"], "`horizon` must be positive, but is -1"),
+    (["compare", "--quick", "--width", "0"], "`width` must be an integer of at least 1, but is 0"),
+    (
+        ["plot", "nowhere.zarr"],
+        "`store` must be a zarr store written by gradflow, but is 'nowhere.zarr', which does not",
+    ),
+    (
+        ["info", "nowhere.zarr"],
+        "`store` must be a zarr store written by gradflow, but is 'nowhere.zarr', which does not",
+    ),
+    (["info", "file"], "but is 'file', which holds something else"),
+    (["plot", "sweep.zarr"], "`ds` must carry the attribute `study`"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
+def test_mistakes_end_with_one_line(gradflow, words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    gf.sweeps.write_dataset(xr.Dataset({"a": ("x", [1.0])}), tmp_path / "sweep.zarr")
+    code, printed, err = gradflow(*words)
+    assert (code, printed) == (2, "")
+    assert said in one_line(err)
+    assert one_line(err).startswith("gradflow: Argument ")
+
+
+@pytest.mark.parametrize("words", [["compare", "--wdith", "3"], ["nonsense"], ["compare", "--width", "three"]])
+def test_misspelt_words_have_the_same_code(gradflow, words):
+    code, _, err = gradflow(*words)
+    assert code == 2
+    assert "Usage:" in err
+
+
+def test_a_failed_run_has_a_code_of_its_own(gradflow, monkeypatch, tmp_path):
+    def fail(*arguments, **options):
+        gf.solve(gf.GradientFlow(lambda w: w**2), 1.0 + gf.data.circle(1).y[0], [1e9], max_steps=3)
+
+    monkeypatch.setattr(gf.studies, "discrete_gap", fail)
+    code, _, err = gradflow("compare", "--quick", "--out", tmp_path / "o")
+    assert code == 1
+    assert "max_steps" in one_line(err)
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_process_of_its_own(tmp_path):
+    words = ["small-init", "--quick", "--out", str(tmp_path), "--seeds", "0"]
+    done = subprocess.run([sys.executable, "-c", START, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert one_line(done.stderr).startswith("gradflow: Argument `axes['seed']`")
+    assert list(tmp_path.iterdir()) == []
