@@ -309,6 +309,9 @@ def test_flows_of_ones_own(least_squares):
         descent_at(values, away, 0.01, np.round(ts / 0.01)) - flow_at(values / 2, away, ts), axis=1
     )
     np.testing.assert_allclose(ds.distance[-1, 1], distance, rtol=1e-6, atol=1e-7)
+    # Second order: four times the steps for a sixteenth of the gap.
+    sixteenth = float(ds.gap[-1, 0]) / 16
+    assert studies.steps_to_match(ds, sixteenth) == pytest.approx(4 * int(ds.steps[-1]), rel=0.1)
     table = studies.compare_table(ds)
     assert "gap to modified" in table
     assert "gap to half" in table

@@ -127,7 +127,7 @@ def sweep(
                     for name, value in values.items():
                         arrays[name][index] = _padded(value, arrays[name].shape[len(grid) :])
                 if target is not None:
-                    target.write(sorted(missing), {name: arrays[name] for name in template.data_vars})
+                    target.write(sorted(missing), {str(name): arrays[name] for name in template.data_vars})
                 bar.update(len(missing))
 
     result = found.copy(data=arrays)
