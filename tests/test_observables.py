@@ -249,6 +249,13 @@ def test_bounds_hold_when_the_iterations_run_out(iterations, k):
         assert np.all(bounds > 1e-12 * 5)
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_bounds_are_residuals(k):
+    """For `H^2 = I` each `H q` has length one; squared Ritz values and residuals of `k` products add up to `k`."""
+    values, bounds, _ = with_bounds(symmetric([1] * 12 + [-1] * 12), k, rtol=1e-9, iterations=k)
+    assert np.sum(values**2) + np.sum(bounds**2) == pytest.approx(k, rel=1e-13)
+
+
 def test_loose_tolerances_spend_fewer_products():
     matrix = symmetric(np.linspace(0, 1, 60))
     spent = [int(with_bounds(matrix, 1, rtol=rtol, iterations=60)[2]) for rtol in (1e-1, 1e-6)]

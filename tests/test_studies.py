@@ -19,6 +19,9 @@ from gradflow import plot, studies
 from gradflow.studies import _small_init
 from gradflow.sweeps import _sweep
 
+# Whole studies, each with several programs to compile.
+pytestmark = pytest.mark.slow
+
 SCALES = [1e-3, 1e-4, 1e-5, 1e-6]
 RTOL = 1e-3
 LOSSES = {"square": gf.losses.square, "logistic": gf.losses.logistic}

@@ -74,5 +74,9 @@ def _escape(ax: Axes, part: xr.Dataset) -> None:
         middle = np.nanmean(all_times), np.mean(np.broadcast_to(x[:, None], all_times.shape)[np.isfinite(all_times)])
         ax.plot(x, middle[0] + slope * (x - middle[1]), "k--", linewidth=0.8, label=f"predicted slope {slope:.2f}")
     ax.set(title="escape: a tenth of the loss gone", xlabel=r"$\ln(1/\mathrm{scale})$", ylabel="flow time $t$")
-    if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="lower right")
+    entries = len(ax.get_legend_handles_labels()[0])
+    if entries:
+        # The lines rise from corner to corner: above them there has to be room for the legend.
+        low, high = ax.get_ylim()
+        ax.set_ylim(low, high + 0.12 * entries * (high - low))
+        ax.legend(loc="upper left", handlelength=1.5)
