@@ -137,6 +137,7 @@ def cases(key):
     }
 
 
+@pytest.mark.slow
 def test_every_public_class_has_a_case_and_passes_through_jax(key):
     """Each instance survives flattening, jit and vmap; observables, flows and rules do what their room promises."""
     model, instances = cases(key)

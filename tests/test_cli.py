@@ -225,6 +225,7 @@ MISTAKES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "said"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
 def test_mistakes_end_with_one_line(gradflow, words, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -116,6 +116,7 @@ def test_out_size_none_is_the_scalar_of_out_size_one(build, key):
     assert float(build(3, 5, key=key)(x)) == float(build(3, 5, 1, key=key)(x)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TABLE)
 def test_variance_of_every_layer(name):
     """Sample variance of `N` normal entries has the relative standard error `sqrt(2 / N)`; five of them are allowed."""
@@ -129,6 +130,7 @@ def test_variance_of_every_layer(name):
         assert abs(np.mean(values**2) / (scale * std) ** 2 - 1) <= 5 * np.sqrt(2 / values.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "exponent"), [("standard", 0), ("ntk", 0), ("mean_field", -1), ("mup", -1)])
 def test_output_variance_against_width(name, exponent):
     """`Var f(x) = |x|^2 / d * m^exponent` for the linear two-layer net, for every width.
@@ -189,6 +191,7 @@ def test_degree_of_homogeneity(model, degree, key):
     rough(larger(jnp.asarray(X)), 3.0**degree * np.asarray(model(jnp.asarray(X))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", ["normal", "uniform", "sphere", "orthogonal"])
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (6, 6), (5, 1), (1, 5)])
 def test_laws_have_variance_one(law, shape):
@@ -328,6 +331,7 @@ def test_bad_sizes_and_names(build, message, key):
         build(key)
 
 
+@pytest.mark.slow
 def test_wrong_types_get_the_same_grammar_without_the_shape_checker():
     script = """
 import jax, gradflow as gf

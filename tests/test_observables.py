@@ -183,6 +183,7 @@ def test_angles_of_a_model_against_the_arccosine(key):
 # Hessian
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "k"), [("square", 4), ("cross_entropy", 2)])
 def test_eigenvalues_of_a_network_against_the_dense_hessian(loss, k):
     for seed in range(2):
