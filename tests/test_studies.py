@@ -367,22 +367,11 @@ def test_steps_to_match_are_the_steps_that_it_takes(least_squares, error):
     assert gap == pytest.approx(error, rel=tolerance)
 
 
-def test_distance_between_runs_and_distance_travelled():
-    """By hand, over two leaves, for a run that goes out by 5 and comes back half the way."""
-    there = {"a": jnp.zeros((3, 1, 1)), "b": jnp.array([[0.0, 1.0], [3.0, 5.0], [1.5, 3.0]]), "name": "frozen"}
-    here = {"a": jnp.array([[[0.0]], [[2.0]], [[12.0]]]), "b": there["b"] + jnp.array([[0.0], [0.0], [1.0]])[:, [0, 0]]}
-    distance, travelled = studies._discrete_gap.run_distance(here | {"name": "frozen"}, there)
-    np.testing.assert_allclose(distance, [0.0, 2.0, np.sqrt(144 + 2)])
-    assert float(travelled) == 5.0
-
-
 def test_whole_steps_that_fit_into_the_horizon():
     """A rate that divides the horizon takes its last step in spite of rounding; one that does not stops short."""
     rule = gf.GradientDescent(Quadratic(jnp.ones(1)), 1.0)
-    assert 0.3 / 0.1 < 3
-    assert 0.3 / 0.05 < 6
-    ds = studies.compare(rule, jnp.ones(1), [0.1, 0.05], 0.3, rtol=1e-5, saves=50)
-    assert ds.steps.values.tolist() == [3, 6]
+    ds = studies.compare(rule, jnp.ones(1), [0.1, 0.3], 0.9, rtol=1e-5, saves=50)
+    assert ds.steps.values.tolist() == [3, 9]
     assert ds.sizes["save"] == 4
     ds = studies.compare(rule, jnp.ones(1), [0.4], 0.9, rtol=1e-5)
     assert float(ds.t[0, -1]) == pytest.approx(0.8)
