@@ -1,4 +1,4 @@
-"""The compiled loop behind `solve`: one attempted step after another, over the solver's own steps.
+"""The compiled loop behind `solve`: one attempted step of a method after another.
 
 It is written here rather than left to `diffrax.diffeqsolve` for four reasons: every evaluation of the field is counted;
 a run can be cut into segments, for a progress bar and so that an interruption keeps what was computed; failures end a
@@ -8,7 +8,6 @@ run at once with its partial results; and no host callback enters the program, s
 from collections.abc import Callable
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from gradflow._solution import Solution
 from gradflow._tree import full_precision, join
 from gradflow._until import Until
 from gradflow.flows import AbstractFlow
-from gradflow.solvers import StepControl, evaluations_per_step
+from gradflow.solvers import AbstractMethod, Attempt, Field, StepControl
 
 MOST_FAILURES = 40
 """Rejections in a row after which a run is given up: each divides the step by ten at the most, by 1.1 at the least."""
@@ -34,7 +33,7 @@ class Setup(eqx.Module):
     start: PyTree
     ts: Float[Array, " T"]
     observe: dict[str, Callable[[Any], Any]]
-    solver: diffrax.AbstractSolver
+    method: AbstractMethod
     control: StepControl
     until: Until | None
     max_steps: Int[Array, ""]
@@ -43,9 +42,12 @@ class Setup(eqx.Module):
     def params(self, state: PyTree) -> PyTree:
         return join(self.flow.params(state), self.frozen)
 
-    def terms(self, t: Scalar) -> diffrax.ODETerm:
-        """The flow in time counted from `t`: a step keeps its digits however far the run has come."""
-        return diffrax.ODETerm(lambda s, y, frozen: self.flow.vector_field((t + s).astype(t.dtype), y, frozen))
+    def field(self, t: Scalar, dt: Scalar) -> Field:
+        """The flow in time counted from `t`, for a step of size `dt`."""
+        begin, end = jnp.asarray(self.flow.t0, t.dtype), self.ts[-1]
+        length = end - begin
+        share = jnp.where(length > 0, (t + dt - begin) / jnp.where(length > 0, length, 1), 1)
+        return Field(self.flow, self.frozen, t, share)
 
 
 class Carry(eqx.Module):
@@ -55,8 +57,7 @@ class Carry(eqx.Module):
     lost: Scalar  # rounding lost in `t`, added back at the next step (Kahan)
     dt: Scalar
     y: PyTree
-    solver_state: PyTree
-    ratio: Scalar
+    method_state: PyTree
     floor: PyTree
     was_zero: Bool[Array, ""]
     failures: Int[Array, ""]
@@ -65,6 +66,7 @@ class Carry(eqx.Module):
     steps: Int[Array, ""]
     accepted: Int[Array, ""]
     evaluations: Int[Array, ""]
+    products: Int[Array, ""]
     code: Int[Array, ""]
     first_loss: Scalar | None
 
@@ -72,24 +74,22 @@ class Carry(eqx.Module):
 @eqx.filter_jit
 @full_precision
 def begin(setup: Setup) -> Carry:
-    flow, control, solver = setup.flow, setup.control, setup.solver
+    flow, control, method = setup.flow, setup.control, setup.method
     flow.check(setup.start, setup.frozen)
     t = jnp.asarray(flow.t0, setup.ts.dtype)
     y = flow.init(setup.start, setup.frozen)
-    watched = flow.controlled(y)
+    field = setup.field(t, jnp.zeros_like(t))
+    watched = field.watched(y)
     floor = control.floor(watched)
     whole = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree_util.tree_leaves(watched)])
-    f0 = flow.vector_field(t, y, setup.frozen)
+    f0 = field(jnp.zeros_like(t), y)
 
-    def field(s: Scalar, moved: PyTree) -> PyTree:
-        return flow.controlled(flow.vector_field(t + s.astype(t.dtype), _replace(flow, y, moved), setup.frozen))
+    def moved(s: Scalar, to: PyTree) -> PyTree:
+        return field.watched(field(s.astype(t.dtype), field.replace(y, to)))
 
-    order = _order(setup)
-    dt, spent = control.first_step(field, watched, flow.controlled(f0), floor, order)
+    dt, spent = control.first_step(moved, watched, field.watched(f0), floor, method.first_order)
     dt = jax.lax.stop_gradient(jnp.asarray(dt, t.dtype))
-    terms = setup.terms(t)
-    zero = jnp.zeros((), _state_dtype(y))
-    solver_state = solver.init(terms, zero, dt.astype(zero.dtype), y, setup.frozen)
+    method_state = method.begin(field, y, f0, dt)
     record = blank_record(setup.ts.size, setup.params(y), setup.observe, setup.save_params)
     loss = flow.loss(y, setup.frozen)
     known = jax.tree_util.tree_leaves((y, f0, loss))
@@ -99,8 +99,7 @@ def begin(setup: Setup) -> Carry:
         lost=jnp.zeros_like(t),
         dt=dt,
         y=y,
-        solver_state=solver_state,
-        ratio=jnp.ones((), zero.dtype),
+        method_state=method_state,
         floor=floor,
         was_zero=jnp.all(whole == 0),
         failures=jnp.asarray(0),
@@ -109,6 +108,7 @@ def begin(setup: Setup) -> Carry:
         steps=jnp.asarray(0),
         accepted=jnp.asarray(0),
         evaluations=1 + spent,
+        products=jnp.asarray(0),
         code=jnp.where(jnp.all(finite), _solution.RUNNING, _solution.NONFINITE),
         first_loss=loss,
     )
@@ -139,28 +139,18 @@ def advance(setup: Setup, carry: Carry, budget: Int[Array, ""]) -> Carry:
 
 def _attempt(setup: Setup, carry: Carry) -> Carry:
     """One attempted step, and whatever falls due within it."""
-    flow, solver, control = setup.flow, setup.solver, setup.control
-    y, t, end = carry.y, carry.t, setup.ts[-1]
+    control, method, y, t, end = setup.control, setup.method, carry.y, carry.t, setup.ts[-1]
     remaining = (end - t) - carry.lost
     last = carry.dt * (1 + 1e-3) >= remaining
     dt = jnp.where(last, remaining, carry.dt)
-    local = _state_dtype(y)
-    start, stop = jnp.zeros((), local), dt.astype(local)
-    spent = evaluations_per_step(solver, carry.solver_state)
-    y1, error, dense, solver_state, result = solver.step(
-        setup.terms(t), start, stop, y, setup.frozen, carry.solver_state, made_jump=jnp.asarray(False)
-    )
-    watched, watched1 = flow.controlled(y), flow.controlled(y1)
-    ratio = control.ratio(flow.controlled(error), watched, watched1, carry.floor)
-    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree_util.tree_leaves(y1)])
-    usable = jnp.all(finite) & (result == diffrax.RESULTS.successful)
-    ratio = jax.lax.stop_gradient(jnp.where(usable, ratio, jnp.inf))
-    keep = ratio <= 1
-    interpolant = solver.interpolation_cls(t0=start, t1=stop, **dense)
+    field = setup.field(t, dt)
+    tried: Attempt = method.attempt(field, y, dt, last, control, carry.floor, carry.method_state)
+    y1, watched1 = tried.y1, field.watched(tried.y1)
+    keep = tried.ratio <= 1
 
     def at(s: Scalar) -> PyTree:
-        inside = interpolant.evaluate((s - t).astype(local))
-        return jax.tree_util.tree_map(lambda a, b: jnp.where(s - t >= dt, b, a), inside, y1)
+        inside = method.interpolate(field, tried.dense, s - t)
+        return jax.tree_util.tree_map(lambda a, b: jnp.where(s - t >= dt, b, a), inside, tried.y1)
 
     moved = dt + carry.lost
     t1 = jnp.where(last, end, t + moved)
@@ -169,8 +159,7 @@ def _attempt(setup: Setup, carry: Carry) -> Carry:
     reached = jnp.where(keep, t1, t)
     index, record = _save(setup, carry, reached, at)
     failures = jnp.where(keep, 0, carry.failures + 1)
-    factor = control.factor(ratio, carry.ratio, carry.failures > 0, _order(setup))
-    proposed = dt * factor.astype(dt.dtype)
+    proposed = dt * tried.factor.astype(dt.dtype)
     # A step cut short by the end of the run says nothing about the step size to go on with.
     proposed = jnp.where(keep & last, jnp.maximum(proposed, carry.dt), proposed)
 
@@ -179,7 +168,7 @@ def _attempt(setup: Setup, carry: Carry) -> Carry:
     # Time carries its rounding along, so it resolves more than its type does.
     small = proposed < 8 * max(float(jnp.finfo(t.dtype).eps) ** 2, float(jnp.finfo(jnp.float64).eps)) * jnp.abs(t)
     stuck = ~keep & (small | (proposed <= jnp.finfo(t.dtype).tiny) | (failures >= MOST_FAILURES))
-    broken = jnp.where(jnp.all(finite), _solution.STEP_UNDERFLOW, _solution.NONFINITE)
+    broken = jnp.where(tried.finite, _solution.STEP_UNDERFLOW, _solution.NONFINITE)
     code = jnp.where(stuck, broken, code)
     code = jnp.where(keep & (index == setup.ts.size), _solution.OK, code)
     code = jnp.where(stopped, _solution.STOPPED, code)
@@ -192,8 +181,7 @@ def _attempt(setup: Setup, carry: Carry) -> Carry:
         lost=jnp.where(keep, lost, carry.lost),
         dt=proposed,
         y=choose(y1, y),
-        solver_state=choose(solver_state, carry.solver_state),
-        ratio=jnp.where(keep, ratio, carry.ratio),
+        method_state=choose(tried.accepted, tried.rejected),
         floor=choose(control.raise_floor(carry.floor, carry.was_zero, watched1), carry.floor),
         was_zero=carry.was_zero,
         failures=failures,
@@ -201,7 +189,8 @@ def _attempt(setup: Setup, carry: Carry) -> Carry:
         record=record,
         steps=steps,
         accepted=carry.accepted + keep,
-        evaluations=carry.evaluations + (0 if spent is None else spent),
+        evaluations=carry.evaluations + tried.evaluations,
+        products=carry.products + tried.products,
         code=code,
         first_loss=carry.first_loss,
     )
@@ -275,13 +264,13 @@ def finish(setup: Setup, carry: Carry) -> Solution:
         size = jnp.maximum(jnp.max(value.magnitude), jnp.max(then[name].magnitude))
         change = jnp.max(jnp.abs(value.value - then[name].value))
         drift[name] = jnp.where(size > 0, change / jnp.where(size > 0, size, 1), change)
-    counted = evaluations_per_step(setup.solver, carry.solver_state) is not None
+    counted = setup.method.counts
     stats = {
         "steps": carry.steps,
         "accepted": carry.accepted,
         "rejected": carry.steps - carry.accepted,
         "gradient_evaluations": carry.evaluations if counted else jnp.asarray(-1),
-        "hessian_vector_products": jnp.asarray(0 if counted else -1),
+        "hessian_vector_products": carry.products if counted else jnp.asarray(-1),
     }
     code = jnp.where(carry.code == _solution.RUNNING, _solution.INTERRUPTED, carry.code)
     return Solution(
@@ -297,19 +286,5 @@ def finish(setup: Setup, carry: Carry) -> Solution:
         drift=drift,
         rtol=setup.control.rtol,
         title=type(flow).__name__,
-        method=type(setup.solver).__name__,
+        method=setup.method.name,
     )
-
-
-def _replace(flow: AbstractFlow, state: PyTree, watched: PyTree) -> PyTree:
-    """The state with its controlled part replaced."""
-    return eqx.tree_at(flow.controlled, state, watched, is_leaf=lambda x: x is None)
-
-
-def _state_dtype(y: PyTree) -> jnp.dtype:
-    return jnp.result_type(*jax.tree_util.tree_leaves(y))
-
-
-def _order(setup: Setup) -> int:
-    order = setup.solver.error_order(setup.terms(jnp.zeros(())))
-    return 2 if order is None else int(order)

@@ -19,7 +19,7 @@ from gradflow._solution import Solution, SolveInterrupted
 from gradflow._tree import split, tree_norm
 from gradflow._until import Until
 from gradflow.flows import AbstractFlow
-from gradflow.solvers import StepControl, default_solver
+from gradflow.solvers import AbstractMethod, OneStep, StepControl, default_solver
 
 
 def solve(
@@ -28,7 +28,7 @@ def solve(
     ts: ArrayLike | Sequence[float],
     *,
     observe: Mapping[str, Callable[[Any], Any]] | None = None,
-    solver: diffrax.AbstractSolver | None = None,
+    solver: diffrax.AbstractSolver | AbstractMethod | None = None,
     rtol: float | ArrayLike = 1e-5,
     atol: float | ArrayLike | None = None,
     save_params: bool = True,
@@ -89,10 +89,10 @@ def solve(
     control = check_tolerances(rtol, atol, kinds[0])
     if solver is None:
         solver = default_solver(float(control.rtol) if _checks.is_concrete(control.rtol) else 1e-5)
-    solver = _prepare_solver(solver, control, trainable)
+    method = _prepare_solver(solver, control, trainable, flow)
 
     setup = Setup(
-        flow, frozen, trainable, times, observe, solver, control, until, jnp.asarray(max_steps), bool(save_params)
+        flow, frozen, trainable, times, observe, method, control, until, jnp.asarray(max_steps), bool(save_params)
     )
     carry = begin(setup)
     if progress and _checks.is_concrete((carry, setup)):
@@ -182,8 +182,14 @@ def check_tolerances(rtol: Any, atol: Any, dtype: Any) -> StepControl:
     return StepControl(value, jnp.asarray(atol, jnp.result_type(float)))
 
 
-def _prepare_solver(solver: Any, control: StepControl, trainable: PyTree) -> diffrax.AbstractSolver:
-    """The solver with a loop that both modes of the run can use, and the tolerances of its root finder filled in."""
+def _prepare_solver(solver: Any, control: StepControl, trainable: PyTree, flow: AbstractFlow) -> AbstractMethod:
+    """The method; a diffrax solver with a loop that both modes of the run can use and its root finder's tolerances."""
+    if isinstance(solver, AbstractMethod):
+        if solver.symmetric and not flow.symmetric_jacobian:
+            advice = "Use an explicit method such as gradflow.solvers.Tsit5()."
+            actual = f"{solver.name} for a {type(flow).__name__}"
+            raise _checks.fail("solver", "suit a Jacobian that is not symmetric", actual, advice)
+        return solver
     if not isinstance(solver, diffrax.AbstractSolver):
         raise _checks.fail("solver", "be a diffrax solver", f"of type {type(solver).__name__}", "See gradflow.solvers.")
     if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
@@ -193,14 +199,14 @@ def _prepare_solver(solver: Any, control: StepControl, trainable: PyTree) -> dif
         # The plain loop over stages: diffrax's default one is made for reverse mode and knows no forward mode.
         solver = eqx.tree_at(lambda s: s.scan_kind, solver, "lax", is_leaf=lambda x: x is None)
     if not isinstance(solver, diffrax.AbstractImplicitSolver):
-        return solver
+        return OneStep(solver)
     rough = control.rtol * tree_norm(trainable) if control.atol is None else control.atol
     own: dict[str, Any] = {"rtol": control.rtol, "atol": rough, "norm": optimistix.rms_norm}
     # A root finder of diffrax leaves a marker where it wants the tolerances of the run.
     finder = solver.root_finder
     open_ones = [n for n in own if hasattr(finder, n) and "UseStepSizeTol" in type(getattr(finder, n)).__name__]
     where = lambda s: [getattr(s.root_finder, name) for name in open_ones]  # noqa: E731
-    return eqx.tree_at(where, solver, [own[name] for name in open_ones]) if open_ones else solver
+    return OneStep(eqx.tree_at(where, solver, [own[name] for name in open_ones]) if open_ones else solver)
 
 
 def check_observe(observe: Any) -> dict[str, Callable[[Any], Any]]:

@@ -48,6 +48,10 @@ class AbstractFlow(eqx.Module):
         """The part of the state that the error control watches; pure quadratures ride along unwatched."""
         return state
 
+    def derivative(self, rate: PyTree) -> PyTree | None:
+        """The derivative of the whole state, given that of its controlled part; `None` if that takes an evaluation."""
+        return None
+
     def terms(self) -> diffrax.AbstractTerm:
         """The flow as diffrax terms, with `args = frozen`."""
         field: Any = self.vector_field

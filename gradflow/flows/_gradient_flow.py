@@ -52,8 +52,11 @@ class GradientFlow(AbstractFlow):
 
     def vector_field(self, t: Scalar, state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         gradient = jax.grad(lambda p: self.problem(join(p, frozen)))(state[0])
-        squares = sum(jnp.sum(leaf**2) for leaf in jax.tree_util.tree_leaves(gradient))
-        return jax.tree_util.tree_map(jnp.negative, gradient), jnp.asarray(squares, state[1].dtype)
+        return self.derivative(jax.tree_util.tree_map(jnp.negative, gradient))
+
+    def derivative(self, rate: PyTree) -> tuple[PyTree, Float[Array, ""]]:
+        leaves = jax.tree_util.tree_leaves(rate)
+        return rate, jnp.asarray(sum(jnp.sum(leaf**2) for leaf in leaves), jnp.result_type(*leaves))
 
     def params(self, state: PyTree) -> PyTree:
         return state[0]

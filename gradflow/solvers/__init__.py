@@ -11,3 +11,11 @@ from diffrax import Tsit5 as Tsit5
 from gradflow.solvers._control import StepControl as StepControl
 from gradflow.solvers._cost import evaluations_per_step as evaluations_per_step
 from gradflow.solvers._default import default_solver as default_solver
+from gradflow.solvers._method import AbstractMethod as AbstractMethod
+from gradflow.solvers._method import Attempt as Attempt
+from gradflow.solvers._method import Field as Field
+from gradflow.solvers._ndf import NDF as NDF
+from gradflow.solvers._rkc2 import RKC2 as RKC2
+from gradflow.solvers._rock2 import ROCK2 as ROCK2
+from gradflow.solvers._runge_kutta import OneStep as OneStep
+from gradflow.solvers._stabilised import AbstractStabilised as AbstractStabilised

@@ -62,6 +62,18 @@ class StepControl(eqx.Module):
 
         return jax.tree_util.tree_map(follow, floor, self.floor(y))
 
+    def sizes(self, y: PyTree, floor: PyTree) -> PyTree:
+        """What the error of each entry is compared with: `rtol` times this is the tolerance."""
+
+        def size(a: Array, low: Array) -> Array:
+            if self.atol is None:
+                both = jnp.abs(a) + low
+            else:
+                both = jnp.abs(a) + self.atol.astype(a.dtype) / self.rtol.astype(a.dtype)
+            return jnp.where(both > 0, both, 1)
+
+        return jax.tree_util.tree_map(size, y, floor)
+
     def ratio(self, error: PyTree, y0: PyTree, y1: PyTree, floor: PyTree) -> Scalar:
         """Error of a step over the tolerance; NaN or infinity where the step is not finite."""
 

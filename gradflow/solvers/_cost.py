@@ -6,23 +6,31 @@ import diffrax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from gradflow.solvers._stabilised import AbstractStabilised
 
-def evaluations_per_step(solver: diffrax.AbstractSolver, solver_state: Any) -> Int[Array, ""] | None:
-    """Evaluations of the field in the attempt that starts from `solver_state`; `None` where it cannot be known.
+
+def counts_evaluations(solver: diffrax.AbstractSolver) -> bool:
+    """Whether `evaluations_per_step` is known for a solver."""
+    explicit = isinstance(solver, diffrax.AbstractERK) and isinstance(type(solver).tableau, diffrax.ButcherTableau)
+    return explicit or isinstance(solver, AbstractStabilised)
+
+
+def evaluations_per_step(solver: diffrax.AbstractSolver, solver_state: Any, after: Any = None) -> Int[Array, ""] | None:
+    """Evaluations of the field in the attempt from `solver_state` to `after`; `None` where they cannot be known.
 
     An explicit Runge-Kutta method whose last stage is the first of the next step ("first same as last") evaluates the
     field once more in its very first attempt. What an implicit method spends depends on its iterations, which diffrax
-    does not pass on.
+    does not pass on. A stabilised method counts for itself: what it spends is the difference between the two states.
 
     >>> import gradflow as gf
     >>> int(gf.solvers.evaluations_per_step(gf.solvers.Heun(), None))
     2
     """
-    if not isinstance(solver, diffrax.AbstractERK):
+    if isinstance(solver, AbstractStabilised):
+        return solver_state.evaluations if after is None else after.evaluations - solver_state.evaluations
+    if not counts_evaluations(solver):
         return None
-    tableau = type(solver).tableau
-    if not isinstance(tableau, diffrax.ButcherTableau):
-        return None
+    tableau: Any = type(solver).tableau  # pyright: ignore[reportAttributeAccessIssue]
     if not tableau.fsal:
         return jnp.asarray(tableau.num_stages)
     first, _ = solver_state

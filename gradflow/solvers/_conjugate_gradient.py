@@ -1,0 +1,85 @@
+"""Conjugate gradients for `(I + c H) x = r`, with a bound on the error and an eye on negative curvature."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Scalar
+
+LEAST = 0.05
+"""Rayleigh quotient of `I + c H` below which it counts as indefinite."""
+
+
+class Solved(eqx.Module):
+    """`x`, its residual, products with `H` spent, whether the bound was met, and the most negative curvature seen."""
+
+    x: Float[Array, " size"]
+    residual: Float[Array, " size"]
+    products: Int[Array, ""]
+    met: Bool[Array, ""]
+    negative: Bool[Array, ""]
+    curvature: Scalar
+
+
+def conjugate_gradient(
+    product: Callable[[Float[Array, " size"]], Float[Array, " size"]],
+    c: Scalar,
+    r: Float[Array, " size"],
+    norm: Callable[[Float[Array, " size"]], Scalar],
+    tolerance: float | Scalar,
+    smallest: Scalar,
+    least: Int[Array, ""],
+    most: Int[Array, ""],
+) -> Solved:
+    """Solves `(I + c H) x = r` until the error of `x`, measured with `norm`, is at most `tolerance`.
+
+    The residual would be the wrong thing to stop by: it is dominated by the stiff directions, where the error is a
+    thousandth of it. The error itself is bounded through the Gauss-Radau quadrature hidden in the coefficients of the
+    iteration (Meurant & Tichy 2013, Numer. Algorithms 62), which takes a lower bound `smallest` on the eigenvalues of
+    the matrix. The bound holds for the Euclidean norm; it is carried over to `norm` by their ratio for `x`.
+
+    `negative` tells that a direction of (nearly) negative curvature of `I + c H` was met; `x` is then not a solution.
+    Neither is it where `met` is false: `most` products were spent before. `least` products are spent in any case.
+    """
+    scale = jnp.max(jnp.abs(r), initial=0.0)
+    scale = jax.lax.stop_gradient(jnp.where((scale > 0) & jnp.isfinite(scale), scale, 1))
+    residual = r / scale
+    squares = residual @ residual
+    length = jnp.sqrt(squares)
+    share = norm(r) / (scale * jnp.where(length > 0, length, 1))
+    start = (
+        jnp.zeros_like(r), residual, residual, squares, 1 / smallest, share, jnp.asarray(0),
+        jnp.asarray(False), jnp.zeros((), r.dtype),
+    )  # fmt: skip
+
+    def error(squares: Scalar, gamma: Scalar, share: Scalar) -> Scalar:
+        return jax.lax.stop_gradient(jnp.sqrt(jnp.maximum(gamma * squares, 0)) * share * scale)
+
+    def wanted(state: tuple) -> Bool[Array, ""]:
+        _, _, _, squares, gamma, share, count, negative, _ = state
+        unfinished = (error(squares, gamma, share) > tolerance) | ((count < least) & (squares > 0))
+        return unfinished & (count < most) & ~negative
+
+    def iterate(state: tuple) -> tuple:
+        x, residual, p, squares, gamma, _, count, _, curvature = state
+        hp = product(p)
+        pp = p @ p
+        bend = p @ hp
+        quotient = 1 + c * bend / pp
+        negative = ~(quotient > LEAST)
+        alpha = squares / jnp.where(negative, 1, pp * quotient)
+        x = jnp.where(negative, x, x + alpha * p)
+        residual = jnp.where(negative, residual, residual - alpha * (p + c * hp))
+        new = residual @ residual
+        beta = new / squares
+        ahead = gamma - alpha
+        gamma = jnp.where(ahead > 0, ahead / jnp.where(ahead > 0, smallest * ahead + beta, 1), alpha)
+        length = jnp.sqrt(x @ x)
+        share = norm(x * scale) / (scale * jnp.where(length > 0, length, 1))
+        curvature = jnp.minimum(curvature, jnp.where(jnp.isfinite(bend), bend / pp, 0))
+        return x, residual, residual + beta * p, new, gamma, share, count + 1, negative, curvature
+
+    x, residual, _, squares, gamma, share, count, negative, curvature = jax.lax.while_loop(wanted, iterate, start)
+    met = error(squares, gamma, share) <= tolerance
+    return Solved(scale * x, scale * residual, count, met & ~negative, negative, -jax.lax.stop_gradient(curvature))

@@ -1,0 +1,85 @@
+"""What the loop asks of a method of integration: a start, and one attempted step after another."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Bool, Int, PyTree, Scalar
+
+from gradflow.solvers._control import StepControl
+
+
+class Field(eqx.Module):
+    """A flow as a method sees it, in time counted from the beginning of the step.
+
+    A step keeps its digits however far the run has come. `share` is the part of the run that lies behind at the end of
+    the step, between 0 and 1.
+    """
+
+    flow: Any
+    frozen: PyTree
+    t: Scalar
+    share: Scalar
+
+    def __call__(self, s: Scalar, y: PyTree) -> PyTree:
+        return self.flow.vector_field((self.t + s).astype(self.t.dtype), y, self.frozen)
+
+    def watched(self, y: PyTree) -> PyTree:
+        """The part of a state, or of its derivative, that the error control sees."""
+        return self.flow.controlled(y)
+
+    def replace(self, y: PyTree, watched: PyTree) -> PyTree:
+        """The state `y` with its watched part replaced."""
+        return eqx.tree_at(self.flow.controlled, y, watched, is_leaf=lambda x: x is None)
+
+
+class Attempt(eqx.Module):
+    """An attempted step: the new state, and what the loop goes on with."""
+
+    y1: PyTree
+    ratio: Scalar  # error over tolerance; the step is accepted when it is at most one; infinite if the step failed
+    factor: Scalar  # what to multiply the step by, for the next attempt
+    accepted: PyTree  # state of the method after an accepted step
+    rejected: PyTree  # and after a rejected one
+    dense: PyTree  # what `interpolate` needs
+    finite: Bool[Array, ""]
+    evaluations: Int[Array, ""]
+    products: Int[Array, ""]
+
+
+class AbstractMethod(eqx.Module):
+    """A method of integration with its own control of step and order.
+
+    `symmetric` tells that it needs a symmetric Jacobian.
+    """
+
+    symmetric: eqx.AbstractClassVar[bool]
+
+    @property
+    @abc.abstractmethod
+    def counts(self) -> bool:
+        """Whether `Attempt.evaluations` and `Attempt.products` are exact."""
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """What `Solution` prints."""
+
+    @property
+    @abc.abstractmethod
+    def first_order(self) -> int:
+        """Exponent by which the error of the first step depends on its size."""
+
+    @abc.abstractmethod
+    def begin(self, field: Field, y: PyTree, rate: PyTree, dt: Scalar) -> PyTree:
+        """State of the method before the first step, from `y`, its derivative and the size of that step."""
+
+    @abc.abstractmethod
+    def attempt(
+        self, field: Field, y: PyTree, dt: Scalar, last: Bool[Array, ""], control: StepControl, floor: PyTree, state: Any
+    ) -> Attempt:
+        """One attempted step of size `dt`. `last`: it was cut short by the end of the run."""
+
+    @abc.abstractmethod
+    def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
+        """The state at time `s` from the beginning of the step that gave `dense`."""

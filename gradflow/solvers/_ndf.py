@@ -1,0 +1,364 @@
+"""NDF: implicit multistep method of orders one to five, matrix-free, for fields with a symmetric Jacobian."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
+
+from gradflow._checks import fail
+from gradflow._tree import flatten, scaled_norm
+from gradflow.solvers._conjugate_gradient import Solved, conjugate_gradient
+from gradflow.solvers._control import StepControl
+from gradflow.solvers._differences import append, change_of_spacing, weights
+from gradflow.solvers._method import AbstractMethod, Attempt, Field
+
+HIGHEST = 5
+ROWS = HIGHEST + 3
+KAPPA = (0.0, -0.1850, -1 / 9, -0.0823, -0.0415, 0.0)  # Shampine & Reichelt 1997, table 1
+SUMS = tuple(sum(1 / m for m in range(1, k + 1)) for k in range(HIGHEST + 1))
+ALPHA = tuple((1 - kappa) * total for kappa, total in zip(KAPPA, SUMS, strict=True))
+ERROR = tuple(abs(kappa * total + 1 / (k + 1)) for k, (kappa, total) in enumerate(zip(KAPPA, SUMS, strict=True)))
+
+SOLVE = 0.05
+"""Error of a linear solve, as a share of the tolerance on the error of the step."""
+NEWTON = 0.1
+"""What the next Newton iteration may still change, as a share of that tolerance."""
+EARLIEST = 1e-3
+"""Share of the tolerance that the first steps are held to."""
+
+SHARE = 0.4
+"""Share of the tolerance that a step is held to, so that the error at the end comes out near the tolerance."""
+LOOSEST = 5e-3
+"""Tolerance beyond which steps get dearer again: Newton's method takes more iterations, and fails more often."""
+YOUNG = 10
+"""Number of steps within which the step may grow tenfold at once; later it at most doubles."""
+
+
+class History(eqx.Module):
+    """What the method keeps from step to step."""
+
+    table: Float[Array, "rows size"]  # backward differences of the watched part of the state
+    riders: Float[Array, "rows rest"]  # and of the quadratures that ride along
+    spacing: Scalar
+    order: Int[Array, ""]
+    equal: Int[Array, ""]  # steps since the spacing or the order changed
+    rate: Scalar  # by how much a Newton iteration shrank the error when last observed; grows with its age
+    curvature: Scalar  # most negative curvature met lately, as a positive number
+    age: Int[Array, ""]  # accepted steps
+    error: Scalar  # of the last accepted step, over its tolerance; zero after a rejection
+
+
+class NDF(AbstractMethod):
+    """Numerical differentiation formulas of variable order and step, solved by Newton's method and conjugate gradients.
+
+    One step of order `k` finds `y_{n+1}` such that
+
+        (1 - kappa_k) g_k (y_{n+1} - y*) + sum_{m=1}^k g_m nabla^m y_n = h f(t_{n+1}, y_{n+1}),   g_m = 1 + 1/2 + ... + 1/m
+
+    with `y*` the extrapolation of the last `k + 1` points. Stability does not limit `h`: all orders are stable, and
+    damp, on the whole negative real axis. On a gradient flow the equation is the optimality condition of a proximal
+    step, so that its matrix `I + c H` is symmetric, and conjugate gradients need nothing but products `H v`. Their
+    number grows like the square root of `h sharpness`, where an explicit method pays for `h sharpness` itself.
+
+    - The linear solves stop by a bound on their error, not by the residual. A bound met at once means one product.
+    - A direction of negative curvature of `I + c H` means that the step is longer than the instability it would have
+      to follow: it is repeated with a shorter one.
+    - The tolerance on a step is graded: `rtol` times the part of the run that lies behind, from a thousandth on.
+      Errors made early are carried, and near saddles amplified, through all the run, and early steps cost least.
+    - Products `H v` are differences of gradients, one gradient each, or, with `linearise=True`, products with a
+      gradient linearised once per iteration: exact, and 1.4 times as dear.
+
+    **Arguments**: `order`: keep to this order once it is reached (default: whichever takes the longest step, up to
+    `max_order`). `max_products`: most products in one linear solve.
+
+    Forward-mode differentiation works; reverse mode does not.
+
+    **Source**: Shampine & Reichelt (1997), SIAM J. Sci. Comput. 18, 1-22, for the formulas and the constant-step form;
+    Brown & Hindmarsh (1986), SIAM J. Numer. Anal. 23, for Krylov methods within multistep methods.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> stiff = gf.GradientFlow(lambda w: 0.5 * (w[0] ** 2 + 1e4 * w[1] ** 2))
+    >>> sol = gf.solve(stiff, jnp.ones(2), [5.0], solver=gf.solvers.NDF())
+    >>> bool(sol.stats["gradient_evaluations"] < 500)
+    True
+    """
+
+    order: int | None = eqx.field(static=True)
+    max_order: int = eqx.field(static=True)
+    linearise: bool = eqx.field(static=True)
+    max_products: int = eqx.field(static=True)
+    symmetric: ClassVar[bool] = True
+
+    def __init__(
+        self, order: int | None = None, *, max_order: int = HIGHEST, linearise: bool = False, max_products: int = 300
+    ):
+        for name, value in (("order", order), ("max_order", max_order)):
+            if value is not None and value not in range(1, HIGHEST + 1):
+                raise fail(name, f"be an order from 1 to {HIGHEST}", f"{value}")
+        if max_products < 1:
+            raise fail("max_products", "be at least 1", f"{max_products}", "The default of 300 is seldom reached.")
+        self.order, self.max_order, self.linearise = order, order or max_order, linearise
+        self.max_products = max_products
+
+    @property
+    def counts(self) -> bool:
+        return True
+
+    @property
+    def name(self) -> str:
+        return "NDF" if self.order is None else f"NDF{self.order}"
+
+    @property
+    def first_order(self) -> int:
+        return 2
+
+    def begin(self, field: Field, y: PyTree, rate: PyTree, dt: Scalar) -> History:
+        value, slope = _split(field, y), _split(field, rate)
+        tables = []
+        for now, change in zip(value, slope, strict=True):
+            rows = jnp.zeros((ROWS, now.size), now.dtype)
+            tables.append(rows.at[0].set(now).at[1].set(dt.astype(now.dtype) * change))
+        one = jnp.ones((), value[0].dtype)
+        return History(*tables, dt.astype(one.dtype), jnp.asarray(1), jnp.asarray(0), one, jnp.zeros_like(one), jnp.asarray(0), jnp.zeros_like(one))
+
+    def attempt(
+        self, field: Field, y: PyTree, dt: Scalar, last: Bool[Array, ""], control: StepControl, floor: PyTree, state: Any
+    ) -> Attempt:
+        history: History = state
+        k, dtype = history.order, history.table.dtype
+        h = dt.astype(dtype)
+        ready = change_of_spacing(h / history.spacing, k, ROWS)
+        table, riders = ready @ history.table, ready.astype(history.riders.dtype) @ history.riders
+        index = jnp.arange(ROWS)
+        extrapolate = (index <= k).astype(dtype)
+        alpha = jnp.asarray(ALPHA, dtype)[k]
+        sums = jnp.where((index >= 1) & (index <= k), jnp.asarray(SUMS + (0.0,) * 2, dtype)[index], 0) / alpha
+        c = h / alpha
+
+        sizes = flatten(control.sizes(field.watched(y), floor))[0]
+        grade = jnp.clip(field.share.astype(dtype), EARLIEST, 1.0)
+        accuracy = SHARE * jnp.minimum(control.rtol, LOOSEST).astype(dtype) * grade
+
+        def norm(v: Float[Array, " size"]) -> Scalar:
+            return jax.lax.stop_gradient(jnp.sqrt(jnp.mean((v / sizes) ** 2)) / accuracy)
+
+        unflatten = flatten(field.watched(y))[1]
+
+        def derivative(w: Float[Array, " size"]) -> Float[Array, " size"]:
+            return flatten(field.watched(field(dt, field.replace(y, unflatten(w)))))[0]
+
+        constant = jnp.asarray(ERROR, dtype)[k]
+        found = self._newton(derivative, extrapolate @ table, sums @ table, c, constant, norm, history)
+        error = constant * norm(found.correction)
+        finite = jnp.all(jnp.isfinite(found.correction))
+        ratio = jnp.where(found.converged & finite, error, jnp.inf)
+
+        moved = append(table, found.correction, k)
+        rates = (sums @ table + found.correction) / c
+        carried, extra = self._carry_riders(field, y, dt, unflatten, moved[0], rates, riders, sums, c, k)
+        comparable = (h == history.spacing) & (history.error > 0)
+        trend = jnp.where(comparable, error / jnp.where(comparable, history.error, 1), 1)
+        expected = error * jnp.clip(trend, 1, 5)
+        order, factor, changed = self._next(moved, k, history.equal + 1, error, expected, norm)
+        curvature = jnp.maximum(found.curvature, 0.7 * history.curvature)
+        longest = 0.7 * alpha / jnp.where(curvature > 0, curvature, 1) / h
+        factor = jnp.where(curvature > 0, jnp.minimum(factor, jnp.maximum(longest, 0.5)), factor)
+        factor = jnp.minimum(factor, jnp.where(history.age < YOUNG, 10.0, 2.0))
+        equal = jnp.where(changed, 0, jnp.where(h == history.spacing, history.equal + 1, 1))
+        rate = jnp.minimum(1, jnp.where(found.observed, found.rate, 1.1 * history.rate))
+        accepted = History(moved, carried, h, order, equal, rate, curvature, history.age + 1, error)
+
+        unstable = jnp.clip(0.5 * alpha / jnp.where(curvature > 0, curvature, 1) / h, 0.1, 0.5)
+        failed = jnp.where(found.negative & (curvature > 0), unstable, 0.3)
+        shorter = jnp.clip(0.8 * error ** (-1 / (k + 1)), 0.2, 0.8)
+        shrink = jnp.where(found.converged & finite, shorter, failed)
+        distrust = jnp.where(found.converged, history.rate, 1)
+        rejected = History(
+            history.table, history.riders, history.spacing, k, jnp.zeros_like(k), distrust, curvature, history.age, jnp.zeros_like(error)
+        )
+        y1 = _assemble(field, y, unflatten(moved[0]), carried[0])
+        return Attempt(
+            y1=y1,
+            ratio=jax.lax.stop_gradient(ratio),
+            factor=jax.lax.stop_gradient(jnp.where(ratio <= 1, factor, shrink)),
+            accepted=accepted,
+            rejected=rejected,
+            dense=(moved, carried, h, k, y),
+            finite=finite,
+            evaluations=found.evaluations + extra,
+            products=found.products,
+        )
+
+    def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
+        table, riders, h, order, y = dense
+        row = weights((s.astype(h.dtype) - h) / h, order, ROWS)
+        unflatten = flatten(field.watched(y))[1]
+        return _assemble(field, y, unflatten(row @ table), row.astype(riders.dtype) @ riders)
+
+    def _newton(
+        self,
+        derivative: Callable[[Array], Array],
+        start: Float[Array, " size"],
+        known: Float[Array, " size"],
+        c: Scalar,
+        constant: Scalar,
+        norm: Callable[[Array], Scalar],
+        history: History,
+    ) -> "_Newton":
+        """Solves `d + known = c f(start + d)` for the correction `d`, to a share of the tolerance.
+
+        The change that the next iteration would make is predicted by the rate seen last, so that most steps take one
+        iteration, with no evaluation to check it. Where one is checked, what counts is by how much the residual
+        differs from what the linear model says.
+        """
+        dtype = start.dtype
+        smallest = jnp.clip(0.9 * (1 - c * history.curvature), 0.1, 0.9)
+        root = 3 * jnp.sqrt(jnp.finfo(dtype).eps).astype(dtype)
+        zero, nought, no = jnp.zeros((), dtype), jnp.asarray(0), jnp.asarray(False)
+
+        def iterate(now: _Newton) -> _Newton:
+            point = start + now.correction
+            if self.linearise:
+                slope, tangent = jax.linearize(derivative, point)
+            else:
+                slope, tangent = derivative(point), None
+            length = scaled_norm(point)
+            length = root * jnp.where(length > 0, length, 1)
+
+            def product(p: Float[Array, " size"]) -> Float[Array, " size"]:
+                if tangent is not None:
+                    return -tangent(p)
+                step = length / jnp.sqrt(p @ p)
+                return (slope - derivative(point + step * p)) / step
+
+            residual = c * slope - known - now.correction
+            bent = constant * norm(residual - now.residual)
+            first = now.iterations == 0
+            settled = ~first & (bent <= NEWTON)
+            usable = jnp.all(jnp.isfinite(residual))
+            most = jnp.where(settled | ~usable, 0, self.max_products)
+            solved: Solved = conjugate_gradient(
+                product, c, residual, norm, SOLVE / constant, smallest, jnp.where(first, 1, 0), most
+            )
+            change = constant * norm(solved.x)
+            divisor = jnp.where(now.change > 0, now.change, 1)
+            ratio = bent / divisor
+            rate = jnp.where(first, now.rate, jnp.maximum(0.3 * now.rate, jnp.where(settled, ratio, change / divisor)))
+            diverged = ~first & ~settled & (change > 0.9 * now.change)
+            broken = ~usable | (~solved.met & ~settled) | diverged
+            spent = solved.products
+            return _Newton(
+                correction=now.correction + jnp.where(broken | settled, 0, solved.x),
+                residual=solved.residual,
+                change=change,
+                rate=rate,
+                observed=~first,
+                converged=~broken & (settled | (change * jnp.minimum(rate, 1) <= NEWTON)),
+                failed=broken,
+                negative=now.negative | solved.negative,
+                curvature=jnp.maximum(now.curvature, solved.curvature),
+                iterations=now.iterations + 1,
+                evaluations=now.evaluations + 1 + (0 if self.linearise else spent),
+                products=now.products + (spent if self.linearise else 0),
+            )
+
+        def running(now: _Newton) -> Bool[Array, ""]:
+            return ~now.converged & ~now.failed & (now.iterations < 4)
+
+        begin = _Newton(
+            jnp.zeros_like(start), jnp.zeros_like(start), zero, history.rate, no, no, no, no, zero, nought, nought, nought
+        )
+        return jax.lax.while_loop(running, iterate, begin)
+
+    def _next(
+        self,
+        table: Float[Array, "rows size"],
+        k: Int[Array, ""],
+        equal: Int[Array, ""],
+        error: Scalar,
+        expected: Scalar,
+        norm: Callable[[Array], Scalar],
+    ) -> tuple[Int[Array, ""], Scalar, Bool[Array, ""]]:
+        """The order and the factor of the next step after an accepted one, and whether either changes."""
+        constants = jnp.asarray((1.0, *ERROR[1:], 1.0, 1.0), table.dtype)
+
+        def longest(order: Int[Array, ""], error: Scalar) -> Scalar:
+            return jnp.maximum(error, 1e-10) ** (-1.0 / (order + 1))
+
+        lower = longest(k - 1, constants[k - 1] * norm(jnp.take(table, k, axis=0)))
+        higher = longest(k + 1, constants[k + 1] * norm(jnp.take(table, k + 2, axis=0)))
+        if self.order is not None:
+            lower = jnp.where(k > self.order, lower, 0)
+        candidates = jnp.stack([
+            jnp.where(k > 1, lower, 0),
+            longest(k, error),
+            jnp.where((k < self.max_order) & (equal >= 2), higher, 0),
+        ])  # fmt: skip
+        best = jnp.argmax(candidates)
+        factor = jnp.clip(0.9 * candidates[best], 0.2, 10.0)
+        due = (equal >= jnp.maximum(k - 1, 2)) | (equal >= k) & (k == 1)
+        worth = (best != 1) | (factor >= 1.2) | (factor < 1)
+        change = due & worth
+        hurry = ~due & (expected > 0.8)
+        order = jnp.where(change, k + best - 1, k)
+        if self.order is not None:
+            order = jnp.minimum(jnp.where(change & (k < self.order), k + 1, k), self.order)
+        factor = jnp.where(change, factor, jnp.where(hurry, jnp.minimum(0.9 * longest(k, expected), 1), 1))
+        return order, factor, change | hurry
+
+    def _carry_riders(
+        self,
+        field: Field,
+        y: PyTree,
+        dt: Scalar,
+        unflatten: Callable[[Array], PyTree],
+        w: Float[Array, " size"],
+        rate: Float[Array, " size"],
+        riders: Float[Array, "rows rest"],
+        sums: Float[Array, " rows"],
+        c: Scalar,
+        k: Int[Array, ""],
+    ) -> tuple[Float[Array, "rows rest"], Int[Array, ""]]:
+        """The table of the quadratures after the step, and the evaluations that took."""
+        if riders.shape[1] == 0:
+            return riders, jnp.asarray(0)
+        whole = field.flow.derivative(unflatten(rate))
+        spent = jnp.asarray(0)
+        if whole is None:
+            whole, spent = field(dt, field.replace(y, unflatten(w))), jnp.asarray(1)
+        slope = _split(field, whole)[1]
+        known = sums.astype(riders.dtype) @ riders
+        return append(riders, c.astype(riders.dtype) * slope - known, k), spent
+
+
+class _Newton(eqx.Module):
+    """Progress of a Newton iteration."""
+
+    correction: Float[Array, " size"]
+    residual: Float[Array, " size"]  # of the last linear solve
+    change: Scalar
+    rate: Scalar
+    observed: Bool[Array, ""]
+    converged: Bool[Array, ""]
+    failed: Bool[Array, ""]
+    negative: Bool[Array, ""]
+    curvature: Scalar
+    iterations: Int[Array, ""]
+    evaluations: Int[Array, ""]
+    products: Int[Array, ""]
+
+
+def _split(field: Field, y: PyTree) -> tuple[Float[Array, " size"], Float[Array, " rest"]]:
+    """The watched part of a state and the rest, each as one vector."""
+    watched = flatten(field.watched(y))[0]
+    rest = flatten(field.replace(y, None))[0]
+    return watched, rest.astype(watched.dtype)
+
+
+def _assemble(field: Field, y: PyTree, watched: PyTree, rest: Float[Array, " rest"]) -> PyTree:
+    """The state of the structure of `y` with these two parts."""
+    unflatten = flatten(field.replace(y, None))[1]
+    return field.replace(unflatten(rest), watched)

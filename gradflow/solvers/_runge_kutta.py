@@ -1,0 +1,91 @@
+"""Any one-step method of diffrax, with the proportional-integral controller of this package."""
+
+from typing import Any, ClassVar
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, PyTree, Scalar
+
+from gradflow.solvers._control import StepControl
+from gradflow.solvers._cost import counts_evaluations, evaluations_per_step
+from gradflow.solvers._method import AbstractMethod, Attempt, Field
+
+
+class OneStep(AbstractMethod):
+    """A diffrax solver with an error estimate, as a method of this package.
+
+    >>> import gradflow as gf
+    >>> gf.solvers.OneStep(gf.solvers.Tsit5()).name
+    'Tsit5'
+    """
+
+    solver: diffrax.AbstractSolver
+    symmetric: ClassVar[bool] = False
+
+    @property
+    def counts(self) -> bool:
+        return counts_evaluations(self.solver)
+
+    @property
+    def name(self) -> str:
+        return type(self.solver).__name__
+
+    @property
+    def first_order(self) -> int:
+        order = self.solver.error_order(diffrax.ODETerm(_nothing))
+        return 2 if order is None else int(order)
+
+    def begin(self, field: Field, y: PyTree, rate: PyTree, dt: Scalar) -> PyTree:
+        zero = jnp.zeros((), state_dtype(y))
+        inner = self.solver.init(_terms(field), zero, dt.astype(zero.dtype), y, field.frozen)
+        return inner, jnp.ones((), zero.dtype), jnp.asarray(False)
+
+    def attempt(
+        self, field: Field, y: PyTree, dt: Scalar, last: Bool[Array, ""], control: StepControl, floor: PyTree, state: Any
+    ) -> Attempt:
+        inner, previous, failed = state
+        local = state_dtype(y)
+        start, stop = jnp.zeros((), local), dt.astype(local)
+        y1, error, dense, moved, result = self.solver.step(
+            _terms(field), start, stop, y, field.frozen, inner, made_jump=jnp.asarray(False)
+        )
+        ratio = control.ratio(field.watched(error), field.watched(y), field.watched(y1), floor)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree_util.tree_leaves(y1)]))
+        usable = finite & (result == diffrax.RESULTS.successful)
+        ratio = jax.lax.stop_gradient(jnp.where(usable, ratio, jnp.inf))
+        spent = evaluations_per_step(self.solver, inner, moved)
+        hook = getattr(self.solver, "rejected", None)
+        kept = inner if hook is None else hook(moved, inner)
+        factor = control.factor(ratio, previous, failed, self.first_order)
+        longest = getattr(self.solver, "longest_step", None)
+        if longest is not None:
+            bound = (longest(moved) / dt).astype(factor.dtype)
+            factor = jnp.where(bound < 1, bound, jnp.minimum(factor, bound))
+        return Attempt(
+            y1=y1,
+            ratio=ratio,
+            factor=factor,
+            accepted=(moved, ratio, jnp.asarray(False)),
+            rejected=(kept, previous, jnp.asarray(True)),
+            dense=(start, stop, dense),
+            finite=finite,
+            evaluations=jnp.asarray(-1) if spent is None else spent,
+            products=jnp.asarray(0),
+        )
+
+    def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
+        start, stop, known = dense
+        return self.solver.interpolation_cls(t0=start, t1=stop, **known).evaluate(s.astype(stop.dtype))
+
+
+def state_dtype(y: PyTree) -> jnp.dtype:
+    return jnp.result_type(*jax.tree_util.tree_leaves(y))
+
+
+def _nothing(t: Any, y: Any, args: Any) -> Any:
+    return y
+
+
+def _terms(field: Field) -> diffrax.ODETerm:
+    return diffrax.ODETerm(lambda s, y, frozen: field(s, y))

@@ -1,0 +1,204 @@
+"""What stabilised explicit Runge-Kutta methods share: state, spectral radius, number of stages, cost.
+
+A method with `s` stages is stable for real eigenvalues within `[-reach(s), 0] / h`, with `reach(s) ~ s^2`: a step of
+length `h` on a field of spectral radius `rho` takes about `sqrt(h rho)` evaluations instead of `h rho`.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from equinox import AbstractVar
+from jaxtyping import Array, ArrayLike, Bool, Int, PyTree, Scalar
+
+from gradflow.solvers._spectral_radius import estimate_spectral_radius
+
+SAFETY = 1.2
+"""By how much an estimated spectral radius is enlarged: it is a lower bound, and it ages."""
+
+
+class StabilisedState(eqx.Module):
+    """What a stabilised method keeps from step to step."""
+
+    field: PyTree  # f at the start of the step, where `known`: the last evaluation of the step before
+    known: Bool[Array, ""]
+    radius: Scalar  # bound on the spectral radius, safety factor included; zero before the first estimate
+    direction: PyTree  # unit vector that the power method ended with
+    age: Int[Array, ""]  # steps since the estimate
+    evaluations: Int[Array, ""]  # of the field, since `init`, those of the power method included
+
+
+class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
+    """A stabilised explicit method: subclasses say how far `s` stages reach and how they are computed.
+
+    The last evaluation of a step is the first of the next one, so dense output is a cubic Hermite polynomial with
+    exact derivatives at both ends, at no cost.
+    """
+
+    term_structure: ClassVar = diffrax.ODETerm
+    interpolation_cls: ClassVar = diffrax.ThirdOrderHermitePolynomialInterpolation
+
+    spectral_radius: AbstractVar[Callable[[Any, PyTree, Any], Scalar] | None]
+    refresh: AbstractVar[int]
+    max_stages: AbstractVar[int | None]
+    bounded: AbstractVar[bool]
+
+    @abc.abstractmethod
+    def stages(self, product: Scalar, most: int) -> Int[Array, ""]:
+        """The fewest stages, of at most `most`, that are stable for `h rho = product`."""
+
+    @abc.abstractmethod
+    def reach(self, most: int) -> float:
+        """The largest `h rho` for which at most `most` stages suffice."""
+
+    @abc.abstractmethod
+    def advance(
+        self, field: Callable[[Scalar, PyTree], PyTree], y: PyTree, f: PyTree, h: Scalar, stages: Int[Array, ""]
+    ) -> tuple[PyTree, PyTree, PyTree]:
+        """The state after a step, the field there and the error; `field(c, y)` is `f(t + c h, y)`.
+
+        Evaluates the field once per stage; no stages, no evaluations, and no meaning to what is returned.
+        """
+
+    def init(self, terms: Any, t0: ArrayLike, t1: ArrayLike, y0: PyTree, args: PyTree) -> StabilisedState:
+        """Evaluates nothing: the first step does, and counts it."""
+        del terms, t0, t1, args
+        zeros = jax.tree_util.tree_map(jnp.zeros_like, y0)
+        return StabilisedState(
+            field=zeros,
+            known=jnp.asarray(False),
+            radius=jnp.zeros((), _real_dtype(y0)),
+            direction=zeros,
+            age=jnp.asarray(self.refresh),
+            evaluations=jnp.asarray(0),
+        )
+
+    def step(
+        self,
+        terms: Any,
+        t0: ArrayLike,
+        t1: ArrayLike,
+        y0: PyTree,
+        args: PyTree,
+        solver_state: StabilisedState,
+        made_jump: Bool[ArrayLike, ""],
+    ) -> tuple[PyTree, PyTree, dict[str, PyTree], StabilisedState, diffrax.RESULTS]:
+        """One attempt. Where the cap on the stages forbids it, state and error are not finite, and nothing is spent."""
+        begin, length = jnp.asarray(t0), jnp.asarray(t1) - t0
+        h = jnp.asarray(terms.contr(t0, t1)).astype(_real_dtype(y0))
+
+        def field(c: Scalar, y: PyTree) -> PyTree:
+            return terms.vf(begin + c.astype(length.dtype) * length, y, args)
+
+        state = self._survey(field, begin, y0, args, h, solver_state, solver_state.known & ~jnp.asarray(made_jump))
+        most = self._most_stages(h.dtype)
+        product = jnp.abs(jax.lax.stop_gradient(h)) * state.radius
+        fits = product <= self.reach(most)
+        stages = jnp.where(fits, self.stages(product, most), 0)
+        y1, f1, error = self.advance(field, y0, state.field, h, stages)
+        nan, infinite = jnp.asarray(jnp.nan), jnp.asarray(jnp.inf)
+        y1 = jax.tree_util.tree_map(lambda x: jnp.where(fits, x, nan.astype(x.dtype)), y1)
+        error = jax.tree_util.tree_map(lambda x: jnp.where(fits, x, infinite.astype(x.dtype)), error)
+        slopes = [jax.tree_util.tree_map(lambda x: h.astype(x.dtype) * x, f) for f in (state.field, f1)]
+        dense = {"y0": y0, "y1": y1, "k0": slopes[0], "k1": slopes[1]}
+        new = StabilisedState(f1, fits, state.radius, state.direction, state.age + 1, state.evaluations + stages)
+        return y1, error, dense, new, diffrax.RESULTS.successful
+
+    def func(self, terms: Any, t0: ArrayLike, y0: PyTree, args: PyTree) -> PyTree:
+        return terms.vf(t0, y0, args)
+
+    def order(self, terms: Any) -> int:
+        del terms
+        return 2
+
+    def rejected(self, new: StabilisedState, old: StabilisedState) -> StabilisedState:
+        """The state to try again from, after an attempt from `old` ended in `new` and was turned down.
+
+        It keeps what was spent and what was learnt of the spectral radius, and asks for a new estimate unless the
+        attempt made one. `gradflow.solve` calls it; plain diffrax goes back to `old`, so that an estimate made in an
+        attempt that fails is made again in the next one, and one that has aged is kept until its time is up.
+        """
+        age = jnp.where(new.age == 1, 0, self.refresh).astype(new.age.dtype)
+        return StabilisedState(old.field, old.known, new.radius, new.direction, age, new.evaluations)
+
+    def longest_step(self, state: StabilisedState) -> Scalar:
+        """The longest step for which the stages suffice, by the last estimate of the spectral radius."""
+        reach = 0.999 * self.reach(self._most_stages(state.radius.dtype))
+        return jnp.where(state.radius > 0, reach / jnp.where(state.radius > 0, state.radius, 1), jnp.inf)
+
+    def _most_stages(self, dtype: Any) -> int:
+        if self.max_stages is not None:
+            return self.max_stages
+        return 200 if jnp.finfo(dtype).bits >= 64 else 100
+
+    def _survey(
+        self,
+        field: Callable[[Scalar, PyTree], PyTree],
+        t: Scalar,
+        y: PyTree,
+        args: PyTree,
+        h: Scalar,
+        state: StabilisedState,
+        known: Bool[Array, ""],
+    ) -> StabilisedState:
+        """The state with the field and the spectral radius at the start of the step filled in."""
+        stale = state.age >= self.refresh
+        origin, spent = jnp.zeros_like(h), state.evaluations
+        f = state.field
+        if self.bounded:  # The field at the start must be seen by reverse mode, which cannot look into the loop below.
+            f = jax.lax.cond(known, lambda: f, lambda: field(origin, y))
+            spent, known = spent + jnp.where(known, 0, 1), jnp.asarray(True)
+        fixed_y, fixed_f, span = jax.lax.stop_gradient((y, f, jnp.abs(h)))
+        wanted = stale & (self.spectral_radius is None)
+        found = estimate_spectral_radius(
+            lambda y: field(origin, y), fixed_y, fixed_f, known, wanted, state.direction, span
+        )
+        radius = SAFETY * found.radius
+        if self.spectral_radius is not None:
+            fn = self.spectral_radius
+            given = lambda: jnp.asarray(fn(t, fixed_y, args)).astype(radius.dtype)  # noqa: E731
+            radius = jax.lax.cond(stale, given, lambda: state.radius)
+        radius = jnp.where(jnp.isfinite(radius), jnp.abs(radius), state.radius)
+        return StabilisedState(
+            field=f if self.bounded else found.field,
+            known=jnp.asarray(True),
+            radius=jax.lax.stop_gradient(radius),
+            direction=jax.lax.stop_gradient(found.direction),
+            age=jnp.where(stale, 0, state.age),
+            evaluations=spent + found.evaluations,
+        )
+
+
+def loop(
+    body: Callable[[Int[Array, ""], PyTree], PyTree],
+    start: PyTree,
+    stop: Int[Array, ""],
+    bound: int | None,
+) -> PyTree:
+    """`state = body(i, state)` for `i = 1 ... stop`; with a static `bound` on `stop`, reverse mode can follow."""
+    if bound is None:
+        return jax.lax.fori_loop(1, stop + 1, body, start)
+
+    def masked(state: PyTree, i: Int[Array, ""]) -> tuple[PyTree, None]:
+        return jax.lax.cond(i <= stop, body, lambda _, same: same, i, state), None
+
+    return jax.lax.scan(masked, start, jnp.arange(1, bound + 1))[0]
+
+
+def combine(*parts: tuple[Scalar | float, PyTree]) -> PyTree:
+    """The sum of `factor * tree`, each leaf in its own type."""
+    factors = [jnp.asarray(factor) for factor, _ in parts]
+
+    def total(*leaves: Array) -> Array:
+        pairs = zip(factors, leaves, strict=True)
+        return sum((c.astype(x.dtype) * x for c, x in pairs), start=jnp.zeros((), leaves[0].dtype))
+
+    return jax.tree_util.tree_map(total, *(tree for _, tree in parts))
+
+
+def _real_dtype(y: PyTree) -> Any:
+    return jnp.result_type(*jax.tree_util.tree_leaves(y))
