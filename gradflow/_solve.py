@@ -46,8 +46,9 @@ def solve(
     - `params`: any pytree. Floating-point arrays flow; all other leaves are carried along unchanged.
     - `ts`: increasing save times `(T,)`. Integration starts at `flow.t0`; the last one ends it.
     - `observe`: name -> function of the parameters, evaluated at the save times during the run.
-    - `solver`: a diffrax solver with an error estimate, or `None` for a choice by tolerance. Default: `Tsit5`, or
-      `Dopri8` below `rtol=1e-7`.
+    - `solver`: one of `gradflow.solvers`, or any diffrax solver with an error estimate. `None` chooses: `Automatic`,
+      which takes an explicit method on short runs and the implicit multistep method `NDF` on all others, where the
+      Jacobian of the flow is symmetric, as on every gradient flow; else `Tsit5`, or `Dopri8` below `rtol=1e-7`.
     - `rtol`, `atol`: tolerances on the error of each step. `atol=None` scales with the initial state, leaf by leaf. An
       `rtol` below 64 units of rounding of the parameters' type is raised to that, with a `PrecisionWarning`.
     - `save_params`: keep the parameters at every save time, not only at the end.
@@ -88,7 +89,7 @@ def solve(
         raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}", advice)
     control = check_tolerances(rtol, atol, kinds[0])
     if solver is None:
-        solver = default_solver(float(control.rtol) if _checks.is_concrete(control.rtol) else 1e-5)
+        solver = default_solver(float(control.rtol) if _checks.is_concrete(control.rtol) else 1e-5, flow)
     method = _prepare_solver(solver, control, trainable, flow)
 
     setup = Setup(

@@ -131,6 +131,8 @@ def cases(key):
         "NTKEigenvalues": gf.observables.NTKEigenvalues(problem),
         "Balancedness": gf.observables.Balancedness(),
         "ActivationPattern": gf.observables.ActivationPattern(problem.x),
+        "RKC2": gf.solvers.RKC2(),
+        "ROCK2": gf.solvers.ROCK2(),
         "StepControl": gf.solvers.StepControl(jax.numpy.array(1e-3), None),
         "Until": gf.Until(problem, below=0.1),
         "Solution": gf.solve(gf.GradientFlow(problem), model, [0.5]),

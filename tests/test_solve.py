@@ -38,6 +38,8 @@ SOLVERS = [
     gf.solvers.Bosh3(),
     gf.solvers.Heun(),
     gf.solvers.Dopri8(),
+    gf.solvers.ROCK2(),
+    gf.solvers.RKC2(),
     diffrax.Ralston(),
     diffrax.Midpoint(),
 ]

@@ -12,7 +12,7 @@ LEAST = 0.05
 
 
 class Solved(eqx.Module):
-    """`x`, its residual, products with `H` spent, whether the bound was met, and the most negative curvature seen."""
+    """`x`, its residual, products with `H` spent, whether the bound was met, and the extremes of curvature seen."""
 
     x: Float[Array, " size"]
     residual: Float[Array, " size"]
@@ -20,6 +20,7 @@ class Solved(eqx.Module):
     met: Bool[Array, ""]
     negative: Bool[Array, ""]
     curvature: Scalar
+    stiffest: Scalar
 
 
 def conjugate_gradient(
@@ -50,19 +51,19 @@ def conjugate_gradient(
     share = norm(r) / (scale * jnp.where(length > 0, length, 1))
     start = (
         jnp.zeros_like(r), residual, residual, squares, 1 / smallest, share, jnp.asarray(0),
-        jnp.asarray(False), jnp.zeros((), r.dtype),
+        jnp.asarray(False), jnp.zeros((), r.dtype), jnp.zeros((), r.dtype),
     )  # fmt: skip
 
     def error(squares: Scalar, gamma: Scalar, share: Scalar) -> Scalar:
         return jax.lax.stop_gradient(jnp.sqrt(jnp.maximum(gamma * squares, 0)) * share * scale)
 
     def wanted(state: tuple) -> Bool[Array, ""]:
-        _, _, _, squares, gamma, share, count, negative, _ = state
+        _, _, _, squares, gamma, share, count, negative, _, _ = state
         unfinished = (error(squares, gamma, share) > tolerance) | ((count < least) & (squares > 0))
         return unfinished & (count < most) & ~negative
 
     def iterate(state: tuple) -> tuple:
-        x, residual, p, squares, gamma, _, count, _, curvature = state
+        x, residual, p, squares, gamma, _, count, _, curvature, stiffest = state
         hp = product(p)
         pp = p @ p
         bend = p @ hp
@@ -77,9 +78,19 @@ def conjugate_gradient(
         gamma = jnp.where(ahead > 0, ahead / jnp.where(ahead > 0, smallest * ahead + beta, 1), alpha)
         length = jnp.sqrt(x @ x)
         share = norm(x * scale) / (scale * jnp.where(length > 0, length, 1))
-        curvature = jnp.minimum(curvature, jnp.where(jnp.isfinite(bend), bend / pp, 0))
-        return x, residual, residual + beta * p, new, gamma, share, count + 1, negative, curvature
+        bend = jnp.where(jnp.isfinite(bend), bend / pp, 0)
+        curvature, stiffest = jnp.minimum(curvature, bend), jnp.maximum(stiffest, bend)
+        return x, residual, residual + beta * p, new, gamma, share, count + 1, negative, curvature, stiffest
 
-    x, residual, _, squares, gamma, share, count, negative, curvature = jax.lax.while_loop(wanted, iterate, start)
+    final = jax.lax.while_loop(wanted, iterate, start)
+    x, residual, _, squares, gamma, share, count, negative, curvature, stiffest = final
     met = error(squares, gamma, share) <= tolerance
-    return Solved(scale * x, scale * residual, count, met & ~negative, negative, -jax.lax.stop_gradient(curvature))
+    return Solved(
+        scale * x,
+        scale * residual,
+        count,
+        met & ~negative,
+        negative,
+        -jax.lax.stop_gradient(curvature),
+        jax.lax.stop_gradient(stiffest),
+    )

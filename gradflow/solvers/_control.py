@@ -23,6 +23,9 @@ from gradflow._tree import scaled_norm
 DORMANT = 0.01
 """Share of the present size of a leaf below which its entries are held to an absolute error."""
 
+EARLIEST = 0.03
+"""Share of the tolerance that the first steps are held to, where it is graded."""
+
 
 class StepControl(eqx.Module):
     """Accepts or rejects steps and proposes the next, with a proportional-integral controller.
@@ -39,6 +42,12 @@ class StepControl(eqx.Module):
 
     rtol: Float[Array, ""]
     atol: Float[Array, ""] | None
+
+    def tightened(self, share: Scalar) -> "StepControl":
+        """For a step that ends when this share of the run lies behind: early errors are carried through all of it."""
+        factor = jnp.clip(share, EARLIEST, 1).astype(self.rtol.dtype)
+        atol = None if self.atol is None else factor * self.atol
+        return StepControl(factor * self.rtol, atol)
 
     def floor(self, y: PyTree) -> PyTree:
         """Size below which entries of each leaf are held to an absolute error: the root mean square of the leaf.

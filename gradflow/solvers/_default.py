@@ -1,15 +1,24 @@
-"""The default method, from the tolerance."""
+"""The default method, from the traits of a flow and the tolerance."""
+
+from typing import Any
 
 import diffrax
 
+from gradflow.solvers._automatic import Automatic
+from gradflow.solvers._method import AbstractMethod
 
-def default_solver(rtol: float) -> diffrax.AbstractSolver:
-    """A fifth-order explicit Runge-Kutta method, or an eighth-order one where the tolerance is tight.
+TIGHT = 1e-7
+"""Tolerance below which the explicit method is one of order eight."""
 
-    Stability limits both to steps of about `3 / sharpness` on a gradient flow.
+
+def default_solver(rtol: float, flow: Any = None) -> diffrax.AbstractSolver | AbstractMethod:
+    """`Automatic` where the Jacobian of the flow is symmetric; an explicit Runge-Kutta method where it is not.
+
+    The explicit method is `Tsit5`, of order five, or `Dopri8`, of order eight, where the tolerance is tight.
 
     >>> import gradflow as gf
     >>> type(gf.solvers.default_solver(1e-9)).__name__
     'Dopri8'
     """
-    return diffrax.Tsit5() if rtol >= 1e-7 else diffrax.Dopri8()
+    explicit = diffrax.Tsit5() if rtol >= TIGHT else diffrax.Dopri8()
+    return Automatic(explicit) if getattr(flow, "symmetric_jacobian", False) else explicit

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Int, Scalar
 def weights(s: Scalar, order: Int[Array, ""], rows: int) -> Float[Array, " rows"]:
     """Weights of the rows in the interpolant of that order at `s` spacings past the newest point:
 
-        y(t_n + s h) = sum_{j <= order} nabla^j y_n  s (s + 1) ... (s + j - 1) / j!
+    y(t_n + s h) = sum_{j <= order} nabla^j y_n  s (s + 1) ... (s + j - 1) / j!
     """
     j = jnp.arange(rows - 1, dtype=s.dtype)
     products = jnp.concatenate([jnp.ones(1, s.dtype), jnp.cumprod((s + j) / (j + 1))])

@@ -76,7 +76,14 @@ class AbstractMethod(eqx.Module):
 
     @abc.abstractmethod
     def attempt(
-        self, field: Field, y: PyTree, dt: Scalar, last: Bool[Array, ""], control: StepControl, floor: PyTree, state: Any
+        self,
+        field: Field,
+        y: PyTree,
+        dt: Scalar,
+        last: Bool[Array, ""],
+        control: StepControl,
+        floor: PyTree,
+        state: Any,
     ) -> Attempt:
         """One attempted step of size `dt`. `last`: it was cut short by the end of the run."""
 

@@ -49,6 +49,7 @@ class History(eqx.Module):
     curvature: Scalar  # most negative curvature met lately, as a positive number
     age: Int[Array, ""]  # accepted steps
     error: Scalar  # of the last accepted step, over its tolerance; zero after a rejection
+    stiffest: Scalar  # largest curvature met lately
 
 
 class NDF(AbstractMethod):
@@ -116,18 +117,47 @@ class NDF(AbstractMethod):
         return 2
 
     def begin(self, field: Field, y: PyTree, rate: PyTree, dt: Scalar) -> History:
-        value, slope = _split(field, y), _split(field, rate)
+        value, slope = split_state(field, y), split_state(field, rate)
         tables = []
         for now, change in zip(value, slope, strict=True):
             rows = jnp.zeros((ROWS, now.size), now.dtype)
             tables.append(rows.at[0].set(now).at[1].set(dt.astype(now.dtype) * change))
         one = jnp.ones((), value[0].dtype)
-        return History(*tables, dt.astype(one.dtype), jnp.asarray(1), jnp.asarray(0), one, jnp.zeros_like(one), jnp.asarray(0), jnp.zeros_like(one))
+        return History(
+            *tables,
+            dt.astype(one.dtype),
+            jnp.asarray(1),
+            jnp.asarray(0),
+            one,
+            jnp.zeros_like(one),
+            jnp.asarray(0),
+            jnp.zeros_like(one),
+            jnp.zeros_like(one),
+        )
 
     def attempt(
-        self, field: Field, y: PyTree, dt: Scalar, last: Bool[Array, ""], control: StepControl, floor: PyTree, state: Any
+        self,
+        field: Field,
+        y: PyTree,
+        dt: Scalar,
+        last: Bool[Array, ""],
+        control: StepControl,
+        floor: PyTree,
+        state: Any,
     ) -> Attempt:
-        history: History = state
+        return self.step(field, y, dt, control, floor, state, jnp.asarray(True))
+
+    def step(
+        self,
+        field: Field,
+        y: PyTree,
+        dt: Scalar,
+        control: StepControl,
+        floor: PyTree,
+        history: History,
+        active: Bool[Array, ""],
+    ) -> Attempt:
+        """An attempt; one that is not `active` evaluates nothing and means nothing."""
         k, dtype = history.order, history.table.dtype
         h = dt.astype(dtype)
         ready = change_of_spacing(h / history.spacing, k, ROWS)
@@ -151,7 +181,7 @@ class NDF(AbstractMethod):
             return flatten(field.watched(field(dt, field.replace(y, unflatten(w)))))[0]
 
         constant = jnp.asarray(ERROR, dtype)[k]
-        found = self._newton(derivative, extrapolate @ table, sums @ table, c, constant, norm, history)
+        found = self._newton(derivative, extrapolate @ table, sums @ table, c, constant, norm, history, active)
         error = constant * norm(found.correction)
         finite = jnp.all(jnp.isfinite(found.correction))
         ratio = jnp.where(found.converged & finite, error, jnp.inf)
@@ -164,12 +194,13 @@ class NDF(AbstractMethod):
         expected = error * jnp.clip(trend, 1, 5)
         order, factor, changed = self._next(moved, k, history.equal + 1, error, expected, norm)
         curvature = jnp.maximum(found.curvature, 0.7 * history.curvature)
+        stiffest = jnp.maximum(found.stiffest, 0.9 * history.stiffest)
         longest = 0.7 * alpha / jnp.where(curvature > 0, curvature, 1) / h
         factor = jnp.where(curvature > 0, jnp.minimum(factor, jnp.maximum(longest, 0.5)), factor)
         factor = jnp.minimum(factor, jnp.where(history.age < YOUNG, 10.0, 2.0))
         equal = jnp.where(changed, 0, jnp.where(h == history.spacing, history.equal + 1, 1))
         rate = jnp.minimum(1, jnp.where(found.observed, found.rate, 1.1 * history.rate))
-        accepted = History(moved, carried, h, order, equal, rate, curvature, history.age + 1, error)
+        accepted = History(moved, carried, h, order, equal, rate, curvature, history.age + 1, error, stiffest)
 
         unstable = jnp.clip(0.5 * alpha / jnp.where(curvature > 0, curvature, 1) / h, 0.1, 0.5)
         failed = jnp.where(found.negative & (curvature > 0), unstable, 0.3)
@@ -177,7 +208,16 @@ class NDF(AbstractMethod):
         shrink = jnp.where(found.converged & finite, shorter, failed)
         distrust = jnp.where(found.converged, history.rate, 1)
         rejected = History(
-            history.table, history.riders, history.spacing, k, jnp.zeros_like(k), distrust, curvature, history.age, jnp.zeros_like(error)
+            history.table,
+            history.riders,
+            history.spacing,
+            k,
+            jnp.zeros_like(k),
+            distrust,
+            curvature,
+            history.age,
+            jnp.zeros_like(error),
+            stiffest,
         )
         y1 = _assemble(field, y, unflatten(moved[0]), carried[0])
         return Attempt(
@@ -207,6 +247,7 @@ class NDF(AbstractMethod):
         constant: Scalar,
         norm: Callable[[Array], Scalar],
         history: History,
+        active: Bool[Array, ""],
     ) -> "_Newton":
         """Solves `d + known = c f(start + d)` for the correction `d`, to a share of the tolerance.
 
@@ -260,16 +301,29 @@ class NDF(AbstractMethod):
                 failed=broken,
                 negative=now.negative | solved.negative,
                 curvature=jnp.maximum(now.curvature, solved.curvature),
+                stiffest=jnp.maximum(now.stiffest, solved.stiffest),
                 iterations=now.iterations + 1,
                 evaluations=now.evaluations + 1 + (0 if self.linearise else spent),
                 products=now.products + (spent if self.linearise else 0),
             )
 
         def running(now: _Newton) -> Bool[Array, ""]:
-            return ~now.converged & ~now.failed & (now.iterations < 4)
+            return active & ~now.converged & ~now.failed & (now.iterations < 4)
 
         begin = _Newton(
-            jnp.zeros_like(start), jnp.zeros_like(start), zero, history.rate, no, no, no, no, zero, nought, nought, nought
+            jnp.zeros_like(start),
+            jnp.zeros_like(start),
+            zero,
+            history.rate,
+            no,
+            no,
+            no,
+            no,
+            zero,
+            zero,
+            nought,
+            nought,
+            nought,
         )
         return jax.lax.while_loop(running, iterate, begin)
 
@@ -329,7 +383,7 @@ class NDF(AbstractMethod):
         spent = jnp.asarray(0)
         if whole is None:
             whole, spent = field(dt, field.replace(y, unflatten(w))), jnp.asarray(1)
-        slope = _split(field, whole)[1]
+        slope = split_state(field, whole)[1]
         known = sums.astype(riders.dtype) @ riders
         return append(riders, c.astype(riders.dtype) * slope - known, k), spent
 
@@ -346,12 +400,13 @@ class _Newton(eqx.Module):
     failed: Bool[Array, ""]
     negative: Bool[Array, ""]
     curvature: Scalar
+    stiffest: Scalar
     iterations: Int[Array, ""]
     evaluations: Int[Array, ""]
     products: Int[Array, ""]
 
 
-def _split(field: Field, y: PyTree) -> tuple[Float[Array, " size"], Float[Array, " rest"]]:
+def split_state(field: Field, y: PyTree) -> tuple[Float[Array, " size"], Float[Array, " rest"]]:
     """The watched part of a state and the rest, each as one vector."""
     watched = flatten(field.watched(y))[0]
     rest = flatten(field.replace(y, None))[0]

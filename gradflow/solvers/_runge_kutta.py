@@ -42,7 +42,14 @@ class OneStep(AbstractMethod):
         return inner, jnp.ones((), zero.dtype), jnp.asarray(False)
 
     def attempt(
-        self, field: Field, y: PyTree, dt: Scalar, last: Bool[Array, ""], control: StepControl, floor: PyTree, state: Any
+        self,
+        field: Field,
+        y: PyTree,
+        dt: Scalar,
+        last: Bool[Array, ""],
+        control: StepControl,
+        floor: PyTree,
+        state: Any,
     ) -> Attempt:
         inner, previous, failed = state
         local = state_dtype(y)

@@ -1,0 +1,228 @@
+"""Automatic: an explicit Runge-Kutta method on short or smooth runs, the implicit multistep method on all others."""
+
+from typing import Any, ClassVar
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
+
+from gradflow._tree import flatten
+from gradflow.solvers._control import StepControl
+from gradflow.solvers._method import AbstractMethod, Attempt, Field
+from gradflow.solvers._ndf import NDF, ROWS, History, split_state
+
+WARM = 3
+"""Explicit steps after which their length is taken at its word."""
+BUDGET = 45
+"""Evaluations per decimal digit that a run is given to be finished explicitly; `NDF` seldom takes fewer."""
+FORGET = 0.95
+"""Weight of the past in the share of implicit steps that were rejected."""
+TROUBLE = 0.3
+"""The share beyond which the field is taken for one that is not smooth."""
+
+
+class Mode(eqx.Module):
+    """Which method is at work, the states of both, and what the choice goes by."""
+
+    implicit: Bool[Array, ""]
+    slope: Float[Array, " size"]  # derivative of the whole state at the start of the step, where `known`
+    known: Bool[Array, ""]
+    ratio: Scalar  # of the last accepted explicit step
+    failed: Bool[Array, ""]
+    history: History
+    steps: Int[Array, ""]  # accepted steps since the last change of method
+    rejections: Scalar  # share of implicit steps that were rejected of late
+    budget: Scalar  # of the explicit method; grows at every return to it
+
+
+class Automatic(AbstractMethod):
+    """The default for gradient flows: chooses between an explicit method and `NDF`, at any step of the run.
+
+    A run starts with the explicit method. After a few steps, and at every later one, its cost to the end of the run is
+    foretold from the length of the step; where that is more than `NDF` is likely to need, `NDF` takes over, with its
+    history read off the last explicit step. The way back is taken when many implicit steps are rejected: the field is
+    then not smooth, as with ReLU, and the explicit method does less badly.
+
+    On gradient flows of networks `NDF` needs fewer gradients even in the smooth escape from a small initialisation,
+    where nothing is stiff: its steps take two or three gradients where Runge-Kutta methods take six or twelve. The
+    explicit method is the cheaper one on short runs, of some tens of units of `1 / sharpness`.
+
+    **Arguments**: `explicit`: a diffrax solver whose last stage is the first of the next step, such as `Tsit5()`.
+    `implicit`: an `NDF`.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> flow = gf.GradientFlow(lambda w: 0.5 * (w[0] ** 2 + 1e4 * w[1] ** 2))
+    >>> sol = gf.solve(flow, jnp.ones(2), [5.0])
+    >>> sol.method
+    'Automatic(Tsit5, NDF), rtol = 1e-05'
+    """
+
+    explicit: Any
+    implicit: NDF
+    symmetric: ClassVar[bool] = True
+
+    def __init__(self, explicit: diffrax.AbstractERK | None = None, implicit: NDF | None = None):
+        self.explicit = diffrax.Tsit5() if explicit is None else explicit
+        self.implicit = NDF() if implicit is None else implicit
+
+    @property
+    def counts(self) -> bool:
+        return True
+
+    @property
+    def name(self) -> str:
+        return f"Automatic({type(self.explicit).__name__}, {self.implicit.name})"
+
+    @property
+    def first_order(self) -> int:
+        return int(self.explicit.order(None))
+
+    def begin(self, field: Field, y: PyTree, rate: PyTree, dt: Scalar) -> Mode:
+        history = self.implicit.begin(field, y, rate, dt)
+        zero, no = jnp.zeros_like(history.spacing), jnp.asarray(False)
+        slope = flatten(rate)[0]
+        return Mode(no, slope, jnp.asarray(True), zero + 1, no, history, jnp.asarray(0), zero, zero + 1)
+
+    def attempt(
+        self,
+        field: Field,
+        y: PyTree,
+        dt: Scalar,
+        last: Bool[Array, ""],
+        control: StepControl,
+        floor: PyTree,
+        state: Any,
+    ) -> Attempt:
+        mode: Mode = state
+        one = self._explicit(field, y, dt, control, floor, mode)
+        other = self._implicit(field, y, dt, control, floor, mode)
+
+        def choose(a: Any, b: Any) -> Any:
+            return jnp.where(mode.implicit, a, b)
+
+        parts = lambda a: (a.y1, a.ratio, a.factor, a.accepted, a.rejected, a.finite, a.evaluations)  # noqa: E731
+        mixed = jax.tree_util.tree_map(choose, parts(other), parts(one))
+        dense = (mode.implicit, one.dense, other.dense)
+        *front, finite, evaluations = mixed
+        return Attempt(*front, dense, finite, evaluations, jnp.where(mode.implicit, other.products, 0))
+
+    def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
+        implicit, one, other = dense
+        inside = self._inside(one, s), self.implicit.interpolate(field, other, s)
+        return jax.tree_util.tree_map(lambda a, b: jnp.where(implicit, b, a), *inside)
+
+    def _explicit(
+        self, field: Field, y: PyTree, dt: Scalar, control: StepControl, floor: PyTree, mode: Mode
+    ) -> Attempt:
+        """A step of the explicit method; no evaluations where the other one is at work."""
+        # Where the field is not smooth, cost grows like one over the tolerance: no tightening there.
+        control = control.tightened(jnp.where(mode.budget > 1, 1, field.share))
+        tableau = _Tableau(type(self.explicit).tableau)
+        start, unflatten = flatten(y)
+        h = dt.astype(start.dtype)
+        rows, nodes = jnp.asarray(tableau.rows, start.dtype), jnp.asarray(tableau.nodes, dt.dtype)
+        first = jnp.where(mode.known, 1, 0)
+        stop = jnp.where(mode.implicit, 0, tableau.stages)
+
+        def stage(state: tuple[Int[Array, ""], Array]) -> tuple[Int[Array, ""], Array]:
+            i, k = state
+            rate = field(nodes[i] * dt, unflatten(start + rows[i] @ k))
+            return i + 1, k.at[i].set(h * flatten(rate)[0])
+
+        k = jnp.zeros((tableau.stages, start.size), start.dtype).at[0].set(h * mode.slope)
+        _, k = jax.lax.while_loop(lambda state: state[0] < stop, stage, (first, k))
+        y1 = unflatten(start + jnp.asarray(tableau.solution, start.dtype) @ k)
+        error = unflatten(jnp.asarray(tableau.error, start.dtype) @ k)
+        ratio = control.ratio(field.watched(error), field.watched(y), field.watched(y1), floor)
+        finite = jnp.all(jnp.isfinite(k))
+        ratio = jax.lax.stop_gradient(jnp.where(finite, ratio, jnp.inf)).astype(mode.ratio.dtype)
+        factor = control.factor(ratio, mode.ratio, mode.failed, self.first_order)
+        dense = (y, y1, jax.vmap(unflatten)(k), dt)
+
+        remaining = (1 - field.share) * self._whole(field, dt)
+        ahead = (tableau.stages - 1) * remaining / (dt * factor.astype(dt.dtype))
+        digits = -jnp.log10(control.rtol)
+        switch = (mode.steps + 1 >= WARM) & (ahead > BUDGET * mode.budget * digits)
+        history = self._recent(field, y, dense, mode.history)
+        factor = jnp.where((ratio <= 1) & switch, (history.spacing / h).astype(factor.dtype), factor)
+        history = jax.tree_util.tree_map(lambda a, b: jnp.where(switch, a, b), history, mode.history)
+        yes, no, steps = jnp.asarray(True), jnp.asarray(False), jnp.where(switch, 0, mode.steps + 1)
+        zero = jnp.zeros_like(mode.rejections)
+        accepted = Mode(switch, k[-1] / h, yes, ratio, no, history, steps, zero, mode.budget)
+        rejected = Mode(no, k[0] / h, yes, mode.ratio, yes, mode.history, mode.steps, zero, mode.budget)
+        return Attempt(y1, ratio, factor, accepted, rejected, dense, finite, stop - first, jnp.asarray(0))
+
+    def _implicit(
+        self, field: Field, y: PyTree, dt: Scalar, control: StepControl, floor: PyTree, mode: Mode
+    ) -> Attempt:
+        """A step of the implicit method; no evaluations where the other one is at work."""
+        tried = self.implicit.step(field, y, dt, control, floor, mode.history, mode.implicit)
+        keep = tried.ratio <= 1
+        rejections = FORGET * mode.rejections + jnp.where(keep, 0, 1 - FORGET)
+        switch = keep & (rejections > TROUBLE)
+        stiffest = tried.accepted.stiffest
+        h = _Tableau(type(self.explicit).tableau).limit / jnp.where(stiffest > 0, stiffest, 1)
+        factor = jnp.where(
+            switch & (stiffest > 0), (0.9 * h.astype(dt.dtype) / dt).astype(tried.factor.dtype), tried.factor
+        )
+        no, one = jnp.asarray(False), jnp.ones_like(mode.ratio)
+        budget = jnp.where(switch, 8 * mode.budget, mode.budget)
+        steps = jnp.where(switch, 0, mode.steps + 1)
+        accepted = Mode(~switch, mode.slope, no, one, no, tried.accepted, steps, rejections, budget)
+        rejected = Mode(~no, mode.slope, no, one, no, tried.rejected, mode.steps, rejections, mode.budget)
+        return eqx.tree_at(lambda a: (a.factor, a.accepted, a.rejected), tried, (factor, accepted, rejected))
+
+    def _whole(self, field: Field, dt: Scalar) -> Scalar:
+        """The length of the run."""
+        return (field.t + dt - field.flow.t0) / jnp.where(field.share > 0, field.share, 1)
+
+    def _inside(self, dense: PyTree, s: Scalar) -> PyTree:
+        y0, y1, k, dt = dense
+        dtype = jnp.result_type(*jax.tree_util.tree_leaves(y0))
+        known = self.explicit.interpolation_cls(t0=jnp.zeros((), dtype), t1=dt.astype(dtype), y0=y0, y1=y1, k=k)
+        return known.evaluate(s.astype(dtype))
+
+    def _recent(self, field: Field, y: PyTree, dense: PyTree, old: History) -> History:
+        """A table of order four from the dense output of the step just taken: a quarter of it is the spacing."""
+        points = 5
+        _, y1, _, dt = dense
+        s = dt * (1 - jnp.arange(points) / (points - 1))
+        rows = jax.vmap(lambda s: split_both(field, self._inside(dense, s)))(s)
+        rows = rows.at[0].set(split_both(field, y1))
+        table = [rows[0]]
+        while rows.shape[0] > 1:
+            rows = rows[:-1] - rows[1:]
+            table.append(rows[0])
+        whole = jnp.concatenate([jnp.stack(table), jnp.zeros((ROWS - points, rows.shape[1]), rows.dtype)])
+        size = old.table.shape[1]
+        fresh = self.implicit.begin(field, y, y, dt / (points - 1))
+        order = jnp.asarray(min(points - 1, self.implicit.max_order))
+        where = lambda h: (h.table, h.riders, h.order, h.age)  # noqa: E731
+        return eqx.tree_at(where, fresh, (whole[:, :size], whole[:, size:], order, old.age + 1))
+
+
+class _Tableau:
+    """The coefficients of an explicit Runge-Kutta method as arrays, and how far it is stable on the negative axis."""
+
+    def __init__(self, tableau: Any):
+        self.stages = int(tableau.num_stages)
+        self.rows = np.zeros((self.stages, self.stages))
+        for i, row in enumerate(tableau.a_lower):
+            self.rows[i + 1, : i + 1] = row
+        self.nodes = np.concatenate([[0.0], np.asarray(tableau.c)])
+        self.solution, self.error = np.asarray(tableau.b_sol), np.asarray(tableau.b_error)
+        powers, vector = [1.0], np.ones(self.stages)
+        for _ in range(self.stages):
+            powers.append(float(self.solution @ vector))
+            vector = self.rows @ vector
+        z = np.linspace(0, 20, 4001)
+        grown = np.abs(np.polynomial.polynomial.polyval(-z, powers)) > 1 + 1e-9
+        self.limit = float(z[int(np.argmax(grown))])
+
+
+def split_both(field: Field, y: PyTree) -> Float[Array, " size"]:
+    """The watched part of a state and the rest, as one vector."""
+    return jnp.concatenate(split_state(field, y))
