@@ -173,6 +173,8 @@ def _attempt(setup: Setup, carry: Carry) -> Carry:
     code = jnp.where(keep & (index == setup.ts.size), _solution.OK, code)
     code = jnp.where(stopped, _solution.STOPPED, code)
 
+    dormant = method.dormant(carry.method_state)
+
     def choose(new: PyTree, old: PyTree) -> PyTree:
         return jax.tree_util.tree_map(lambda a, b: jnp.where(keep, a, b) if eqx.is_array(b) else b, new, old)
 
@@ -182,7 +184,7 @@ def _attempt(setup: Setup, carry: Carry) -> Carry:
         dt=proposed,
         y=choose(y1, y),
         method_state=choose(tried.accepted, tried.rejected),
-        floor=choose(control.raise_floor(carry.floor, carry.was_zero, watched1), carry.floor),
+        floor=choose(control.raise_floor(carry.floor, carry.was_zero, watched1, dormant), carry.floor),
         was_zero=carry.was_zero,
         failures=failures,
         index=index,

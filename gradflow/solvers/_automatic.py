@@ -10,16 +10,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from gradflow._tree import flatten
-from gradflow.solvers._control import StepControl
+from gradflow.solvers._control import DORMANT, StepControl
 from gradflow.solvers._method import AbstractMethod, Attempt, Field
 from gradflow.solvers._ndf import NDF, ROWS, History, split_state
 
 WARM = 3
 """Explicit steps after which their length is taken at its word."""
-BUDGET = 45
-"""Evaluations per decimal digit that a run is given to be finished explicitly; `NDF` seldom takes fewer."""
+BUDGET = 30
+"""Evaluations, times `rtol^(-1/6)`, that a run is given to be finished explicitly; `NDF` seldom takes fewer."""
 FORGET = 0.95
 """Weight of the past in the share of implicit steps that were rejected."""
+SETTLED = 10
+"""Accepted implicit steps before which rejections tell of the change of method, not of the field."""
 TROUBLE = 0.3
 """The share beyond which the field is taken for one that is not smooth."""
 
@@ -109,6 +111,9 @@ class Automatic(AbstractMethod):
         *front, finite, evaluations = mixed
         return Attempt(*front, dense, finite, evaluations, jnp.where(mode.implicit, other.products, 0))
 
+    def dormant(self, state: Any) -> Scalar:
+        return jnp.where(state.budget > 1, DORMANT, 0.0)
+
     def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
         implicit, one, other = dense
         inside = self._inside(one, s), self.implicit.interpolate(field, other, s)
@@ -119,7 +124,7 @@ class Automatic(AbstractMethod):
     ) -> Attempt:
         """A step of the explicit method; no evaluations where the other one is at work."""
         # Where the field is not smooth, cost grows like one over the tolerance: no tightening there.
-        control = control.tightened(jnp.where(mode.budget > 1, 1, field.share))
+        given, control = control, control.tightened(jnp.where(mode.budget > 1, 1, field.share))
         tableau = _Tableau(type(self.explicit).tableau)
         start, unflatten = flatten(y)
         h = dt.astype(start.dtype)
@@ -144,8 +149,7 @@ class Automatic(AbstractMethod):
 
         remaining = (1 - field.share) * self._whole(field, dt)
         ahead = (tableau.stages - 1) * remaining / (dt * factor.astype(dt.dtype))
-        digits = -jnp.log10(control.rtol)
-        switch = (mode.steps + 1 >= WARM) & (ahead > BUDGET * mode.budget * digits)
+        switch = (mode.steps + 1 >= WARM) & (ahead > BUDGET * mode.budget * given.rtol ** (-1 / 6))
         history = self._recent(field, y, dense, mode.history)
         factor = jnp.where((ratio <= 1) & switch, (history.spacing / h).astype(factor.dtype), factor)
         history = jax.tree_util.tree_map(lambda a, b: jnp.where(switch, a, b), history, mode.history)
@@ -161,7 +165,7 @@ class Automatic(AbstractMethod):
         """A step of the implicit method; no evaluations where the other one is at work."""
         tried = self.implicit.step(field, y, dt, control, floor, mode.history, mode.implicit)
         keep = tried.ratio <= 1
-        rejections = FORGET * mode.rejections + jnp.where(keep, 0, 1 - FORGET)
+        rejections = FORGET * mode.rejections + jnp.where(keep | (mode.steps < SETTLED), 0, 1 - FORGET)
         switch = keep & (rejections > TROUBLE)
         stiffest = tried.accepted.stiffest
         h = _Tableau(type(self.explicit).tableau).limit / jnp.where(stiffest > 0, stiffest, 1)
@@ -186,10 +190,10 @@ class Automatic(AbstractMethod):
         return known.evaluate(s.astype(dtype))
 
     def _recent(self, field: Field, y: PyTree, dense: PyTree, old: History) -> History:
-        """A table of order four from the dense output of the step just taken: a quarter of it is the spacing."""
+        """A table of order four from the dense output of the step just taken, with an eighth of it as the spacing."""
         points = 5
         _, y1, _, dt = dense
-        s = dt * (1 - jnp.arange(points) / (points - 1))
+        s = dt * (1 - jnp.arange(points) / 8)
         rows = jax.vmap(lambda s: split_both(field, self._inside(dense, s)))(s)
         rows = rows.at[0].set(split_both(field, y1))
         table = [rows[0]]
@@ -198,7 +202,7 @@ class Automatic(AbstractMethod):
             table.append(rows[0])
         whole = jnp.concatenate([jnp.stack(table), jnp.zeros((ROWS - points, rows.shape[1]), rows.dtype)])
         size = old.table.shape[1]
-        fresh = self.implicit.begin(field, y, y, dt / (points - 1))
+        fresh = self.implicit.begin(field, y, y, dt / 8)
         order = jnp.asarray(min(points - 1, self.implicit.max_order))
         where = lambda h: (h.table, h.riders, h.order, h.age)  # noqa: E731
         return eqx.tree_at(where, fresh, (whole[:, :size], whole[:, size:], order, old.age + 1))

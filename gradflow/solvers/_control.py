@@ -5,10 +5,12 @@ The local error `e` of a step from `y0` to `y1` is measured as
     ratio = rms_i( e_i / (atol + rtol max(|y0_i|, |y1_i|)) ),     accepted when ratio <= 1.
 
 With `atol=None` the absolute part is `rtol` times a floor: the size of the *initial* values of the leaf that entry `i`
-belongs to, or a hundredth of their present size once that is larger. A fixed absolute tolerance gets the escape from a
+belongs to or, for explicit methods, a hundredth of their present size once that is larger. A fixed absolute tolerance gets the escape from a
 small initialisation wrong as soon as the initial values fall below it, and reports success; this one resolves a start
 of size 1e-10 as well as one of size 1. The hundredth keeps neurons that are still small under control while others have
-grown; following only the initial size would be dear where entries cross zero late, at no gain in accuracy.
+grown; on ReLU networks, where entries cross zero late and steps are short, following only the initial size would be
+dear, at no gain in accuracy. Stability keeps explicit steps short enough for the small neurons in any case. Implicit
+ones it does not: with a hundredth, later features would escape at the wrong time, so there the floor stays.
 """
 
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from jaxtyping import Array, Bool, Float, PyTree, Scalar
 from gradflow._tree import scaled_norm
 
 DORMANT = 0.01
-"""Share of the present size of a leaf below which its entries are held to an absolute error."""
+"""Share of the present size of a leaf below which an explicit method holds its entries to an absolute error."""
 
 EARLIEST = 0.03
 """Share of the tolerance that the first steps are held to, where it is graded."""
@@ -63,11 +65,11 @@ class StepControl(eqx.Module):
         floors = [jnp.where(size > 0, size, whole.astype(size.dtype)) for size in sizes]
         return jax.tree_util.tree_unflatten(structure, floors)
 
-    def raise_floor(self, floor: PyTree, was_zero: Bool[Array, ""], y: PyTree) -> PyTree:
+    def raise_floor(self, floor: PyTree, was_zero: Bool[Array, ""], y: PyTree, dormant: float | Scalar) -> PyTree:
         """The floor after a step to `y`: it follows the state upwards, at a distance unless the run started at zero."""
 
         def follow(old: Array, size: Array) -> Array:
-            return jnp.maximum(old, jnp.where(was_zero, 1.0, DORMANT).astype(size.dtype) * size)
+            return jnp.maximum(old, jnp.where(was_zero, 1.0, dormant).astype(size.dtype) * size)
 
         return jax.tree_util.tree_map(follow, floor, self.floor(y))
 

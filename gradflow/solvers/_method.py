@@ -87,6 +87,10 @@ class AbstractMethod(eqx.Module):
     ) -> Attempt:
         """One attempted step of size `dt`. `last`: it was cut short by the end of the run."""
 
+    def dormant(self, state: Any) -> float | Scalar:
+        """Share of their present size below which small entries are held to an absolute error only."""
+        return 0.0
+
     @abc.abstractmethod
     def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
         """The state at time `s` from the beginning of the step that gave `dense`."""

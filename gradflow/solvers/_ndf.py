@@ -29,7 +29,7 @@ NEWTON = 0.1
 EARLIEST = 1e-3
 """Share of the tolerance that the first steps are held to."""
 
-SHARE = 0.4
+SHARE = 0.3
 """Share of the tolerance that a step is held to, so that the error at the end comes out near the tolerance."""
 LOOSEST = 5e-3
 """Tolerance beyond which steps get dearer again: Newton's method takes more iterations, and fails more often."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree, Scalar
 
-from gradflow.solvers._control import StepControl
+from gradflow.solvers._control import DORMANT, StepControl
 from gradflow.solvers._cost import counts_evaluations, evaluations_per_step
 from gradflow.solvers._method import AbstractMethod, Attempt, Field
 
@@ -80,6 +80,9 @@ class OneStep(AbstractMethod):
             evaluations=jnp.asarray(-1) if spent is None else spent,
             products=jnp.asarray(0),
         )
+
+    def dormant(self, state: Any) -> float:
+        return DORMANT
 
     def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
         start, stop, known = dense
