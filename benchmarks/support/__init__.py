@@ -1,0 +1,1 @@
+"""What the benchmarks share: problems with references, and methods to run on them."""
