@@ -8,6 +8,8 @@ from gradflow import observables as observables
 from gradflow import solvers as solvers
 from gradflow import theory as theory
 from gradflow._checks import PrecisionWarning as PrecisionWarning
+from gradflow._filippov import Extrapolated as Extrapolated
+from gradflow._filippov import filippov as filippov
 from gradflow._iterate import iterate as iterate
 from gradflow._solution import Solution as Solution
 from gradflow._solution import SolveError as SolveError

@@ -26,7 +26,7 @@ RANKS = [
     ["models"],
     ["data"],
     ["flows", "rules", "solvers", "observables", "theory"],
-    ["_loop", "_solve", "_iterate"],
+    ["_loop", "_solve", "_iterate", "_filippov"],
     ["sweeps"],
     ["studies"],
     ["plot"],
@@ -116,6 +116,7 @@ def cases(key):
         "DeepLinear": gf.models.DeepLinear(64, 4, key=key),
         "DiagonalLinear": gf.models.DiagonalLinear(64),
         "Parametrisation": gf.models.ntk,
+        "Smoothed": gf.models.Smoothed(0.01),
         "GradientFlow": gf.GradientFlow(problem),
         "GradientDescent": gf.GradientDescent(problem, 0.1),
         "OptaxRule": gf.OptaxRule(problem, __import__("optax").sgd, 0.1),
@@ -131,11 +132,13 @@ def cases(key):
         "NTKEigenvalues": gf.observables.NTKEigenvalues(problem),
         "Balancedness": gf.observables.Balancedness(),
         "ActivationPattern": gf.observables.ActivationPattern(problem.x),
+        "SlidingNeurons": gf.observables.SlidingNeurons(problem, 0.01),
         "RKC2": gf.solvers.RKC2(),
         "ROCK2": gf.solvers.ROCK2(),
         "StepControl": gf.solvers.StepControl(jax.numpy.array(1e-3), None),
         "Until": gf.Until(problem, below=0.1),
         "Solution": gf.solve(gf.GradientFlow(problem), model, [0.5]),
+        "Extrapolated": gf.filippov(lambda smoothing: gf.GradientFlow(problem), model, [0.5]),
     }
 
 
@@ -158,7 +161,7 @@ def test_every_public_class_documents_itself():
     for name, value in public_classes().items():
         text = inspect.getdoc(value) or ""
         assert len(text) > 60, name
-        if name not in ("Solution", "Parametrisation"):
+        if name not in ("Solution", "Extrapolated", "Parametrisation"):
             assert ">>>" in text, f"{name} has no example"
     for name in ("GradientFlow", "GradientDescent", "OptaxRule"):
         assert "**Time unit**" in inspect.getdoc(public_classes()[name])

@@ -452,8 +452,9 @@ SHAPES = {
 
 
 def test_the_cases_are_all_observables():
+    # SlidingNeurons wants ReLU, whose runs differ from batch to batch: see test_nonsmooth.py.
     assert {type(fn).__name__ for fn in every(case()[0]).values()} == {
-        name for name in vars(gf.observables) if name[0].isupper()
+        name for name in vars(gf.observables) if name[0].isupper() and name != "SlidingNeurons"
     }
 
 

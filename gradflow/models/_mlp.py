@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Key
 from gradflow._checks import check_callable, check_count
 from gradflow.models import laws
 from gradflow.models._parametrisation import Parametrisation, check_scale, draw, resolve, resolve_dtype, standard
+from gradflow.models._smoothed import length, smooth
 
 
 class MLP(eqx.Module):
@@ -72,10 +73,22 @@ class MLP(eqx.Module):
         self.multipliers = tuple(kind.multiplier(name, **of_layer) for name in names)
         self.scalar = out_size is None
 
-    def __call__(self, x: Float[Array, " in_size"]) -> Float[Array, "*out_size"]:
+    def __call__(
+        self, x: Float[Array, " in_size"], smoothing: Float[Array, ""] | float | None = None
+    ) -> Float[Array, "*out_size"]:
+        """The prediction; with `smoothing`, with rounded kinks, see `Smoothed`.
+
+        A neuron with bias `b` counts as one with weights `(w, b)` on inputs `(h, 1)`, `h` the (smoothed) output of the
+        layer below, through whose norm the gradient passes: the field remains a gradient, and every layer keeps its
+        homogeneity.
+        """
         y = self._affine(0, x)
         for layer in range(1, len(self.weights)):
-            y = self._affine(layer, self.activation(y))
+            if smoothing is None:
+                x = self.activation(y)
+            else:
+                x = smooth(self.activation, y, self._size(layer - 1, x), smoothing)
+            y = self._affine(layer, x)
         return y[0] if self.scalar else y
 
     def preactivations(self, x: Float[Array, " in_size"]) -> Float[Array, " neurons"]:
@@ -84,6 +97,14 @@ class MLP(eqx.Module):
         for layer in range(1, len(self.weights) - 1):
             found.append(self._affine(layer, self.activation(found[-1])))
         return jnp.concatenate(found)
+
+    def _size(self, layer: int, x: Float[Array, " fan_in"]) -> Float[Array, " fan_out"]:
+        """The largest preactivation that weights of the size of each neuron's can give: `|(w, b)| |(x, 1)|`."""
+        rows = self.multipliers[layer] * self.weights[layer]
+        if self.biases is not None:
+            rows = jnp.concatenate([rows, self.biases[layer][:, None]], axis=1)
+            x = jnp.concatenate([x, jnp.ones(1, x.dtype)])
+        return length(rows) * length(x)
 
     def _affine(self, layer: int, x: Float[Array, " fan_in"]) -> Float[Array, " fan_out"]:
         y = self.multipliers[layer] * (self.weights[layer] @ x)

@@ -13,6 +13,7 @@ from gradflow._conserved import Conserved, is_degree_one
 from gradflow._tree import scaled_norm
 from gradflow.models import laws
 from gradflow.models._parametrisation import Parametrisation, check_scale, draw, resolve, resolve_dtype, standard
+from gradflow.models._smoothed import length, smooth
 
 
 class TwoLayer(eqx.Module):
@@ -74,12 +75,28 @@ class TwoLayer(eqx.Module):
         self.activation = activation
         self.multipliers = (kind.multiplier("input", **sizes), kind.multiplier("output", **sizes))
 
-    def __call__(self, x: Float[Array, " in_size"]) -> Float[Array, "*out_size"]:
-        return self.multipliers[1] * (self.output @ self.activation(self.preactivations(x)))
+    def __call__(
+        self, x: Float[Array, " in_size"], smoothing: Float[Array, ""] | float | None = None
+    ) -> Float[Array, "*out_size"]:
+        """The prediction; with `smoothing`, with kinks rounded where `|w . x| < smoothing |w| |x|`, see `Smoothed`."""
+        z = self.preactivations(x)
+        if smoothing is None:
+            hidden = self.activation(z)
+        else:
+            hidden = smooth(self.activation, z, self.preactivation_bounds(x), smoothing)
+        return self.readout(hidden)
+
+    def readout(self, hidden: Float[Array, " width"]) -> Float[Array, "*out_size"]:
+        """The prediction from the activations of all neurons, multiplier included."""
+        return self.multipliers[1] * (self.output @ hidden)
 
     def preactivations(self, x: Float[Array, " in_size"]) -> Float[Array, " width"]:
         """`w_j . x` of every neuron, multiplier included."""
         return self.multipliers[0] * (self.weight @ x)
+
+    def preactivation_bounds(self, x: Float[Array, " in_size"]) -> Float[Array, " width"]:
+        """`|w_j| |x|` of every neuron, multiplier included: the size that `smoothing` is relative to."""
+        return self.multipliers[0] * length(self.weight) * length(x)
 
     def neurons(self) -> Float[Array, "width in_size"]:
         """Incoming weights of every neuron."""

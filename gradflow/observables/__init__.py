@@ -12,3 +12,4 @@ from gradflow.observables._norms import GradientNorm as GradientNorm
 from gradflow.observables._norms import ParameterNorm as ParameterNorm
 from gradflow.observables._ntk import NTK as NTK
 from gradflow.observables._ntk import NTKEigenvalues as NTKEigenvalues
+from gradflow.observables._sliding import SlidingNeurons as SlidingNeurons

@@ -98,8 +98,14 @@ class EmpiricalRisk(eqx.Module):
         return jnp.mean(losses) if self.reduction == "mean" else jnp.sum(losses)
 
     def conserved(self, params: PyTree) -> dict[str, Conserved]:
-        """What gradient flow of this risk conserves, as far as the model knows (`params.conserved()`)."""
-        known = method_of(params, "conserved") if self.predict is None else None
+        """What gradient flow of this risk conserves, as far as the model knows (`params.conserved()`).
+
+        A `predict` may know as well (`predict.conserved(params)`).
+        """
+        if self.predict is not None:
+            known = method_of(self.predict, "conserved")
+            return {} if known is None else known(params)
+        known = method_of(params, "conserved")
         return {} if known is None else known()
 
 

@@ -1,0 +1,274 @@
+"""ReLU networks, whose gradient field jumps: what does an accuracy cost, unsmoothed, smoothed and extrapolated?
+
+Two cases. "two directions": three copies of one input, one of another at an angle of .6, labels +1 and -1, exponential
+loss, four neurons up to t = 60; first the negative neurons, then the positive ones slide along a kink. The reference
+is Filippov's solution, from one smooth piece to the next by event location (Piiroinen & Kuznetsov 2008). "digits": 80
+digits, ten classes, square loss, 16 neurons up to t = 30; the reference is brute force, the unsmoothed flow at
+`rtol=1e-7`, good to 6e-5. Errors are distances between parameters over the distance travelled, the largest over
+the run and that at the end; of the loss, relative and the largest over the run. Counts of gradients are independent
+of the machine; wall times are of the second of two runs.
+
+    python benchmarks/nonsmooth.py [--quick] [--out FOLDER]
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import time
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from scipy.integrate import solve_ivp
+
+jax.config.update("jax_enable_x64", True)
+
+import gradflow as gf  # noqa: E402
+from gradflow.plot._style import STYLE, figure, label_decades, save  # noqa: E402
+
+OFF, ON, SLIDING = 0, 1, 2
+
+
+class Events:
+    """Filippov's solution of `f(x) = sum_j a_j relu(w_j . x)`, loss `sum_i c_i l(f(x_i), y_i)`, by event location.
+
+    Each neuron is off, on, or sliding on each sample. Between events the field is smooth. Sliding neurons take the
+    average of the fields on both sides that keeps `w_j . x_i` at zero; they leave when its share `s` reaches 0 or 1.
+    """
+
+    def __init__(self, x, weights, slope, width):
+        self.x, self.weights, self.slope, self.width = x, weights, slope, width
+
+    def field(self, y, mode):
+        """Time derivative, shares `(neurons, samples)`, and rates of `w_j . x_i`."""
+        size = self.x.shape[1]
+        w, a = y[: self.width * size].reshape(self.width, size), y[self.width * size :]
+        on, z = mode == ON, w @ self.x.T
+        pull = -self.weights * self.slope(a @ (z * on))
+        share = on.astype(float)
+        for j, i in enumerate(mode == SLIDING):
+            if i.any():
+                rest = (share[j] * pull) @ self.x
+                share[j, i] = np.linalg.solve((self.x[i] @ self.x[i].T) * pull[i], -self.x[i] @ rest)
+        speed = a[:, None] * ((share * pull) @ self.x)
+        return np.concatenate([speed.ravel(), (on * z) @ pull]), share, speed @ self.x.T
+
+    def event(self, j, i, mode, bound=None):
+        """Falls through zero when neuron `j` reaches the kink of sample `i`, or its share the bound while sliding."""
+        size = self.x.shape[1]
+        if bound is None:
+            sign = 1 if mode[j, i] == ON else -1
+            fn = lambda t, y: sign * (y[j * size : (j + 1) * size] @ self.x[i])  # noqa: E731
+        else:
+            fn = lambda t, y: (1 - 2 * bound) * (self.field(y, mode)[1][j, i] - bound)  # noqa: E731
+        fn.terminal, fn.direction = True, -1
+        return fn
+
+    def solve(self, weight, output, ts, rtol=1e-11):
+        """States `(T, ...)` at the save times and the events `(t, neuron, sample, mode)`."""
+        ts, y, t = np.asarray(ts), np.concatenate([weight.ravel(), output]), 0.0
+        mode, rows, log = np.where(weight @ self.x.T > 0, ON, OFF), [], []
+        while True:
+            kinds = [
+                (j, i, bound) for (j, i), m in np.ndenumerate(mode) for bound in ((0, 1) if m == SLIDING else (None,))
+            ]
+            events = [self.event(j, i, mode, bound) for j, i, bound in kinds]
+            piece = solve_ivp(
+                lambda _, y, mode=mode: self.field(y, mode)[0],
+                (t, ts[-1]),
+                y,
+                method="DOP853",
+                rtol=rtol,
+                atol=1e-13,
+                events=events,
+                dense_output=True,
+            )
+            rows += [piece.sol(s) for s in ts[len(rows) :] if s <= piece.t[-1]]
+            if piece.status == 0:
+                return np.array(rows), log
+            t, y = piece.t[-1], piece.y[:, -1]
+            j, i, bound = kinds[next(k for k, found in enumerate(piece.t_events) if len(found))]
+            mode = self.after(y, mode, j, i, bound)
+            log.append((float(t), j, i, int(mode[j, i])))
+
+    def after(self, y, mode, j, i, bound):
+        """The modes after an event: sliding if both sides drive towards the kink, across it or off it otherwise."""
+        sides = [mode.copy(), mode.copy(), mode.copy()]
+        for kind, side in enumerate(sides):
+            side[j, i] = kind
+        if bound is not None:
+            return sides[bound]
+        rates = [self.field(y, side)[2][j, i] for side in sides[:2]]
+        return sides[SLIDING] if rates[OFF] > 0 > rates[ON] else sides[1 - mode[j, i]]
+
+
+def two_directions(horizon=60.0):
+    """Problem, model, save times and Filippov's solution `(T, parameters)` with its events."""
+    x, y = np.array([[1.0, 0.0], [np.cos(0.6), np.sin(0.6)]]), np.array([1.0, -1.0])
+    weight = 0.1 * np.array([[0.7, 0.5], [0.2, 0.9], [0.9, 0.2], [0.1, 1.0]])
+    output = np.array([0.5, 0.5, -0.5, -0.5])
+    ts = np.linspace(0, horizon, 61)
+    events = Events(x, np.array([0.75, 0.25]), lambda p: -y * np.exp(-y * p), 4)
+    reference, log = events.solve(weight, output, ts)
+    model = gf.models.TwoLayer(2, 4, key=jax.random.key(0))
+    model = eqx.tree_at(lambda m: (m.weight, m.output), model, (jnp.asarray(weight), jnp.asarray(output)))
+    problem = gf.EmpiricalRisk(np.repeat(x, [3, 1], axis=0), np.repeat(y, [3, 1]), gf.losses.exponential)
+    return problem, model, ts, reference, log
+
+
+def digits(quick):
+    samples, width, horizon = (30, 8, 5.0) if quick else (80, 16, 30.0)
+    dataset = gf.data.digits(n=samples, centre=True, unit_norm=True, labels="onehot")
+    model = gf.models.TwoLayer(64, width, 10, key=jax.random.key(0))
+    ts = np.linspace(0, horizon, 31)
+    problem = gf.EmpiricalRisk(*dataset, gf.losses.square)
+    brute = gf.solve(
+        gf.GradientFlow(problem),
+        model,
+        ts,
+        rtol=1e-6 if quick else 1e-7,
+        max_steps=1_000_000,
+        solver=gf.solvers.Tsit5(),
+    )
+    return problem, model, ts, history(brute.params)
+
+
+def history(params):
+    """Parameters at all save times as rows."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(params)]
+    return np.concatenate([leaf.reshape(len(leaf), -1) for leaf in leaves], axis=1)
+
+
+def smoothed(problem):
+    """The function from a smoothing to the flow of the smoothed problem."""
+    x, y, loss = problem.x, problem.y, problem.loss
+    return lambda s: gf.GradientFlow(gf.EmpiricalRisk(x, y, loss, predict=gf.models.Smoothed(s)))
+
+
+def measure(problem, model, ts, reference, tolerances, widths):
+    """A row for every way of integrating."""
+    travelled = np.linalg.norm(reference[-1] - reference[0])
+    leaves, structure = jax.tree_util.tree_flatten(model)
+    splits = np.cumsum([leaf.size for leaf in leaves])[:-1]
+
+    def loss(row):
+        parts = [part.reshape(leaf.shape) for part, leaf in zip(jnp.split(row, splits), leaves, strict=True)]
+        return problem(jax.tree_util.tree_unflatten(structure, parts))
+
+    losses = jax.jit(jax.vmap(loss))
+    exact = losses(jnp.asarray(reference))
+    ways = [("unsmoothed", rtol, lambda rtol=rtol: gf.solve(gf.GradientFlow(problem), model, ts, rtol=rtol,
+             max_steps=1_000_000, solver=gf.solvers.Tsit5())) for rtol in tolerances]  # fmt: skip
+    build = smoothed(problem)
+    options = {"rtol": 1e-6, "max_steps": 1_000_000, "solver": gf.solvers.Tsit5()}
+    ways += [("smoothed", s, lambda s=s: gf.solve(build(s), model, ts, **options)) for s in widths]
+    ways += [("extrapolated", s, lambda s=s: gf.filippov(build, model, ts, smoothing=s, **options)) for s in widths]
+    rows = []
+    for method, setting, run in ways:
+        jax.block_until_ready(run().final)
+        began = time.perf_counter()
+        found = jax.block_until_ready(run())
+        wall = time.perf_counter() - began
+        path = history(found.params)
+        gap = np.linalg.norm(path - reference, axis=1) / travelled
+        row = {
+            "method": method,
+            "setting": setting,
+            "gradients": int(found.stats["gradient_evaluations"]),
+            "error": float(gap.max()),
+            "error at the end": float(gap[-1]),
+            "error of the loss": float(jnp.max(jnp.abs(losses(jnp.asarray(path)) / exact - 1))),
+            "run": wall,
+        }
+        if method == "extrapolated":
+            row |= {"estimate at the end": float(found.error[-1]) / travelled, "order": float(found.order[-1])}
+        else:
+            row["energy drift"] = float(found.drift["energy"])
+        rows.append(row)
+    return rows
+
+
+def stiffness(problem, model, ts, widths=(1e-2, 1e-3, 1e-4)):
+    """Gradients that an explicit and an implicit solver take, by width of the smoothing."""
+    build = smoothed(problem)
+    rows = {}
+    for solver in (gf.solvers.Tsit5(), gf.solvers.NDF()):
+        runs = [gf.solve(build(s), model, ts, rtol=1e-6, solver=solver) for s in widths]
+        costs = [int(run.stats["gradient_evaluations"]) for run in runs]
+        rows[type(solver).__name__] = {f"{s:g}": cost for s, cost in zip(widths, costs, strict=True)}
+    return rows
+
+
+def table(rows):
+    lines = [
+        f"{'method':<14} {'rtol or width':>13} {'gradients':>10} {'error':>8} {'at end':>8} {'of loss':>8} {'run s':>8}"
+        f" {'drift':>8} {'estimate':>9} {'order':>6}"
+    ]
+    for row in rows:
+        text = f"{row['method']:<14} {row['setting']:13.3g} {row['gradients']:10d} {row['error']:8.1e}"
+        text += f" {row['error at the end']:8.1e} {row['error of the loss']:8.1e} {row['run']:8.3f}"
+        if "order" in row:
+            text += f" {'':>8} {row['estimate at the end']:9.1e} {row['order']:6.2f}"
+        else:
+            text += f" {row['energy drift']:8.1e}"
+        lines.append(text)
+    return "\n".join(lines)
+
+
+def draw(results):
+    """Error at the end against gradients, one panel per case."""
+    with matplotlib.rc_context(STYLE):
+        drawn = figure(figsize=(6.6, 2.8))
+        panels = drawn.subplots(1, len(results))
+        marks = {"unsmoothed": ("o", "0.6"), "smoothed": ("s", "C0"), "extrapolated": ("^", "C3")}
+        for ax, (name, rows) in zip(panels, results.items(), strict=True):
+            for method, (mark, colour) in marks.items():
+                own = [row for row in rows if row["method"] == method]
+                cost, error = [row["gradients"] for row in own], [row["error at the end"] for row in own]
+                ax.loglog(cost, error, marker=mark, markersize=4, color=colour, label=method)
+            ax.set_title(name)
+            ax.set_xlabel("gradient evaluations")
+            label_decades(ax)
+        panels[0].set_ylabel("error at the end / distance travelled")
+        panels[0].legend()
+        return drawn
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="toy size, seconds")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    quick = arguments.quick
+    widths = [0.1, 0.02] if quick else [0.1, 0.03, 0.01, 0.003, 0.001]
+    *case, log = two_directions(20.0 if quick else 60.0)
+    results = {"two directions": measure(*case, [1e-2, 1e-3] if quick else [1e-2, 1e-3, 1e-4, 1e-5], widths)}
+    results["digits"] = measure(*digits(quick), [1e-3, 1e-4] if quick else [1e-3, 1e-4, 1e-5, 1e-6], widths)
+    for name, rows in results.items():
+        print(f"{name}\n{table(rows)}\n")
+    slid = sum(kind == SLIDING for *_, kind in log)
+    print(f"two directions: {slid} neurons began to slide in the reference, the first at t = {log[0][0]:.3g}")
+    stiff = {} if quick else stiffness(*case[:3])
+    for solver, counts in stiff.items():
+        print(f"two directions, {solver}, gradients by smoothing: {counts}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    device = jax.devices()[0]
+    record = {
+        "benchmark": "nonsmooth",
+        "quick": quick,
+        "events": log,
+        "rows": results,
+        "gradients by smoothing": stiff,
+        "versions": {"gradflow": gf.__version__, "jax": jax.__version__, "python": platform.python_version()},
+        "device": f"{device.platform}: {device.device_kind}",
+    }
+    target = arguments.out / "nonsmooth.json"
+    target.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"\nwritten: {target}, {save(draw(results), arguments.out / 'nonsmooth.png')}")
+
+
+if __name__ == "__main__":
+    main()
