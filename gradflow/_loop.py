@@ -144,7 +144,7 @@ def _attempt(setup: Setup, carry: Carry) -> Carry:
     last = carry.dt * (1 + 1e-3) >= remaining
     dt = jnp.where(last, remaining, carry.dt)
     field = setup.field(t, dt)
-    tried: Attempt = method.attempt(field, y, dt, last, control, carry.floor, carry.method_state)
+    tried: Attempt = method.attempt(field, y, dt, control, carry.floor, carry.method_state)
     y1, watched1 = tried.y1, field.watched(tried.y1)
     keep = tried.ratio <= 1
 

@@ -93,7 +93,6 @@ class Automatic(AbstractMethod):
         field: Field,
         y: PyTree,
         dt: Scalar,
-        last: Bool[Array, ""],
         control: StepControl,
         floor: PyTree,
         state: Any,
@@ -108,8 +107,9 @@ class Automatic(AbstractMethod):
         parts = lambda a: (a.y1, a.ratio, a.factor, a.accepted, a.rejected, a.finite, a.evaluations)  # noqa: E731
         mixed = jax.tree_util.tree_map(choose, parts(other), parts(one))
         dense = (mode.implicit, one.dense, other.dense)
-        *front, finite, evaluations = mixed
-        return Attempt(*front, dense, finite, evaluations, jnp.where(mode.implicit, other.products, 0))
+        y1, ratio, factor, accepted, rejected, finite, evaluations = mixed
+        products = jnp.where(mode.implicit, other.products, 0)
+        return Attempt(y1, ratio, factor, accepted, rejected, dense, finite, evaluations, products)
 
     def dormant(self, state: Any) -> Scalar:
         return jnp.where(state.budget > 1, DORMANT, 0.0)

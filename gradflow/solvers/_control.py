@@ -5,12 +5,13 @@ The local error `e` of a step from `y0` to `y1` is measured as
     ratio = rms_i( e_i / (atol + rtol max(|y0_i|, |y1_i|)) ),     accepted when ratio <= 1.
 
 With `atol=None` the absolute part is `rtol` times a floor: the size of the *initial* values of the leaf that entry `i`
-belongs to or, for explicit methods, a hundredth of their present size once that is larger. A fixed absolute tolerance gets the escape from a
-small initialisation wrong as soon as the initial values fall below it, and reports success; this one resolves a start
-of size 1e-10 as well as one of size 1. The hundredth keeps neurons that are still small under control while others have
-grown; on ReLU networks, where entries cross zero late and steps are short, following only the initial size would be
-dear, at no gain in accuracy. Stability keeps explicit steps short enough for the small neurons in any case. Implicit
-ones it does not: with a hundredth, later features would escape at the wrong time, so there the floor stays.
+belongs to or, for explicit methods, a hundredth of their present size once that is larger. A fixed absolute tolerance
+gets the escape from a small initialisation wrong as soon as the initial values fall below it, and reports success;
+this one resolves a start of size 1e-10 as well as one of size 1. The hundredth keeps neurons that are still small
+under control while others have grown; on ReLU networks, where entries cross zero late and steps are short, following
+only the initial size would be dear, at no gain in accuracy. Stability keeps explicit steps short enough for the small
+neurons in any case. Implicit ones it does not: with a hundredth, later features would escape at the wrong time, so
+there the floor stays.
 """
 
 from collections.abc import Callable

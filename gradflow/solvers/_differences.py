@@ -15,7 +15,7 @@ def weights(s: Scalar, order: Int[Array, ""], rows: int) -> Float[Array, " rows"
 
 
 def change_of_spacing(factor: Scalar, order: Int[Array, ""], rows: int) -> Float[Array, "rows rows"]:
-    """The matrix that turns a table into that of the same interpolant of that order with spacing `factor` times as wide.
+    """The matrix that takes a table to that of the same interpolant with spacing `factor` times as wide.
 
     Rows past the order are left as they are. (Shampine & Reichelt 1997, SIAM J. Sci. Comput. 18.)
     """

@@ -1,7 +1,7 @@
 """What the loop asks of a method of integration: a start, and one attempted step after another."""
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
@@ -53,7 +53,7 @@ class AbstractMethod(eqx.Module):
     `symmetric` tells that it needs a symmetric Jacobian.
     """
 
-    symmetric: eqx.AbstractClassVar[bool]
+    symmetric: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod
@@ -80,12 +80,11 @@ class AbstractMethod(eqx.Module):
         field: Field,
         y: PyTree,
         dt: Scalar,
-        last: Bool[Array, ""],
         control: StepControl,
         floor: PyTree,
         state: Any,
     ) -> Attempt:
-        """One attempted step of size `dt`. `last`: it was cut short by the end of the run."""
+        """One attempted step of size `dt`."""
 
     def dormant(self, state: Any) -> float | Scalar:
         """Share of their present size below which small entries are held to an absolute error only."""

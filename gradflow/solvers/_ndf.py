@@ -57,9 +57,9 @@ class NDF(AbstractMethod):
 
     One step of order `k` finds `y_{n+1}` such that
 
-        (1 - kappa_k) g_k (y_{n+1} - y*) + sum_{m=1}^k g_m nabla^m y_n = h f(t_{n+1}, y_{n+1}),   g_m = 1 + 1/2 + ... + 1/m
+        (1 - kappa_k) g_k (y_{n+1} - y*) + sum_{m=1}^k g_m nabla^m y_n = h f(t_{n+1}, y_{n+1}),
 
-    with `y*` the extrapolation of the last `k + 1` points. Stability does not limit `h`: all orders are stable, and
+    `g_m = 1 + 1/2 + ... + 1/m`, with `y*` the extrapolation of the last `k + 1` points. Stability does not limit `h`: all orders are stable, and
     damp, on the whole negative real axis. On a gradient flow the equation is the optimality condition of a proximal
     step, so that its matrix `I + c H` is symmetric, and conjugate gradients need nothing but products `H v`. Their
     number grows like the square root of `h sharpness`, where an explicit method pays for `h sharpness` itself.
@@ -123,24 +123,15 @@ class NDF(AbstractMethod):
             rows = jnp.zeros((ROWS, now.size), now.dtype)
             tables.append(rows.at[0].set(now).at[1].set(dt.astype(now.dtype) * change))
         one = jnp.ones((), value[0].dtype)
-        return History(
-            *tables,
-            dt.astype(one.dtype),
-            jnp.asarray(1),
-            jnp.asarray(0),
-            one,
-            jnp.zeros_like(one),
-            jnp.asarray(0),
-            jnp.zeros_like(one),
-            jnp.zeros_like(one),
-        )
+        table, riders = tables
+        zero, count = jnp.zeros_like(one), jnp.asarray(0)
+        return History(table, riders, dt.astype(one.dtype), jnp.asarray(1), count, one, zero, count, zero, zero)
 
     def attempt(
         self,
         field: Field,
         y: PyTree,
         dt: Scalar,
-        last: Bool[Array, ""],
         control: StepControl,
         floor: PyTree,
         state: Any,

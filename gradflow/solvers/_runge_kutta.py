@@ -1,11 +1,11 @@
 """Any one-step method of diffrax, with the proportional-integral controller of this package."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import diffrax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree, Scalar
+from jaxtyping import PyTree, Scalar
 
 from gradflow.solvers._control import DORMANT, StepControl
 from gradflow.solvers._cost import counts_evaluations, evaluations_per_step
@@ -21,7 +21,6 @@ class OneStep(AbstractMethod):
     """
 
     solver: diffrax.AbstractSolver
-    symmetric: ClassVar[bool] = False
 
     @property
     def counts(self) -> bool:
@@ -46,7 +45,6 @@ class OneStep(AbstractMethod):
         field: Field,
         y: PyTree,
         dt: Scalar,
-        last: Bool[Array, ""],
         control: StepControl,
         floor: PyTree,
         state: Any,
@@ -98,4 +96,4 @@ def _nothing(t: Any, y: Any, args: Any) -> Any:
 
 
 def _terms(field: Field) -> diffrax.ODETerm:
-    return diffrax.ODETerm(lambda s, y, frozen: field(s, y))
+    return diffrax.ODETerm(lambda s, y, frozen: field(jnp.asarray(s), y))

@@ -38,7 +38,7 @@ def sweep(
     ts: Any,
     *,
     observe: Any = None,
-    solver: diffrax.AbstractSolver | None = None,
+    solver: diffrax.AbstractSolver | AbstractMethod | None = None,
     rtol: float = 1e-5,
     atol: float | None = None,
     save_params: bool = False,
@@ -94,7 +94,9 @@ def sweep(
     members = build_members(build, {name: values.tolist() for name, values in grid.items()}, _check_observe(observe))
     dtypes = {jnp.result_type(*jax.tree_util.tree_leaves(split(member.run[1])[0])) for member in members}
     control = check_tolerances(rtol, atol, max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps)))
-    solver = default_solver(float(control.rtol)) if solver is None else solver
+    flows = {type(member.run[0]): member.run[0] for member in members}
+    suited = min(flows.values(), key=lambda flow: flow.symmetric_jacobian)
+    solver = default_solver(float(control.rtol), suited) if solver is None else solver
     times = check_times(ts, max(float(member.run[0].t0) for member in members))
     if until is not None and not isinstance(until, Until):
         raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}")
@@ -143,7 +145,7 @@ class _Options(eqx.Module):
     """What all members have in common; numbers are leaves."""
 
     ts: Array
-    solver: diffrax.AbstractSolver
+    solver: diffrax.AbstractSolver | AbstractMethod
     control: StepControl
     until: Until | None
     max_steps: Array
