@@ -59,10 +59,11 @@ class NDF(AbstractMethod):
 
         (1 - kappa_k) g_k (y_{n+1} - y*) + sum_{m=1}^k g_m nabla^m y_n = h f(t_{n+1}, y_{n+1}),
 
-    `g_m = 1 + 1/2 + ... + 1/m`, with `y*` the extrapolation of the last `k + 1` points. Stability does not limit `h`: all orders are stable, and
-    damp, on the whole negative real axis. On a gradient flow the equation is the optimality condition of a proximal
-    step, so that its matrix `I + c H` is symmetric, and conjugate gradients need nothing but products `H v`. Their
-    number grows like the square root of `h sharpness`, where an explicit method pays for `h sharpness` itself.
+    `g_m = 1 + 1/2 + ... + 1/m`, with `y*` the extrapolation of the last `k + 1` points. Stability does not limit
+    `h`: all orders are stable, and damp, on the whole negative real axis. On a gradient flow the equation is the
+    optimality condition of a proximal step, so that its matrix `I + c H` is symmetric, and conjugate gradients need
+    nothing but products `H v`. Their number grows like the square root of `h sharpness`, where an explicit method
+    pays for `h sharpness` itself.
 
     - The linear solves stop by a bound on their error, not by the residual. A bound met at once means one product.
     - A direction of negative curvature of `I + c H` means that the step is longer than the instability it would have

@@ -23,7 +23,7 @@ from gradflow._solve import check_observe, check_times, check_tolerances, solve
 from gradflow._tree import flatten, join, split
 from gradflow._until import Until
 from gradflow.flows import AbstractFlow
-from gradflow.solvers import StepControl, default_solver
+from gradflow.solvers import AbstractMethod, StepControl, default_solver
 from gradflow.sweeps._members import Group, Member, build_members, fingerprint, group_members
 from gradflow.sweeps._store import FORMAT, Store
 
