@@ -15,6 +15,7 @@ from gradflow.models import TwoLayer
 from gradflow.observables import Accuracy, Loss, NeuronAngles, ParameterNorm
 from gradflow.problems import EmpiricalRisk, losses
 from gradflow.rules import GradientDescent
+from gradflow.solvers import Tsit5
 from gradflow.studies._discrete_gap import extrapolate_steps
 from gradflow.sweeps import sweep
 from gradflow.theory import ReLUEscape, relu_escape
@@ -52,7 +53,7 @@ def small_init(
       centre=True, unit_norm=True, labels="pm1")` is the default of the command line.
     - `loss_names`: among `"square"`, `"logistic"`, `"exponential"`. `scales`: values of `delta`. `widths`, `seeds`.
     - `rtol`: tolerance. ReLU makes the field jump where activation patterns change, which an error control pays for:
-      the cost grows like `1 / rtol` on data where neurons keep crossing.
+      the cost grows like `1 / rtol` on data where neurons keep crossing. All runs take the explicit `Tsit5`.
     - `saves`: number of save times. `store`, `resume`, `progress`: as for `sweep`.
 
     **Returns** an `xarray.Dataset` over `(loss, width, scale, seed, time)`: `risk`, `accuracy`, `norm`, `angle` of
@@ -112,7 +113,16 @@ def small_init(
     axes = {"loss": list(loss_names), "width": list(widths), "scale": list(scales), "seed": list(seeds)}
     ts = np.linspace(0, horizon, saves)
     ds = sweep(
-        build, axes, ts, observe=observe, rtol=rtol, store=store, resume=resume, progress=progress, max_steps=200_000
+        build,
+        axes,
+        ts,
+        observe=observe,
+        solver=Tsit5(),
+        rtol=rtol,
+        store=store,
+        resume=resume,
+        progress=progress,
+        max_steps=200_000,
     )
     if "descent_steps" in ds:  # a finished study, resumed
         return ds
@@ -181,7 +191,8 @@ def _against_descent(build: Any, ds: xr.Dataset, observe: Any, rtol: float, prog
     width, seed = int(ds.width.values[ds.sizes["width"] // 2]), int(ds.seed.values[0])
     scales, ts = ds.scale.values, ds.time.values
     axes = {"loss": ds.loss.values, "width": [width], "scale": scales, "seed": [seed]}
-    exact = sweep(build, axes, ts, observe=observe, rtol=rtol / 30, progress=progress, max_steps=200_000)
+    options = {"solver": Tsit5(), "rtol": rtol / 30, "max_steps": 200_000}
+    exact = sweep(build, axes, ts, observe=observe, progress=progress, **options)
     dims, shape = ("loss", "scale"), (ds.sizes["loss"], scales.size)
     error, cost, steps = np.full(shape, np.nan), np.zeros(shape, np.int64), np.full(shape, np.nan)
     cells = list(np.ndindex(shape))
