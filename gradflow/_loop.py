@@ -166,8 +166,10 @@ def _attempt(setup: Setup, carry: Carry) -> Carry:
     steps = carry.steps + 1
     code = jnp.where(steps >= setup.max_steps, _solution.MAX_STEPS, carry.code)
     # Time carries its rounding along, so it resolves more than its type does.
-    small = proposed < 8 * max(float(jnp.finfo(t.dtype).eps) ** 2, float(jnp.finfo(jnp.float64).eps)) * jnp.abs(t)
+    resolution = 8 * max(float(jnp.finfo(t.dtype).eps) ** 2, float(jnp.finfo(jnp.float64).eps)) * jnp.abs(t)
+    small = proposed < resolution
     stuck = ~keep & (small | (proposed <= jnp.finfo(t.dtype).tiny) | (failures >= MOST_FAILURES))
+    stuck |= keep & small & ~last & (dt < resolution)
     broken = jnp.where(tried.finite, _solution.STEP_UNDERFLOW, _solution.NONFINITE)
     code = jnp.where(stuck, broken, code)
     code = jnp.where(keep & (index == setup.ts.size), _solution.OK, code)

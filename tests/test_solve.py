@@ -302,7 +302,12 @@ def test_interruption_keeps_what_was_computed(quadratic, monkeypatch):
 
 def test_summary_says_what_matters(quadratic):
     text = str(gf.solve(gf.GradientFlow(quadratic), jnp.ones(4), [0.0, 1.0], observe={"n": lambda w: w[:2]}))
-    for part in ("GradientFlow, 4 parameters, float64", "Tsit5, rtol = 1e-05", "ok", "2 of 2 save times"):
+    for part in (
+        "GradientFlow, 4 parameters, float64",
+        "Automatic(Tsit5, NDF), rtol = 1e-05",
+        "ok",
+        "2 of 2 save times",
+    ):
         assert part in text
     assert re.search(r"steps +\d+ \(\d+ accepted, \d+ rejected\), \d+ gradient evaluations", text)
     assert re.search(r"loss +\S+ -> \S+", text)

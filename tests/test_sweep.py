@@ -376,7 +376,7 @@ def test_round_trip_through_xarray(tmp_path):
     assert np.isnan(opened.w.sel(kind="one")[..., 1:]).all()
     np.testing.assert_allclose(opened.w.sel(kind="one")[..., 0], np.exp(-np.outer(AXES["rate"], TS)), rtol=10 * RTOL)
     attrs = opened.attrs
-    assert (attrs["rtol"], attrs["atol"], attrs["solver"]) == (RTOL, "scaled to the state", "Tsit5")
+    assert (attrs["rtol"], attrs["atol"], attrs["solver"]) == (RTOL, "scaled to the state", "Automatic")
     assert (attrs["flow"], attrs["dtype"]) == ("GradientFlow", "float64")
     assert attrs["device"].startswith(jax.default_backend())
     assert json.loads(attrs["versions"])["jax"] == jax.__version__
@@ -449,7 +449,7 @@ CHANGES = {
     "data": ({"edge": -3.0}, "data, models or observables"),
     "observables": ({"observe": {"norm": WATCHED["norm"]}}, "observe: "),
     "until": ({"until": gf.Until(WATCHED["norm"], above=9.0)}, r"until: null -> \[1, 9.0\]"),
-    "solver": ({"solver": gf.solvers.Heun()}, 'solver: "Tsit5" -> "Heun"'),
+    "solver": ({"solver": gf.solvers.Heun()}, 'solver: "Automatic" -> "Heun"'),
     "budget": ({"max_steps": 77}, "max_steps: 100000 -> 77"),
     "params": ({"save_params": True}, "save_params: false -> true"),
 }

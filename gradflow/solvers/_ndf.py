@@ -175,7 +175,7 @@ class NDF(AbstractMethod):
         constant = jnp.asarray(ERROR, dtype)[k]
         found = self._newton(derivative, extrapolate @ table, sums @ table, c, constant, norm, history, active)
         error = constant * norm(found.correction)
-        finite = jnp.all(jnp.isfinite(found.correction))
+        finite = found.finite & jnp.all(jnp.isfinite(found.correction))
         ratio = jnp.where(found.converged & finite, error, jnp.inf)
 
         moved = append(table, found.correction, k)
@@ -291,6 +291,7 @@ class NDF(AbstractMethod):
                 observed=~first,
                 converged=~broken & (settled | (change * jnp.minimum(rate, 1) <= NEWTON)),
                 failed=broken,
+                finite=usable,
                 negative=now.negative | solved.negative,
                 curvature=jnp.maximum(now.curvature, solved.curvature),
                 stiffest=jnp.maximum(now.stiffest, solved.stiffest),
@@ -302,20 +303,22 @@ class NDF(AbstractMethod):
         def running(now: _Newton) -> Bool[Array, ""]:
             return active & ~now.converged & ~now.failed & (now.iterations < 4)
 
+        nowhere = jnp.zeros_like(start)
         begin = _Newton(
-            jnp.zeros_like(start),
-            jnp.zeros_like(start),
-            zero,
-            history.rate,
-            no,
-            no,
-            no,
-            no,
-            zero,
-            zero,
-            nought,
-            nought,
-            nought,
+            correction=nowhere,
+            residual=nowhere,
+            change=zero,
+            rate=history.rate,
+            observed=no,
+            converged=no,
+            failed=no,
+            finite=~no,
+            negative=no,
+            curvature=zero,
+            stiffest=zero,
+            iterations=nought,
+            evaluations=nought,
+            products=nought,
         )
         return jax.lax.while_loop(running, iterate, begin)
 
@@ -390,6 +393,7 @@ class _Newton(eqx.Module):
     observed: Bool[Array, ""]
     converged: Bool[Array, ""]
     failed: Bool[Array, ""]
+    finite: Bool[Array, ""]  # the field was, wherever it was evaluated
     negative: Bool[Array, ""]
     curvature: Scalar
     stiffest: Scalar
