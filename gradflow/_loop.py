@@ -61,6 +61,7 @@ class Carry(eqx.Module):
     floor: PyTree
     was_zero: Bool[Array, ""]
     failures: Int[Array, ""]
+    finite: Bool[Array, ""]  # at the last rejected attempt
     index: Int[Array, ""]
     record: Record
     steps: Int[Array, ""]
@@ -103,6 +104,7 @@ def begin(setup: Setup) -> Carry:
         floor=floor,
         was_zero=jnp.all(whole == 0),
         failures=jnp.asarray(0),
+        finite=jnp.asarray(True),
         index=jnp.asarray(0),
         record=record,
         steps=jnp.asarray(0),
@@ -170,7 +172,8 @@ def _attempt(setup: Setup, carry: Carry) -> Carry:
     small = proposed < resolution
     stuck = ~keep & (small | (proposed <= jnp.finfo(t.dtype).tiny) | (failures >= MOST_FAILURES))
     stuck |= keep & small & ~last & (dt < resolution)
-    broken = jnp.where(tried.finite, _solution.STEP_UNDERFLOW, _solution.NONFINITE)
+    whole = jnp.where(keep, carry.finite, tried.finite)
+    broken = jnp.where(whole, _solution.STEP_UNDERFLOW, _solution.NONFINITE)
     code = jnp.where(stuck, broken, code)
     code = jnp.where(keep & (index == setup.ts.size), _solution.OK, code)
     code = jnp.where(stopped, _solution.STOPPED, code)
@@ -189,6 +192,7 @@ def _attempt(setup: Setup, carry: Carry) -> Carry:
         floor=choose(control.raise_floor(carry.floor, carry.was_zero, watched1, dormant), carry.floor),
         was_zero=carry.was_zero,
         failures=failures,
+        finite=whole,
         index=index,
         record=record,
         steps=steps,
