@@ -38,7 +38,8 @@ def conjugate_gradient(
     The residual would be the wrong thing to stop by: it is dominated by the stiff directions, where the error is a
     thousandth of it. The error itself is bounded through the Gauss-Radau quadrature hidden in the coefficients of the
     iteration (Meurant & Tichy 2013, Numer. Algorithms 62), which takes a lower bound `smallest` on the eigenvalues of
-    the matrix. The bound holds for the Euclidean norm; it is carried over to `norm` by their ratio for `x`.
+    the matrix: they bound the energy norm of the error, and so, divided by the root of `smallest`, the Euclidean norm.
+    From there it is carried over to `norm` by their ratio for `x`.
 
     `negative` tells that a direction of (nearly) negative curvature of `I + c H` was met; `x` is then not a solution.
     Neither is it where `met` is false: `most` products were spent before. `least` products are spent in any case.
@@ -55,7 +56,7 @@ def conjugate_gradient(
     )  # fmt: skip
 
     def error(squares: Scalar, gamma: Scalar, share: Scalar) -> Scalar:
-        return jax.lax.stop_gradient(jnp.sqrt(jnp.maximum(gamma * squares, 0)) * share * scale)
+        return jax.lax.stop_gradient(jnp.sqrt(jnp.maximum(gamma * squares, 0) / smallest) * share * scale)
 
     def wanted(state: tuple) -> Bool[Array, ""]:
         _, _, _, squares, gamma, share, count, negative, _, _ = state
