@@ -173,7 +173,7 @@ class NDF(AbstractMethod):
             return flatten(field.watched(field(dt, field.replace(y, unflatten(w)))))[0]
 
         constant = jnp.asarray(ERROR, dtype)[k]
-        found = self._newton(derivative, extrapolate @ table, sums @ table, c, constant, norm, history, active)
+        found = self._newton(derivative, extrapolate @ table, sums @ table, c, constant, norm, accuracy, history, active)
         error = constant * norm(found.correction)
         finite = found.finite & jnp.all(jnp.isfinite(found.correction))
         ratio = jnp.where(found.converged & finite, error, jnp.inf)
@@ -238,6 +238,7 @@ class NDF(AbstractMethod):
         c: Scalar,
         constant: Scalar,
         norm: Callable[[Array], Scalar],
+        accuracy: Scalar,
         history: History,
         active: Bool[Array, ""],
     ) -> "_Newton":
@@ -320,7 +321,26 @@ class NDF(AbstractMethod):
             evaluations=nought,
             products=nought,
         )
-        return jax.lax.while_loop(running, iterate, begin)
+
+        def equation(d: Float[Array, " size"]) -> Float[Array, " size"]:
+            return c * derivative(start + d) - known - d
+
+        def solve(_: Any, __: Any) -> "tuple[Array, _Newton]":
+            final = jax.lax.while_loop(running, iterate, begin)
+            # As numbers: whatever comes along with the solution of `custom_root` must have a derivative.
+            return final.correction, jax.tree_util.tree_map(lambda a: a.astype(dtype), final)
+
+        def solve_tangent(slope: Callable[[Array], Array], b: Float[Array, " size"]) -> Float[Array, " size"]:
+            size = scaled_norm(b)
+            relative = lambda v: scaled_norm(v) / jnp.where(size > 0, size, 1)  # noqa: E731
+            most = jnp.where(active, self.max_products, 0)
+            product = lambda p: -(slope(p) + p) / c  # noqa: E731
+            return conjugate_gradient(product, c, -b, relative, SOLVE * accuracy, smallest, nought, most).x
+
+        # Derivatives are those of the equation at its solution; those of the iterations would be noise.
+        correction, found = jax.lax.custom_root(equation, jnp.zeros_like(start), solve, solve_tangent, has_aux=True)
+        found = jax.tree_util.tree_map(lambda a, b: a.astype(b.dtype), found, begin)
+        return eqx.tree_at(lambda n: n.correction, found, correction)
 
     def _next(
         self,
