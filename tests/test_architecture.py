@@ -109,6 +109,9 @@ def cases(key):
     model = gf.models.TwoLayer(64, 4, key=key)
     problem = gf.EmpiricalRisk(*gf.data.digits(classes=(0, 1), n=10, labels="pm1"), gf.losses.square)
     ones = jax.numpy.ones
+    zero, yes = jax.numpy.zeros(()), jax.numpy.asarray(True)
+    field = gf.solvers.Field(gf.GradientFlow(problem), None, zero, zero)
+    attempt = gf.solvers.Attempt(zero, zero, zero, None, None, None, yes, jax.numpy.asarray(1), jax.numpy.asarray(0))
     return model, {
         "EmpiricalRisk": problem,
         "TwoLayer": model,
@@ -133,6 +136,11 @@ def cases(key):
         "Balancedness": gf.observables.Balancedness(),
         "ActivationPattern": gf.observables.ActivationPattern(problem.x),
         "SlidingNeurons": gf.observables.SlidingNeurons(problem, 0.01),
+        "Attempt": attempt,
+        "Automatic": gf.solvers.Automatic(),
+        "Field": field,
+        "NDF": gf.solvers.NDF(),
+        "OneStep": gf.solvers.OneStep(gf.solvers.Tsit5()),
         "RKC2": gf.solvers.RKC2(),
         "ROCK2": gf.solvers.ROCK2(),
         "StepControl": gf.solvers.StepControl(jax.numpy.array(1e-3), None),
