@@ -19,6 +19,7 @@ class Solved(eqx.Module):
     products: Int[Array, ""]
     met: Bool[Array, ""]
     negative: Bool[Array, ""]
+    finite: Bool[Array, ""]  # all products were
     curvature: Scalar
     stiffest: Scalar
 
@@ -52,24 +53,24 @@ def conjugate_gradient(
     share = norm(r) / (scale * jnp.where(length > 0, length, 1))
     start = (
         jnp.zeros_like(r), residual, residual, squares, 1 / smallest, share, jnp.asarray(0),
-        jnp.asarray(False), jnp.zeros((), r.dtype), jnp.zeros((), r.dtype),
+        jnp.asarray(False), jnp.asarray(True), jnp.zeros((), r.dtype), jnp.zeros((), r.dtype),
     )  # fmt: skip
 
     def error(squares: Scalar, gamma: Scalar, share: Scalar) -> Scalar:
         return jax.lax.stop_gradient(jnp.sqrt(jnp.maximum(gamma * squares, 0) / smallest) * share * scale)
 
     def wanted(state: tuple) -> Bool[Array, ""]:
-        _, _, _, squares, gamma, share, count, negative, _, _ = state
+        _, _, _, squares, gamma, share, count, negative, *_ = state
         unfinished = (error(squares, gamma, share) > tolerance) | ((count < least) & (squares > 0))
         return unfinished & (count < most) & ~negative
 
     def iterate(state: tuple) -> tuple:
-        x, residual, p, squares, gamma, _, count, _, curvature, stiffest = state
+        x, residual, p, squares, gamma, _, count, _, _, curvature, stiffest = state
         hp = product(p)
         pp = p @ p
         bend = p @ hp
         quotient = 1 + c * bend / pp
-        negative = ~(quotient > LEAST)
+        negative, finite = ~(quotient > LEAST), jnp.isfinite(quotient)
         alpha = squares / jnp.where(negative, 1, pp * quotient)
         x = jnp.where(negative, x, x + alpha * p)
         residual = jnp.where(negative, residual, residual - alpha * (p + c * hp))
@@ -81,10 +82,10 @@ def conjugate_gradient(
         share = norm(x * scale) / (scale * jnp.where(length > 0, length, 1))
         bend = jnp.where(jnp.isfinite(bend), bend / pp, 0)
         curvature, stiffest = jnp.minimum(curvature, bend), jnp.maximum(stiffest, bend)
-        return x, residual, residual + beta * p, new, gamma, share, count + 1, negative, curvature, stiffest
+        return x, residual, residual + beta * p, new, gamma, share, count + 1, negative, finite, curvature, stiffest
 
     final = jax.lax.while_loop(wanted, iterate, start)
-    x, residual, _, squares, gamma, share, count, negative, curvature, stiffest = final
+    x, residual, _, squares, gamma, share, count, negative, finite, curvature, stiffest = final
     met = error(squares, gamma, share) <= tolerance
     return Solved(
         scale * x,
@@ -92,6 +93,7 @@ def conjugate_gradient(
         count,
         met & ~negative,
         negative,
+        finite,
         -jax.lax.stop_gradient(curvature),
         jax.lax.stop_gradient(stiffest),
     )

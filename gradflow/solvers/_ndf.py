@@ -292,7 +292,7 @@ class NDF(AbstractMethod):
                 observed=~first,
                 converged=~broken & (settled | (change * jnp.minimum(rate, 1) <= NEWTON)),
                 failed=broken,
-                finite=usable,
+                finite=usable & solved.finite,
                 negative=now.negative | solved.negative,
                 curvature=jnp.maximum(now.curvature, solved.curvature),
                 stiffest=jnp.maximum(now.stiffest, solved.stiffest),
