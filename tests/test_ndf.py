@@ -471,7 +471,11 @@ def end_of_modes(scale, strengths, solver, rtol):
     return jnp.concatenate([sol.final["a"], sol.params["b"][0]]), sol.code, sol.stats["gradient_evaluations"]
 
 
-@pytest.mark.parametrize("solver", [gf.solvers.NDF(), gf.solvers.Automatic()], ids=["NDF", "Automatic"])
+@pytest.mark.parametrize(
+    "solver",
+    [pytest.param(gf.solvers.NDF(), marks=pytest.mark.slow), gf.solvers.Automatic()],
+    ids=["NDF", "Automatic"],
+)
 def test_batch_agrees_with_a_loop_and_nothing_is_traced_twice(solver):
     """Members differ in how long they take to escape, and so in steps, orders and the time of the switch."""
     traces = []
@@ -494,7 +498,11 @@ def test_batch_agrees_with_a_loop_and_nothing_is_traced_twice(solver):
     assert len(traces) == 2
 
 
-@pytest.mark.parametrize("solver", [gf.solvers.NDF(), LINEARISED, None], ids=["NDF", "linearised", "default"])
+@pytest.mark.parametrize(
+    "solver",
+    [pytest.param(gf.solvers.NDF(), marks=pytest.mark.slow), pytest.param(LINEARISED, marks=pytest.mark.slow), None],
+    ids=["NDF", "linearised", "default"],
+)
 def test_forward_mode_matches_differences(solver):
     """With respect to the scale of the start and to a leaf of the data."""
 
@@ -598,6 +606,7 @@ def test_float32_on_a_network(small_mlp):
     assert spent[1] < spent[0]
 
 
+@pytest.mark.slow
 def test_fixed_order_is_kept():
     """Each order reaches the solution with more steps the lower it is; `max_order` does not go past its own."""
     flow, steps = gf.GradientFlow(Bowl(jnp.array([1.0, 30.0]))), []
