@@ -169,7 +169,7 @@ def test_every_public_class_documents_itself():
     for name, value in public_classes().items():
         text = inspect.getdoc(value) or ""
         assert len(text) > 60, name
-        if name not in ("Solution", "Parametrisation", "Attempt", "Field"):
+        if name not in ("Solution", "Extrapolated", "Parametrisation", "Attempt", "Field"):
             assert ">>>" in text, f"{name} has no example"
     for name in ("GradientFlow", "GradientDescent", "OptaxRule"):
         assert "**Time unit**" in inspect.getdoc(public_classes()[name])

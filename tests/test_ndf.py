@@ -186,8 +186,8 @@ def test_local_error_and_its_estimate_have_their_published_constants(order):
     constant, term = KAPPA[k] * gamma + 1 / (k + 1), h ** (k + 1)
     error = constant / ((1 - KAPPA[k]) * gamma) * term
     assert float(tried.y1[0] - np.exp(h)) == pytest.approx(error, rel=0.1, abs=0)
-    # What is compared with one: the estimate over .4 rtol (|y| + floor). The new point lies off by its own error too.
-    assert float(tried.ratio) == pytest.approx(constant * (term + error) / (0.4 * 1e-5 * 2), rel=0.1, abs=0)
+    # What is compared with one: the estimate over .3 rtol (|y| + floor). The new point lies off by its own error too.
+    assert float(tried.ratio) == pytest.approx(constant * (term + error) / (0.3 * 1e-5 * 2), rel=0.1, abs=0)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -683,22 +683,22 @@ def test_default_returns_to_the_explicit_method_where_the_field_jumps():
 
 @pytest.mark.parametrize("max_order", [3, 5])
 def test_history_at_the_switch_is_that_of_the_explicit_step(max_order):
-    """Four differences at a quarter of the step, of a quartic that Tsit5 and its dense output reproduce."""
+    """Four differences at an eighth of the step, of a quartic that Tsit5 and its dense output reproduce."""
     method = gf.solvers.Automatic(implicit=gf.solvers.NDF(max_order=max_order))
     field, y, h = at(Plain(lambda t, y: 4 * t[None] ** 3), 1.0), jnp.ones(1), jnp.asarray(0.4)
     control, rate = gf.solvers.StepControl(jnp.asarray(1e-2), None), jnp.full(1, 4.0)
     mode = method.begin(field, y, rate, h)
     field = eqx.tree_at(lambda f: f.share, field, jnp.asarray(1e-4))  # nearly all of the run lies ahead
     mode = eqx.tree_at(lambda m: m.steps, mode, jnp.asarray(10))
-    attempt = eqx.filter_jit(lambda mode: method.attempt(field, y, h, jnp.asarray(False), control, y, mode))
+    attempt = eqx.filter_jit(lambda mode: method.attempt(field, y, h, control, y, mode))
     tried = attempt(mode)
     history = tried.accepted.history
     assert bool(tried.accepted.implicit)
     assert float(tried.ratio) <= 1
-    assert float(tried.factor * h) == pytest.approx(0.1)
-    assert float(history.spacing) == pytest.approx(0.1)
+    assert float(tried.factor * h) == pytest.approx(0.05)
+    assert float(history.spacing) == pytest.approx(0.05)
     assert int(history.order) == min(4, max_order)
-    wanted = table_of((1.4 - 0.1 * np.arange(5))[:, None] ** 4)
+    wanted = table_of((1.4 - 0.05 * np.arange(5))[:, None] ** 4)
     np.testing.assert_allclose(history.table[:5], wanted, rtol=1e-3, atol=1e-4)
     assert not np.any(history.table[5:])
 

@@ -173,7 +173,9 @@ class NDF(AbstractMethod):
             return flatten(field.watched(field(dt, field.replace(y, unflatten(w)))))[0]
 
         constant = jnp.asarray(ERROR, dtype)[k]
-        found = self._newton(derivative, extrapolate @ table, sums @ table, c, constant, norm, accuracy, history, active)
+        found = self._newton(
+            derivative, extrapolate @ table, sums @ table, c, constant, norm, accuracy, history, active
+        )
         error = constant * norm(found.correction)
         finite = found.finite & jnp.all(jnp.isfinite(found.correction))
         ratio = jnp.where(found.converged & finite, error, jnp.inf)
