@@ -60,7 +60,8 @@ def solve(
     - `key`: random key, for stochastic flows only.
 
     **Returns** a `gradflow.Solution`. Works inside `jax.jit` and `jax.vmap` and under forward-mode differentiation.
-    The second call with arrays of the same shapes compiles nothing.
+    The second call with arrays of the same shapes compiles nothing. For reverse mode, hand `flow.terms()` to
+    `diffrax.diffeqsolve` with a diffrax solver or with `gradflow.solvers.RKC2(bounded=True)`.
 
     **Raises** `ValueError` for bad input, before anything runs; `SolveError` as above.
 

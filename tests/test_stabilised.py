@@ -446,3 +446,42 @@ def test_table_is_whole():
 def test_bad_options_are_refused(method, options, message):
     with pytest.raises(ValueError, match=message):
         method(**options)
+
+
+@pytest.mark.slow
+def test_reverse_mode_through_diffrax_agrees_with_forward_mode_through_solve():
+    """The derivative of the final loss by the initial scale and by a target, both ways, and by central differences."""
+    x = jnp.asarray([[1.0, 0.3], [-0.2, 0.8], [0.5, -1.0]])
+
+    def predict(w, x):
+        return jnp.tanh(x @ w["in"]) @ w["out"]
+
+    start = {"in": jnp.asarray([[0.4, -0.3], [0.2, 0.7]]), "out": jnp.asarray([0.5, -0.6])}
+
+    def flow_of(target):
+        return gf.GradientFlow(gf.EmpiricalRisk(x, jnp.stack([1.0, -1.0, target]), gf.losses.square, predict=predict))
+
+    def scaled(scale):
+        return jax.tree_util.tree_map(lambda w: scale * w, start)
+
+    def forward(scale, target):
+        flow = flow_of(target)
+        sol = gf.solve(flow, scaled(scale), [3.0], rtol=1e-9)
+        return flow.problem(sol.final)
+
+    def backward(scale, target):
+        flow, params = flow_of(target), scaled(scale)
+        frozen = jax.tree_util.tree_map(lambda _: None, params)
+        control = diffrax.PIDController(rtol=1e-6, atol=1e-9)
+        solver = gf.solvers.RKC2(bounded=True, max_stages=20)
+        y = flow.init(params, frozen)
+        done = diffrax.diffeqsolve(flow.terms(), solver, 0.0, 3.0, 0.01, y, frozen, stepsize_controller=control)
+        return flow.problem(flow.params(jax.tree_util.tree_map(lambda leaf: leaf[-1], done.ys)))
+
+    point, h = (jnp.asarray(0.7), jnp.asarray(0.5)), 1e-4
+    differences = []
+    for i in range(2):
+        ends = [forward(*(p + sign * h * (j == i) for j, p in enumerate(point))) for sign in (1, -1)]
+        differences.append((ends[0] - ends[1]) / (2 * h))
+    np.testing.assert_allclose(jax.jacfwd(forward, argnums=(0, 1))(*point), differences, rtol=1e-5)
+    np.testing.assert_allclose(jax.grad(backward, argnums=(0, 1))(*point), differences, rtol=1e-3)
