@@ -219,6 +219,8 @@ def main():
         abouts.append(about)
         rows += new
         write(arguments.out, arguments.quick, abouts, rows, skipped, figures=False)
+    if not abouts:
+        raise SystemExit(f"no case has a name with one of {arguments.cases} in it")
     summary, paths = write(arguments.out, arguments.quick, abouts, rows, skipped, figures=True)
     print(f"\n{table(summary)}")
     print(f"\nwritten: {', '.join(map(str, paths))}")

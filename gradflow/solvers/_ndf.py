@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from gradflow._checks import fail
-from gradflow._tree import flatten, scaled_norm
-from gradflow.solvers._conjugate_gradient import Solved, conjugate_gradient
+from gradflow._tree import flatten
 from gradflow.solvers._control import StepControl
 from gradflow.solvers._differences import append, change_of_spacing, weights
 from gradflow.solvers._method import AbstractMethod, Attempt, Field
+from gradflow.solvers._newton import newton
 
 HIGHEST = 5
 ROWS = HIGHEST + 3
@@ -22,10 +22,6 @@ SUMS = tuple(sum(1 / m for m in range(1, k + 1)) for k in range(HIGHEST + 1))
 ALPHA = tuple((1 - kappa) * total for kappa, total in zip(KAPPA, SUMS, strict=True))
 ERROR = tuple(abs(kappa * total + 1 / (k + 1)) for k, (kappa, total) in enumerate(zip(KAPPA, SUMS, strict=True)))
 
-SOLVE = 0.05
-"""Error of a linear solve, as a share of the tolerance on the error of the step."""
-NEWTON = 0.1
-"""What the next Newton iteration may still change, as a share of that tolerance."""
 EARLIEST = 1e-3
 """Share of the tolerance that the first steps are held to."""
 
@@ -173,8 +169,19 @@ class NDF(AbstractMethod):
             return flatten(field.watched(field(dt, field.replace(y, unflatten(w)))))[0]
 
         constant = jnp.asarray(ERROR, dtype)[k]
-        found = self._newton(
-            derivative, extrapolate @ table, sums @ table, c, constant, norm, accuracy, history, active
+        found = newton(
+            derivative,
+            extrapolate @ table,
+            sums @ table,
+            c,
+            norm=norm,
+            constant=constant,
+            accuracy=accuracy,
+            rate=history.rate,
+            curvature=history.curvature,
+            active=active,
+            linearise=self.linearise,
+            max_products=self.max_products,
         )
         error = constant * norm(found.correction)
         finite = found.finite & jnp.all(jnp.isfinite(found.correction))
@@ -231,118 +238,6 @@ class NDF(AbstractMethod):
         row = weights((s.astype(h.dtype) - h) / h, order, ROWS)
         unflatten = flatten(field.watched(y))[1]
         return _assemble(field, y, unflatten(row @ table), row.astype(riders.dtype) @ riders)
-
-    def _newton(
-        self,
-        derivative: Callable[[Array], Array],
-        start: Float[Array, " size"],
-        known: Float[Array, " size"],
-        c: Scalar,
-        constant: Scalar,
-        norm: Callable[[Array], Scalar],
-        accuracy: Scalar,
-        history: History,
-        active: Bool[Array, ""],
-    ) -> "_Newton":
-        """Solves `d + known = c f(start + d)` for the correction `d`, to a share of the tolerance.
-
-        The change that the next iteration would make is predicted by the rate seen last, so that most steps take one
-        iteration, with no evaluation to check it. Where one is checked, what counts is by how much the residual
-        differs from what the linear model says.
-        """
-        dtype = start.dtype
-        smallest = jnp.clip(0.9 * (1 - c * history.curvature), 0.1, 0.9)
-        root = 3 * jnp.sqrt(jnp.finfo(dtype).eps).astype(dtype)
-        zero, nought, no = jnp.zeros((), dtype), jnp.asarray(0), jnp.asarray(False)
-
-        def iterate(now: _Newton) -> _Newton:
-            point = start + now.correction
-            if self.linearise:
-                slope, tangent = jax.linearize(derivative, point)
-            else:
-                slope, tangent = derivative(point), None
-            length = scaled_norm(point)
-            length = root * jnp.where(length > 0, length, 1)
-
-            def product(p: Float[Array, " size"]) -> Float[Array, " size"]:
-                if tangent is not None:
-                    return -tangent(p)
-                step = length / jnp.sqrt(p @ p)
-                return (slope - derivative(point + step * p)) / step
-
-            residual = c * slope - known - now.correction
-            bent = constant * norm(residual - now.residual)
-            first = now.iterations == 0
-            settled = ~first & (bent <= NEWTON)
-            usable = jnp.all(jnp.isfinite(residual))
-            most = jnp.where(settled | ~usable, 0, self.max_products)
-            solved: Solved = conjugate_gradient(
-                product, c, residual, norm, SOLVE / constant, smallest, jnp.where(first, 1, 0), most
-            )
-            change = constant * norm(solved.x)
-            divisor = jnp.where(now.change > 0, now.change, 1)
-            ratio = bent / divisor
-            rate = jnp.where(first, now.rate, jnp.maximum(0.3 * now.rate, jnp.where(settled, ratio, change / divisor)))
-            diverged = ~first & ~settled & (change > 0.9 * now.change)
-            broken = ~usable | (~solved.met & ~settled) | diverged
-            spent = solved.products
-            return _Newton(
-                correction=now.correction + jnp.where(broken | settled, 0, solved.x),
-                residual=solved.residual,
-                change=change,
-                rate=rate,
-                observed=~first,
-                converged=~broken & (settled | (change * jnp.minimum(rate, 1) <= NEWTON)),
-                failed=broken,
-                finite=usable & solved.finite,
-                negative=now.negative | solved.negative,
-                curvature=jnp.maximum(now.curvature, solved.curvature),
-                stiffest=jnp.maximum(now.stiffest, solved.stiffest),
-                iterations=now.iterations + 1,
-                evaluations=now.evaluations + 1 + (0 if self.linearise else spent),
-                products=now.products + (spent if self.linearise else 0),
-            )
-
-        def running(now: _Newton) -> Bool[Array, ""]:
-            return active & ~now.converged & ~now.failed & (now.iterations < 4)
-
-        nowhere = jnp.zeros_like(start)
-        begin = _Newton(
-            correction=nowhere,
-            residual=nowhere,
-            change=zero,
-            rate=history.rate,
-            observed=no,
-            converged=no,
-            failed=no,
-            finite=~no,
-            negative=no,
-            curvature=zero,
-            stiffest=zero,
-            iterations=nought,
-            evaluations=nought,
-            products=nought,
-        )
-
-        def equation(d: Float[Array, " size"]) -> Float[Array, " size"]:
-            return c * derivative(start + d) - known - d
-
-        def solve(_: Any, __: Any) -> "tuple[Array, _Newton]":
-            final = jax.lax.while_loop(running, iterate, begin)
-            # As numbers: whatever comes along with the solution of `custom_root` must have a derivative.
-            return final.correction, jax.tree_util.tree_map(lambda a: a.astype(dtype), final)
-
-        def solve_tangent(slope: Callable[[Array], Array], b: Float[Array, " size"]) -> Float[Array, " size"]:
-            size = scaled_norm(b)
-            relative = lambda v: scaled_norm(v) / jnp.where(size > 0, size, 1)  # noqa: E731
-            most = jnp.where(active, self.max_products, 0)
-            product = lambda p: -(slope(p) + p) / c  # noqa: E731
-            return conjugate_gradient(product, c, -b, relative, SOLVE * accuracy, smallest, nought, most).x
-
-        # Derivatives are those of the equation at its solution; those of the iterations would be noise.
-        correction, found = jax.lax.custom_root(equation, jnp.zeros_like(start), solve, solve_tangent, has_aux=True)
-        found = jax.tree_util.tree_map(lambda a, b: a.astype(b.dtype), found, begin)
-        return eqx.tree_at(lambda n: n.correction, found, correction)
 
     def _next(
         self,
@@ -403,25 +298,6 @@ class NDF(AbstractMethod):
         slope = split_state(field, whole)[1]
         known = sums.astype(riders.dtype) @ riders
         return append(riders, c.astype(riders.dtype) * slope - known, k), spent
-
-
-class _Newton(eqx.Module):
-    """Progress of a Newton iteration."""
-
-    correction: Float[Array, " size"]
-    residual: Float[Array, " size"]  # of the last linear solve
-    change: Scalar
-    rate: Scalar
-    observed: Bool[Array, ""]
-    converged: Bool[Array, ""]
-    failed: Bool[Array, ""]
-    finite: Bool[Array, ""]  # the field was, wherever it was evaluated
-    negative: Bool[Array, ""]
-    curvature: Scalar
-    stiffest: Scalar
-    iterations: Int[Array, ""]
-    evaluations: Int[Array, ""]
-    products: Int[Array, ""]
 
 
 def split_state(field: Field, y: PyTree) -> tuple[Float[Array, " size"], Float[Array, " rest"]]:
