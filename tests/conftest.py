@@ -16,6 +16,13 @@ import pytest  # noqa: E402
 import gradflow as gf  # noqa: E402
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """A process that holds the programs of all tests at once runs out of memory maps, and crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     return jax.random.key(0)

@@ -14,6 +14,8 @@ from gradflow.models._smoothed import length, smooth
 
 BENCHMARK = pathlib.Path(gf.__file__).parent.parent / "benchmarks" / "nonsmooth.py"
 
+pytestmark = pytest.mark.slow
+
 
 TRACES = []
 

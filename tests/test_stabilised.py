@@ -13,6 +13,8 @@ from gradflow.solvers import _rkc2, _rock2, _spectral_radius
 METHODS = [gf.solvers.ROCK2, gf.solvers.RKC2]
 FORCED = [3, 13, 63, 150]  # numbers of stages that both methods have
 
+pytestmark = pytest.mark.slow
+
 
 def given_radius(t, y, args):
     return args["radius"]
