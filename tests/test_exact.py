@@ -108,6 +108,7 @@ def test_diagonal_net_on_an_orthogonal_design(scale, rtol):
         assert np.max(np.abs(row / exact - 1)) <= 100 * rtol
 
 
+@pytest.mark.slow
 def test_deep_linear_against_scipy(key):
     """Three layers, end-to-end matrix, against DOP853 on the written-out equations."""
     rng = np.random.default_rng(1)
@@ -132,6 +133,7 @@ def test_deep_linear_against_scipy(key):
         assert relative(found, reference.y[:, row]) <= 10 * 1e-8
 
 
+@pytest.mark.slow
 def test_energy_identity_and_balancedness_fall_with_the_tolerance(key):
     """Loss plus the integral of the squared gradient, and `|a|^2 - |w|^2`, are constant up to the tolerance."""
     x, y = np.asarray(gf.data.linear_regression(30, 5, condition=4.0).x), np.linspace(-1, 1, 30)

@@ -21,6 +21,8 @@ ROWS = 8
 ORDERS = [1, 2, 3, 4, 5]
 KAPPA = {1: -0.1850, 2: -1 / 9, 3: -0.0823, 4: -0.0415, 5: 0.0}  # Shampine & Reichelt 1997, table 1
 
+pytestmark = pytest.mark.slow
+
 
 def table_of(points):
     """Backward differences of points `(ROWS, ...)`, the newest first, by Pascal's triangle."""

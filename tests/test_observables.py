@@ -332,6 +332,7 @@ def test_kernel_at_other_inputs_and_its_order_of_outputs():
     assert float(NTK(problem, other)(model)[2 * 1 + 0, 2 * 3 + 1]) == pytest.approx(float(one @ two), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_kernel_drives_the_predictions():
     """`f' = -K grad_f L` along gradient flow, against a difference quotient of the flow."""
     problem, model = net()
@@ -368,6 +369,7 @@ def homogeneous(name):
     return gf.EmpiricalRisk(x, y, gf.losses.square), model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["TwoLayer", "DeepLinear", "DiagonalLinear"])
 def test_balancedness_stays_along_the_flow_and_drifts_with_the_learning_rate(name):
     problem, model = homogeneous(name)

@@ -153,6 +153,7 @@ def softmax_loss(prediction, labels):
     return -scores[np.arange(len(labels)), labels]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["equinox", "flax", "plain"])
 @pytest.mark.parametrize("loss", ["square", "cross_entropy"])
 def test_every_kind_of_model_has_the_right_gradient(kind, loss):

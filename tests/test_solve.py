@@ -74,6 +74,7 @@ def test_rejected_steps_are_counted():
     assert int(sol.stats["gradient_evaluations"]) + 4 == len(counter)
 
 
+@pytest.mark.slow
 def test_implicit_solver_runs_and_says_that_it_does_not_count(quadratic):
     sol = gf.solve(gf.GradientFlow(quadratic), jnp.ones(4), [2.0], solver=gf.solvers.Kvaerno5(), rtol=1e-6)
     exact = gf.solve(gf.GradientFlow(quadratic), jnp.ones(4), [2.0], rtol=1e-9)
@@ -106,6 +107,7 @@ def test_second_call_with_new_numbers_traces_nothing(key):
     assert _loop.advance._cached._cache_size() == before
 
 
+@pytest.mark.slow
 def test_vmap_equals_a_loop(small_mlp):
     problem, _ = small_mlp
     keys = jax.random.split(jax.random.key(3), 4)
@@ -275,6 +277,7 @@ def test_failing_member_of_a_batch_leaves_the_others_alone():
     np.testing.assert_allclose(batch.final[jnp.array([0, 2])], [-1 / 3, -2 / 5], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_progress_gives_the_same_numbers(quadratic, capsys):
     plain = gf.solve(gf.GradientFlow(quadratic), jnp.ones(4), [1.0, 30.0])
     shown = gf.solve(gf.GradientFlow(quadratic), jnp.ones(4), [1.0, 30.0], progress=True)
@@ -315,6 +318,7 @@ def test_summary_says_what_matters(quadratic):
     assert "n (2, 2)" in text
 
 
+@pytest.mark.slow
 def test_requested_tolerance_is_what_one_gets(small_mlp):
     """Error of parameters and loss within a factor of ten of rtol, on a tanh network on digits."""
     problem, model = small_mlp

@@ -81,6 +81,7 @@ def bitwise(a, b):
 # Values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_closed_form_over_batches_and_shapes(batch):
     """`w(t) = start exp(-rate t)`: ten members of each shape, so that the last batches are incomplete.
@@ -146,6 +147,7 @@ class Shifted(eqx.Module):
         return 0.5 * jnp.sum((w - self.minimum) ** 2)
 
 
+@pytest.mark.slow
 def test_string_axis_and_observables_of_the_flow():
     """The observable sees the flow of its own member; coordinates reach `build` as plain Python values."""
     minima, seen = {"near": 0.5, "farther": -3.0}, []
@@ -163,6 +165,7 @@ def test_string_axis_and_observables_of_the_flow():
             np.testing.assert_allclose(ds.risk.sel(kind=kind, start=start), exact, rtol=20 * RTOL)
 
 
+@pytest.mark.slow
 def test_integer_and_boolean_observables_keep_their_type():
     observe = {"positive": lambda w: w > 0.5, "count": lambda w: jnp.sum(w > 0.5)}
     ds = quietly(decay, {"rate": [0.1, 1.0]}, observe=observe)
@@ -172,6 +175,7 @@ def test_integer_and_boolean_observables_keep_their_type():
     np.testing.assert_array_equal(ds.positive, np.repeat(expected[..., None], 3, axis=-1))
 
 
+@pytest.mark.slow
 def test_parameters_in_numpy_arrays_are_batched_like_any_other():
     rows = np.arange(12.0).reshape(4, 3)
 
@@ -184,6 +188,7 @@ def test_parameters_in_numpy_arrays_are_batched_like_any_other():
     np.testing.assert_allclose(ds.w, rows[:, None] * np.exp(-0.5 * TS)[:, None], rtol=10 * RTOL, atol=0)
 
 
+@pytest.mark.slow
 def test_until():
     """`exp(-rate t)` falls to a half at `ln 2 / rate`; members that never do run on to the end."""
     until = gf.Until(first, below=0.5)
@@ -193,6 +198,7 @@ def test_until():
     assert np.isnan(ds.w.values).tolist() == [[False] * 3, [False, True, True], [False, True, True]]
 
 
+@pytest.mark.slow
 def test_step_budget():
     """A budget of just what the second needs is enough for the first two members, and too little for the third."""
     rates = {"rate": [0.1, 0.5, 20.0]}
