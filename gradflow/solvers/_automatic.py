@@ -59,7 +59,7 @@ class Automatic(AbstractMethod):
     >>> flow = gf.GradientFlow(lambda w: 0.5 * (w[0] ** 2 + 1e4 * w[1] ** 2))
     >>> sol = gf.solve(flow, jnp.ones(2), [5.0])
     >>> sol.method
-    'Automatic(Tsit5, NDF), rtol = 1e-05'
+    'Automatic(Tsit5, NDF)'
     """
 
     explicit: Any
