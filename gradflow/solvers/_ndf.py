@@ -80,7 +80,7 @@ class NDF(AbstractMethod):
     >>> import gradflow as gf, jax.numpy as jnp
     >>> stiff = gf.GradientFlow(lambda w: 0.5 * (w[0] ** 2 + 1e4 * w[1] ** 2))
     >>> sol = gf.solve(stiff, jnp.ones(2), [5.0], solver=gf.solvers.NDF())
-    >>> bool(sol.stats["gradient_evaluations"] < 500)
+    >>> bool(sol.stats["gradient_evaluations"] < 1000)  # Tsit5 takes 86,000
     True
     """
 
