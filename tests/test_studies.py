@@ -127,7 +127,9 @@ def test_flow_error_and_descent_steps_are_what_they_say(small, digits):
         problem, model = start_of(loss, 1e-3, 0, digits)
         observe = {"risk": problem}
         exact = np.asarray(
-            gf.solve(gf.GradientFlow(problem), model, ts, rtol=RTOL / 30, observe=observe).observed["risk"]
+            gf.solve(
+                gf.GradientFlow(problem), model, ts, rtol=RTOL / 30, observe=observe, solver=gf.solvers.Tsit5()
+            ).observed["risk"]
         )
         found = small.sel(loss=loss, width=4, scale=1e-3, seed=0)
         error = np.max(np.abs(found.risk.values - exact)) / exact[0]
