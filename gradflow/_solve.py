@@ -47,8 +47,8 @@ def solve(
     - `ts`: increasing save times `(T,)`. Integration starts at `flow.t0`; the last one ends it.
     - `observe`: name -> function of the parameters, evaluated at the save times during the run.
     - `solver`: one of `gradflow.solvers`, or any diffrax solver with an error estimate. `None` chooses: `Automatic`,
-      which takes an explicit method on short runs and the implicit multistep method `NDF` on all others, where the
-      Jacobian of the flow is symmetric, as on every gradient flow; else `Tsit5`, or `Dopri8` below `rtol=1e-7`.
+      which takes an explicit method on short runs and the implicit multistep method `NDF` on all others; where the
+      flow says that it oscillates, `Tsit5`, or `Dopri8` below `rtol=1e-7`.
     - `rtol`, `atol`: tolerances on the error of each step. `atol=None` scales with the initial state, leaf by leaf. An
       `rtol` below 64 units of rounding of the parameters' type is raised to that, with a `PrecisionWarning`.
     - `save_params`: keep the parameters at every save time, not only at the end.
@@ -71,6 +71,45 @@ def solve(
     >>> sol.status, sol.observed["norm"].shape
     ('ok', (5,))
     """
+    setup = prepare(
+        flow,
+        params,
+        ts,
+        observe=observe,
+        solver=solver,
+        rtol=rtol,
+        atol=atol,
+        save_params=save_params,
+        until=until,
+        max_steps=max_steps,
+        key=key,
+    )
+    carry = begin(setup)
+    if progress and _checks.is_concrete((carry, setup)):
+        carry = _with_progress(setup, carry)
+    else:
+        carry = advance(setup, carry, setup.max_steps)
+    solution = finish(setup, carry)
+    if throw:
+        solution.check()
+    return solution
+
+
+def prepare(
+    flow: AbstractFlow,
+    params: PyTree,
+    ts: ArrayLike | Sequence[float],
+    *,
+    observe: Mapping[str, Callable[[Any], Any]] | None,
+    solver: diffrax.AbstractSolver | AbstractMethod | None,
+    rtol: float | ArrayLike,
+    atol: float | ArrayLike | None,
+    save_params: bool,
+    until: Until | None,
+    max_steps: int | Int[jax.Array, ""],
+    key: Any = None,
+) -> Setup:
+    """Checks the arguments of `solve`; returns what the loop runs on."""
     if not isinstance(flow, AbstractFlow):
         advice = "Wrap a loss as gradflow.GradientFlow(loss)."
         raise _checks.fail("flow", "be a gradflow flow", f"of type {type(flow).__name__}", advice)
@@ -89,22 +128,14 @@ def solve(
         advice = "For instance gradflow.Until(problem, below=0.1)."
         raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}", advice)
     control = check_tolerances(rtol, atol, kinds[0])
+    check_size(trainable, kinds[0])
     if solver is None:
         solver = default_solver(float(control.rtol) if _checks.is_concrete(control.rtol) else 1e-5, flow)
-    method = _prepare_solver(solver, control, trainable, flow)
+    method = _prepare_solver(solver, control, trainable)
 
-    setup = Setup(
+    return Setup(
         flow, frozen, trainable, times, observe, method, control, until, jnp.asarray(max_steps), bool(save_params)
     )
-    carry = begin(setup)
-    if progress and _checks.is_concrete((carry, setup)):
-        carry = _with_progress(setup, carry)
-    else:
-        carry = advance(setup, carry, setup.max_steps)
-    solution = finish(setup, carry)
-    if throw:
-        solution.check()
-    return solution
 
 
 def _with_progress(setup: Setup, carry: Carry) -> Carry:
@@ -160,6 +191,20 @@ def check_times(ts: ArrayLike | Sequence[float], t0: Any) -> Float[jax.Array, " 
     return jnp.asarray(times, jnp.result_type(float))
 
 
+def check_size(trainable: PyTree, dtype: Any) -> None:
+    """Warns of a start so small that differences of a millionth of it underflow."""
+    if not _checks.is_concrete(trainable):
+        return
+    largest = max(float(jnp.max(jnp.abs(leaf), initial=0.0)) for leaf in jax.tree_util.tree_leaves(trainable))
+    least = 1e6 * float(jnp.finfo(dtype).tiny)
+    if 0 < largest < least:
+        _checks.warn_precision(
+            f"The largest entry of `params` is {largest:.1g}, and {jnp.dtype(dtype).name} resolves differences of"
+            f" parameters only from about {least:.0e} on. Start from a larger scale"
+            + (", or use float64 parameters." if jnp.dtype(dtype) == jnp.float32 else ".")
+        )
+
+
 def check_tolerances(rtol: Any, atol: Any, dtype: Any) -> StepControl:
     """The step control; a relative tolerance below what the precision can meet is raised to that, with a warning."""
     advice = "Typical values are 1e-3 ... 1e-8."
@@ -184,13 +229,9 @@ def check_tolerances(rtol: Any, atol: Any, dtype: Any) -> StepControl:
     return StepControl(value, jnp.asarray(atol, jnp.result_type(float)))
 
 
-def _prepare_solver(solver: Any, control: StepControl, trainable: PyTree, flow: AbstractFlow) -> AbstractMethod:
+def _prepare_solver(solver: Any, control: StepControl, trainable: PyTree) -> AbstractMethod:
     """The method; a diffrax solver with a loop that both modes of the run can use and its root finder's tolerances."""
     if isinstance(solver, AbstractMethod):
-        if solver.symmetric and not flow.symmetric_jacobian:
-            advice = "Use an explicit method such as gradflow.solvers.Tsit5()."
-            actual = f"{solver.name} for a {type(flow).__name__}"
-            raise _checks.fail("solver", "suit a Jacobian that is not symmetric", actual, advice)
         return solver
     if not isinstance(solver, diffrax.AbstractSolver):
         raise _checks.fail("solver", "be a diffrax solver", f"of type {type(solver).__name__}", "See gradflow.solvers.")

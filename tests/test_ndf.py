@@ -486,17 +486,17 @@ def test_batch_agrees_with_a_loop_and_nothing_is_traced_twice(solver):
         traces.append(1)
         return end_of_modes(scale, STRENGTHS, solver, rtol)
 
-    scales, rtol = jnp.geomspace(1e-6, 1, 8), jnp.asarray(1e-6)
+    scales, rtol = jnp.geomspace(1e-6, 1, 64), jnp.asarray(1e-6)
     one = jax.jit(run)
     alone = [one(scale, rtol) for scale in scales]
     assert len(traces) == 1
-    assert len({int(spent) for _, _, spent in alone}) > 4
+    assert len({int(spent) for _, _, spent in alone}) > 30
     final, code, _ = jax.jit(jax.vmap(run, in_axes=(0, None)))(scales, rtol)
     assert not np.any(code)
     for together, (single, _, _) in zip(final, alone, strict=True):
         np.testing.assert_allclose(together, single, rtol=0, atol=10 * float(rtol) * np.abs(single).max())
     assert len(traces) == 2
-    one(scales[3] / 2, jnp.asarray(1e-4))
+    one(scales[24] / 2, jnp.asarray(1e-4))
     assert len(traces) == 2
 
 
@@ -570,9 +570,9 @@ def test_tolerance_that_cannot_be_met_ends_the_run():
 
 @pytest.mark.parametrize(("solver", "dtype"), [(None, jnp.float32), (gf.solvers.NDF(), jnp.float32)])
 def test_starts_of_all_sizes(solver, dtype):
-    """Zero gradient, one parameter, a small state; the answer keeps the type. By itself, `NDF` needs squares."""
+    """Zero gradient, one parameter, a small state; the answer keeps the type."""
     flow = gf.GradientFlow(Bowl(jnp.asarray([300.0], dtype)))
-    for size in (0.0, 1e-30 if solver is None else 1e-20, 1.0):
+    for size in (0.0, 1e-30, 1.0):
         sol = gf.solve(flow, jnp.asarray([size], dtype), [0.01, 2.0], solver=solver, rtol=1e-4)
         assert sol.status == "ok"
         assert sol.final.dtype == dtype
@@ -721,14 +721,14 @@ def test_rejected_steps_leave_the_history_alone():
     assert not np.array_equal(good.accepted.table, history.table)
 
 
-def test_flow_without_a_symmetric_jacobian_is_integrated_explicitly():
-    flow = Lopsided(lambda t, y: jnp.stack([y[1], -y[0]]))
+def test_flow_that_oscillates_is_integrated_explicitly():
+    class Turning(Lopsided):
+        oscillatory: ClassVar[bool] = True
+
+    flow = Turning(lambda t, y: jnp.stack([y[1], -y[0]]))
     sol = gf.solve(flow, jnp.array([1.0, 0.0]), [1.0])
-    assert sol.method.startswith("Tsit5")
+    assert not sol.method.startswith(("Automatic", "NDF"))
     np.testing.assert_allclose(sol.final, [np.cos(1), -np.sin(1)], rtol=0, atol=1e-4)
-    for solver in (gf.solvers.NDF(), gf.solvers.Automatic()):
-        with pytest.raises(ValueError, match=r"`solver` must suit a Jacobian that is not symmetric"):
-            gf.solve(flow, jnp.array([1.0, 0.0]), [1.0], solver=solver)
 
 
 @pytest.mark.parametrize(

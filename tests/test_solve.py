@@ -170,6 +170,12 @@ def test_start_below_the_smallest_normal_number_does_not_hang():
     assert float(sol.final[0]) == pytest.approx(1e-300 * np.exp(100), rel=1e-4)
 
 
+def test_start_too_small_for_its_type_gets_a_warning():
+    flow = gf.GradientFlow(lambda w: 0.5 * jnp.sum(w**2))
+    with pytest.warns(gf.PrecisionWarning, match="float32 resolves differences of parameters only from about 1e-32 on"):
+        gf.solve(flow, jnp.full(2, 1e-34, jnp.float32), [1.0], rtol=1e-4)
+
+
 def test_tolerance_below_the_precision_is_raised_with_a_warning():
     flow = gf.GradientFlow(lambda w: 0.5 * jnp.sum(w**2))
     with pytest.warns(gf.PrecisionWarning, match=r"rtol = 1e-09 is below what float32 can meet; using 7\.6e-06"):

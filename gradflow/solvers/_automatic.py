@@ -1,6 +1,6 @@
 """Automatic: an explicit Runge-Kutta method on short or smooth runs, the implicit multistep method on all others."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -41,7 +41,7 @@ class Mode(eqx.Module):
 
 
 class Automatic(AbstractMethod):
-    """The default for gradient flows: chooses between an explicit method and `NDF`, at any step of the run.
+    """The default: chooses between an explicit method and `NDF`, at any step of the run.
 
     A run starts with the explicit method. After a few steps, and at every later one, its cost to the end of the run is
     foretold from the length of the step; where that is more than `NDF` is likely to need, `NDF` takes over, with its
@@ -64,7 +64,6 @@ class Automatic(AbstractMethod):
 
     explicit: Any
     implicit: NDF
-    symmetric: ClassVar[bool] = True
 
     def __init__(self, explicit: diffrax.AbstractERK | None = None, implicit: NDF | None = None):
         self.explicit = diffrax.Tsit5() if explicit is None else explicit

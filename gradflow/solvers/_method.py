@@ -1,7 +1,7 @@
 """What the loop asks of a method of integration: a start, and one attempted step after another."""
 
 import abc
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
@@ -48,12 +48,7 @@ class Attempt(eqx.Module):
 
 
 class AbstractMethod(eqx.Module):
-    """A method of integration with its own control of step and order.
-
-    `symmetric` tells that it needs a symmetric Jacobian.
-    """
-
-    symmetric: ClassVar[bool] = False
+    """A method of integration with its own control of step and order."""
 
     @property
     @abc.abstractmethod

@@ -1,7 +1,7 @@
-"""NDF: implicit multistep method of orders one to five, matrix-free, for fields with a symmetric Jacobian."""
+"""NDF: implicit multistep method of orders one to five, matrix-free."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -49,7 +49,7 @@ class History(eqx.Module):
 
 
 class NDF(AbstractMethod):
-    """Numerical differentiation formulas of variable order and step, solved by Newton's method and conjugate gradients.
+    """Numerical differentiation formulas of variable order and step, solved by Newton's method and Krylov methods.
 
     One step of order `k` finds `y_{n+1}` such that
 
@@ -59,7 +59,9 @@ class NDF(AbstractMethod):
     `h`: all orders are stable, and damp, on the whole negative real axis. On a gradient flow the equation is the
     optimality condition of a proximal step, so that its matrix `I + c H` is symmetric, and conjugate gradients need
     nothing but products `H v`. Their number grows like the square root of `h sharpness`, where an explicit method
-    pays for `h sharpness` itself.
+    pays for `h sharpness` itself. A flow whose Jacobian is not symmetric gets conjugate residuals instead, which keep
+    a few vectors more and stop by the residual; stability holds in a wedge around the negative real axis only, narrow
+    for the high orders: strongly oscillating flows are for explicit methods.
 
     - The linear solves stop by a bound on their error, not by the residual. A bound met at once means one product.
     - A direction of negative curvature of `I + c H` means that the step is longer than the instability it would have
@@ -88,7 +90,6 @@ class NDF(AbstractMethod):
     max_order: int = eqx.field(static=True)
     linearise: bool = eqx.field(static=True)
     max_products: int = eqx.field(static=True)
-    symmetric: ClassVar[bool] = True
 
     def __init__(
         self, order: int | None = None, *, max_order: int = HIGHEST, linearise: bool = False, max_products: int = 300
@@ -145,18 +146,23 @@ class NDF(AbstractMethod):
         history: History,
         active: Bool[Array, ""],
     ) -> Attempt:
-        """An attempt; one that is not `active` evaluates nothing and means nothing."""
+        """An attempt; one that is not `active` evaluates nothing and means nothing.
+
+        All that is squared within is in units of the state, for squares of small states underflow.
+        """
         k, dtype = history.order, history.table.dtype
         h = dt.astype(dtype)
         ready = change_of_spacing(h / history.spacing, k, ROWS)
-        table, riders = ready @ history.table, ready.astype(history.riders.dtype) @ history.riders
+        riders = ready.astype(history.riders.dtype) @ history.riders
+        sizes = flatten(control.sizes(field.watched(y), floor))[0]
+        unit = _power_of_two(jnp.max(sizes, initial=0.0))
+        table, sizes = ready @ (history.table / unit), sizes / unit
         index = jnp.arange(ROWS)
         extrapolate = (index <= k).astype(dtype)
         alpha = jnp.asarray(ALPHA, dtype)[k]
         sums = jnp.where((index >= 1) & (index <= k), jnp.asarray(SUMS + (0.0,) * 2, dtype)[index], 0) / alpha
         c = h / alpha
 
-        sizes = flatten(control.sizes(field.watched(y), floor))[0]
         grade = jnp.clip(field.share.astype(dtype), EARLIEST, 1.0)
         accuracy = SHARE * jnp.minimum(control.rtol, LOOSEST).astype(dtype) * grade
 
@@ -166,7 +172,7 @@ class NDF(AbstractMethod):
         unflatten = flatten(field.watched(y))[1]
 
         def derivative(w: Float[Array, " size"]) -> Float[Array, " size"]:
-            return flatten(field.watched(field(dt, field.replace(y, unflatten(w)))))[0]
+            return flatten(field.watched(field(dt, field.replace(y, unflatten(unit * w)))))[0] / unit
 
         constant = jnp.asarray(ERROR, dtype)[k]
         found = newton(
@@ -180,6 +186,7 @@ class NDF(AbstractMethod):
             rate=history.rate,
             curvature=history.curvature,
             active=active,
+            symmetric=field.flow.symmetric_jacobian,
             linearise=self.linearise,
             max_products=self.max_products,
         )
@@ -187,13 +194,13 @@ class NDF(AbstractMethod):
         finite = found.finite & jnp.all(jnp.isfinite(found.correction))
         ratio = jnp.where(found.converged & finite, error, jnp.inf)
 
-        moved = append(table, found.correction, k)
-        rates = (sums @ table + found.correction) / c
+        scaled = append(table, found.correction, k)
+        moved, rates = unit * scaled, unit * ((sums @ table + found.correction) / c)
         carried, extra = self._carry_riders(field, y, dt, unflatten, moved[0], rates, riders, sums, c, k)
         comparable = (h == history.spacing) & (history.error > 0)
         trend = jnp.where(comparable, error / jnp.where(comparable, history.error, 1), 1)
         expected = error * jnp.clip(trend, 1, 5)
-        order, factor, changed = self._next(moved, k, history.equal + 1, error, expected, norm)
+        order, factor, changed = self._next(scaled, k, history.equal + 1, error, expected, norm)
         curvature = jnp.maximum(found.curvature, 0.7 * history.curvature)
         stiffest = jnp.maximum(found.stiffest, 0.9 * history.stiffest)
         longest = 0.7 * alpha / jnp.where(curvature > 0, curvature, 1) / h
@@ -298,6 +305,13 @@ class NDF(AbstractMethod):
         slope = split_state(field, whole)[1]
         known = sums.astype(riders.dtype) @ riders
         return append(riders, c.astype(riders.dtype) * slope - known, k), spent
+
+
+def _power_of_two(x: Scalar) -> Scalar:
+    """The next one above `x`, by which numbers can be divided without rounding; one for zero and infinity."""
+    usable = jnp.isfinite(x) & (x > 0)
+    _, exponent = jnp.frexp(jax.lax.stop_gradient(jnp.where(usable, x, 1)))
+    return jnp.where(usable, jnp.ldexp(jnp.ones_like(x), exponent), 1)
 
 
 def split_state(field: Field, y: PyTree) -> tuple[Float[Array, " size"], Float[Array, " rest"]]:

@@ -1,4 +1,4 @@
-"""Newton's method with conjugate gradients, for one step of an implicit method on a field of symmetric Jacobian."""
+"""Newton's method with a Krylov method for the linear systems, for one step of an implicit method."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Scalar
 
 from gradflow._tree import scaled_norm
 from gradflow.solvers._conjugate_gradient import Solved, conjugate_gradient
+from gradflow.solvers._conjugate_residual import conjugate_residual
 
 SOLVE = 0.05
 """Error of a linear solve, as a share of the tolerance on the error of the step."""
@@ -48,6 +49,7 @@ def newton(
     rate: Scalar,
     curvature: Scalar,
     active: Bool[Array, ""],
+    symmetric: bool,
     linearise: bool,
     max_products: int,
 ) -> Newton:
@@ -58,9 +60,11 @@ def newton(
     differs from what the linear model says.
 
     `constant norm(d)` is the error of the step over its tolerance, `accuracy` the relative tolerance itself; `rate` and
-    `curvature` are those of the steps before. Nothing is evaluated unless `active`.
+    `curvature` are those of the steps before. `symmetric` tells that the Jacobian is. Nothing is evaluated unless
+    `active`.
     """
     dtype = start.dtype
+    krylov = conjugate_gradient if symmetric else conjugate_residual
     smallest = jnp.clip(0.9 * (1 - c * curvature), 0.1, 0.9)
     root = 3 * jnp.sqrt(jnp.finfo(dtype).eps).astype(dtype)
     zero, nought, no = jnp.zeros((), dtype), jnp.asarray(0), jnp.asarray(False)
@@ -86,9 +90,7 @@ def newton(
         settled = ~first & (bent <= NEWTON)
         usable = jnp.all(jnp.isfinite(residual))
         most = jnp.where(settled | ~usable, 0, max_products)
-        solved: Solved = conjugate_gradient(
-            product, c, residual, norm, SOLVE / constant, smallest, jnp.where(first, 1, 0), most
-        )
+        solved: Solved = krylov(product, c, residual, norm, SOLVE / constant, smallest, jnp.where(first, 1, 0), most)
         change = constant * norm(solved.x)
         divisor = jnp.where(now.change > 0, now.change, 1)
         ratio = bent / divisor
@@ -147,7 +149,7 @@ def newton(
         relative = lambda v: scaled_norm(v) / jnp.where(size > 0, size, 1)  # noqa: E731
         most = jnp.where(active, max_products, 0)
         product = lambda p: -(slope(p) + p) / c  # noqa: E731
-        return conjugate_gradient(product, c, -b, relative, SOLVE * accuracy, smallest, nought, most).x
+        return krylov(product, c, -b, relative, SOLVE * accuracy, smallest, nought, most).x
 
     # Derivatives are those of the equation at its solution; those of the iterations would be noise.
     correction, found = jax.lax.custom_root(equation, jnp.zeros_like(start), solve, solve_tangent, has_aux=True)
