@@ -27,7 +27,7 @@ EARLIEST = 1e-3
 
 SHARE = 0.3
 """Share of the tolerance that a step is held to, so that the error at the end comes out near the tolerance."""
-LOOSEST = 5e-3
+LOOSEST = 2.5e-3
 """Tolerance beyond which steps get dearer again: Newton's method takes more iterations, and fails more often."""
 YOUNG = 10
 """Number of steps within which the step may grow tenfold at once; later it at most doubles."""
