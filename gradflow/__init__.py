@@ -18,10 +18,19 @@ from gradflow._solve import solve as solve
 from gradflow._until import Until as Until
 from gradflow.flows import AbstractFlow as AbstractFlow
 from gradflow.flows import GradientFlow as GradientFlow
+from gradflow.flows import HeavyBallFlow as HeavyBallFlow
+from gradflow.flows import ModifiedFlow as ModifiedFlow
+from gradflow.flows import MomentumFlow as MomentumFlow
+from gradflow.flows import NesterovConvexFlow as NesterovConvexFlow
+from gradflow.flows import NesterovFlow as NesterovFlow
+from gradflow.flows import PrincipalFlow as PrincipalFlow
+from gradflow.flows import SecondOrderFlow as SecondOrderFlow
 from gradflow.problems import EmpiricalRisk as EmpiricalRisk
 from gradflow.problems import losses as losses
 from gradflow.rules import AbstractRule as AbstractRule
 from gradflow.rules import GradientDescent as GradientDescent
+from gradflow.rules import HeavyBall as HeavyBall
+from gradflow.rules import Nesterov as Nesterov
 from gradflow.rules import OptaxRule as OptaxRule
 
 if TYPE_CHECKING:

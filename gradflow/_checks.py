@@ -37,6 +37,14 @@ def check_positive(argument: str, value: Any, advice: str = "") -> None:
             raise fail(argument, "be positive", _short(value), advice)
 
 
+def check_not_negative(argument: str, value: Any, advice: str = "") -> None:
+    """Refuses numbers that are not finite, or negative."""
+    if is_concrete(value):
+        array = np.asarray(value)
+        if array.dtype.kind not in "fiu" or not bool(np.all(np.isfinite(array) & (array >= 0))):
+            raise fail(argument, "not be negative", _short(value), advice)
+
+
 def check_count(argument: str, value: Any, least: int = 1, advice: str = "") -> None:
     """Refuses anything but an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:

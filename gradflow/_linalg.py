@@ -94,6 +94,45 @@ def lanczos(
     return jnp.where(broken, jnp.nan, values), jnp.where(broken, jnp.nan, bounds), done
 
 
+def matrix_function(
+    product: Callable[[Float[Array, " size"]], Float[Array, " size"]],
+    vector: Float[Array, " size"],
+    function: Callable[[Array], Array],
+    iterations: int,
+) -> Float[Array, " size"]:
+    """`f(H) v` for a symmetric operator, from `iterations` Lanczos steps with full reorthogonalisation.
+
+    Once the space that `v` spans under `H` is exhausted the result is exact; directions beyond it are left at zero, and
+    have no weight.
+    """
+    steps = min(iterations, vector.size)
+    dtype = vector.dtype
+    norm = scaled_norm(vector)
+    basis = jnp.zeros((steps + 1, vector.size), dtype).at[0].set(vector / jnp.where(norm > 0, norm, 1))
+    diagonal, beside = jnp.zeros(steps, dtype), jnp.zeros(steps, dtype)
+
+    def expand(j: Int[Array, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        basis, diagonal, beside = state
+        image = product(basis[j])
+        left = image
+        for _ in range(2):
+            left = left - basis.T @ (basis @ left)
+        size = scaled_norm(left)
+        exhausted = size <= 100 * jnp.finfo(dtype).eps * jnp.maximum(scaled_norm(image), jnp.max(jnp.abs(diagonal)))
+        following = jnp.where(exhausted, 0, left / jnp.where(size > 0, size, 1))
+        alpha = basis[j] @ image
+        return (
+            basis.at[j + 1].set(following),
+            diagonal.at[j].set(alpha),
+            beside.at[j].set(jnp.where(exhausted, 0, size)),
+        )
+
+    basis, diagonal, beside = jax.lax.fori_loop(0, steps, expand, (basis, diagonal, beside))
+    small = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
+    values, vectors = jnp.linalg.eigh(small)
+    return norm * (basis[:-1].T @ (vectors @ (function(values) * vectors[0])))
+
+
 def kernel(predict: Callable[[PyTree], Float[Array, "n ..."]], params: PyTree, chunk: int) -> Float[Array, "rows rows"]:
     """`J J^T` of the Jacobian of all predictions, flattened, by one product with `J^T` and one with `J` per row.
 

@@ -263,22 +263,24 @@ def _locate(
 @full_precision
 def finish(setup: Setup, carry: Carry) -> Solution:
     flow = setup.flow
-    begin = flow.init(setup.start, setup.frozen)
     first, final = carry.first_loss, flow.loss(carry.y, setup.frozen)
     losses = None if first is None or final is None else (first, final)
     drift = {}
-    then, now = flow.conserved(begin, setup.frozen), flow.conserved(carry.y, setup.frozen)
+    now = flow.conserved(carry.y, setup.frozen)
+    then = flow.conserved(flow.init(setup.start, setup.frozen), setup.frozen) if now else {}
     for name, value in now.items():
         size = jnp.maximum(jnp.max(value.magnitude), jnp.max(then[name].magnitude))
         change = jnp.max(jnp.abs(value.value - then[name].value))
         drift[name] = jnp.where(size > 0, change / jnp.where(size > 0, size, 1), change)
     counted = setup.method.counts
+    gradients, products = flow.start_cost
+    products += carry.products + flow.products_per_evaluation * carry.evaluations
     stats = {
         "steps": carry.steps,
         "accepted": carry.accepted,
         "rejected": carry.steps - carry.accepted,
-        "gradient_evaluations": carry.evaluations if counted else jnp.asarray(-1),
-        "hessian_vector_products": carry.products if counted else jnp.asarray(-1),
+        "gradient_evaluations": gradients + carry.evaluations if counted else jnp.asarray(-1),
+        "hessian_vector_products": products if counted else jnp.asarray(-1),
     }
     code = jnp.where(carry.code == _solution.RUNNING, _solution.INTERRUPTED, carry.code)
     return Solution(

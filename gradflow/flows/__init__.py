@@ -2,3 +2,12 @@
 
 from gradflow.flows._base import AbstractFlow as AbstractFlow
 from gradflow.flows._gradient_flow import GradientFlow as GradientFlow
+from gradflow.flows._heavy_ball_flow import HeavyBallFlow as HeavyBallFlow
+from gradflow.flows._modified_flow import ModifiedFlow as ModifiedFlow
+from gradflow.flows._momentum_flow import MomentumFlow as MomentumFlow
+from gradflow.flows._nesterov_convex_flow import NesterovConvexFlow as NesterovConvexFlow
+from gradflow.flows._nesterov_flow import NesterovFlow as NesterovFlow
+from gradflow.flows._principal_flow import PrincipalFlow as PrincipalFlow
+from gradflow.flows._second_order import AbstractSecondOrderFlow as AbstractSecondOrderFlow
+from gradflow.flows._second_order import MomentumState as MomentumState
+from gradflow.flows._second_order import SecondOrderFlow as SecondOrderFlow

@@ -32,6 +32,16 @@ class AbstractFlow(eqx.Module):
         """Time at which the flow starts."""
         return 0.0
 
+    @property
+    def start_cost(self) -> tuple[int, int]:
+        """Gradients and Hessian-vector products that `init` takes."""
+        return 0, 0
+
+    @property
+    def products_per_evaluation(self) -> int:
+        """Hessian-vector products that an evaluation of the vector field takes, besides its gradient."""
+        return 0
+
     @abc.abstractmethod
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         """State at `t0` for the given parameters."""

@@ -47,6 +47,10 @@ class AbstractRule(eqx.Module):
     def flow(self, order: int = 1) -> AbstractFlow:
         """The flow that the rule follows to this order in its learning rate."""
 
+    def limits(self) -> dict[str, AbstractFlow]:
+        """The flows that `compare` holds the rule against unless told otherwise, by name."""
+        return {f"order {order}": self.flow(order) for order in self.orders[:1]}
+
     @abc.abstractmethod
     def with_learning_rate(self, learning_rate: float | Scalar) -> "AbstractRule":
         """The same rule at another learning rate."""

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, PyTree, Scalar
 
 from gradflow._checks import check_callable
 from gradflow._tree import join
-from gradflow.flows import AbstractFlow, GradientFlow
+from gradflow.flows import AbstractFlow, GradientFlow, ModifiedFlow
 from gradflow.flows._gradient_flow import check_scalar
 from gradflow.rules._base import AbstractRule, check_learning_rate, unknown_order
 
@@ -21,7 +21,8 @@ class GradientDescent(AbstractRule):
         theta_{k+1} = theta_k - eta grad L(theta_k)
 
     **Time unit**: iterate `k` sits at `t = k eta`. The gap to gradient flow on a fixed interval is of first order in
-    `eta`. Above `eta = 2 / sharpness` the iteration is unstable, which the flow never is.
+    `eta`, that to the modified flows `flow(order)` of order 2 and 3. Above `eta = 2 / sharpness` the iteration is
+    unstable, which the flow never is.
 
     **Arguments**: `problem`, a callable `params -> scalar`; `learning_rate`, positive, may be traced.
 
@@ -45,7 +46,7 @@ class GradientDescent(AbstractRule):
 
     @property
     def orders(self) -> tuple[int, ...]:
-        return (1,)
+        return (1, 2, 3)
 
     def time(self, k: Any) -> Any:
         return k * self.learning_rate
@@ -66,7 +67,7 @@ class GradientDescent(AbstractRule):
     def flow(self, order: int = 1) -> AbstractFlow:
         if order not in self.orders:
             raise unknown_order(self, order)
-        return GradientFlow(self.problem)
+        return GradientFlow(self.problem) if order == 1 else ModifiedFlow(self.problem, self.learning_rate, order=order)
 
     def with_learning_rate(self, learning_rate: float | Scalar) -> "AbstractRule":
         check_learning_rate(learning_rate)

@@ -43,7 +43,7 @@ def compare(
 
     - `rule`: its own learning rate does not matter. `learning_rates`: distinct, positive.
     - `horizon`: flow time, at least one step of the largest learning rate. Every rule runs as many whole steps as fit.
-    - `flows`: name -> function `rule -> flow`; by default `rule.flow(order)` for every order that the rule knows.
+    - `flows`: name -> function `rule -> flow`; by default what `rule.limits()` names.
     - `rtol`: tolerance of the flows, to be far below the gaps. `saves`: number of times compared at the most.
 
     **Returns** an `xarray.Dataset` over `learning_rate` (decreasing) and `flow`: `gap`, `local_order` (slope between
@@ -69,7 +69,7 @@ def compare(
     _checks.check_positive("horizon", horizon)
     _checks.check_count("saves", saves)
     if flows is None:
-        flows = {f"order {order}": lambda r, order=order: r.flow(order) for order in rule.orders}
+        flows = {name: lambda r, name=name: r.limits()[name] for name in rule.limits()}
     if not flows:
         actual = "None for a rule without a known continuous limit"
         raise _checks.fail("flows", "name at least one flow", actual, "Pass {'name': lambda rule: flow}.")

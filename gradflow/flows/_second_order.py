@@ -1,0 +1,239 @@
+"""Second-order flows `X'' + a(t) X' + b(t) Hess f X' + c(t) grad f = 0`, integrated without Hessians."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Scalar
+
+from gradflow._checks import check_callable, check_finite, check_not_negative, check_positive, fail
+from gradflow._conserved import Conserved
+from gradflow._tree import join
+from gradflow.flows._base import AbstractFlow
+from gradflow.flows._gradient_flow import check_scalar
+
+
+class MomentumState(NamedTuple):
+    """Parameters `X`, momentum `V = X' + b grad f(X)`, and the energy lost so far."""
+
+    position: PyTree
+    momentum: PyTree
+    lost: Float[Array, ""]
+
+
+class AbstractSecondOrderFlow(AbstractFlow):
+    """`X'' + a(t) X' + b(t) Hess f(X) X' + c(t) grad f(X) = 0`, in first-order form without the Hessian:
+
+        X' = V - b grad f(X)
+        V' = -a V - (c - b' - a b) grad f(X)
+
+    which is the same flow, with `b'` the derivative of `b`. An evaluation costs one gradient. The form needs no second
+    derivative, so it also holds for ReLU, where `Hess f X'` misses the jumps of the gradient.
+
+    The state carries `f + |V|^2 / 2` lost so far, at no extra gradient; what is left plus what is lost is constant on
+    the exact flow of any problem, and its drift stands in the `Solution` as `"energy"`.
+    """
+
+    problem: Callable[[Any], Any]
+    oscillatory: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def damping(self, t: Scalar) -> Scalar:
+        """The coefficient `a(t)` of `X'`."""
+
+    @abc.abstractmethod
+    def hessian_damping(self, t: Scalar) -> Scalar:
+        """The coefficient `b(t)` of `Hess f X'`."""
+
+    @abc.abstractmethod
+    def gradient_weight(self, t: Scalar) -> Scalar:
+        """The coefficient `c(t)` of `grad f`."""
+
+    @abc.abstractmethod
+    def impulse(self) -> Scalar | None:
+        """The momentum at the start, `V(t0) = impulse * grad f(x0)`; `None` for none, which saves a gradient."""
+
+    @property
+    def start_cost(self) -> tuple[int, int]:
+        return (0, 0) if self.impulse() is None else (1, 0)
+
+    def coefficients(self, t: Scalar) -> tuple[Scalar, Scalar, Scalar]:
+        """`a`, `b` and `c - b' - a b` at a time."""
+        a, c = self.damping(t), self.gradient_weight(t)
+        b, rate = jax.jvp(self.hessian_damping, (t,), (jnp.ones_like(t),))
+        return a, b, c - rate - a * b
+
+    def init(self, trainable: PyTree, frozen: PyTree) -> MomentumState:
+        impulse = self.impulse()
+        zero = jnp.zeros((), jnp.result_type(*jax.tree_util.tree_leaves(trainable)))
+        if impulse is None:
+            return MomentumState(trainable, jax.tree_util.tree_map(jnp.zeros_like, trainable), zero)
+        gradient = jax.grad(lambda p: self.problem(join(p, frozen)))(trainable)
+        return MomentumState(trainable, scaled(impulse, gradient), zero)
+
+    def vector_field(self, t: Scalar, state: MomentumState, frozen: PyTree) -> MomentumState:
+        gradient = jax.grad(lambda p: self.problem(join(p, frozen)))(state.position)
+        a, b, g = self.coefficients(t)
+        velocity = jax.tree_util.tree_map(
+            lambda v, f: v - b.astype(v.dtype) * f.astype(v.dtype), state.momentum, gradient
+        )
+        force = jax.tree_util.tree_map(
+            lambda v, f: -a.astype(v.dtype) * v - g.astype(v.dtype) * f.astype(v.dtype), state.momentum, gradient
+        )
+        squares, works, slopes = (
+            dot(state.momentum, state.momentum),
+            dot(state.momentum, gradient),
+            dot(gradient, gradient),
+        )
+        lost = a * squares + (g - 1) * works + b * slopes
+        return MomentumState(velocity, force, lost.astype(state.lost.dtype))
+
+    def params(self, state: MomentumState) -> PyTree:
+        return state.position
+
+    def controlled(self, state: MomentumState) -> PyTree:
+        return state.position, state.momentum
+
+    def loss(self, state: MomentumState, frozen: PyTree) -> Float[Array, ""]:
+        return self.problem(join(state.position, frozen))
+
+    def conserved(self, state: MomentumState, frozen: PyTree) -> dict[str, Conserved]:
+        loss, motion = self.loss(state, frozen), 0.5 * dot(state.momentum, state.momentum)
+        return {"energy": Conserved(loss + motion + state.lost, jnp.abs(loss) + motion + jnp.abs(state.lost))}
+
+    def check(self, trainable: PyTree, frozen: PyTree) -> None:
+        check_scalar(self.problem, join(trainable, frozen))
+
+
+Coefficient = Callable[[Any], Any] | Float[Array, ""]
+
+
+class SecondOrderFlow(AbstractSecondOrderFlow):
+    """Any second-order flow with damping, Hessian damping and gradient coefficients of one's own:
+
+        X'' + a(t) X' + b(t) Hess f(X) X' + c(t) grad f(X) = 0,     X(t0) = x0,     X'(t0) = velocity * grad f(x0)
+
+    **Time unit**: that of the coefficients.
+
+    **Arguments**
+
+    - `problem`: a callable `params -> scalar`.
+    - `damping`, `hessian_damping`, `gradient_weight`: `a`, `b` and `c`, each a number, or a function of time that JAX
+      can trace and, for `b`, differentiate once.
+    - `velocity`: factor of the gradient in the initial velocity; usually negative or zero.
+    - `t0`: time at which it starts; the coefficients have to be finite there.
+
+    **Raises** `ValueError` for numbers that are not finite, and something that is neither a number nor a function.
+
+    Source: B. Shi, S. S. Du, M. I. Jordan and W. J. Su (2018), arXiv 1810.08907, whose flows are of this form.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> flow = gf.SecondOrderFlow(lambda w: 0.5 * w**2, damping=0.0)
+    >>> sol = gf.solve(flow, jnp.array(1.0), [jnp.pi / 3], rtol=1e-8)
+    >>> round(float(sol.final), 6)
+    0.5
+    """
+
+    problem: Callable[[Any], Any]
+    a: Coefficient
+    b: Coefficient
+    c: Coefficient
+    velocity: Float[Array, ""]
+    start_time: Float[Array, ""]
+
+    def __init__(
+        self,
+        problem: Callable[[Any], Any],
+        damping: Any,
+        hessian_damping: Any = 0.0,
+        gradient_weight: Any = 1.0,
+        *,
+        velocity: Any = 0.0,
+        t0: Any = 0.0,
+    ):
+        check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
+        self.problem = problem
+        self.a = _coefficient("damping", damping)
+        self.b = _coefficient("hessian_damping", hessian_damping)
+        self.c = _coefficient("gradient_weight", gradient_weight)
+        self.velocity = _number("velocity", velocity)
+        self.start_time = _number("t0", t0)
+
+    @property
+    def t0(self) -> Scalar:
+        return self.start_time
+
+    def damping(self, t: Scalar) -> Scalar:
+        return _at(self.a, t)
+
+    def hessian_damping(self, t: Scalar) -> Scalar:
+        return _at(self.b, t)
+
+    def gradient_weight(self, t: Scalar) -> Scalar:
+        return _at(self.c, t)
+
+    def impulse(self) -> Scalar:
+        return self.velocity + self.hessian_damping(self.start_time)
+
+
+def check_strong_convexity(mu: Any, s: Any) -> None:
+    """Refuses a step size that is not positive, and a parameter `mu` that is negative or larger than `1 / s`.
+
+    The strong-convexity parameter is at most the sharpness, and methods with it are meant for `s <= 1 / sharpness`;
+    beyond `mu = 1 / s` their momentum is negative.
+    """
+    check_step(s)
+    check_not_negative("mu", mu, "It is the strong-convexity parameter: a bound from below on Hessian eigenvalues.")
+    try:
+        product = float(mu) * float(s)
+    except TypeError:  # arrays and tracers are not looked at
+        return
+    if product > 1:
+        advice = "The strong-convexity parameter is at most the sharpness, and `s` at most one over that."
+        raise fail("mu", f"be at most 1 / s = {1 / float(s):g}", f"{float(mu):g}", advice)
+
+
+def check_step(s: Any) -> None:
+    check_positive("s", s, "It is the step size of the discrete method, at most about 1 / sharpness.")
+
+
+def scaled(factor: Scalar, tree: PyTree) -> PyTree:
+    """A pytree times a number, in the types of its leaves."""
+    return jax.tree_util.tree_map(lambda leaf: factor.astype(leaf.dtype) * leaf, tree)
+
+
+def excess(position: PyTree, minimum: PyTree) -> PyTree:
+    """How far a position is from the minimum."""
+    return jax.tree_util.tree_map(jnp.subtract, position, minimum)
+
+
+def shifted(tree: PyTree, factor: Scalar, other: PyTree) -> PyTree:
+    """`tree + factor * other`, in the types of the leaves."""
+    return jax.tree_util.tree_map(lambda a, b: a + factor.astype(a.dtype) * b, tree, other)
+
+
+def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
+    parts = jax.tree_util.tree_map(lambda x, y: jnp.sum(x * y), a, b)
+    return jnp.sum(jnp.stack(jax.tree_util.tree_leaves(parts)))
+
+
+def _coefficient(name: str, value: Any) -> Any:
+    return value if callable(value) else _number(name, value)
+
+
+def _number(name: str, value: Any) -> Float[Array, ""]:
+    try:
+        number = jnp.asarray(value, float)
+    except (TypeError, ValueError) as error:
+        raise fail(name, "be a number or a function of time", f"of type {type(value).__name__}") from error
+    if number.shape != ():
+        raise fail(name, "be a scalar", f"of shape {number.shape}", "Use jax.vmap over several.")
+    check_finite(name, number)
+    return number
+
+
+def _at(coefficient: Any, t: Scalar) -> Scalar:
+    value = coefficient(t) if callable(coefficient) else coefficient
+    return jnp.asarray(value, t.dtype)

@@ -1,0 +1,142 @@
+"""Nesterov's method `v_{k+1} = w_k - s grad L(w_k)`, `w_{k+1} = v_{k+1} + beta_k (v_{k+1} - v_k)`."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree, Scalar
+
+from gradflow._checks import check_callable, check_choice, check_positive, fail
+from gradflow._tree import join
+from gradflow.flows import AbstractFlow, ModifiedFlow, MomentumFlow, NesterovConvexFlow, NesterovFlow
+from gradflow.flows._gradient_flow import check_scalar
+from gradflow.flows._momentum_flow import check_momentum
+from gradflow.flows._second_order import check_strong_convexity
+from gradflow.rules._base import AbstractRule, check_learning_rate, unknown_order
+from gradflow.rules._heavy_ball import beta_of, momentum_limits, unit_of_time
+
+
+class Nesterov(AbstractRule):
+    """Nesterov's accelerated gradient descent, learning rate `s`, from `v_0 = w_0`:
+
+        v_{k+1} = w_k - s grad L(w_k),        w_{k+1} = v_{k+1} + beta_k (v_{k+1} - v_k)
+
+    with `beta_k = (1 - sqrt(mu s))/(1 + sqrt(mu s))` for a strong-convexity parameter `mu`; a fixed
+    `beta_k = momentum`, as in `optax.sgd(s, momentum, nesterov=True)`; or, with neither, `beta_k = k/(k + alpha)`, the
+    method for convex functions. The parameters of iterate `k` are `w_k`, where the gradient is taken.
+
+    **Time unit**: with `mu`, iterate `k` sits at `t = k sqrt(s)`, the time of `NesterovFlow`; with fixed momentum at
+    `t = k s/(1 - beta)`, that of gradient flow; with neither at `t = (k + alpha/2) sqrt(s)`, that of
+    `NesterovConvexFlow`. The iteration is unstable for `s` beyond `2 (1 + beta)/(1 + 2 beta) / sharpness`, about 4/3
+    over the sharpness; the flows are stable for every `s`.
+
+    **Arguments**
+
+    - `problem`: a callable `params -> scalar`. `learning_rate`: the step size `s`, positive.
+    - at most one of `mu`, not negative and at most `1 / s`, and `momentum`, in `[0, 1)`. `alpha`: positive, for
+      `k/(k + alpha)`. All numbers may be traced.
+
+    **Raises** `ValueError` for numbers outside these ranges, and if both `mu` and `momentum` are given.
+
+    Source: Y. Nesterov (1983, 2004); in this form B. Shi, S. S. Du, M. I. Jordan and W. J. Su (2018), arXiv 1810.08907.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> rule = gf.Nesterov(lambda w: 0.5 * w**2, 0.1, momentum=0.5)
+    >>> [round(float(w), 4) for w in gf.iterate(rule, jnp.array(1.0), 2, save_every=1).params]
+    [1.0, 0.85, 0.6975]
+    """
+
+    problem: Callable[[Any], Any]
+    learning_rate: Float[Array, ""]
+    mu: Float[Array, ""] | None
+    momentum: Float[Array, ""] | None
+    alpha: Float[Array, ""]
+
+    def __init__(
+        self,
+        problem: Callable[[Any], Any],
+        learning_rate: Any,
+        *,
+        mu: Any = None,
+        momentum: Any = None,
+        alpha: Any = 3.0,
+    ):
+        check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
+        check_learning_rate(learning_rate)
+        check_positive("alpha", alpha, "Nesterov's method has 3.")
+        if mu is not None and momentum is not None:
+            raise fail("momentum", "be None when `mu` is given", repr(momentum), "Either decides on the coefficient.")
+        if mu is not None:
+            check_strong_convexity(mu, learning_rate)
+        if momentum is not None:
+            check_momentum(momentum)
+        self.problem = problem
+        self.learning_rate, self.alpha = jnp.asarray(learning_rate, float), jnp.asarray(alpha, float)
+        self.mu = None if mu is None else jnp.asarray(mu, float)
+        self.momentum = None if momentum is None else jnp.asarray(momentum, float)
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        return (1,) if self.momentum is None else (1, 2, 3)
+
+    @property
+    def convex(self) -> bool:
+        """Whether the coefficient is `k/(k + alpha)`."""
+        return self.mu is None and self.momentum is None
+
+    def beta(self, k: Any) -> Scalar:
+        """The coefficient of step `k`."""
+        if self.convex:
+            count = jnp.asarray(k, self.alpha.dtype)
+            return count / (count + self.alpha)
+        return beta_of(self.mu, self.momentum, self.learning_rate)
+
+    def time(self, k: Any) -> Any:
+        shift = 0.5 * self.alpha if self.convex else 0.0
+        return (k + shift) * unit_of_time(self.momentum, self.learning_rate)
+
+    def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
+        return trainable, trainable
+
+    def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
+        w, v = state
+        loss, gradient = jax.value_and_grad(lambda p: self.problem(join(p, frozen)))(w)
+        beta = self.beta(k)
+        moved = jax.tree_util.tree_map(lambda p, g: p - self.learning_rate.astype(p.dtype) * g, w, gradient)
+        ahead = jax.tree_util.tree_map(lambda new, old: new + beta.astype(new.dtype) * (new - old), moved, v)
+        return (ahead, moved), loss
+
+    def params(self, state: PyTree) -> PyTree:
+        return state[0]
+
+    def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
+        return self.problem(join(state[0], frozen))
+
+    def flow(self, order: int = 1, resolution: Any = "high") -> AbstractFlow:
+        """With `mu` or neither: `NesterovFlow` or `NesterovConvexFlow` of that resolution, started to match. With fixed
+        momentum: `ModifiedFlow` of that order for `resolution="low"` or an order above 1, and `MomentumFlow` at order 1
+        and high resolution."""
+        check_choice("resolution", resolution, ("high", "low"))
+        if order not in self.orders:
+            raise unknown_order(self, order)
+        if self.convex:
+            return NesterovConvexFlow(self.problem, self.learning_rate, self.alpha, resolution)
+        if self.momentum is None:
+            return NesterovFlow(self.problem, self.mu, self.learning_rate, resolution)
+        if order == 1 and resolution == "high":
+            return MomentumFlow(self.problem, self.learning_rate, self.momentum, nesterov=True)
+        return ModifiedFlow(self.problem, self.learning_rate, self.momentum, nesterov=True, order=order)
+
+    def limits(self) -> dict[str, AbstractFlow]:
+        return momentum_limits(self, self.momentum is None)
+
+    def with_learning_rate(self, learning_rate: float | Scalar) -> "AbstractRule":
+        check_learning_rate(learning_rate)
+        if self.mu is not None:
+            check_strong_convexity(self.mu, learning_rate)
+        return eqx.tree_at(lambda rule: rule.learning_rate, self, jnp.asarray(learning_rate, float))
+
+    def check(self, trainable: PyTree, frozen: PyTree) -> None:
+        check_scalar(self.problem, join(trainable, frozen))
