@@ -25,12 +25,16 @@ from gradflow.flows import NesterovConvexFlow as NesterovConvexFlow
 from gradflow.flows import NesterovFlow as NesterovFlow
 from gradflow.flows import PrincipalFlow as PrincipalFlow
 from gradflow.flows import SecondOrderFlow as SecondOrderFlow
+from gradflow.flows import OrderParameterFlow as OrderParameterFlow
 from gradflow.problems import EmpiricalRisk as EmpiricalRisk
+from gradflow.problems import OrderParameters as OrderParameters
+from gradflow.problems import TeacherStudent as TeacherStudent
 from gradflow.problems import losses as losses
 from gradflow.rules import AbstractRule as AbstractRule
 from gradflow.rules import GradientDescent as GradientDescent
 from gradflow.rules import HeavyBall as HeavyBall
 from gradflow.rules import Nesterov as Nesterov
+from gradflow.rules import OnePassSGD as OnePassSGD
 from gradflow.rules import OptaxRule as OptaxRule
 
 if TYPE_CHECKING:

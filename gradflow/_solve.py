@@ -117,6 +117,7 @@ def prepare(
         raise _checks.fail("key", "be None for a deterministic flow", "a key", "Only stochastic flows draw numbers.")
     trainable, frozen = split(params)
     _checks.check_finite("params", trainable, "A flow cannot start from there.")
+    flow.check_start(params)
     kinds = sorted({str(leaf.dtype) for leaf in jax.tree_util.tree_leaves(trainable)})
     if len(kinds) > 1:
         raise _checks.fail("params", "be of one floating-point type", " and ".join(kinds), "Cast them to one of these.")

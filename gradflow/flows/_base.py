@@ -80,3 +80,9 @@ class AbstractFlow(eqx.Module):
 
         Runs once per compilation, before anything else is traced, so it cannot look at values.
         """
+
+    def check_start(self, params: PyTree) -> None:
+        """Raises `ValueError` for values that the flow cannot start from, before anything is compiled.
+
+        Gets the parameters as they were given; where they are traced there are no values to look at.
+        """

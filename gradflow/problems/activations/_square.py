@@ -1,0 +1,35 @@
+"""The square `s(x) = x^2`, whose Gaussian integrals are polynomials (Wick's theorem)."""
+
+import jax.numpy as jnp
+
+from gradflow.problems.activations._base import AbstractActivation, Covariance, Entries
+
+
+class Square(AbstractActivation):
+    """`s(x) = x^2`, the activation of phase retrieval.
+
+    >>> import gradflow as gf
+    >>> float(gf.problems.activations.Square().i2([[1.0, 1.0], [1.0, 1.0]]))  # the fourth moment
+    3.0
+    """
+
+    def __call__(self, x: Entries) -> Entries:
+        return x**2
+
+    def derivative(self, x: Entries) -> Entries:
+        return 2 * x
+
+    def i2(self, C: Covariance) -> Entries:
+        return C[0][0] * C[1][1] + 2 * C[0][1] ** 2
+
+    def j2(self, C: Covariance) -> Entries:
+        return 4 * C[0][1]
+
+    def k2(self, C: Covariance) -> Entries:
+        return 2 * C[1][1] * jnp.ones_like(C[0][1])
+
+    def i4(self, C: Covariance) -> Entries:
+        apart = C[0][1] * (C[2][2] * C[3][3] + 2 * C[2][3] ** 2)
+        crossed = C[0][2] * C[1][2] * C[3][3] + C[0][3] * C[1][3] * C[2][2]
+        chained = C[2][3] * (C[0][2] * C[1][3] + C[0][3] * C[1][2])
+        return 4 * (apart + 2 * crossed + 4 * chained)

@@ -1,0 +1,122 @@
+"""One-pass SGD on a teacher-student problem: a fresh Gaussian input at every step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree, Scalar
+
+from gradflow._checks import check_callable, check_positive, fail
+from gradflow.flows import AbstractFlow, OrderParameterFlow
+from gradflow.problems import OrderParameters, TeacherStudent
+from gradflow.problems._teacher_student import split_weights
+from gradflow.rules._base import AbstractRule, unknown_order
+
+
+class OnePassSGD(AbstractRule):
+    """Stochastic gradient descent with a fresh input `x ~ N(0, I_d)` at every step:
+
+        w_j += (g / sqrt d) v_j s'(lambda_j) (y - f(x)) x,      lambda_j = w_j . x / sqrt d
+        v_j += (rho g / d) s(lambda_j) (y - f(x))                only where the second layer is given
+
+    with `g = gamma / p`, the learning rate over the width (`g = gamma` where the problem has plain sums).
+
+    **Time unit**: step `nu` sits at `t = nu g / d`. Its limit for many inputs is `OrderParameterFlow`, whose parameters
+    are the order parameters of the weights: observe `problem` and `problem.order_parameters`, which take both.
+
+    **Arguments**
+
+    - `problem`: a `gradflow.TeacherStudent`; the risk that a run reports is exact, not that of its samples.
+    - `gamma_over_p`: positive. `schedule`: function `t -> factor` on it. `second_layer_rate`: `rho`, zero by default.
+    - `key`: random key; `jax.vmap` over keys runs many seeds at once.
+
+    The parameters are weights `W (p, d)`, or a pair `(W, v)`.
+
+    **Raises** `ValueError` for a learning rate that is not positive, and for weights of the wrong shape.
+
+    >>> import gradflow as gf, jax
+    >>> problem = gf.TeacherStudent.orthogonal(dim=50, units=1)
+    >>> rule = gf.OnePassSGD(problem, gamma_over_p=0.5, key=jax.random.key(0))
+    >>> sol = gf.iterate(rule, problem.informed(2, jax.random.key(1)), 100, observe={"risk": problem})
+    >>> round(float(sol.t_final), 4)
+    1.0
+    """
+
+    problem: TeacherStudent
+    gamma_over_p: Scalar
+    schedule: Callable[[Any], Any] | None
+    second_layer_rate: Scalar
+    key: Key[Array, ""]
+
+    def __init__(
+        self,
+        problem: TeacherStudent,
+        gamma_over_p: Any,
+        *,
+        key: Any,
+        schedule: Callable[[Any], Any] | None = None,
+        second_layer_rate: Any = 0.0,
+    ):
+        if not isinstance(problem, TeacherStudent):
+            raise fail("problem", "be a gradflow.TeacherStudent", f"of type {type(problem).__name__}")
+        check_positive("gamma_over_p", gamma_over_p, "It is the learning rate over the width.")
+        if schedule is not None:
+            check_callable("schedule", schedule, "schedule(t) -> factor on the learning rate")
+        self.problem, self.schedule, self.key = problem, schedule, key
+        self.gamma_over_p = jnp.asarray(gamma_over_p, float)
+        self.second_layer_rate = jnp.asarray(second_layer_rate, float)
+
+    @property
+    def orders(self) -> tuple[int, ...]:
+        return (1,)
+
+    def time(self, k: Any) -> Any:
+        return k * (self.gamma_over_p / self.problem.dim)
+
+    def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
+        return trainable
+
+    def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
+        problem, dim = self.problem, self.problem.dim
+        W, v = split_weights(state)
+        inputs, label = jax.random.split(jax.random.fold_in(self.key, k))
+        x = jax.random.normal(inputs, (dim,), W.dtype) / jnp.sqrt(jnp.asarray(dim, W.dtype))
+        fields = W @ x
+        hidden, slopes = problem.activation(fields), problem.activation.derivative(fields)
+        taught = problem.teacher_output @ problem.activation(problem.teacher.astype(W.dtype) @ x)
+        own = jnp.sum(hidden) if v is None else v @ hidden
+        if problem.normalised:
+            taught, own = taught / problem.teacher.shape[0], own / W.shape[0]
+        noise = jnp.sqrt(problem.noise) * jax.random.normal(label, (), W.dtype)
+        error = (taught + noise - own).astype(W.dtype)
+        factor = 1.0 if self.schedule is None else self.schedule(self.time(k))
+        rate = jnp.asarray(self.gamma_over_p * factor, W.dtype)
+        push = slopes if v is None else v * slopes
+        moved = W + (rate * error * push)[:, None] * x[None, :]
+        if v is None:
+            return moved, error**2 / 2
+        second = self.second_layer_rate.astype(W.dtype) * rate / dim * error * hidden
+        return (moved, v + second), error**2 / 2
+
+    def params(self, state: PyTree) -> PyTree:
+        return state
+
+    def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
+        return self.problem(state)
+
+    def flow(self, order: int = 1) -> AbstractFlow:
+        if order not in self.orders:
+            raise unknown_order(self, order)
+        options = {"schedule": self.schedule, "second_layer_rate": self.second_layer_rate}
+        return OrderParameterFlow(self.problem, gamma_over_p=self.gamma_over_p, **options)
+
+    def with_learning_rate(self, learning_rate: float | Scalar) -> "AbstractRule":
+        check_positive("gamma_over_p", learning_rate, "It is the learning rate over the width.")
+        return eqx.tree_at(lambda rule: rule.gamma_over_p, self, jnp.asarray(learning_rate, float))
+
+    def check(self, trainable: PyTree, frozen: PyTree) -> None:
+        if isinstance(trainable, OrderParameters):
+            raise fail("params", "be weights (units, dim)", "order parameters", "Those belong to OrderParameterFlow.")
+        self.problem.order_parameters(trainable)

@@ -1,0 +1,217 @@
+"""Expectations of activations over Gaussian fields, against quadratures and simulations that share no code."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+import gradflow as gf
+from gradflow.problems import _field_sums as sums
+from gradflow.problems import activations
+from gradflow.problems.activations import _orthant
+
+SMOOTH = {
+    "erf": (lambda x: scipy.special.erf(x / np.sqrt(2)), lambda x: np.sqrt(2 / np.pi) * np.exp(-(x**2) / 2)),
+    "square": (lambda x: x**2, lambda x: 2 * x),
+}
+KINDS = ["regular", "coincident", "rank two"]
+
+
+def covariance(kind, seed, size=4):
+    rng = np.random.default_rng(seed)
+    if kind == "rank two":
+        factor = rng.normal(size=(size, 2)) / 2
+        return factor @ factor.T
+    factor = rng.normal(size=(size, size)) / np.sqrt(2 * size)
+    found = factor @ factor.T
+    pairs = [0, 1, 0, 1]
+    return found[np.ix_(pairs, pairs)] if kind == "coincident" else found
+
+
+def entries(C):
+    return [[jnp.asarray(value) for value in row] for row in np.asarray(C)]
+
+
+def gauss_hermite(C, nodes):
+    """Points and weights of a tensor rule for fields of covariance `C`, singular or not."""
+    values, vectors = np.linalg.eigh(C)
+    z, w = np.polynomial.hermite_e.hermegauss(nodes)
+    # Directions without variance need one point only.
+    rules = [(z, w / np.sqrt(2 * np.pi)) if value > 1e-14 else (np.zeros(1), np.ones(1)) for value in values]
+    grid = np.stack(np.meshgrid(*(rule[0] for rule in rules), indexing="ij"), axis=-1).reshape(-1, len(C))
+    weights = np.prod(np.stack(np.meshgrid(*(rule[1] for rule in rules), indexing="ij"), axis=-1), axis=-1).ravel()
+    return (grid * np.sqrt(np.maximum(values, 0))) @ vectors.T, weights
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", SMOOTH)
+def test_smooth_activations_against_gauss_hermite(name, kind):
+    s, slope = SMOOTH[name]
+    activation = activations.named(name)
+    C = covariance(kind, 0)
+    x, w = gauss_hermite(C, 36 if kind == "regular" else 60)
+    a, b, c, d = x.T
+    close = {"rtol": 0, "atol": 1e-10}
+    np.testing.assert_allclose(activation.i2(entries(C)), w @ (s(a) * s(b)), **close)
+    np.testing.assert_allclose(activation.j2(entries(C)), w @ (slope(a) * slope(b)), **close)
+    np.testing.assert_allclose(activation.i3(entries(C)), w @ (slope(a) * b * s(c)), **close)
+    np.testing.assert_allclose(activation.i4(entries(C)), w @ (slope(a) * slope(b) * s(c) * s(d)), **close)
+    np.testing.assert_allclose(activation(jnp.asarray(a[:9])), s(a[:9]), rtol=1e-13)
+    np.testing.assert_allclose(activation.derivative(jnp.asarray(a[:9])), slope(a[:9]), rtol=1e-13)
+
+
+def over_the_circle(f, C, moment):
+    """`E f(x)` for homogeneous `f`: an integral over the angle, exact between the kinks.
+
+    `C` is the covariance of two fields, or a factor of two columns of that of more.
+    """
+    factor = np.linalg.cholesky(C) if len(C) == 2 else C
+    kinks = [np.arctan2(-row[0], row[1]) for row in factor]
+    edges = np.sort(np.concatenate([kinks, np.array(kinks) + np.pi]) % (2 * np.pi))
+    z, w = np.polynomial.legendre.leggauss(40)
+    total = 0.0
+    for low, high in zip(edges, np.append(edges[1:], edges[0] + 2 * np.pi), strict=True):
+        angle = low + (high - low) * (z + 1) / 2
+        total += (high - low) / 2 * w @ f(*(factor @ np.stack([np.cos(angle), np.sin(angle)])))
+    return moment * total / (2 * np.pi)
+
+
+def test_relu_of_two_and_three_fields_against_an_angular_integral():
+    relu, ramp = activations.ReLU(), lambda x: np.maximum(x, 0)
+    C = covariance("regular", 1)
+    two = C[:2, :2]
+    # The mean square of the radius is two.
+    np.testing.assert_allclose(
+        relu.i2(entries(two)), over_the_circle(lambda x, y: ramp(x) * ramp(y), two, 2), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        relu.j2(entries(two)), over_the_circle(lambda x, y: (x > 0) * (y > 0), two, 1), rtol=1e-12
+    )
+    # The middle field given the outer two is linear in them.
+    outer = C[np.ix_([0, 2], [0, 2])]
+    along = np.linalg.solve(outer, C[[0, 2], 1])
+    expected = over_the_circle(lambda x, z: (x > 0) * (along[0] * x + along[1] * z) * ramp(z), outer, 2)
+    np.testing.assert_allclose(relu.i3(entries(C[:3, :3])), expected, rtol=1e-11)
+
+
+def test_relu_of_four_fields_against_simulation():
+    """Within four standard errors of 10^6 samples."""
+    relu, rng = activations.ReLU(), np.random.default_rng(0)
+    for kind, seed in [("regular", 0), ("regular", 1), ("coincident", 2)]:
+        C = covariance(kind, seed)
+        x = rng.multivariate_normal(np.zeros(4), C, size=1_000_000, method="eigh")
+        values = (x[:, 0] > 0) * (x[:, 1] > 0) * np.maximum(x[:, 2], 0) * np.maximum(x[:, 3], 0)
+        error = np.std(values) / 1000
+        assert abs(float(relu.i4(entries(C))) - np.mean(values)) <= 4 * error, kind
+
+
+def test_relu_of_four_dependent_fields_against_an_angular_integral():
+    """Fields of rank two, to 1e-6; a start in the space of two teachers has no others."""
+    relu = activations.ReLU()
+    factors = np.random.default_rng(2).normal(size=(40, 4, 2)) / 2
+    covariances = np.einsum("sia,sja->ijs", factors, factors)
+    found = relu.i4([[jnp.asarray(value) for value in row] for row in covariances])
+    ramp = lambda x: np.maximum(x, 0)  # noqa: E731
+    expected = [over_the_circle(lambda a, b, c, d: (a > 0) * (b > 0) * ramp(c) * ramp(d), f, 2) for f in factors]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_relu_of_four_fields_in_closed_form():
+    """Symmetric under both exchanges; fields that coincide leave two; Sheppard's and the equicorrelated orthants."""
+    relu = activations.ReLU()
+    orders = [[0, 1, 2, 3], [1, 0, 2, 3], [0, 1, 3, 2], [0, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 1], [1, 1, 0, 1], [0] * 4]
+    given = [covariance("regular", seed) for seed in range(5)]
+    stacked = np.stack([[C[np.ix_(order, order)] for order in orders] for C in given], axis=-1)
+    found = np.asarray(relu.i4([[jnp.asarray(stacked[:, i, j]) for j in range(4)] for i in range(4)]))
+    np.testing.assert_allclose(found[1:3], [found[0]] * 2, rtol=0, atol=1e-10)
+    left = [relu.i2(entries(C[:2, :2])) for C in given]
+    np.testing.assert_allclose(found[3:7], [left] * 4, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(found[7], [C[0, 0] / 2 for C in given], rtol=0, atol=1e-7)
+    half = np.full((4, 4), 0.5) + 0.5 * np.eye(4)
+    assert float(_orthant.orthant4(entries(half))) == pytest.approx(1 / 5, abs=1e-14)
+    assert float(_orthant.orthant4(entries(np.eye(4)))) == pytest.approx(1 / 16, abs=1e-16)
+
+
+def test_quadrature_of_any_function():
+    """It equals the closed forms where there are some; kinks are beyond it."""
+    for name, fn in {"erf": lambda x: jax.scipy.special.erf(x / jnp.sqrt(2.0)), "square": lambda x: x**2}.items():
+        known, general = activations.named(name), activations.named(fn)
+        for kind, tolerance in (("regular", 1e-7), ("coincident", 1e-4)):
+            C = entries(covariance(kind, 3))
+            for part in ("i2", "j2", "k2", "i3", "i4"):
+                np.testing.assert_allclose(getattr(general, part)(C), getattr(known, part)(C), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["erf", "square", "relu", jnp.tanh])
+def test_sums_over_units_against_loops(name):
+    """Every sum against a plain loop over single expectations, and derivatives that are finite at singular fields."""
+    activation = activations.named(name)
+    p, k = 2, 2
+    factor = np.random.default_rng(4).normal(size=(p, k))
+    C = np.block([[factor @ factor.T, factor], [factor.T, np.eye(k)]]) / 2  # an informed start: rank two
+    C = C if name != jnp.tanh else C + 0.1 * np.eye(p + k)
+    c = np.array([-0.5, -0.7, 1.0, 0.5])
+    n = p + k
+
+    def pick(*index):
+        return entries(C[np.ix_(index, index)])
+
+    i2 = [[activation.i2(pick(a, b)) for b in range(n)] for a in range(n)]
+    learn = [[sum(c[a] * activation.i3(pick(j, b, a)) for a in range(n)) for b in range(n)] for j in range(p)]
+    every = [(j, m, a, b) for j in range(p) for m in range(j, p) for a in range(n) for b in range(n)]
+    # One call for all of them: the entries stacked along their last axis.
+    stacked = [[jnp.asarray([C[index[u], index[v]] for index in every]) for v in range(4)] for u in range(4)]
+    weights = np.array([c[a] * c[b] for *_, a, b in every])
+    squares = (np.asarray(activation.i4(stacked)) * weights).reshape(-1, n * n).sum(axis=1)
+
+    def found(scale):
+        fields, weights = scale * jnp.asarray(C), jnp.asarray(c)
+        return (
+            sums.population_risk(activation, fields, weights),
+            sums.correlation_with_residual(activation, fields, weights, p),
+            sums.learning_terms(activation, fields, weights, p),
+            sums.square_terms(activation, fields, weights, p),
+            sums.slope_products(activation, fields, p),
+        )
+
+    values, slopes = jax.jit(lambda s: jax.jvp(found, (s,), (s,)))(jnp.ones(()))
+    expected = (
+        c @ np.array(i2) @ c / 2,
+        np.array(i2)[:p] @ c,
+        np.array(learn),
+        squares,
+        [activation.j2(pick(j, m)) for j in range(p) for m in range(j, p)],
+    )
+    for ours, theirs in zip(values, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
+    assert all(np.all(np.isfinite(leaf)) for leaf in slopes)
+    jacobian = jax.jit(jax.jacfwd(lambda fields: sums.square_terms(activation, fields, jnp.asarray(c), p)))
+    assert np.all(np.isfinite(jacobian(jnp.asarray(C))))
+
+
+def test_units_of_length_zero_and_single_precision():
+    for name in ("erf", "square", "relu"):
+        activation = activations.named(name)
+        zero = np.zeros((4, 4))
+        zero[1:, 1:] = covariance("regular", 0, size=3)
+        found = jax.jvp(
+            lambda s, a=activation, z=zero: a.i4(s * jnp.asarray(z)[:, :, None]), (jnp.ones(()),), (jnp.ones(()),)
+        )
+        assert np.all(np.isfinite(found)), name
+        C = covariance("regular", 0)
+        single = activation.i4([[value.astype(jnp.float32) for value in row] for row in entries(C)])
+        assert single.dtype == jnp.float32
+        np.testing.assert_allclose(single, activation.i4(entries(C)), rtol=1e-3)
+
+
+def test_names_of_activations():
+    assert isinstance(activations.named("erf"), activations.Erf)
+    relu = activations.ReLU()
+    assert activations.named(relu) is relu
+    with pytest.raises(ValueError, match="`activation` must be one of 'erf', 'relu', 'square', but is 'sine'"):
+        activations.named("sine")
+    with pytest.raises(ValueError, match="`nodes` must be an integer of at least 2"):
+        gf.problems.activations.Quadrature(jnp.tanh, nodes=1)
+    with pytest.raises(ValueError, match="`fn` must be callable"):
+        gf.problems.activations.Quadrature(3)
