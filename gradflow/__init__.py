@@ -11,6 +11,7 @@ from gradflow._checks import PrecisionWarning as PrecisionWarning
 from gradflow._filippov import Extrapolated as Extrapolated
 from gradflow._filippov import filippov as filippov
 from gradflow._iterate import iterate as iterate
+from gradflow._polar import Polar as Polar
 from gradflow._solution import Solution as Solution
 from gradflow._solution import SolveError as SolveError
 from gradflow._solution import SolveInterrupted as SolveInterrupted
@@ -19,14 +20,18 @@ from gradflow._until import Until as Until
 from gradflow.flows import AbstractFlow as AbstractFlow
 from gradflow.flows import GradientFlow as GradientFlow
 from gradflow.flows import HeavyBallFlow as HeavyBallFlow
+from gradflow.flows import LogDiagonalFlow as LogDiagonalFlow
 from gradflow.flows import ModifiedFlow as ModifiedFlow
 from gradflow.flows import MomentumFlow as MomentumFlow
 from gradflow.flows import NesterovConvexFlow as NesterovConvexFlow
 from gradflow.flows import NesterovFlow as NesterovFlow
+from gradflow.flows import NeuronPolarFlow as NeuronPolarFlow
+from gradflow.flows import OrderParameterFlow as OrderParameterFlow
+from gradflow.flows import PolarFlow as PolarFlow
 from gradflow.flows import PrincipalFlow as PrincipalFlow
 from gradflow.flows import SecondOrderFlow as SecondOrderFlow
-from gradflow.flows import OrderParameterFlow as OrderParameterFlow
 from gradflow.problems import EmpiricalRisk as EmpiricalRisk
+from gradflow.problems import NeuralCorrelation as NeuralCorrelation
 from gradflow.problems import OrderParameters as OrderParameters
 from gradflow.problems import TeacherStudent as TeacherStudent
 from gradflow.problems import losses as losses

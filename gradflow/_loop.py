@@ -81,7 +81,7 @@ def begin(setup: Setup) -> Carry:
     y = flow.init(setup.start, setup.frozen)
     field = setup.field(t, jnp.zeros_like(t))
     watched = field.watched(y)
-    floor = control.floor(watched)
+    floor = control.floor(field.sizes(y))
     whole = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree_util.tree_leaves(watched)])
     f0 = field(jnp.zeros_like(t), y)
 
@@ -147,7 +147,7 @@ def _attempt(setup: Setup, carry: Carry) -> Carry:
     dt = jnp.where(last, remaining, carry.dt)
     field = setup.field(t, dt)
     tried: Attempt = method.attempt(field, y, dt, control, carry.floor, carry.method_state)
-    y1, watched1 = tried.y1, field.watched(tried.y1)
+    y1, size1 = tried.y1, field.sizes(tried.y1)
     keep = tried.ratio <= 1
 
     def at(s: Scalar) -> PyTree:
@@ -189,7 +189,7 @@ def _attempt(setup: Setup, carry: Carry) -> Carry:
         dt=proposed,
         y=choose(y1, y),
         method_state=choose(tried.accepted, tried.rejected),
-        floor=choose(control.raise_floor(carry.floor, carry.was_zero, watched1, dormant), carry.floor),
+        floor=choose(control.raise_floor(carry.floor, carry.was_zero, size1, dormant), carry.floor),
         was_zero=carry.was_zero,
         failures=failures,
         finite=whole,

@@ -8,6 +8,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
+from gradflow._tree import method_of
+
+
+def seen(fn: Callable[[Any], Any], params: PyTree) -> PyTree:
+    """Parameters as an observable is to see them.
+
+    Coordinates other than the parameters themselves, such as `gradflow.Polar`, know their `ordinary()` parameters.
+    These are shown to every function but those with an attribute `sees_coordinates` that is true.
+    """
+    ordinary = method_of(params, "ordinary")
+    return params if ordinary is None or getattr(fn, "sees_coordinates", False) else ordinary()
+
 
 class Record(eqx.Module):
     """Buffers with one row per save time; rows not yet written hold NaN, zero or False."""
@@ -18,7 +30,10 @@ class Record(eqx.Module):
 
 def blank_record(rows: int, params: PyTree, observe: dict[str, Callable[[Any], Any]], save_params: bool) -> Record:
     """Buffers for runs of these parameters. Leaves that do not flow are kept once, without rows."""
-    shapes = {name: eqx.filter_eval_shape(lambda p, fn=fn: jnp.asarray(fn(p)), params) for name, fn in observe.items()}
+    shapes = {
+        name: eqx.filter_eval_shape(lambda p, fn=fn: jnp.asarray(fn(seen(fn, p))), params)
+        for name, fn in observe.items()
+    }
     observed = {name: _blank(rows, shape.shape, shape.dtype) for name, shape in shapes.items()}
     if not save_params:
         return Record(None, observed)
@@ -38,7 +53,9 @@ def write_row(
     saved = record.params
     if saved is not None:
         saved = jax.tree_util.tree_map(put, saved, params)
-    observed = {name: record.observed[name].at[index].set(jnp.asarray(fn(params))) for name, fn in observe.items()}
+    observed = {
+        name: record.observed[name].at[index].set(jnp.asarray(fn(seen(fn, params)))) for name, fn in observe.items()
+    }
     return Record(saved, observed)
 
 

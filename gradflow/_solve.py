@@ -117,10 +117,11 @@ def prepare(
         raise _checks.fail("key", "be None for a deterministic flow", "a key", "Only stochastic flows draw numbers.")
     trainable, frozen = split(params)
     _checks.check_finite("params", trainable, "A flow cannot start from there.")
-    flow.check_start(params)
     kinds = sorted({str(leaf.dtype) for leaf in jax.tree_util.tree_leaves(trainable)})
     if len(kinds) > 1:
         raise _checks.fail("params", "be of one floating-point type", " and ".join(kinds), "Cast them to one of these.")
+    if _checks.is_concrete((flow, trainable, frozen)):
+        flow.check_values(trainable, frozen)
     times = check_times(ts, flow.t0)
     observe = check_observe(observe)
     if _checks.is_concrete(max_steps):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import check_callable
+from gradflow._record import seen
 
 
 class Until(eqx.Module):
@@ -43,4 +44,4 @@ class Until(eqx.Module):
 
     def excess(self, params: PyTree) -> Float[Array, ""]:
         """How far beyond the value the function is; the run ends when this is not negative."""
-        return self.sign * (jnp.asarray(self.fn(params), self.value.dtype) - self.value)
+        return self.sign * (jnp.asarray(self.fn(seen(self.fn, params)), self.value.dtype) - self.value)

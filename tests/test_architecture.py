@@ -21,7 +21,7 @@ ROOT = pathlib.Path(gf.__file__).parent
 # A file may import from its own rank and from ranks above it. Rooms of one rank leave each other alone,
 # except that a rule names its flows.
 RANKS = [
-    ["_checks", "_tree", "_linalg", "_conserved", "_record", "_solution", "_until"],
+    ["_checks", "_tree", "_linalg", "_conserved", "_polar", "_record", "_solution", "_until"],
     ["problems"],
     ["models"],
     ["data"],

@@ -58,6 +58,14 @@ class AbstractFlow(eqx.Module):
         """The part of the state that the error control watches; pure quadratures ride along unwatched."""
         return state
 
+    def sizes(self, watched: PyTree) -> PyTree:
+        """What the error of each entry of the watched part is measured against; by default that part itself."""
+        return watched
+
+    def stride(self, before: PyTree, after: PyTree) -> Scalar | None:
+        """How far a step went, between two watched parts, over the farthest a step may go; `None` for no limit."""
+        return None
+
     def derivative(self, rate: PyTree) -> PyTree | None:
         """The derivative of the whole state, given that of its controlled part; `None` if that takes an evaluation."""
         return None
@@ -81,8 +89,5 @@ class AbstractFlow(eqx.Module):
         Runs once per compilation, before anything else is traced, so it cannot look at values.
         """
 
-    def check_start(self, params: PyTree) -> None:
-        """Raises `ValueError` for values that the flow cannot start from, before anything is compiled.
-
-        Gets the parameters as they were given; where they are traced there are no values to look at.
-        """
+    def check_values(self, trainable: PyTree, frozen: PyTree) -> None:
+        """Raises `ValueError` for values that the flow cannot start from; runs where these are known."""

@@ -210,12 +210,12 @@ class OrderParameterFlow(AbstractFlow):
             actual = f"of shape {trainable.M.shape} for {self.P.shape[0]} teacher units"
             raise fail("params.M", "have one column for each teacher unit", actual)
 
-    def check_start(self, params: PyTree) -> None:
-        self.check(params, None)
-        check_covariance(params, self.P)
-        if params.Q.dtype != jnp.float64:
+    def check_values(self, trainable: PyTree, frozen: PyTree) -> None:
+        self.check(trainable, frozen)
+        check_covariance(trainable, self.P)
+        if trainable.Q.dtype != jnp.float64:
             warn_precision(
-                f"order parameters in {params.Q.dtype} resolve risks no better than 1e-6. Enable float64 with"
+                f"order parameters in {trainable.Q.dtype} resolve risks no better than 1e-6. Enable float64 with"
                 " jax.config.update('jax_enable_x64', True) and float64 parameters."
             )
 

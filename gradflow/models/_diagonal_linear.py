@@ -59,6 +59,14 @@ class DiagonalLinear(eqx.Module):
         """The linear predictor `u * v`."""
         return self.u * self.v
 
+    def neuron_weights(self) -> Float[Array, "in_size 2"]:
+        """`(u_i, v_i)` of every coordinate: a neuron each."""
+        return jnp.stack([self.u, self.v], axis=1)
+
+    def with_neuron_weights(self, rows: Float[Array, "in_size 2"]) -> "DiagonalLinear":
+        """The network with other weights, one row per coordinate."""
+        return eqx.tree_at(lambda m: (m.u, m.v), self, (rows[:, 0], rows[:, 1]))
+
     def imbalance(self) -> Float[Array, " in_size"]:
         """`u^2 - v^2` in every coordinate."""
         return self.u**2 - self.v**2

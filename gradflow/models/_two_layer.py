@@ -106,6 +106,11 @@ class TwoLayer(eqx.Module):
         """All weights of every neuron: incoming, then outgoing."""
         return jnp.concatenate([self.weight, jnp.atleast_2d(self.output).T], axis=1)
 
+    def with_neuron_weights(self, rows: Float[Array, "width total"]) -> "TwoLayer":
+        """The network with other weights, one row per neuron as in `neuron_weights`; any number of neurons."""
+        weight, output = rows[:, : self.weight.shape[1]], rows[:, self.weight.shape[1] :].T
+        return eqx.tree_at(lambda m: (m.weight, m.output), self, (weight, output.reshape(*self.output.shape[:-1], -1)))
+
     def imbalance(self) -> Float[Array, " width"]:
         """`|a_j|^2 - |w_j|^2` of every neuron."""
         return jnp.sum(jnp.atleast_2d(self.output) ** 2, axis=0) - jnp.sum(self.weight**2, axis=1)

@@ -2,6 +2,10 @@
 
 from gradflow.observables._activation_pattern import ActivationPattern as ActivationPattern
 from gradflow.observables._balancedness import Balancedness as Balancedness
+from gradflow.observables._correlation import Aligned as Aligned
+from gradflow.observables._correlation import Correlation as Correlation
+from gradflow.observables._correlation import KKTResidual as KKTResidual
+from gradflow.observables._correlation import LogNorm as LogNorm
 from gradflow.observables._hessian import HessianEigenvalues as HessianEigenvalues
 from gradflow.observables._hessian import Sharpness as Sharpness
 from gradflow.observables._loss import Accuracy as Accuracy

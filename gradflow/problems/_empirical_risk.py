@@ -92,6 +92,14 @@ class EmpiricalRisk(eqx.Module):
             raise fail("loss", "return a scalar per sample", actual, "Sum over outputs inside the loss.")
         return losses
 
+    def pulls(self, predictions: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+        """The pull of the loss on every prediction, `-dL/dp_i`, with the factor `1/n` of a mean.
+
+        At predictions of zero these are the first labels of small-initialisation theory.
+        """
+        slopes = jax.vmap(jax.grad(self.loss))(predictions, self.y)
+        return -slopes / self.x.shape[0] if self.reduction == "mean" else -slopes
+
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, ""]:
         losses = self.per_sample(params)

@@ -28,6 +28,14 @@ class Field(eqx.Module):
         """The part of a state, or of its derivative, that the error control sees."""
         return self.flow.controlled(y)
 
+    def sizes(self, y: PyTree) -> PyTree:
+        """What errors of the watched part are measured against."""
+        return self.flow.sizes(self.flow.controlled(y))
+
+    def stride(self, y0: PyTree, y1: PyTree) -> Scalar | None:
+        """How far a step went, over the farthest that the flow allows; `None` for no limit."""
+        return self.flow.stride(self.flow.controlled(y0), self.flow.controlled(y1))
+
     def replace(self, y: PyTree, watched: PyTree) -> PyTree:
         """The state `y` with its watched part replaced."""
         return eqx.tree_at(self.flow.controlled, y, watched, is_leaf=lambda x: x is None)

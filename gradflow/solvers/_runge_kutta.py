@@ -11,6 +11,9 @@ from gradflow.solvers._control import DORMANT, StepControl
 from gradflow.solvers._cost import counts_evaluations, evaluations_per_step
 from gradflow.solvers._method import AbstractMethod, Attempt, Field
 
+LONGEST_STRIDE = 2.0
+"""Times the farthest that a flow lets its steps go, beyond which a step is taken again."""
+
 
 class OneStep(AbstractMethod):
     """A diffrax solver with an error estimate, as a method of this package.
@@ -38,7 +41,7 @@ class OneStep(AbstractMethod):
     def begin(self, field: Field, y: PyTree, rate: PyTree, dt: Scalar) -> PyTree:
         zero = jnp.zeros((), state_dtype(y))
         inner = self.solver.init(_terms(field), zero, dt.astype(zero.dtype), y, field.frozen)
-        return inner, jnp.ones((), zero.dtype), jnp.asarray(False)
+        return inner, jnp.ones((), zero.dtype), jnp.asarray(False), zero
 
     def attempt(
         self,
@@ -49,13 +52,13 @@ class OneStep(AbstractMethod):
         floor: PyTree,
         state: Any,
     ) -> Attempt:
-        inner, previous, failed = state
+        inner, previous, failed, fastest = state
         local = state_dtype(y)
         start, stop = jnp.zeros((), local), dt.astype(local)
         y1, error, dense, moved, result = self.solver.step(
             _terms(field), start, stop, y, field.frozen, inner, made_jump=jnp.asarray(False)
         )
-        ratio = control.ratio(field.watched(error), field.watched(y), field.watched(y1), floor)
+        ratio = control.ratio(field.watched(error), field.sizes(y), field.sizes(y1), floor)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree_util.tree_leaves(y1)]))
         usable = finite & (result == diffrax.RESULTS.successful)
         ratio = jax.lax.stop_gradient(jnp.where(usable, ratio, jnp.inf))
@@ -67,12 +70,20 @@ class OneStep(AbstractMethod):
         if longest is not None:
             bound = (longest(moved) / dt).astype(factor.dtype)
             factor = jnp.where(bound < 1, bound, jnp.minimum(factor, bound))
+        stride, seen = field.stride(y, y1), fastest
+        if stride is not None:
+            # The fastest growth met so far limits all later steps: what is still small goes on at a like rate while
+            # the state as a whole rests.
+            stride = jax.lax.stop_gradient(stride).astype(ratio.dtype)
+            ratio = jnp.where(stride > LONGEST_STRIDE, jnp.maximum(ratio, stride), ratio)
+            seen = jnp.maximum(fastest, (stride / dt).astype(fastest.dtype))
+            factor = jnp.minimum(factor, (1 / jnp.maximum(seen * dt, 1e-30)).astype(factor.dtype))
         return Attempt(
             y1=y1,
             ratio=ratio,
             factor=factor,
-            accepted=(moved, ratio, jnp.asarray(False)),
-            rejected=(kept, previous, jnp.asarray(True)),
+            accepted=(moved, ratio, jnp.asarray(False), seen),
+            rejected=(kept, previous, jnp.asarray(True), fastest),
             dense=(start, stop, dense),
             finite=finite,
             evaluations=jnp.asarray(-1) if spent is None else spent,

@@ -54,6 +54,7 @@ def build_members(
             if (shape := _signature(run)) not in checked:
                 flow.check(*split(params))
                 checked.add(shape)
+            flow.check_values(*split(params))
         except ValueError as error:
             raise ValueError(f"At {where}: {error}") from error
         members.append(Member(index, jax.tree_util.tree_map(functools.partial(_as_jax, converted), run)))

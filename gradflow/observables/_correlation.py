@@ -1,0 +1,130 @@
+"""How far directions are from KKT points of the neural correlation function, and log-norms below underflow."""
+
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from gradflow._checks import check_positive
+from gradflow._polar import Polar
+from gradflow._tree import full_precision, split, tree_norm
+from gradflow.problems import EmpiricalRisk, NeuralCorrelation
+
+
+class LogNorm(eqx.Module):
+    """`ln |w|`, of ordinary parameters or below underflow from a `gradflow.Polar`; `(width,)` neuron by neuron there.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> float(gf.observables.LogNorm()(gf.Polar(jnp.ones(3), -1000.0)))
+    -1000.0
+    """
+
+    sees_coordinates: ClassVar[bool] = True
+
+    def __call__(self, params: PyTree) -> Float[Array, "*neurons"]:
+        return params.log_norm if isinstance(params, Polar) else jnp.log(tree_norm(split(params)[0]))
+
+
+class KKTResidual(eqx.Module):
+    """Distance of the direction `u` of the weights from a KKT point of the neural correlation function `N`:
+
+        |grad N(u) - degree N(u) u|,        relative: over degree |N(u)|.
+
+    It vanishes exactly at KKT points. Along a flow from `|w| = delta` it falls to about `delta^((2N - mu)/(2N))` with
+    `mu` the largest tangential eigenvalue of the Hessian of `N`, and then grows again as the loss begins to fall, so a
+    tolerance below may never be met: end runs by `Aligned`.
+
+    **Arguments**: `correlation`: a `gradflow.NeuralCorrelation`, or a problem, of degree `degree`. `relative`.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([2.0, 1.0]), gf.losses.square, lambda w, x: (x @ w) ** 2)
+    >>> residual = gf.observables.KKTResidual(problem)
+    >>> float(residual(jnp.array([1e-9, 0.0])))
+    0.0
+    """
+
+    correlation: NeuralCorrelation
+    relative: bool = eqx.field(static=True)
+    sees_coordinates: ClassVar[bool] = True
+
+    def __init__(self, correlation: Any, *, degree: int = 2, relative: bool = True):
+        self.correlation = as_correlation(correlation, degree)
+        self.relative = bool(relative)
+
+    @full_precision
+    def __call__(self, params: PyTree) -> Float[Array, ""]:
+        return self.correlation.residual(direction_of(params), relative=self.relative)
+
+
+class Correlation(eqx.Module):
+    """The neural correlation function at the direction of the weights, `N(w / |w|)`.
+
+    **Arguments**: as for `KKTResidual`.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([2.0, 1.0]), gf.losses.square, lambda w, x: (x @ w) ** 2)
+    >>> float(gf.observables.Correlation(problem)(jnp.array([3.0, 0.0])))
+    1.0
+    """
+
+    correlation: NeuralCorrelation
+    sees_coordinates: ClassVar[bool] = True
+
+    def __init__(self, correlation: Any, *, degree: int = 2):
+        self.correlation = as_correlation(correlation, degree)
+
+    @full_precision
+    def __call__(self, params: PyTree) -> Float[Array, ""]:
+        trainable, frozen = split(direction_of(params))
+        size = tree_norm(trainable)
+        unit = jax.tree_util.tree_map(lambda leaf: leaf / size.astype(leaf.dtype), trainable)
+        return self.correlation(eqx.combine(unit, frozen))
+
+
+class Aligned(eqx.Module):
+    """Positive once the KKT residual is below a tolerance, or the norm above a bound: an event that always comes.
+
+        max( ln(tolerance / residual),  ln|w| - ln(norm) )
+
+    For `gradflow.Until(Aligned(problem), above=0.0)`. The residual reaches its tolerance at a time that does not depend
+    on the size of the start, provided that this is small enough.
+
+    **Arguments**: `correlation`, `degree`: as for `KKTResidual`. `tolerance`: on the relative residual. `norm`: of the
+    weights, at which the loss takes part.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([2.0, 1.0]), gf.losses.square, lambda w, x: (x @ w) ** 2)
+    >>> bool(gf.observables.Aligned(problem)(jnp.array([1e-9, 1e-10])) > 0)
+    False
+    """
+
+    residual: KKTResidual
+    tolerance: Float[Array, ""]
+    norm: Float[Array, ""]
+    sees_coordinates: ClassVar[bool] = True
+
+    def __init__(self, correlation: Any, *, tolerance: Any = 1e-3, norm: Any = 0.1, degree: int = 2):
+        check_positive("tolerance", tolerance)
+        check_positive("norm", norm)
+        self.residual = KKTResidual(correlation, degree=degree)
+        self.tolerance, self.norm = jnp.asarray(tolerance, float), jnp.asarray(norm, float)
+
+    def __call__(self, params: PyTree) -> Float[Array, ""]:
+        residual = self.residual(params)
+        close = jnp.log(self.tolerance.astype(residual.dtype)) - jnp.log(residual)
+        large = jnp.max(LogNorm()(params)) - jnp.log(self.norm.astype(residual.dtype))
+        return jnp.maximum(close, large)
+
+
+def as_correlation(given: Any, degree: int) -> NeuralCorrelation:
+    """A correlation function as it is; that of a problem at the origin."""
+    return NeuralCorrelation(given, degree) if isinstance(given, EmpiricalRisk) else given
+
+
+def direction_of(params: PyTree) -> PyTree:
+    """Parameters whose direction is meant, not their size."""
+    if not isinstance(params, Polar):
+        return params
+    return params.ordinary_up_to_scale()
