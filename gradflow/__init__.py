@@ -8,10 +8,15 @@ from gradflow import observables as observables
 from gradflow import solvers as solvers
 from gradflow import theory as theory
 from gradflow._checks import PrecisionWarning as PrecisionWarning
+from gradflow._escape import FirstEscape as FirstEscape
+from gradflow._escape import first_escape as first_escape
 from gradflow._filippov import Extrapolated as Extrapolated
 from gradflow._filippov import filippov as filippov
 from gradflow._iterate import iterate as iterate
 from gradflow._polar import Polar as Polar
+from gradflow._pursuit import Pursuit as Pursuit
+from gradflow._pursuit import alternating_flow as alternating_flow
+from gradflow._pursuit import neuron_pursuit as neuron_pursuit
 from gradflow._solution import Solution as Solution
 from gradflow._solution import SolveError as SolveError
 from gradflow._solution import SolveInterrupted as SolveInterrupted

@@ -26,7 +26,7 @@ RANKS = [
     ["models"],
     ["data"],
     ["flows", "rules", "solvers", "observables", "theory"],
-    ["_loop", "_solve", "_iterate", "_filippov"],
+    ["_loop", "_solve", "_iterate", "_filippov", "_escape", "_pursuit", "_saddles"],
     ["sweeps"],
     ["studies"],
     ["plot"],

@@ -1,4 +1,12 @@
 """Predictions made without training."""
 
+from gradflow.theory._diagonal import Saddles as Saddles
+from gradflow.theory._diagonal import diagonal_saddles as diagonal_saddles
+from gradflow.theory._escape import Escape as Escape
+from gradflow.theory._escape import escape as escape
+from gradflow.theory._kkt import KKTPoints as KKTPoints
+from gradflow.theory._kkt import kkt_points as kkt_points
+from gradflow.theory._linear import linear_saddles as linear_saddles
+from gradflow.theory._linear import saxe_mode as saxe_mode
 from gradflow.theory._relu_escape import ReLUEscape as ReLUEscape
 from gradflow.theory._relu_escape import relu_escape as relu_escape

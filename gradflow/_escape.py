@@ -1,0 +1,88 @@
+"""`first_escape`: the first feature of a vanishing start, at a cost that does not depend on how small the start is."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from gradflow import _checks
+from gradflow._polar import Polar
+from gradflow._solve import solve
+from gradflow._until import Until
+from gradflow.flows import PolarFlow
+from gradflow.observables import Aligned, Correlation, KKTResidual, LogNorm
+from gradflow.problems import EmpiricalRisk, NeuralCorrelation
+
+
+class FirstEscape(eqx.Module):
+    """What `first_escape` found.
+
+    - `time`: at which `|w|` reaches `norm`; `state`: where, a `Polar` to go on from.
+    - `aligned`: time and log-norm at which the direction came to rest; `correlation`: `N` there; `slope`: `1 / (2 N)`;
+      `offset`: `time = slope * ln(norm/delta) + offset`. `residual`: relative KKT residual.
+    - `gradient_evaluations`: spent in all.
+    """
+
+    time: Float[Array, ""]
+    state: Polar
+    aligned: tuple[Float[Array, ""], Float[Array, ""]]
+    correlation: Float[Array, ""]
+    slope: Float[Array, ""]
+    offset: Float[Array, ""]
+    residual: Float[Array, ""]
+    gradient_evaluations: Int[Array, ""]
+
+
+def first_escape(
+    problem: EmpiricalRisk,
+    start: Polar,
+    *,
+    norm: float = 1e-3,
+    tolerance: float = 1e-5,
+    rtol: float = 1e-8,
+    horizon: float = 1e6,
+) -> FirstEscape:
+    """When, and in which direction, a network of degree 2 grows out of a start of any size to `|w| = norm`.
+
+    The flow is integrated until the direction is a KKT point to a tolerance, which takes a time that does not depend on
+    the size of the start. From there the norm grows exactly like `exp(2 N t)` but for relative errors of the order of
+    the tolerance squared, until the loss takes part: that stretch is jumped over. What the direction still lacks of
+    its point, and with it the later features, is lost; to follow these integrate `PolarFlow` all the way.
+
+    **Arguments**
+
+    - `problem`, `start`: as for `PolarFlow`, of degree 2.
+    - `norm`: of the weights to reach; the loss changes the rate by about `norm^2`, which is left out.
+    - `tolerance`: relative KKT residual at which the direction counts as aligned. `rtol`: of the integration.
+    - `horizon`: flow time at which the alignment is given up.
+
+    **Returns** a `FirstEscape`. **Raises** `ValueError` if the start is above `norm` or does not align before the
+    horizon, as where the weights collapse towards zero instead; `SolveError` if the integration fails.
+
+    >>> import gradflow as gf, jax, jax.numpy as jnp
+    >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([2.0, 1.0]), gf.losses.square, reduction="sum")
+    >>> model = gf.models.TwoLayer(2, 3, activation=lambda z: z, key=jax.random.key(0))
+    >>> found = gf.first_escape(problem, gf.Polar(model, log_norm=-1e6))
+    >>> round(float(found.slope), 6), round(5**-0.5, 6)  # labels of norm sqrt(5)
+    (0.447214, 0.447214)
+    """
+    _checks.check_positive("norm", norm)
+    target = jnp.log(jnp.asarray(norm, start.log_norm.dtype))
+    if _checks.is_concrete(start.log_norm) and not float(start.log_norm) < float(target):
+        raise _checks.fail("start", f"be below the norm {norm:g}", f"at log_norm = {float(start.log_norm):g}")
+    correlation = NeuralCorrelation(problem)
+    until = Until(Aligned(correlation, tolerance=tolerance, norm=norm), above=0.0)
+    flow = PolarFlow(problem, longest_step=None)
+    observe = {"value": Correlation(correlation), "residual": KKTResidual(correlation)}
+    sol = solve(flow, start, [horizon], rtol=rtol, until=until, save_params=False)
+    if sol.status == "ok":
+        advice = "Its weights decay, or its labels pull too weakly; raise horizon."
+        raise _checks.fail("start", f"align before t = {horizon:g}", "one that does not", advice)
+    found = {name: fn(sol.final) for name, fn in observe.items()}
+    t, rho = sol.t_final, LogNorm()(sol.final)
+    rest = jnp.maximum(target - rho, 0)
+    slope = 1 / (2 * found["value"])
+    time = t + slope * rest
+    state = Polar(sol.final.direction, rho + rest)
+    offset = time - slope * (target - start.log_norm)
+    cost = sol.stats["gradient_evaluations"]
+    return FirstEscape(time, state, (t, rho), found["value"], slope, offset, found["residual"], cost)

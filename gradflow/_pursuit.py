@@ -1,0 +1,233 @@
+"""Training by following the theory of small initialisation: alternating gradient flow, and neuron pursuit."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from gradflow import _checks
+from gradflow._polar import neuron_rows, with_rows
+from gradflow._solve import solve
+from gradflow._until import Until
+from gradflow.flows import GradientFlow
+from gradflow.observables import GradientNorm
+from gradflow.problems import EmpiricalRisk, NeuralCorrelation
+from gradflow.theory import kkt_points
+from gradflow.theory._kkt import ascend
+
+
+class Pursuit(eqx.Module):
+    """Saddles visited one after the other, the first being zero.
+
+    - `times (rounds + 1,)`: of arrival at each, on the clock of gradient flow; zero throughout for `neuron_pursuit`.
+    - `losses (rounds + 1,)`; `params`: parameters at the last one. `saddles`: parameters of each but the first.
+    - `activated`: the neuron that grew in each round. `correlations (rounds,)`: `N` of its direction.
+    - `ended`: why it ended: `"fitted"`, `"nothing grows"`, or `"rounds"`.
+    """
+
+    times: Float[np.ndarray, " saddles"]
+    losses: Float[np.ndarray, " saddles"]
+    params: PyTree
+    saddles: tuple[PyTree, ...]
+    activated: tuple[int, ...]
+    correlations: Float[np.ndarray, " rounds"]
+    ended: str = eqx.field(static=True)
+
+
+def alternating_flow(
+    problem: EmpiricalRisk,
+    model: PyTree,
+    log_norms: Any,
+    *,
+    degree: int = 2,
+    rounds: int = 20,
+    seed_norm: float = 1e-3,
+    tolerance: float = 1e-5,
+    horizon: float = 1e5,
+    rtol: float = 1e-6,
+) -> Pursuit:
+    """Alternating gradient flow: what gradient flow of a sum of neurons does as its start vanishes.
+
+    Neurons are dormant at first. Dormant ones turn to the nearest maximum of their correlation `U_j` with what the
+    active ones leave unexplained, and meanwhile accumulate `S_j = degree * int U_j dt`. The first whose `S_j` reaches
+    `c_j` wakes up, and the active neurons then follow gradient flow to convergence, which takes no time on this scale;
+    those that shrink to nothing are dormant again. In degree 2, `c_j = -log_norm_j`; in degree `k > 2`,
+    `c_j = (|w_j|^(2 - k) - 1) / (k - 2)`. It is the flow `NeuronPolarFlow` with the pulls frozen between two jumps, and
+    directions that turn at once.
+
+    **Arguments**
+
+    - `problem`, `model`: a sum of homogeneous neurons, as for `NeuronPolarFlow`; the weights give the first directions.
+    - `log_norms`: `ln |w_j(0)|` of every neuron, or one for all. Times are in the unit of gradient flow.
+    - `degree`; `rounds`: the most. `seed_norm`: of a neuron that wakes up. `tolerance`: gradient norm over its largest
+      value in a round, at which the active ones have converged; `horizon`: flow time after which they count as
+      converged in any case. `rtol`: of the integration.
+
+    **Returns** a `Pursuit`. **Raises** `ValueError` for parameters without neurons.
+
+    Source: D. Kunin et al. (2025), *Alternating gradient flows: a theory of feature learning in two-layer neural
+    networks*, arXiv 2506.06489.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([1.0, -2.0]), gf.losses.square, reduction="sum")
+    >>> found = gf.alternating_flow(problem, gf.models.DiagonalLinear(2), log_norms=-100.0)
+    >>> found.times.round(6).tolist(), found.activated  # 100 / |y|
+    ([0.0, 50.0, 100.0], (1, 0))
+    """
+    rows = np.asarray(neuron_rows(model), float)
+    width = rows.shape[0]
+    _checks.check_count("rounds", rounds)
+    _checks.check_count("degree", degree, least=2)
+    logs = np.broadcast_to(np.asarray(log_norms, float), (width,))
+    excess = degree - 2
+    thresholds = -logs if degree == 2 else (np.exp(-excess * logs) - 1) / excess
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    dtype = neuron_rows(model).dtype
+    grown, active = np.zeros(width), np.zeros(width, bool)
+    weights = np.zeros_like(rows)
+    times, losses = [0.0], [float(problem(with_rows(model, jnp.zeros_like(neuron_rows(model)))))]
+    saddles, activated, correlations, ended = [], [], [], "rounds"
+    for _ in range(rounds):
+        here = with_rows(model, jnp.asarray(weights, dtype))
+        labels = problem.pulls(problem.predictions(here))
+        if float(jnp.linalg.norm(labels)) <= 1e-6 * float(jnp.linalg.norm(_labels(problem, model))):
+            ended = "fitted"
+            break
+        dormant = np.flatnonzero(~active)
+        if dormant.size == 0:
+            ended = "nothing grows"
+            break
+        correlation = NeuralCorrelation(problem, degree, labels=labels)
+        turned, values = _turn(correlation, model, jnp.asarray(units, dtype))
+        units[dormant] = turned[dormant]
+        speed = degree * values
+        floor = 1e-9 * float(jnp.linalg.norm(labels))
+        waits = np.where(~active & (speed > floor), (thresholds - grown) / np.maximum(speed, floor), np.inf)
+        first = int(np.argmin(waits))
+        if not np.isfinite(waits[first]):
+            ended = "nothing grows"
+            break
+        wait = max(float(waits[first]), 0.0)
+        grown[dormant] = np.minimum(grown + np.where(np.isfinite(speed), speed, 0) * wait, thresholds)[dormant]
+        active[first] = True
+        weights[first] = seed_norm * units[first]
+        weights = _settle(problem, model, weights, tolerance, horizon, rtol)
+        asleep = active & (np.linalg.norm(weights, axis=1) < seed_norm)
+        for j in np.flatnonzero(asleep):
+            units[j] = weights[j] / max(np.linalg.norm(weights[j]), 1e-300)
+        weights[asleep], active[asleep] = 0.0, False
+        here = with_rows(model, jnp.asarray(weights, dtype))
+        saddles.append(here)
+        activated.append(first)
+        correlations.append(float(values[first]))
+        times.append(times[-1] + wait)
+        losses.append(float(problem(here)))
+        if first not in np.flatnonzero(active) and losses[-1] >= losses[-2] * (1 - 1e-9):
+            ended = "nothing grows"
+            break
+    final = with_rows(model, jnp.asarray(weights, dtype))
+    return Pursuit(
+        np.array(times), np.array(losses), final, tuple(saddles), tuple(activated), np.array(correlations), ended
+    )
+
+
+def neuron_pursuit(
+    problem: EmpiricalRisk,
+    neuron: PyTree,
+    *,
+    rounds: int = 10,
+    starts: int = 32,
+    seed_norm: float = 1e-2,
+    tolerance: float = 1e-5,
+    horizon: float = 1e5,
+    rtol: float = 1e-6,
+    key: Any = None,
+) -> Pursuit:
+    """Trains a network neuron by neuron: the best next one is the best KKT point of what is left to explain.
+
+    Each round maximises the correlation of one neuron of length one with the pulls of the present loss, from random
+    starts; appends a small multiple of the best; and follows gradient flow of the whole network to a stationary point.
+
+    **Arguments**: `neuron`: a network of one neuron, homogeneous of degree 2, such as `TwoLayer(d, 1, key=key)`.
+    `rounds`: neurons to add. `starts`, `key`: of the search. `seed_norm`: of a neuron when it is appended. `tolerance`,
+    `horizon`, `rtol`: as for `alternating_flow`.
+
+    **Returns** a `Pursuit`. **Raises** `ValueError` for a network of more than one neuron.
+
+    Source: A. Kumar and J. Haupt (2025), arXiv 2509.12154.
+
+    >>> import gradflow as gf, jax, jax.numpy as jnp
+    >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([1.0, -2.0]), gf.losses.square, reduction="sum")
+    >>> found = gf.neuron_pursuit(problem, gf.models.TwoLayer(2, 1, key=jax.random.key(0)), rounds=3)
+    >>> [round(float(loss), 4) for loss in found.losses], found.ended
+    ([2.5, 0.5, 0.0], 'fitted')
+    """
+    rows = neuron_rows(neuron)
+    if rows.shape[0] != 1:
+        raise _checks.fail("neuron", "be a network of one neuron", f"one of {rows.shape[0]}")
+    _checks.check_count("rounds", rounds)
+    dtype, key = rows.dtype, jax.random.key(0) if key is None else key
+    weights = np.zeros(
+        (rounds, rows.shape[1])
+    )  # neurons of zeros stay zero, and are there for one program to serve all
+    losses = [float(problem(with_rows(neuron, jnp.zeros_like(rows))))]
+    start = float(jnp.linalg.norm(_labels(problem, neuron)))
+    saddles, correlations, ended = [], [], "rounds"
+    for index in range(rounds):
+        labels = problem.pulls(problem.predictions(with_rows(neuron, jnp.asarray(weights, dtype))))
+        if float(jnp.linalg.norm(labels)) <= 1e-4 * start:
+            ended = "fitted"
+            break
+        correlation = NeuralCorrelation(problem, labels=labels)
+        points = kkt_points(correlation, neuron, starts=starts, key=jax.random.fold_in(key, index))
+        if points.values[0] <= 1e-6 * float(jnp.linalg.norm(labels)):
+            ended = "nothing grows"
+            break
+        best = np.asarray(neuron_rows(points.params(0)))
+        weights[index] = seed_norm * best[0]
+        weights = _settle(problem, neuron, weights, tolerance, horizon, rtol)
+        here = with_rows(neuron, jnp.asarray(weights[: index + 1], dtype))
+        saddles.append(here)
+        correlations.append(float(points.values[0]))
+        losses.append(float(problem(here)))
+    final = saddles[-1] if saddles else with_rows(neuron, jnp.zeros_like(rows))
+    names = tuple(range(len(saddles)))
+    return Pursuit(np.zeros(len(losses)), np.array(losses), final, tuple(saddles), names, np.array(correlations), ended)
+
+
+def _labels(problem: EmpiricalRisk, model: PyTree) -> Array:
+    """First labels at the origin."""
+    return problem.pulls(jnp.zeros_like(problem.predictions(model)))
+
+
+class _NeuronCorrelation(eqx.Module):
+    """`N` of one neuron of a network, all others being zero."""
+
+    correlation: NeuralCorrelation
+    model: PyTree
+
+    def __call__(self, row: Array, index: Any) -> Float[Array, ""]:
+        rows = jnp.zeros_like(neuron_rows(self.model)).at[index].set(row)
+        return self.correlation(with_rows(self.model, rows))
+
+
+def _turn(correlation: NeuralCorrelation, model: PyTree, units: Array) -> tuple[np.ndarray, np.ndarray]:
+    """The direction of each neuron after its ascent, and the correlation there."""
+    scale = jnp.linalg.norm(correlation.labels).astype(units.dtype)
+    ends, values, *_ = ascend(_NeuronCorrelation(correlation, model), units, scale, correlation.degree, 400)
+    return np.asarray(ends), np.asarray(values)
+
+
+def _settle(
+    problem: EmpiricalRisk, model: PyTree, weights: np.ndarray, tolerance: float, horizon: float, rtol: float
+) -> np.ndarray:
+    """Weights after gradient flow to convergence."""
+    start = with_rows(model, jnp.asarray(weights, neuron_rows(model).dtype))
+    force = GradientNorm(problem)
+    # A neuron that has just been added pulls weakly: the scale is that of the labels, but not above its own pull.
+    bound = min(tolerance * float(jnp.linalg.norm(_labels(problem, model))), 0.1 * float(force(start)))
+    sol = solve(GradientFlow(problem), start, [horizon], rtol=rtol, until=Until(force, below=bound), save_params=False)
+    return np.array(neuron_rows(sol.final))

@@ -1,0 +1,74 @@
+"""Linear networks on whitened inputs: every singular mode of the data grows, and saturates, for itself."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from gradflow._checks import check_choice, check_count, check_finite, check_positive, fail
+from gradflow.theory._diagonal import Saddles
+
+
+def linear_saddles(x: Any, y: Any, *, depth: int = 2, reduction: str = "mean") -> Saddles:
+    """Saddles of a linear network of `depth` layers on whitened inputs, square loss, at vanishing initialisation.
+
+    Mode `k` has the singular value `s_k` of the correlation `y^T x` (over `n` for a mean); the network learns modes in
+    order of size, at the times
+
+        depth 2: t_k = 1 / s_k,  in units of ln(1/delta)      depth L > 2: t_k = 1 / ((L - 2) s_k),  of delta^(2 - L)
+
+    for layers whose singular values start at `delta`; plateau losses are `sum_{i > k} s_i^2 / 2` (over the variance of
+    the inputs) above the loss that no linear map can undo.
+
+    **Arguments**: `x (n, d)` with `x^T x` (over `n`) a multiple of the identity; `y (n, k)`; `depth`; `reduction`.
+
+    **Raises** `ValueError` for inputs that are not whitened, and other shapes.
+
+    Source: A. Saxe, J. McClelland and S. Ganguli (2014), arXiv 1312.6120.
+
+    >>> import gradflow as gf, numpy as np
+    >>> found = gf.theory.linear_saddles(np.eye(2), np.diag([4.0, 2.0]), reduction="sum")
+    >>> found.times.tolist(), found.losses.tolist()
+    ([0.0, 0.25, 0.5], [10.0, 2.0, 0.0])
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    y = y[:, None] if y.ndim == 1 else y
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
+        raise fail("y", "have one row per input", f"of shape {y.shape} against {x.shape}")
+    check_finite("x", x)
+    check_finite("y", y)
+    check_count("depth", depth, least=2)
+    check_choice("reduction", reduction, ("mean", "sum"))
+    weight = 1 / len(y) if reduction == "mean" else 1.0
+    covariance = weight * x.T @ x
+    variance = float(np.mean(np.diagonal(covariance)))
+    if np.max(np.abs(covariance - variance * np.eye(x.shape[1]))) > 1e-8 * variance:
+        advice = "Multiply them by the inverse square root of their covariance, or use gradflow.alternating_flow."
+        raise fail("x", "be whitened", "such that its covariance is no multiple of the identity", advice)
+    left, s, right = np.linalg.svd(weight * y.T @ x)
+    s = s[s > 1e-12 * max(s[0], 1e-300)] if s.size else s
+    modes = np.stack(
+        [np.zeros((y.shape[1], x.shape[1])), *(np.outer(left[:, k], right[k]) * s[k] for k in range(len(s)))]
+    )
+    least = weight / 2 * np.sum(y**2) - np.sum(s**2) / (2 * variance)
+    losses = least + np.append(np.cumsum(s[::-1] ** 2)[::-1], 0.0) / (2 * variance)
+    times = np.append(0.0, 1 / (s if depth == 2 else (depth - 2) * s))
+    return Saddles(times, np.cumsum(modes, axis=0) / variance, losses)
+
+
+def saxe_mode(t: Any, s: float, start: float) -> Float[np.ndarray, "*times"]:
+    """Strength of a mode of a balanced two-layer linear network, `c' = 2 c (s - c)`, `c(0) = start`.
+
+        c(t) = s / (1 + (s/start - 1) exp(-2 s t))
+
+    **Arguments**: `t`: times; `s`: its singular value; `start`: in `(0, s)`, the product of both layers at the start.
+
+    **Raises** `ValueError` for `s` or `start` that are not positive.
+
+    >>> import gradflow as gf
+    >>> round(float(gf.theory.saxe_mode(2.0, s=1.0, start=1e-2)), 4)
+    0.3555
+    """
+    check_positive("s", s)
+    check_positive("start", start)
+    return s / (1 + (s / start - 1) * np.exp(-2 * s * np.asarray(t, float)))
