@@ -12,7 +12,7 @@ TIGHT = 1e-7
 
 
 def default_solver(rtol: float, flow: Any = None) -> diffrax.AbstractSolver | AbstractMethod:
-    """`Automatic`; an explicit Runge-Kutta method where the flow oscillates.
+    """`Automatic`; an explicit Runge-Kutta method where the flow oscillates, or must keep what is far below tolerance.
 
     The explicit method, alone or within `Automatic`, is `Tsit5`, of order five, or `Dopri8`, of order eight, where the
     tolerance is tight.
@@ -22,4 +22,5 @@ def default_solver(rtol: float, flow: Any = None) -> diffrax.AbstractSolver | Ab
     'Dopri8'
     """
     explicit = diffrax.Tsit5() if rtol >= TIGHT else diffrax.Dopri8()
-    return explicit if getattr(flow, "oscillatory", False) else Automatic(explicit)
+    only_explicit = flow is not None and (flow.oscillatory or flow.keeps_small)
+    return explicit if only_explicit else Automatic(explicit)
