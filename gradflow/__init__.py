@@ -25,6 +25,7 @@ from gradflow._until import Until as Until
 from gradflow.flows import AbstractFlow as AbstractFlow
 from gradflow.flows import GradientFlow as GradientFlow
 from gradflow.flows import HeavyBallFlow as HeavyBallFlow
+from gradflow.flows import LinearisedFlow as LinearisedFlow
 from gradflow.flows import LogDiagonalFlow as LogDiagonalFlow
 from gradflow.flows import ModifiedFlow as ModifiedFlow
 from gradflow.flows import MomentumFlow as MomentumFlow

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from gradflow import _solution
-from gradflow._record import Record, blank_record, write_row
+from gradflow._record import Record, bind, blank_record, write_row
 from gradflow._solution import Solution
 from gradflow._tree import full_precision, join
 from gradflow._until import Until
@@ -91,7 +91,8 @@ def begin(setup: Setup) -> Carry:
     dt, spent = control.first_step(moved, watched, field.watched(f0), floor, method.first_order)
     dt = jax.lax.stop_gradient(jnp.asarray(dt, t.dtype))
     method_state = method.begin(field, y, f0, dt)
-    record = blank_record(setup.ts.size, setup.params(y), setup.observe, setup.save_params)
+    observe = bind(setup.observe, flow, t, y, setup.frozen)
+    record = blank_record(setup.ts.size, setup.params(y), observe, setup.save_params)
     loss = flow.loss(y, setup.frozen)
     known = jax.tree_util.tree_leaves((y, f0, loss))
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in known])
@@ -215,7 +216,9 @@ def _save(setup: Setup, carry: Carry, reached: Scalar, at: Callable[[Scalar], Py
 
     def write(state: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
         index, now = state
-        record = write_row(eqx.combine(now, static), index, setup.params(at(setup.ts[index])), setup.observe)
+        y = at(setup.ts[index])
+        observe = bind(setup.observe, setup.flow, setup.ts[index], y, setup.frozen)
+        record = write_row(eqx.combine(now, static), index, setup.params(y), observe)
         return index + 1, eqx.filter(record, eqx.is_array)
 
     index, arrays = jax.lax.while_loop(due, write, (carry.index, arrays))

@@ -28,6 +28,17 @@ class Record(eqx.Module):
     observed: dict[str, Array]
 
 
+def bind(
+    observe: dict[str, Callable[[Any], Any]], flow: Any, t: Any, state: PyTree, frozen: PyTree
+) -> dict[str, Callable[[Any], Any]]:
+    """Observables as functions of the parameters alone; those with a method `of_state` get time and state."""
+    found = {name: (fn, method_of(fn, "of_state")) for name, fn in observe.items()}
+    return {
+        name: fn if of_state is None else (lambda _, of_state=of_state: of_state(flow, t, state, frozen))
+        for name, (fn, of_state) in found.items()
+    }
+
+
 def blank_record(rows: int, params: PyTree, observe: dict[str, Callable[[Any], Any]], save_params: bool) -> Record:
     """Buffers for runs of these parameters. Leaves that do not flow are kept once, without rows."""
     shapes = {

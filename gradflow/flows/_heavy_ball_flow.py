@@ -1,7 +1,7 @@
 """The heavy ball in continuous time, at low and at high resolution."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -55,6 +55,7 @@ class HeavyBallFlow(AbstractSecondOrderFlow):
     """
 
     problem: Callable[[Any], Any]
+    autonomous: ClassVar[bool] = True
     mu: Float[Array, ""]
     s: Float[Array, ""]
     resolution: Literal["high", "low"] = eqx.field(static=True)

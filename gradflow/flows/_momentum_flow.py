@@ -1,7 +1,7 @@
 """Momentum methods with a fixed coefficient, as people train: their second-order flow."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -44,6 +44,7 @@ class MomentumFlow(AbstractSecondOrderFlow):
     """
 
     problem: Callable[[Any], Any]
+    autonomous: ClassVar[bool] = True
     learning_rate: Float[Array, ""]
     momentum: Float[Array, ""]
     nesterov: bool = eqx.field(static=True)

@@ -1,7 +1,7 @@
 """Nesterov's method for strongly convex functions in continuous time, at low and at high resolution."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -56,6 +56,7 @@ class NesterovFlow(AbstractSecondOrderFlow):
     """
 
     problem: Callable[[Any], Any]
+    autonomous: ClassVar[bool] = True
     mu: Float[Array, ""]
     s: Float[Array, ""]
     resolution: Literal["high", "low"] = eqx.field(static=True)

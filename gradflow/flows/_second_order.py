@@ -38,6 +38,8 @@ class AbstractSecondOrderFlow(AbstractFlow):
 
     problem: Callable[[Any], Any]
     oscillatory: ClassVar[bool] = True
+    autonomous: ClassVar[bool] = False
+    """Whether the coefficients are constant."""
 
     @abc.abstractmethod
     def damping(self, t: Scalar) -> Scalar:

@@ -18,7 +18,7 @@ import xarray as xr
 from jaxtyping import Array, PyTree
 
 from gradflow import _checks
-from gradflow._record import seen
+from gradflow._record import bind, seen
 from gradflow._solution import STATUS, Solution
 from gradflow._solve import check_observe, check_times, check_tolerances, solve
 from gradflow._tree import flatten, join, split
@@ -253,7 +253,8 @@ def _row_shapes(flow: AbstractFlow, params: PyTree, observe: dict[str, Any], opt
         if loss is not None:
             found |= {"loss_first": loss, "loss_last": loss}
         full = join(trainable, frozen)
-        observed = {name: jnp.asarray(fn(seen(fn, full))) for name, fn in observe.items()}
+        bound = bind(observe, flow, jnp.asarray(flow.t0, options.ts.dtype), state, frozen)
+        observed = {name: jnp.asarray(fn(seen(fn, full))) for name, fn in bound.items()}
         if options.save_params:
             observed["params"] = flatten(trainable)[0]
         found |= {name: jnp.broadcast_to(value, (rows, *value.shape)) for name, value in observed.items()}

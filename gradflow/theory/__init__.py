@@ -8,5 +8,11 @@ from gradflow.theory._kkt import KKTPoints as KKTPoints
 from gradflow.theory._kkt import kkt_points as kkt_points
 from gradflow.theory._linear import linear_saddles as linear_saddles
 from gradflow.theory._linear import saxe_mode as saxe_mode
+from gradflow.theory._momentum import FasterMethod as FasterMethod
+from gradflow.theory._momentum import effective_mu as effective_mu
+from gradflow.theory._momentum import faster_method as faster_method
+from gradflow.theory._momentum import momentum_rates as momentum_rates
+from gradflow.theory._momentum import stable_step as stable_step
 from gradflow.theory._relu_escape import ReLUEscape as ReLUEscape
 from gradflow.theory._relu_escape import relu_escape as relu_escape
+from gradflow.theory._relu_gram import relu_gram as relu_gram

@@ -1,0 +1,191 @@
+"""Training of a linearised model, in the space of its predictions: the tangent-kernel flow, with or without
+momentum."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Scalar
+
+from gradflow._checks import check_count, check_finite, fail
+from gradflow._linalg import kernel
+from gradflow._tree import full_precision, join, split
+from gradflow.flows._base import AbstractFlow
+from gradflow.flows._second_order import AbstractSecondOrderFlow
+from gradflow.problems import EmpiricalRisk, losses
+
+
+class LinearisedFlow(AbstractFlow):
+    """Predictions `u` of the model linearised at `params`, `K = J J^T` its tangent kernel, under gradient flow or
+    momentum:
+
+        u' = -K grad_u L(u)
+        u' = W - b K grad_u L(u),     W' = -a W - (c - b' - a b) K grad_u L(u)        with `dynamics`
+
+    which is `D'' + (a + b K) D' + c K D = 0` for the residuals `D = u - y` of the sum of squares. The state is the
+    predictions `(n, ...)`: start `solve` from `flow.start`, and observables get them. For the square loss and constant
+    coefficients `exact(ts)` is the solution, in the eigenbasis of `K`.
+
+    **Time unit**: that of `GradientFlow`, `t = k * learning_rate`, or of `dynamics`.
+
+    **Arguments**
+
+    - `problem`: an `EmpiricalRisk`. `params`: where to linearise.
+    - `dynamics`: a second-order flow such as `HeavyBallFlow(problem, mu, s)`, whose coefficients and start are taken.
+    - `path`: times `(T,)` and kernels `(T, rows, rows)` to follow instead of the one at `params`, linear in between;
+    with
+      the kernels of a run these are its own residual dynamics, but for jumps of the kernel.
+    - `chunk`: rows of the kernel computed at once.
+
+    **Raises** `ValueError` for a problem without data and a path of the wrong shape.
+
+    Source: A. Jacot, F. Gabriel and C. Hongler (2018), arXiv 1806.07572; with momentum X. Liu et al. (2022), arXiv
+    2208.03941.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.ones(2), gf.losses.square, lambda w, x: x @ w, reduction="sum")
+    >>> flow = gf.LinearisedFlow(problem, jnp.zeros(2))
+    >>> flow.exact([1.0])[0].round(4).tolist(), gf.solve(flow, flow.start, [1.0], rtol=1e-7).final.round(4).tolist()
+    ([0.6321, 0.6321], [0.6321, 0.6321])
+    """
+
+    problem: EmpiricalRisk
+    start: Float[Array, "n ..."]
+    kernel: Float[Array, "rows rows"]
+    path: tuple[Float[Array, " T"], Float[Array, "T rows rows"]] | None
+    dynamics: AbstractSecondOrderFlow | None
+
+    def __init__(
+        self,
+        problem: EmpiricalRisk,
+        params: PyTree,
+        dynamics: AbstractSecondOrderFlow | None = None,
+        path: tuple[Any, Any] | None = None,
+        chunk: int = 32,
+    ):
+        if not isinstance(problem, EmpiricalRisk):
+            actual = f"of type {type(problem).__name__}"
+            raise fail("problem", "be a gradflow.EmpiricalRisk, which holds the data", actual)
+        if dynamics is not None and not isinstance(dynamics, AbstractSecondOrderFlow):
+            advice = "For instance gradflow.HeavyBallFlow(problem, mu, s); None is gradient flow."
+            raise fail("dynamics", "be a second-order flow", f"of type {type(dynamics).__name__}", advice)
+        check_count("chunk", chunk)
+        trainable, frozen = split(params)
+        check_finite("params", trainable)
+        self.problem, self.dynamics = problem, dynamics
+        self.start, self.kernel = _linearise(problem, trainable, frozen, chunk)
+        self.path = None
+        if path is not None:
+            times, kernels = (jnp.asarray(part, float) for part in path)
+            if times.ndim != 1 or kernels.shape != (times.size, *self.kernel.shape):
+                must = f"be times (T,) and kernels (T, {self.kernel.shape[0]}, {self.kernel.shape[0]})"
+                raise fail("path", must, f"of shapes {times.shape} and {kernels.shape}")
+            self.path = (times, kernels)
+
+    @property
+    def t0(self) -> float | Scalar:
+        return 0.0 if self.dynamics is None else self.dynamics.t0
+
+    @property
+    def eigenvalues(self) -> Float[Array, " rows"]:
+        """Of the kernel, over `n` for mean reduction, increasing: the rates of gradient flow for the square loss."""
+        return jnp.linalg.eigvalsh(self.kernel) * self._weight()
+
+    def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
+        if self.dynamics is None:
+            return trainable
+        impulse = self.dynamics.impulse()
+        zero = jnp.zeros_like(trainable)
+        t0 = jnp.asarray(self.dynamics.t0, trainable.dtype)
+        return trainable, zero if impulse is None else impulse.astype(zero.dtype) * self._pull(t0, trainable)
+
+    def vector_field(self, t: Scalar, state: PyTree, frozen: PyTree) -> PyTree:
+        if self.dynamics is None:
+            return -self._pull(t, state)
+        u, w = state
+        a, b, g = (number.astype(u.dtype) for number in self.dynamics.coefficients(t))
+        pull = self._pull(t, u)
+        return w - b * pull, -a * w - g * pull
+
+    def params(self, state: PyTree) -> PyTree:
+        return state if self.dynamics is None else state[0]
+
+    def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
+        return self._risk(self.params(state))
+
+    def check(self, trainable: PyTree, frozen: PyTree) -> None:
+        shape = getattr(trainable, "shape", None)
+        if shape != self.start.shape:
+            actual = f"of shape {shape}" if shape is not None else f"of type {type(trainable).__name__}"
+            advice = "Start from flow.start, the predictions where the model was linearised."
+            raise fail("params", f"be predictions of shape {self.start.shape}", actual, advice)
+
+    @full_precision
+    def exact(self, ts: Any) -> Float[Array, "T n ..."]:
+        """Predictions at times `ts`, from `flow.start`, in closed form.
+
+        **Raises** `ValueError` unless the loss is `losses.square`, the kernel is one, the coefficients are constant.
+        """
+        if self.problem.loss is not losses.square:
+            raise fail("problem", "have the loss gradflow.losses.square for a closed form", "one with another")
+        if self.path is not None or not (self.dynamics is None or self.dynamics.autonomous):
+            actual = "one that changes in time"
+            raise fail("dynamics", "have constant coefficients, and no path, for a closed form", actual)
+        values, vectors = jnp.linalg.eigh(self.kernel)
+        lam = jnp.maximum(values * self._weight(), 0)
+        y = self.problem.y.astype(self.start.dtype)
+        d = vectors.T @ jnp.ravel(self.start - y)
+        t = jnp.asarray(ts, lam.dtype)[:, None]
+        if self.dynamics is None:
+            modes = jnp.exp(-lam * t) * d
+        else:
+            zero = jnp.zeros((), lam.dtype)
+            a, b, g = self.dynamics.coefficients(zero)
+            impulse = self.dynamics.impulse()
+            slope = ((zero if impulse is None else impulse) - b) * lam * d
+            modes = oscillation(t, a + b * lam, (g + a * b) * lam, d, slope)
+        return y + (modes @ vectors.T).reshape(-1, *self.start.shape)
+
+    def _pull(self, t: Scalar, u: Array) -> Array:
+        """`K(t) grad_u L(u)`."""
+        gradient = jnp.ravel(jax.grad(self._risk)(u))
+        matrix = self.kernel
+        if self.path is not None:
+            times, kernels = self.path
+            place = jnp.clip(jnp.searchsorted(times, t) - 1, 0, times.size - 2)
+            share = jnp.clip((t - times[place]) / (times[place + 1] - times[place]), 0, 1)
+            matrix = (1 - share) * kernels[place] + share * kernels[place + 1]
+        return (matrix @ gradient).reshape(u.shape)
+
+    def _risk(self, u: Array) -> Float[Array, ""]:
+        each = jax.vmap(self.problem.loss)(u, self.problem.y)
+        return jnp.mean(each) if self.problem.reduction == "mean" else jnp.sum(each)
+
+    def _weight(self) -> float:
+        return 1 / self.problem.x.shape[0] if self.problem.reduction == "mean" else 1.0
+
+
+def oscillation(t: Array, p: Array, q: Array, value: Array, slope: Array) -> Array:
+    """The solution of `z'' + p z' + q z = 0` with `z(0) = value`, `z'(0) = slope`, whatever its roots."""
+    half = p / 2
+    inside = half**2 - q
+    size = jnp.sqrt(jnp.abs(inside))
+    over = inside > 0
+    # Growing and decaying parts are paired so that nothing overflows; near a double root both quotients tend to t.
+    fast, slow = jnp.exp(-(half + size) * t), jnp.exp(-jnp.where(over, q / jnp.where(over, half + size, 1), 0) * t)
+    damped = jnp.exp(-half * t)
+    near = size * t < 1e-4
+    safe = jnp.where(size > 0, size, 1)
+    series = t * (1 + inside * t**2 / 6)
+    c = jnp.where(over, 0.5 * (fast + slow), damped * jnp.cos(size * t))
+    s = jnp.where(over, 0.5 * (slow - fast) / safe, damped * jnp.sin(size * t) / safe)
+    s = jnp.where(near, damped * series, s)
+    return value * c + (slope + half * value) * s
+
+
+@full_precision
+def _linearise(problem: EmpiricalRisk, trainable: PyTree, frozen: PyTree, chunk: int) -> tuple[Array, Array]:
+    def predict(p: PyTree) -> Array:
+        return problem.predictions(join(p, frozen))
+
+    return jax.jit(lambda p: (predict(p), kernel(predict, p, chunk)))(trainable)

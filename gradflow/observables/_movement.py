@@ -1,0 +1,51 @@
+"""How far neurons have moved."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PyTree
+
+from gradflow._checks import fail
+from gradflow._tree import method_of, scaled_norm
+
+
+class NeuronMovement(eqx.Module):
+    """Distance `|w_r - w_r(0)|` of every neuron's incoming weights from where they started: `(width,)`.
+
+    In networks wide enough for the tangent kernel to stay put, the largest falls like `width^(-1/2)`, and the norm of
+    them all together does not depend on the width.
+
+    **Arguments**: `start`: the parameters at the start; `neurons`: function `params -> (width, in_size)`, by default
+    `params.neurons()`.
+
+    **Raises** `ValueError` for parameters of another shape than those at the start.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> moved = gf.observables.NeuronMovement(jnp.zeros((2, 2)), neurons=lambda w: w)
+    >>> moved(jnp.array([[3.0, 4.0], [0.0, 1.0]])).tolist()
+    [5.0, 1.0]
+    """
+
+    start: Float[Array, "width in_size"]
+    neurons: Callable[[Any], Any] | None
+
+    def __init__(self, start: PyTree, neurons: Callable[[Any], Any] | None = None):
+        self.neurons = neurons
+        self.start = self._rows(start)
+
+    def __call__(self, params: PyTree) -> Float[Array, " width"]:
+        now = self._rows(params)
+        if now.shape != self.start.shape:
+            raise fail("start", f"hold neurons of shape {now.shape}, as the run does", f"of {self.start.shape}")
+        return jax.vmap(scaled_norm)(now - self.start)
+
+    def _rows(self, params: PyTree) -> Float[Array, "width in_size"]:
+        if self.neurons is not None:
+            return self.neurons(params)
+        found = method_of(params, "neurons")
+        if found is None:
+            actual = f"None for parameters of type {type(params).__name__}, which have no method `neurons`"
+            raise fail("neurons", "be a function of the parameters", actual, "It returns one row per neuron.")
+        return found()

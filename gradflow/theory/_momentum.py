@@ -1,0 +1,129 @@
+"""Rates of momentum methods on a quadratic, mode by mode, and which method is the faster one.
+
+A mode of curvature `lambda` of the high-resolution flows obeys `z'' + p z' + q z = 0` with
+
+    heavy ball:   p = 2 sqrt(mu),                      q = (1 + r) lambda,        r = sqrt(mu s)
+    Nesterov:     p = 2 sqrt(mu) + sqrt(s) lambda,     q = (1 + r) lambda
+
+and decays at the rate of its slower root. Underdamped, that is `p / 2`: `sqrt(mu)` for the heavy ball, whatever
+`lambda`, and `sqrt(mu) + sqrt(s) lambda / 2` for Nesterov's method, which is underdamped for
+`mu < lambda - s lambda^2 / 4`. The slowest mode decides, the one of the smallest `lambda`. At `mu = lambda` both decay
+at `sqrt(lambda)` exactly; above it Nesterov's method is the slower one.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from gradflow._checks import check_choice, check_finite, check_not_negative, check_positive, fail
+
+
+class FasterMethod(NamedTuple):
+    """`name`: `"heavy_ball"`, `"nesterov"` or `"tie"`; the rates of both, per unit of flow time `k sqrt(s)`;
+    `crossover`: the largest `mu` at which Nesterov's slowest mode is underdamped, `lambda - s lambda^2 / 4`."""
+
+    name: str
+    heavy_ball: float
+    nesterov: float
+    crossover: float
+
+
+def momentum_rates(
+    eigenvalues: Any,
+    mu: Any,
+    s: Any,
+    method: Literal["heavy_ball", "nesterov"],
+    resolution: Literal["high", "low", "discrete"] = "high",
+) -> Float[np.ndarray, "..."]:
+    """Rate at which each mode of a quadratic decays, per unit of flow time `t = k sqrt(s)`.
+
+    **Arguments**: `eigenvalues` of the Hessian, not negative; `mu` and `s` of the method, which broadcast against them;
+    `resolution`: of the flow, or `"discrete"` for the iterates, where a negative rate is growth.
+
+    **Raises** `ValueError` for negative eigenvalues or `mu`, `s` that is not positive, `mu` above the largest
+    eigenvalue.
+
+    Source: roots of the characteristic polynomials. The flows: B. Shi et al. (2018), arXiv 1810.08907.
+
+    >>> import gradflow as gf
+    >>> gf.theory.momentum_rates([1.0, 4.0], 0.25, 0.01, "heavy_ball").tolist()
+    [0.5, 0.5]
+    >>> gf.theory.momentum_rates([1.0, 4.0], 0.25, 0.01, "nesterov").round(12).tolist()
+    [0.55, 0.7]
+    """
+    lam = np.asarray(eigenvalues, float)
+    check_finite("eigenvalues", lam)
+    check_not_negative("eigenvalues", lam, "Clip what rounding made negative.")
+    check_not_negative("mu", mu)
+    check_positive("s", s)
+    check_choice("method", method, ("heavy_ball", "nesterov"))
+    check_choice("resolution", resolution, ("high", "low", "discrete"))
+    if np.any(np.asarray(mu) > np.max(lam) * (1 + 1e-12)):
+        advice = "It is a bound from below on the eigenvalues."
+        raise fail("mu", f"be at most the largest eigenvalue, {np.max(lam):g}", f"{np.max(mu):g}", advice)
+    mu, s = np.asarray(mu, float), np.asarray(s, float)
+    r = np.sqrt(mu * s)
+    if resolution == "discrete":
+        beta = (1 - r) / (1 + r)
+        shrunk = 1 - s * lam if method == "nesterov" else 1.0
+        trace = (1 + beta) * shrunk if method == "nesterov" else 1 + beta - s * lam
+        root = np.sqrt((trace**2 / 4 - beta * shrunk).astype(complex))
+        radius = np.maximum(np.abs(trace / 2 + root), np.abs(trace / 2 - root))
+        with np.errstate(divide="ignore"):
+            return -np.log(radius) / np.sqrt(s)
+    high = resolution == "high"
+    half = np.sqrt(mu) + (0.5 * np.sqrt(s) * lam if high and method == "nesterov" else 0 * lam)
+    force = (1 + r if high else 1.0) * lam
+    inside = half**2 - force
+    # The smaller root of an overdamped mode is a difference of numbers that may be close.
+    slow = force / np.where(half > 0, half + np.sqrt(np.maximum(inside, 0)), 1)
+    return np.where(inside > 0, slow, half)
+
+
+def faster_method(
+    eigenvalues: Any, mu: float, s: float, resolution: Literal["high", "low", "discrete"] = "high"
+) -> FasterMethod:
+    """Which of the heavy ball and Nesterov's method with the same `mu` and `s` is faster in the end, and by how much.
+
+    **Arguments** and **raises**: as for `momentum_rates`. Rates that agree to nine digits are a tie.
+
+    >>> import gradflow as gf
+    >>> gf.theory.faster_method([1.0, 10.0], mu=0.5, s=0.05).name
+    'nesterov'
+    >>> gf.theory.faster_method([1.0, 10.0], mu=1.5, s=0.05).name
+    'heavy_ball'
+    """
+    first = float(np.min(momentum_rates(eigenvalues, mu, s, "heavy_ball", resolution)))
+    second = float(np.min(momentum_rates(eigenvalues, mu, s, "nesterov", resolution)))
+    least = float(np.min(np.asarray(eigenvalues, float)))
+    tied = abs(first - second) <= 1e-9 * max(abs(first), abs(second))
+    name = "tie" if tied else "nesterov" if second > first else "heavy_ball"
+    return FasterMethod(name, first, second, least - s * least**2 / 4)
+
+
+def effective_mu(momentum: Any, s: Any) -> Any:
+    """The `mu` that a fixed coefficient `beta` stands for: `((1 - beta)/(1 + beta))^2 / s`.
+
+    >>> import gradflow as gf
+    >>> round(gf.theory.effective_mu(0.9, 0.01), 4)
+    0.277
+    """
+    check_positive("s", s)
+    return ((1 - momentum) / (1 + momentum)) ** 2 / s
+
+
+def stable_step(sharpness: Any, beta: Any, method: Literal["heavy_ball", "nesterov"]) -> Any:
+    """The step size beyond which a method with coefficient `beta` diverges on a quadratic of this sharpness.
+
+        heavy ball: 2 (1 + beta) / sharpness,        Nesterov: 2 (1 + beta) / (1 + 2 beta) / sharpness
+
+    The flows have no such limit.
+
+    >>> import gradflow as gf
+    >>> gf.theory.stable_step(2.0, 1.0, "heavy_ball")
+    2.0
+    """
+    check_positive("sharpness", sharpness)
+    check_choice("method", method, ("heavy_ball", "nesterov"))
+    return 2 * (1 + beta) / sharpness / (1 if method == "heavy_ball" else 1 + 2 * beta)
