@@ -57,7 +57,7 @@ class SignedTwoLayer(eqx.Module):
 
     def __call__(self, x: Float[Array, " in_size"]) -> Float[Array, ""]:
         hidden = self.activation(self.weight @ x)
-        return jnp.sum(self.signs.astype(hidden.dtype) * hidden) / self.signs.size**0.5
+        return self.signs.astype(hidden.dtype) @ hidden / self.signs.size**0.5
 
     def neurons(self) -> Float[Array, "width in_size"]:
         """Incoming weights of every neuron."""

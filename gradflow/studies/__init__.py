@@ -4,5 +4,8 @@ from gradflow.studies._discrete_gap import compare as compare
 from gradflow.studies._discrete_gap import compare_table as compare_table
 from gradflow.studies._discrete_gap import discrete_gap as discrete_gap
 from gradflow.studies._discrete_gap import steps_to_match as steps_to_match
+from gradflow.studies._momentum import momentum as momentum
+from gradflow.studies._momentum import momentum_table as momentum_table
+from gradflow.studies._momentum import movement_slope as movement_slope
 from gradflow.studies._small_init import small_init as small_init
 from gradflow.studies._small_init import small_init_table as small_init_table

@@ -1,0 +1,84 @@
+"""The figure of the momentum study."""
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gradflow.plot._style import STYLE, figure, label_decades, shades
+
+MARKERS = {"gradient descent": "^", "heavy ball": "o", "Nesterov": "s"}
+
+
+def momentum(ds: xr.Dataset) -> Figure:
+    """Losses, gaps to the flows, rates per mode, who is faster, movement and linearisation error against width."""
+    with matplotlib.rc_context(STYLE):
+        drawn = figure(figsize=(10, 5.2))
+        axes = np.asarray(drawn.subplots(2, 3))
+        colours = dict(zip(MARKERS, shades(3), strict=True))
+        middle = ds.isel(ratio=ds.sizes["ratio"] // 2)
+        _losses(axes[0, 0], middle, colours)
+        _gaps(axes[0, 1], middle, colours)
+        _rates(axes[0, 2], middle, colours)
+        _winners(axes[1, 0], ds, colours)
+        _against_width(axes[1, 1], middle, "movement", "largest movement of a neuron", colours)
+        _against_width(axes[1, 2], middle, "linear_error", "distance from the linearised flow / $|D(0)|$", colours)
+        drawn.suptitle(f"{ds.attrs['data']}, {ds.attrs['samples']} samples, two-layer ReLU", fontsize=9)
+        return drawn
+
+
+def _losses(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
+    for name, colour in colours.items():
+        ax.semilogy(ds.iteration, ds.loss.sel(rule=name).isel(width=-1), color=colour, label=name)
+    title = rf"width {ds.width.values[-1]}, $\mu = {float(ds.ratio):g}\,\lambda_{{\min}}$"
+    ax.set(xlabel="iteration", ylabel="training loss", title=title)
+    ax.legend()
+
+
+def _gaps(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
+    for name in ds.momentum.values:
+        for resolution, line in (("low", ":"), ("high", "-")):
+            gap = ds.flow_gap.sel(momentum=name, resolution=resolution)
+            ax.semilogy(ds.t[1:], gap[1:], line, color=colours[name], label=f"{name}, {resolution}")
+    ax.set(xlabel=r"flow time $t = k\sqrt{s}$", ylabel="distance / distance travelled")
+    ax.set_title(f"from the method to its flow, width {ds.width.values[0]}")
+    ax.legend()
+
+
+def _rates(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
+    for name in ds.momentum.values:
+        predicted, measured = ds.predicted_rate.sel(momentum=name), ds.measured_rate.sel(momentum=name)
+        ax.semilogx(ds.eigenvalue, predicted, "-", color=colours[name], label=f"{name}, predicted")
+        style = {"color": colours[name], "marker": MARKERS[name], "markersize": 2.5, "linestyle": "none"}
+        ax.semilogx(ds.eigenvalue, measured, label=f"{name}, measured", **style)
+    top = float(np.nanmax(ds.predicted_rate))
+    ax.set(xlabel="eigenvalue of the tangent kernel", ylabel="rate per unit of $t$", title="decay of each mode")
+    ax.set_ylim(0, 1.5 * top)
+    ax.legend(loc="upper left")
+
+
+def _winners(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
+    for name in ds.momentum.values:
+        ax.loglog(ds.ratio, ds.predicted_final_rate.sel(momentum=name), "-", color=colours[name])
+        style = {"color": colours[name], "marker": MARKERS[name], "markersize": 4, "linestyle": "none"}
+        ax.loglog(ds.ratio, ds.final_rate.sel(momentum=name), label=f"{name}, measured", **style)
+    ax.axvline(1, color="0.5", linestyle=":", linewidth=0.8)
+    said = [f"{ratio:g}: {name}" for ratio, name in zip(ds.ratio.values, ds.winner.values, strict=True)]
+    ax.set(xlabel=r"$\mu / \lambda_{\min}$", ylabel="rate of the residuals", title="faster at " + ", ".join(said))
+    ax.plot([], [], "-", color="black", label="predicted")
+    ax.legend(loc="lower right")
+    label_decades(ax)
+
+
+def _against_width(ax: Axes, ds: xr.Dataset, variable: str, label: str, colours: dict[str, object]) -> None:
+    for name, colour in colours.items():
+        values = ds[variable].sel(rule=name)
+        ax.loglog(ds.width, values, MARKERS[name] + "-", color=colour, markersize=3, label=name)
+    middle = float(np.exp(np.log(ds[variable]).mean()))
+    width = ds.width.values.astype(float)
+    line = middle * (width / np.exp(np.log(width).mean())) ** -0.5
+    ax.loglog(width, line, "k--", linewidth=0.8, label="width$^{-1/2}$")
+    ax.set(xlabel="width", ylabel=label, title=rf"$\mu = {float(ds.ratio):g}\,\lambda_{{\min}}$")
+    label_decades(ax)
+    ax.legend()

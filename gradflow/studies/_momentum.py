@@ -1,0 +1,337 @@
+"""Momentum on wide two-layer ReLU networks: the methods, their flows at both resolutions, and the rates predicted."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from gradflow import _checks
+from gradflow._iterate import iterate_to
+from gradflow._solution import STATUS
+from gradflow._solve import solve
+from gradflow.flows import HeavyBallFlow, LinearisedFlow, NesterovFlow
+from gradflow.models import SignedTwoLayer
+from gradflow.observables import NeuronMovement
+from gradflow.problems import EmpiricalRisk, losses
+from gradflow.rules import AbstractRule, GradientDescent, HeavyBall, Nesterov
+from gradflow.studies._discrete_gap import run_distance
+from gradflow.theory import faster_method, momentum_rates, relu_gram
+
+METHODS = {"heavy ball": (HeavyBall, HeavyBallFlow, "heavy_ball"), "Nesterov": (Nesterov, NesterovFlow, "nesterov")}
+ALL = ("gradient descent", *METHODS)
+SHARE = 0.25
+"""Learning rate times the largest eigenvalue of the tangent kernel."""
+FOLDINGS = 8.0
+"""Length of a run, in units of the time in which the slowest mode decays by `e`."""
+
+
+def momentum(
+    dataset: Any,
+    *,
+    widths: Sequence[int] = (128, 512, 2048),
+    ratios: Sequence[float] = (0.1, 1.0, 10.0),
+    steps: int | None = None,
+    rtol: float = 1e-3,
+    saves: int = 200,
+    seed: int = 0,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Gradient descent, heavy ball and Nesterov's method on `m^(-1/2) sum_r a_r relu(w_r . x)` with fixed signs `a_r`.
+
+    The tangent kernel `H` of such a network hardly moves if it is wide, and the residuals of the sum of squares then
+    obey `D'' + (2 sqrt(mu) + b H) D' + (1 + r) H D = 0`, `b = sqrt(s)` for Nesterov's method and zero for the heavy
+    ball. So the eigenvalues of `H` foretell how fast each mode decays, and which of the two methods is faster in the
+    end: Nesterov's, as long as `mu` is below the smallest eigenvalue; above it the heavy ball.
+
+    **Arguments**
+
+    - `dataset`: two classes, inputs `x (n, d)`, targets `y` of +1 and -1; no two inputs parallel.
+    - `widths`: of the networks. `ratios`: values of `mu` over the smallest eigenvalue of the kernel at initialisation,
+    in
+      the widest network. The learning rate is a quarter over its largest one.
+    - `steps`: of the methods; by default eight times the time in which the slowest mode decays by `e`, at most 5000.
+    - `rtol`: tolerance of the flows, which are solved in the narrowest network. `saves`: iterates kept. `seed`.
+
+    **Returns** an `xarray.Dataset` over `(rule, ratio, width, save)`: `loss`; over `(rule, ratio, width)`:
+    `status`, the largest `movement` of a neuron, the `distance` that all weights moved, `linear_error`, how far
+    predictions are from those of the linearised high-resolution flow, over `|D(0)|`; over `(momentum, resolution,
+    ratio, save)`: `flow_gap`, distance to the flow over the distance travelled; `flow_gradients`; over `(momentum,
+    ratio, mode)`: `measured_rate` and `predicted_rate` of the iterates, per unit of `t = k sqrt(s)`, and over `mode`
+    the `eigenvalue`; over `(momentum, ratio)`: `final_rate`, `predicted_final_rate`; over `ratio`: `winner` and
+    `predicted_winner`.
+
+    **Raises** `ValueError` for bad input, `SolveError` if a flow fails.
+
+    Source: X. Liu et al. (2022), arXiv 2208.03941, who compare the methods so on MNIST, Fashion-MNIST and CIFAR-10; the
+    rates and the point where the winner changes are those of `gradflow.theory.momentum_rates`.
+
+    >>> import gradflow as gf
+    >>> data = gf.data.digits(classes=(0, 1), n=6, centre=True, unit_norm=True, labels="pm1")
+    >>> few = {"widths": (16, 32), "ratios": (0.1,), "steps": 20, "saves": 10}
+    >>> ds = gf.studies.momentum(data, **few, progress=False)
+    >>> str(ds.predicted_winner[0].values)
+    'Nesterov'
+    """
+    x, y = dataset
+    if np.ndim(y) != 1 or not np.all(np.isin(np.asarray(y), (-1, 1))):
+        actual = f"of shape {np.shape(y)} with values such as {np.ravel(np.asarray(y))[:3].tolist()}"
+        raise _checks.fail("dataset", "have targets +1 and -1", actual, 'Load it with labels="pm1" and two classes.')
+    sizes = _sorted("widths", widths)
+    multiples = _sorted("ratios", ratios)
+    for width in sizes:
+        _checks.check_count("widths", width)
+    _checks.check_positive("ratios", np.asarray(multiples, float))
+    _checks.check_count("saves", saves, least=8)
+    problem = EmpiricalRisk(x, y, losses.square, reduction="sum")
+    models = [SignedTwoLayer(x.shape[1], width, key=jax.random.key(seed)) for width in sizes]
+    grams = [relu_gram(x, model.weight) for model in models]
+    values, modes = np.linalg.eigh(grams[-1])
+    least, most = float(values[0]), float(max(np.linalg.eigvalsh(gram)[-1] for gram in grams))
+    if least <= 1e-10 * most:
+        advice = "Remove repeated inputs, or widen the network beyond the number of samples."
+        raise _checks.fail("dataset", "have a tangent kernel of full rank", f"with eigenvalue {least:.1e}", advice)
+    s = SHARE / most
+    mus = np.array(multiples) * least
+    if mus[-1] > most:
+        actual = f"{multiples[-1]:g}"
+        raise _checks.fail("ratios", f"be at most {most / least:g}, the condition of the kernel", actual)
+    if steps is None:
+        steps = int(min(5000, np.ceil(FOLDINGS / np.sqrt(least * min(1.0, multiples[0]) * s))))
+    _checks.check_count("steps", steps, least=10)
+    ks = np.unique(np.round(np.linspace(0, steps, min(saves, steps) + 1)).astype(int))
+    found = _blank(len(sizes), len(multiples), ks.size, len(values))
+
+    from tqdm import tqdm
+
+    with tqdm(total=3 * len(sizes) + 4 * len(multiples), unit="run", disable=not progress) as bar:
+        for j, model in enumerate(models):
+            observe = {"u": problem.predictions, "moved": NeuronMovement(model)}
+            for i, method in enumerate(ALL):
+                runs = _iterate_all(method, problem, model, s, mus, ks, observe)
+                u, moved = np.asarray(runs.observed["u"]), np.asarray(runs.observed["moved"])
+                found["loss"][i, :, j] = 0.5 * np.sum((u - np.asarray(y)) ** 2, axis=2)
+                found["status"][i, :, j] = np.asarray(runs.code)
+                found["movement"][i, :, j] = np.max(moved[:, -1], axis=1)
+                found["distance"][i, :, j] = np.linalg.norm(moved[:, -1], axis=1)
+                found["linear_error"][i, :, j] = _linear_error(method, problem, model, s, mus, ks, u)
+                if j == len(sizes) - 1 and method in METHODS:
+                    residuals = (u - np.asarray(y)) @ modes
+                    found["measured_rate"][i - 1] = _rates(residuals, ks, s)
+                    found["final_rate"][i - 1] = _final_rate(u - np.asarray(y), ks, s)
+                bar.update()
+        for i, (rule, flow, _) in enumerate(METHODS.values()):
+            for k, mu in enumerate(mus):
+                path = iterate_to(rule(problem, s, mu=mu), models[0], ks, throw=False)
+                for j, resolution in enumerate(("low", "high")):
+                    exact = solve(flow(problem, mu, s, resolution), models[0], path.ts, rtol=rtol, max_steps=200_000)
+                    distance, travelled = run_distance(path.params, exact.params)
+                    found["flow_gap"][i, j, k] = np.asarray(distance) / float(travelled)
+                    found["flow_gradients"][i, j, k] = int(exact.stats["gradient_evaluations"])
+                    bar.update()
+    names = {"heavy_ball": "heavy ball", "nesterov": "Nesterov", "tie": "tie"}
+    predictions = [faster_method(values, mu, s, "discrete") for mu in mus]
+    found["predicted_winner"] = np.array([names[p.name] for p in predictions])
+    found["predicted_final_rate"] = np.array([[p.heavy_ball for p in predictions], [p.nesterov for p in predictions]])
+    found["winner"] = np.array([_winner(*pair) for pair in found["final_rate"].T])
+    found["predicted_rate"] = np.array(
+        [[momentum_rates(values, mu, s, name, "discrete") for mu in mus] for *_, name in METHODS.values()]
+    )
+    about = {"learning_rate": s, "steps": steps, "rtol": rtol, "seed": seed, "samples": len(y)}
+    coordinates = {"ratio": multiples, "width": sizes, "iteration": ("save", ks), "t": ("save", ks * np.sqrt(s))}
+    return _dataset(found, coordinates, {"eigenvalue": values, "mu": mus}, about, dataset)
+
+
+def _sorted(name: str, values: Sequence[Any]) -> list[Any]:
+    found = sorted(values)
+    if not found or len(set(found)) < len(found):
+        raise _checks.fail(name, "be distinct values, at least one", repr(values))
+    return found
+
+
+def _blank(widths: int, ratios: int, rows: int, modes: int) -> dict[str, np.ndarray]:
+    every, pair = (len(ALL), ratios, widths), (len(METHODS), ratios)
+    return {
+        "loss": np.full((*every, rows), np.nan),
+        "status": np.zeros(every, np.int8),
+        "movement": np.full(every, np.nan),
+        "distance": np.full(every, np.nan),
+        "linear_error": np.full(every, np.nan),
+        "measured_rate": np.full((*pair, modes), np.nan),
+        "final_rate": np.full(pair, np.nan),
+        "flow_gap": np.full((len(METHODS), 2, ratios, rows), np.nan),
+        "flow_gradients": np.zeros((len(METHODS), 2, ratios), np.int64),
+    }
+
+
+def _make(method: str, problem: EmpiricalRisk, s: float, mu: Any) -> AbstractRule:
+    if method in METHODS:
+        return METHODS[method][0](problem, s, mu=mu)
+    return GradientDescent(problem, s)
+
+
+def _iterate_all(
+    method: str, problem: EmpiricalRisk, model: Any, s: float, mus: np.ndarray, ks: np.ndarray, observe: dict[str, Any]
+) -> Any:
+    """A method for all values of `mu` in one program."""
+
+    @eqx.filter_vmap
+    def run(mu: Any) -> Any:
+        return iterate_to(_make(method, problem, s, mu), model, ks, observe=observe, save_params=False, throw=False)
+
+    return run(jnp.asarray(mus))
+
+
+def _linear_error(
+    method: str, problem: EmpiricalRisk, model: Any, s: float, mus: np.ndarray, ks: np.ndarray, u: np.ndarray
+) -> np.ndarray:
+    """How far predictions are from the linearised flow at the most, over the size of the first residuals."""
+    errors = []
+    for row, mu in zip(u, mus, strict=True):
+        dynamics = METHODS[method][1](problem, mu, s) if method in METHODS else None
+        flow = LinearisedFlow(problem, model, dynamics)
+        times = ks * (np.sqrt(s) if method in METHODS else s)
+        away = np.linalg.norm(row - np.asarray(flow.exact(times)), axis=1)
+        errors.append(np.max(away) / np.linalg.norm(row[0] - np.asarray(problem.y)))
+    return np.array(errors)
+
+
+def _rates(residuals: np.ndarray, ks: np.ndarray, s: float) -> np.ndarray:
+    """Decay of every mode, from the recursion of two terms that fits its early history; NaN where there is no fit.
+
+    Equally spaced values `z_j` of a mode obey `z_{j+1} = p z_j - q z_{j-1}`; the larger root gives the rate.
+    """
+    spacing = int(np.median(np.diff(ks)))
+    regular = int(np.argmax(np.append(np.diff(ks) != spacing, True)))
+    found = np.full(residuals.shape[:1] + residuals.shape[2:], np.nan)
+    for i, run in enumerate(residuals):
+        for mode, z in enumerate(run[: regular + 1].T):
+            # Later, the mode is what others, moving with the kernel, make of it.
+            large = np.abs(z) > 0.03 * np.max(np.abs(z))
+            last = int(np.max(np.flatnonzero(large))) + 1 if np.any(large) else 0
+            if last >= 6:
+                rows = np.stack([z[1 : last - 1], -z[: last - 2]], axis=1)
+                (p, q), *_ = np.linalg.lstsq(rows, z[2:last], rcond=None)
+                radius = np.max(np.abs(np.roots([1, -p, q])))
+                found[i, mode] = -np.log(radius) / (spacing * np.sqrt(s)) if radius > 0 else np.nan
+    return found
+
+
+def _final_rate(residuals: np.ndarray, ks: np.ndarray, s: float) -> np.ndarray:
+    """Slope of `-log |D|` in `t` over the second half of each run."""
+    half = ks.size // 2
+    size = np.log(np.linalg.norm(residuals, axis=2))[:, half:]
+    finite = np.all(np.isfinite(size), axis=1)
+    t = ks[half:] * np.sqrt(s)
+    fits = [-np.polyfit(t, row, 1)[0] if ok else np.nan for row, ok in zip(size, finite, strict=True)]
+    return np.array(fits)
+
+
+def _winner(first: float, second: float) -> str:
+    """The faster of the two, or a tie where they are within two percent."""
+    if not np.isfinite(first) or not np.isfinite(second):
+        return "unknown"
+    if abs(first - second) <= 0.02 * max(abs(first), abs(second)):
+        return "tie"
+    return "Nesterov" if second > first else "heavy ball"
+
+
+_ABOUT = {
+    "loss": (("rule", "ratio", "width", "save"), "training loss, |D|^2 / 2"),
+    "status": (("rule", "ratio", "width"), "how the run of the method ended"),
+    "movement": (("rule", "ratio", "width"), "largest movement of a neuron"),
+    "distance": (("rule", "ratio", "width"), "distance that all weights moved"),
+    "linear_error": (("rule", "ratio", "width"), "distance of predictions from the linearised flow over |D(0)|"),
+    "flow_gap": (("momentum", "resolution", "ratio", "save"), "distance to the flow over distance travelled"),
+    "flow_gradients": (("momentum", "resolution", "ratio"), "gradients evaluated by the flow"),
+    "measured_rate": (("momentum", "ratio", "mode"), "measured rate of decay of a mode per unit of t"),
+    "predicted_rate": (("momentum", "ratio", "mode"), "predicted rate of decay of a mode per unit of t"),
+    "final_rate": (("momentum", "ratio"), "measured rate of decay of the residuals per unit of t"),
+    "predicted_final_rate": (("momentum", "ratio"), "predicted rate of decay of the residuals per unit of t"),
+    "winner": (("ratio",), "faster method in the second half of the run"),
+    "predicted_winner": (("ratio",), "predicted faster method"),
+    "eigenvalue": (("mode",), "eigenvalue of the tangent kernel at the start, widest network"),
+    "mu": (("ratio",), "strong-convexity parameter that the methods use"),
+}
+
+
+def _dataset(
+    found: dict[str, np.ndarray],
+    coordinates: dict[str, Any],
+    more: dict[str, np.ndarray],
+    about: dict[str, Any],
+    dataset: Any,
+) -> xr.Dataset:
+    whole = found | more
+    variables = {name: (_ABOUT[name][0], value, {"long_name": _ABOUT[name][1]}) for name, value in whole.items()}
+    variables["status"][2].update(flag_values=list(range(len(STATUS))), flag_meanings=" ".join(STATUS))
+    names = {"rule": list(ALL), "momentum": list(METHODS), "resolution": ["low", "high"]}
+    attributes = {"study": "momentum", "data": str(getattr(dataset, "name", "unnamed")), **about}
+    return xr.Dataset(variables, names | coordinates, attributes)
+
+
+def movement_slope(ds: xr.Dataset) -> xr.DataArray:
+    """The power of the width that the largest movement of a neuron falls with, per method and ratio.
+
+    NaN with fewer than two widths.
+
+    >>> import xarray as xr, gradflow as gf
+    >>> moved = xr.DataArray([2.0, 1.0], dims="width", coords={"width": [100, 400]})
+    >>> float(gf.studies.movement_slope(xr.Dataset({"movement": moved})).round(3))
+    -0.5
+    """
+    if ds.sizes["width"] < 2:
+        return ds.movement.isel(width=0, drop=True) * np.nan
+    x = np.log(ds.width)
+    x = x - x.mean()
+    return (np.log(ds.movement) * x).sum("width") / (x**2).sum()
+
+
+def momentum_table(ds: xr.Dataset) -> str:
+    """What `momentum` found, as text: rates and winners, movement against width, gaps and costs."""
+    s, steps = ds.attrs["learning_rate"], ds.attrs["steps"]
+    least, most = float(ds.eigenvalue[0]), float(ds.eigenvalue[-1])
+    lines = [
+        f"{ds.attrs['data']}, {ds.attrs['samples']} samples; tangent kernel from {least:.3g} to {most:.3g},"
+        f" learning rate {s:.3g}, {steps} steps",
+        "",
+        f"{'mu / least':>12} {'method':>12} {'rate':>10} {'predicted':>10} {'faster':>12} {'predicted':>12}",
+    ]
+    for i, ratio in enumerate(ds.ratio.values):
+        for j, name in enumerate(ds.momentum.values):
+            verdict = f" {ds.winner.values[i]:>12} {ds.predicted_winner.values[i]:>12}" if j == 0 else ""
+            rates = f"{float(ds.final_rate[j, i]):10.4g} {float(ds.predicted_final_rate[j, i]):10.4g}"
+            lines.append(f"{ratio:12g} {name:>12} {rates}{verdict}")
+    lines += [
+        "rate: of the residuals, per unit of t = k sqrt(s), over the second half of the run; widest network",
+        "predicted: of the slowest mode of the tangent kernel at the start",
+        "",
+        f"{'width':>12} {'method':>18} {'movement':>10} {'distance':>10} {'linear error':>13} {'final loss':>11}",
+    ]
+    middle = ds.isel(ratio=ds.sizes["ratio"] // 2)
+    slope = movement_slope(middle)
+    for i, name in enumerate(ds.rule.values):
+        for j, width in enumerate(ds.width.values):
+            part = middle.isel(rule=i, width=j)
+            ended = STATUS[int(part.status)]
+            loss = f"{float(part.loss[-1]):11.3g}" if ended == "ok" else f"{ended:>11}"
+            cells = f"{float(part.movement):10.3g} {float(part.distance):10.3g} {float(part.linear_error):13.2%}"
+            lines.append(f"{width:12d} {name:>18} {cells} {loss}")
+        if np.isfinite(slope.values[i]):
+            lines.append(f"{'':12} {'':>18} largest movement of a neuron ~ width^{float(slope[i]):.2f}")
+    lines += [
+        f"mu / least = {float(middle.ratio):g}; linear error: of the predictions of the linearised flow",
+        "",
+        f"{'method':>12} {'resolution':>11} {'gap':>10} {'gradients':>10} {'of the method':>14}",
+    ]
+    for i, name in enumerate(ds.momentum.values):
+        for j, resolution in enumerate(ds.resolution.values):
+            gap = float(middle.flow_gap[i, j].max())
+            cost = int(middle.flow_gradients[i, j])
+            lines.append(f"{name:>12} {resolution:>11} {gap:10.2e} {cost:10d} {steps:14d}")
+    width = ds.width.values[0]
+    lines.append(f"gap: largest distance from the method to its flow, over the distance travelled; width {width}")
+    return "\n".join(lines)
