@@ -122,9 +122,7 @@ def momentum(
     quick: Quick = False,
     data: Data = "digits",
     path: Path = None,
-    samples: Annotated[
-        int | None, typer.Option("--samples", help="Number of samples; 100, or 24 with --quick.")
-    ] = None,
+    samples: Annotated[int | None, typer.Option("--samples", help="Number of samples; 40, or 24 with --quick.")] = None,
     classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes to tell apart.")] = (0, 1),
     steps: Annotated[
         int | None, typer.Option("--steps", help="Steps of the methods; by default enough to settle.")
@@ -136,11 +134,11 @@ def momentum(
     from gradflow import plot, studies
     from gradflow.sweeps import check_writable, write_dataset
 
-    samples = (24 if quick else 100) if samples is None else samples
+    samples = (24 if quick else 40) if samples is None else samples
     dataset = _load(data, path, samples, classes=classes, centre=True, unit_norm=True, labels="pm1")
     name = f"momentum-{data}" + ("-quick" if quick else "")
     check_writable("out", out / f"{name}.zarr")
-    size: dict[str, Any] = {"widths": (64, 256), "ratios": (0.1, 10.0), "saves": 60} if quick else {}
+    size: dict[str, Any] = {"widths": (64, 256), "ratios": (0.1, 4.0), "saves": 60} if quick else {}
     ds = studies.momentum(dataset, **size, steps=200 if quick and steps is None else steps)
     store = write_dataset(ds, out / f"{name}.zarr")
     _report(studies.momentum_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)

@@ -137,14 +137,14 @@ class LinearisedFlow(AbstractFlow):
         d = vectors.T @ jnp.ravel(self.start - y)
         t = jnp.asarray(ts, lam.dtype)[:, None]
         if self.dynamics is None:
-            modes = jnp.exp(-lam * t) * d
+            modes = jnp.exp(-lam[None] * t) * d[None]
         else:
             zero = jnp.zeros((), lam.dtype)
             a, b, g = self.dynamics.coefficients(zero)
             impulse = self.dynamics.impulse()
             slope = ((zero if impulse is None else impulse) - b) * lam * d
-            modes = oscillation(t, a + b * lam, (g + a * b) * lam, d, slope)
-        return y + (modes @ vectors.T).reshape(-1, *self.start.shape)
+            modes = oscillation(t, *(row[None] for row in (a + b * lam, (g + a * b) * lam, d, slope)))
+        return y[None] + (modes @ vectors.T).reshape(-1, *self.start.shape)
 
     def _pull(self, t: Scalar, u: Array) -> Array:
         """`K(t) grad_u L(u)`."""
@@ -166,7 +166,8 @@ class LinearisedFlow(AbstractFlow):
 
 
 def oscillation(t: Array, p: Array, q: Array, value: Array, slope: Array) -> Array:
-    """The solution of `z'' + p z' + q z = 0` with `z(0) = value`, `z'(0) = slope`, whatever its roots."""
+    """At times `(T, 1)`, the solution of `z'' + p z' + q z = 0` with `z(0) = value`, `z'(0) = slope`, all `(1, modes)`,
+    whatever its roots."""
     half = p / 2
     inside = half**2 - q
     size = jnp.sqrt(jnp.abs(inside))
