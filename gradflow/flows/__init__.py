@@ -17,3 +17,8 @@ from gradflow.flows._principal_flow import PrincipalFlow as PrincipalFlow
 from gradflow.flows._second_order import AbstractSecondOrderFlow as AbstractSecondOrderFlow
 from gradflow.flows._second_order import MomentumState as MomentumState
 from gradflow.flows._second_order import SecondOrderFlow as SecondOrderFlow
+from gradflow.flows._order_parameter_fluctuations import FluctuationFlow as FluctuationFlow
+from gradflow.flows._order_parameter_fluctuations import Fluctuations as Fluctuations
+from gradflow.flows._order_parameters import OrderParameterFlow as OrderParameterFlow
+from gradflow.flows._order_parameters_reduced import OverparametrisedFlow as OverparametrisedFlow
+from gradflow.flows._order_parameters_reduced import ReducedOverlaps as ReducedOverlaps

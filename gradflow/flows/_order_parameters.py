@@ -170,6 +170,7 @@ class OrderParameterFlow(AbstractFlow):
             d_output = rate * correlation_with_residual(self.activation, C, c, p)
         return Overlaps(dQ, dM, d_output)
 
+    @eqx.filter_jit
     def risk(self, params: OrderParameters) -> Float[Array, ""]:
         """`E (f - f*)^2 / 2`, without the noise."""
         return population_risk(self.activation, self.covariance(params), self.residual_weights(params))

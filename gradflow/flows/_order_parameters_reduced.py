@@ -85,6 +85,7 @@ class OverparametrisedFlow(AbstractFlow):
         dM = full.M * curved[:, None] + sloped @ C[:, p:]
         return ReducedOverlaps(2 * state.perp * (curved + jnp.diagonal(sloped)), dM)
 
+    @eqx.filter_jit
     def risk(self, params: ReducedOverlaps) -> Float[Array, ""]:
         """`E (f - f*)^2 / 2`, without the noise."""
         full = self.expand(params)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -53,11 +52,13 @@ class OrderParameters(eqx.Module):
         self.output = None if output is None else output.astype(dtype)
 
 
-def check_covariance(params: OrderParameters, P: Float[Array, "k k"]) -> None:
+def check_covariance(params: OrderParameters, P: Any) -> None:
     """Refuses `(Q, M, P)` that are not the covariance of any fields; tracers pass."""
     if not is_concrete((params, P)):
         return
-    lowest, largest = _spectrum(joint_covariance(params.Q, params.M, P))
+    # In NumPy, for a concrete matrix stays concrete under tracing.
+    Q, M, P = (np.asarray(matrix, float) for matrix in (params.Q, params.M, P))
+    lowest, largest = _spectrum(np.block([[Q, M], [M.T, P]]))
     if not lowest >= -1e-6 * largest:
         actual = f"such that it has the eigenvalue {lowest:.3g}"
         advice = "Take them from weights, with `gradflow.TeacherStudent.order_parameters`."
@@ -86,9 +87,8 @@ def joint_covariance(Q: Float[Array, "p p"], M: Float[Array, "p k"], P: Float[Ar
     return jnp.concatenate([jnp.concatenate([Q, M], axis=1), jnp.concatenate([M.T, P.astype(Q.dtype)], axis=1)])
 
 
-def _spectrum(matrix: Any) -> tuple[float, float]:
+def _spectrum(array: np.ndarray) -> tuple[float, float]:
     """Lowest and largest eigenvalue; NaN for matrices that are not finite."""
-    array = np.asarray(jax.device_get(matrix), float)
     if not np.all(np.isfinite(array)):
         return float("nan"), float("nan")
     found = np.linalg.eigvalsh((array + array.T) / 2)

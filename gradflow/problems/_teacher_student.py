@@ -99,6 +99,7 @@ class TeacherStudent(eqx.Module):
             raise fail("params", f"hold weights of shape (units, {self.dim})", f"of shape {weights.shape}")
         return OrderParameters(weights @ weights.T / self.dim, weights @ self.teacher.T / self.dim, output)
 
+    @eqx.filter_jit
     @full_precision
     def __call__(self, params: Any) -> Float[Array, ""]:
         found = self.order_parameters(params)

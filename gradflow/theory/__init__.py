@@ -13,6 +13,11 @@ from gradflow.theory._momentum import effective_mu as effective_mu
 from gradflow.theory._momentum import faster_method as faster_method
 from gradflow.theory._momentum import momentum_rates as momentum_rates
 from gradflow.theory._momentum import stable_step as stable_step
+from gradflow.theory._phase_diagram import GREEN_TAIL as GREEN_TAIL
+from gradflow.theory._phase_diagram import PhaseRegion as PhaseRegion
+from gradflow.theory._phase_diagram import finite_dim_plateau as finite_dim_plateau
+from gradflow.theory._phase_diagram import phase_region as phase_region
+from gradflow.theory._phase_diagram import plateau as plateau
 from gradflow.theory._relu_escape import ReLUEscape as ReLUEscape
 from gradflow.theory._relu_escape import relu_escape as relu_escape
 from gradflow.theory._relu_gram import relu_gram as relu_gram

@@ -59,7 +59,7 @@ class Quadrature(AbstractActivation):
         nodes, w = _rule(self.nodes, L[0][0].dtype)
         z = _last(nodes, L[0][0])
 
-        def add(total: Entries, node: Entries) -> tuple[Entries, None]:
+        def add(total: Entries, node: tuple[Entries, Entries]) -> tuple[Entries, None]:
             x, weight = node
             inner = second(L[1][0] * x + L[1][1] * z) @ w
             return total + weight * first(L[0][0] * x)[..., 0] * inner, None
