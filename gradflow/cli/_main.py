@@ -1,4 +1,4 @@
-"""`gradflow small-init | compare | momentum | plot | info`."""
+"""`gradflow small-init | compare | momentum | phase-diagram | plot | info`."""
 
 import contextlib
 import pathlib
@@ -142,6 +142,37 @@ def momentum(
     ds = studies.momentum(dataset, **size, steps=200 if quick and steps is None else steps)
     store = write_dataset(ds, out / f"{name}.zarr")
     _report(studies.momentum_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+
+
+@app.command("phase-diagram")
+def phase_diagram(
+    quick: Quick = False,
+    units: Annotated[int | None, typer.Option("--units", help="Teacher units; 4, or 2 with --quick.")] = None,
+    width: Annotated[int | None, typer.Option("--width", help="Student units; 8, or 4 with --quick.")] = None,
+    noise: Annotated[float, typer.Option("--noise", help="Variance of the label noise beside SGD.")] = 1e-3,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Runs of SGD; 4, or 2 with --quick.")] = None,
+    out: Out = pathlib.Path("gradflow-out"),
+) -> None:
+    """One-pass SGD in high dimension: its regions against the order-parameter equations, and a map of them.
+
+    Runs of SGD and the full system in every region, plateaus over noise and dimension, uninformed starts, what a
+    learning rate costs in samples, and the risk over learning rate and noise.
+    """
+    _enable_float64()
+    from gradflow import plot, studies
+    from gradflow.sweeps import check_writable, write_dataset
+
+    name = "phase-diagram-quick" if quick else "phase-diagram"
+    check_writable("out", out / f"{name}.zarr")
+    size: dict[str, Any] = {"noise": noise, "seeds": (2 if quick else 4) if seeds is None else seeds}
+    size |= {"units": (2 if quick else 4) if units is None else units}
+    size |= {"width": (4 if quick else 8) if width is None else width}
+    if quick:
+        size |= {"dims": (50, 200), "starts": (50, 500), "rates": (0.1, 0.3, 1.0, 3.0), "noises": (1e-5, 1e-4, 1e-3)}
+        size |= {"saves": 61, "horizon": 1e3, "horizons": {"green": 5.0, "blue": 20.0, "orange": 20.0}}
+    ds = studies.phase_diagram(**size)
+    store = write_dataset(ds, out / f"{name}.zarr")
+    _report(studies.phase_diagram_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
 
 
 @app.command("plot")

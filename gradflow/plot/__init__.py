@@ -3,5 +3,6 @@
 from gradflow.plot._compare import compare as compare
 from gradflow.plot._draw import draw as draw
 from gradflow.plot._momentum import momentum as momentum
+from gradflow.plot._phase_diagram import phase_diagram as phase_diagram
 from gradflow.plot._small_init import small_init as small_init
 from gradflow.plot._style import save as save

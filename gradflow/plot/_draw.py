@@ -6,9 +6,10 @@ from matplotlib.figure import Figure
 from gradflow._checks import fail
 from gradflow.plot._compare import compare
 from gradflow.plot._momentum import momentum
+from gradflow.plot._phase_diagram import phase_diagram
 from gradflow.plot._small_init import small_init
 
-FIGURES = {"small-init": small_init, "compare": compare, "momentum": momentum}
+FIGURES = {"small-init": small_init, "compare": compare, "momentum": momentum, "phase-diagram": phase_diagram}
 
 
 def draw(ds: xr.Dataset) -> Figure:

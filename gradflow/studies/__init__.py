@@ -7,5 +7,8 @@ from gradflow.studies._discrete_gap import steps_to_match as steps_to_match
 from gradflow.studies._momentum import momentum as momentum
 from gradflow.studies._momentum import momentum_table as momentum_table
 from gradflow.studies._momentum import movement_slope as movement_slope
+from gradflow.studies._phase_diagram import phase_diagram as phase_diagram
+from gradflow.studies._phase_diagram import phase_diagram_table as phase_diagram_table
+from gradflow.studies._phase_map import phase_map as phase_map
 from gradflow.studies._small_init import small_init as small_init
 from gradflow.studies._small_init import small_init_table as small_init_table

@@ -1,7 +1,7 @@
 """Phase diagram of one-pass SGD on wide two-layer networks with many inputs, and the heights of its plateaus.
 
-Learning rate `gamma = gamma0 d^-delta` and width `p = p0 d^kappa` for `d` inputs. All that counts is `g = gamma / p`, of
-size `d^-(kappa + delta)`: the weight of the terms of second order in the step (Veiga, Stephan, Loureiro, Krzakala,
+Learning rate `gamma = gamma0 d^-delta` and width `p = p0 d^kappa` for `d` inputs; all that counts is `g = gamma / p`,
+of size `d^-(kappa + delta)`: the weight of the terms of second order in the step (Veiga, Stephan, Loureiro, Krzakala,
 Zdeborova 2022, arXiv 2202.00293).
 """
 
