@@ -169,7 +169,7 @@ def phase_diagram(
     size |= {"width": (4 if quick else 8) if width is None else width}
     if quick:
         size |= {"dims": (50, 200), "starts": (50, 500), "rates": (0.1, 0.3, 1.0, 3.0), "noises": (1e-5, 1e-4, 1e-3)}
-        size |= {"saves": 61, "horizon": 1e3, "horizons": {"green": 5.0, "blue": 20.0, "orange": 20.0}}
+        size |= {"saves": 21, "horizon": 1e3, "horizons": {"green": 5.0, "blue": 20.0, "orange": 20.0}}
     ds = studies.phase_diagram(**size)
     store = write_dataset(ds, out / f"{name}.zarr")
     _report(studies.phase_diagram_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)

@@ -110,9 +110,18 @@ def _samples(ax: Axes, ds: xr.Dataset) -> None:
 
 def _map(drawn: Figure, ax: Axes, ds: xr.Dataset, name: str, title: str) -> None:
     values: Any = np.log10(ds[name].values.T)
-    mesh = ax.pcolormesh(ds.rate, ds.noise, np.ma.masked_invalid(values), cmap="viridis", shading="nearest")
+    corners = _corners(ds.rate.values), _corners(ds.noise.values)
+    mesh = ax.pcolormesh(*corners, np.ma.masked_invalid(values), cmap="viridis")
     drawn.colorbar(mesh, ax=ax, label=rf"$\log_{{10}}$ {'risk' if name == 'final_risk' else '$t$'}")
     ax.set_facecolor("0.85")
     missing = " (grey: not by the end)" if not np.all(np.isfinite(values)) else ""
     ax.set(xscale="log", yscale="log", xlabel=r"$\gamma / p$", ylabel=r"noise $\Delta$", title=title + missing)
     ax.grid(visible=False)
+
+
+def _corners(values: np.ndarray) -> np.ndarray:
+    """Edges of cells around positive values, midway between neighbours in the logarithm."""
+    logs = np.log(values)
+    middle = (logs[1:] + logs[:-1]) / 2 if logs.size > 1 else logs[:0]
+    first, last = (2 * logs[0] - middle[0], 2 * logs[-1] - middle[-1]) if logs.size > 1 else (logs[0] - 1, logs[0] + 1)
+    return np.exp(np.concatenate([[first], middle, [last]]))

@@ -15,9 +15,7 @@ from gradflow._solve import solve
 from gradflow.flows import OrderParameterFlow
 from gradflow.problems import TeacherStudent
 from gradflow.rules import OnePassSGD
-from gradflow.solvers import RKC2
 from gradflow.studies._phase_map import phase_map, plateaus
-from gradflow.sweeps import sweep
 from gradflow.theory import finite_dim_plateau, phase_region, plateau
 
 HORIZONS = {"green": 20.0, "blue": 100.0, "orange": 200.0}
@@ -77,18 +75,8 @@ def phase_diagram(
     spans = HORIZONS | ({} if horizons is None else horizons)
     against = _against_sgd(regions, names, dims, seeds, units, width, noise, spans, rtol, progress)
 
-    def build(start: int) -> Any:
-        problem = TeacherStudent.orthogonal(int(start), units, noise=noise)
-        first = problem.order_parameters(problem.uninformed(width, jax.random.key(0)))
-        return OrderParameterFlow(problem.P, gamma_over_p=1.0, noise=noise), first
-
+    begun = _uninformed(starts, np.geomspace(1, horizon, saves), units, width, noise, rtol)
     options: dict[str, Any] = {"rtol": rtol, "progress": progress}
-    ts = np.geomspace(1, horizon, saves)
-    observe = lambda flow: {"risk": flow.risk}  # noqa: E731
-    begun = sweep(build, {"start": list(starts)}, ts, observe=observe, solver=RKC2(), **options)
-    begun = begun.merge(plateaus(begun))[["risk", "plateau_risk", "plateau_length", "learning_time", "status"]]
-    begun = begun.rename({name: f"{str(name).replace('_risk', '')}_start" for name in begun.data_vars})
-
     sizes: dict[str, Any] = {"units": units, "width": width, "saves": saves}
     computed = phase_map(rates=rates, noises=noises, horizon=horizon, **sizes, **options)
     # Close to its plateau the risk falls like t^-2 only.
@@ -141,11 +129,7 @@ def _against_sgd(
         sgd[i, j], times[i, j] = simulate(problem, weights, g, ks, seeds)
         first = problem.order_parameters(weights)
         for terms, into in (("full", full), (names[i], truncated)):
-            flow = OrderParameterFlow(problem.P, gamma_over_p=g, noise=noise, terms=terms)
-            run = solve(
-                flow, first, times[i, j], rtol=rtol / 10, observe={"risk": flow.risk}, save_params=False, throw=False
-            )
-            into[i, j] = np.asarray(run.observed["risk"])
+            into[i, j] = _risk_along(problem.P, first, times[i, j], g, noise, terms, rtol)[0]
     axes = ("exponent", "dim", "point")
     return xr.Dataset(
         {
@@ -158,6 +142,27 @@ def _against_sgd(
         },
         {"exponent": [region.exponent for region in regions], "dim": list(dims), "seed": np.arange(seeds)},
     )
+
+
+def _uninformed(starts: Sequence[int], ts: np.ndarray, units: int, width: int, noise: float, rtol: float) -> xr.Dataset:
+    """The full system at `g = 1` from weights drawn at random for several numbers of inputs, and its plateaus."""
+    risk, codes = np.full((len(starts), ts.size), np.nan), np.zeros(len(starts), np.int8)
+    for i, dim in enumerate(starts):
+        problem = TeacherStudent.orthogonal(int(dim), units, noise=noise)
+        first = problem.order_parameters(problem.uninformed(width, jax.random.key(0)))
+        risk[i], codes[i] = _risk_along(problem.P, first, ts, 1.0, noise, "full", rtol)
+    found = xr.Dataset({"risk": (("start", "time"), risk)}, {"start": list(starts), "time": ts})
+    found = found.merge(plateaus(found)).drop_vars("final_risk").assign(status=("start", codes))
+    return found.rename({name: f"{str(name).replace('_risk', '')}_start" for name in found.data_vars})
+
+
+def _risk_along(
+    P: Any, first: Any, ts: np.ndarray, g: float, noise: float, terms: str, rtol: float
+) -> tuple[np.ndarray, int]:
+    """Risk at the times `ts`, and how the run ended. A tenth of `rtol`: explicit steps err more than others."""
+    flow = OrderParameterFlow(P, gamma_over_p=g, noise=noise, terms=terms)
+    run = solve(flow, first, ts, rtol=rtol / 10, observe={"risk": flow.risk}, save_params=False, throw=False)
+    return np.asarray(run.observed["risk"]), int(run.code)
 
 
 def simulate(problem: TeacherStudent, weights: Any, g: float, ks: Any, seeds: int) -> tuple[np.ndarray, np.ndarray]:
