@@ -66,10 +66,10 @@ class LogDiagonalFlow(AbstractFlow):
     def params(self, state: LogDiagonalState) -> PyTree:
         return state.model
 
-    def controlled(self, state: LogDiagonalState) -> Float[Array, " in_size"]:
+    def controlled(self, state: LogDiagonalState) -> PyTree:
         return state.model.q
 
-    def sizes(self, watched: Float[Array, " in_size"]) -> Float[Array, " in_size"]:
+    def sizes(self, watched: PyTree) -> PyTree:
         return jnp.ones_like(watched)
 
     def loss(self, state: LogDiagonalState, frozen: PyTree) -> Float[Array, ""]:

@@ -108,13 +108,13 @@ class NeuronPolarFlow(AbstractFlow):
             return with_rows(state.direction, jnp.exp(rho)[:, None] * unit)
         return bare_polar(with_rows(state.direction, unit), rho, state.clock)
 
-    def controlled(self, state: NeuronPolarState) -> tuple[Array, PyTree]:
+    def controlled(self, state: NeuronPolarState) -> PyTree:
         return state.shift, state.direction
 
-    def sizes(self, watched: tuple[Array, PyTree]) -> tuple[Array, PyTree]:
+    def sizes(self, watched: PyTree) -> PyTree:
         return jnp.ones_like(watched[0]), watched[1]
 
-    def stride(self, before: tuple[Array, PyTree], after: tuple[Array, PyTree]) -> Scalar | None:
+    def stride(self, before: PyTree, after: PyTree) -> Scalar | None:
         return None if self.longest_step is None else jnp.max(jnp.abs(after[0] - before[0])) / self.longest_step
 
     def loss(self, state: NeuronPolarState, frozen: PyTree) -> Float[Array, ""]:

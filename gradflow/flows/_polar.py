@@ -120,13 +120,13 @@ class PolarFlow(AbstractFlow):
         found = _polar(state)
         return found if state.polar else found.ordinary()
 
-    def controlled(self, state: PolarState) -> tuple[Scalar, PyTree]:
+    def controlled(self, state: PolarState) -> PyTree:
         return state.shift, state.direction
 
-    def sizes(self, watched: tuple[Scalar, PyTree]) -> tuple[Scalar, PyTree]:
+    def sizes(self, watched: PyTree) -> PyTree:
         return jnp.ones_like(watched[0]), watched[1]
 
-    def stride(self, before: tuple[Scalar, PyTree], after: tuple[Scalar, PyTree]) -> Scalar | None:
+    def stride(self, before: PyTree, after: PyTree) -> Scalar | None:
         return None if self.longest_step is None else jnp.abs(after[0] - before[0]) / self.longest_step
 
     def loss(self, state: PolarState, frozen: PyTree) -> Float[Array, ""]:
