@@ -17,6 +17,8 @@ from gradflow._polar import Polar as Polar
 from gradflow._pursuit import Pursuit as Pursuit
 from gradflow._pursuit import alternating_flow as alternating_flow
 from gradflow._pursuit import neuron_pursuit as neuron_pursuit
+from gradflow._saddles import Saddle as Saddle
+from gradflow._saddles import find_saddles as find_saddles
 from gradflow._solution import Solution as Solution
 from gradflow._solution import SolveError as SolveError
 from gradflow._solution import SolveInterrupted as SolveInterrupted

@@ -54,7 +54,9 @@ def alternating_flow(
     Neurons are dormant at first. Dormant ones turn to the nearest maximum of their correlation `U_j` with what the
     active ones leave unexplained, and meanwhile accumulate `S_j = degree * int U_j dt`. The first whose `S_j` reaches
     `c_j` wakes up, and the active neurons then follow gradient flow to convergence, which takes no time on this scale;
-    those that shrink to nothing are dormant again. In degree 2, `c_j = -log_norm_j`; in degree `k > 2`,
+    those that shrink to nothing are dormant again. (They are taken to turn at once: a neuron that is to come back with
+    the other sign, as in `gradflow.theory.diagonal_saddles`, first has to shrink to the size of its start, and comes
+    back later than this says.) In degree 2, `c_j = -log_norm_j`; in degree `k > 2`,
     `c_j = (|w_j|^(2 - k) - 1) / (k - 2)`. It is the flow `NeuronPolarFlow` with the pulls frozen between two jumps, and
     directions that turn at once.
 
@@ -93,7 +95,7 @@ def alternating_flow(
     for _ in range(rounds):
         here = with_rows(model, jnp.asarray(weights, dtype))
         labels = problem.pulls(problem.predictions(here))
-        if float(jnp.linalg.norm(labels)) <= 1e-6 * float(jnp.linalg.norm(_labels(problem, model))):
+        if float(jnp.linalg.norm(labels)) <= 10 * tolerance * float(jnp.linalg.norm(_labels(problem, model))):
             ended = "fitted"
             break
         dormant = np.flatnonzero(~active)
@@ -101,7 +103,7 @@ def alternating_flow(
             ended = "nothing grows"
             break
         correlation = NeuralCorrelation(problem, degree, labels=labels)
-        turned, values = _turn(correlation, model, jnp.asarray(units, dtype))
+        turned, values = nearest_points(correlation, model, jnp.asarray(units, dtype))
         units[dormant] = turned[dormant]
         speed = degree * values
         floor = 1e-9 * float(jnp.linalg.norm(labels))
@@ -178,7 +180,7 @@ def neuron_pursuit(
     saddles, correlations, ended = [], [], "rounds"
     for index in range(rounds):
         labels = problem.pulls(problem.predictions(with_rows(neuron, jnp.asarray(weights, dtype))))
-        if float(jnp.linalg.norm(labels)) <= 1e-4 * start:
+        if float(jnp.linalg.norm(labels)) <= 10 * tolerance * start:
             ended = "fitted"
             break
         correlation = NeuralCorrelation(problem, labels=labels)
@@ -214,8 +216,10 @@ class _NeuronCorrelation(eqx.Module):
         return self.correlation(with_rows(self.model, rows))
 
 
-def _turn(correlation: NeuralCorrelation, model: PyTree, units: Array) -> tuple[np.ndarray, np.ndarray]:
-    """The direction of each neuron after its ascent, and the correlation there."""
+def nearest_points(
+    correlation: NeuralCorrelation, model: PyTree, units: Float[Array, "width size"]
+) -> tuple[Float[np.ndarray, "width size"], Float[np.ndarray, " width"]]:
+    """The KKT point to which each neuron of a network climbs from its direction, and the correlation there."""
     scale = jnp.linalg.norm(correlation.labels).astype(units.dtype)
     ends, values, *_ = ascend(_NeuronCorrelation(correlation, model), units, scale, correlation.degree, 400)
     return np.asarray(ends), np.asarray(values)

@@ -480,7 +480,7 @@ def bad(name):
     smooth = gf.models.TwoLayer(2, 2, activation=jnp.tanh, key=jax.random.key(0))
     zero = jax.tree_util.tree_map(jnp.zeros_like, model)
     return {
-        "biases": lambda: gf.solve(flow, gf.models.MLP(2, 4, depth=1, key=jax.random.key(0)), [1.0]),
+        "biases": lambda: gf.solve(flow, gf.models.MLP(2, 4, activation=jax.nn.relu, key=jax.random.key(0)), [1.0]),
         "tanh": lambda: gf.solve(flow, smooth, [1.0]),
         "degree": lambda: gf.solve(gf.PolarFlow(problem, 3), model, [1.0]),
         "zero": lambda: gf.solve(flow, zero, [1.0]),

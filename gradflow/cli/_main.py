@@ -1,4 +1,4 @@
-"""`gradflow small-init | compare | momentum | phase-diagram | plot | info`."""
+"""`gradflow small-init | vanishing-init | compare | momentum | phase-diagram | plot | info`."""
 
 import contextlib
 import pathlib
@@ -175,6 +175,51 @@ def phase_diagram(
     _report(studies.phase_diagram_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
 
 
+@app.command("vanishing-init")
+def vanishing_init(
+    quick: Quick = False,
+    data: Annotated[
+        str, typer.Option("--data", help="`circle`, `teacher`, `orthogonal`, or a name from `gradflow info`.")
+    ] = "digits",
+    path: Path = None,
+    samples: Samples = None,
+    classes: Annotated[
+        tuple[int, int] | None, typer.Option("--classes", help="Two classes to tell apart; all, without it.")
+    ] = (0, 1),
+    every_class: Annotated[bool, typer.Option("--all-classes", help="All classes, with one output each.")] = False,
+    out: Out = pathlib.Path("gradflow-out"),
+    fresh: Fresh = False,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Number of seeds; 3, or 1 with --quick.")] = None,
+) -> None:
+    """Escape from initial weights of norm 1e-4 down to 1e-300, beside what theory foretells without training.
+
+    ReLU networks in polar coordinates: escape times, the direction of every neuron, the saddles that follow. With
+    `--data circle`: gradient descent on squared-ReLU neurons beside its flow, in the settings of the source.
+    """
+    _enable_float64()
+    from gradflow import plot, studies
+    from gradflow.sweeps import check_writable, write_dataset
+
+    name = "circle" if data == "circle" else "vanishing-init"
+    name += "-quick" if quick else ""
+    store = out / f"{name}.zarr"
+    check_writable("out", store)
+    if data == "circle":
+        dataset = _load(data, None, samples if samples is not None else 50)
+        ds = studies.circle_illustration(dataset, **({"steps": 20_000, "width": 8} if quick else {}))
+        table = studies.circle_table(ds)
+    else:
+        dataset = _small_data(
+            data, path, 60 if quick and samples is None else samples, None if every_class else classes
+        )
+        few: dict[str, Any] = {"exponents": (4, 12, 300), "widths": (4,), "saves": 201, "rounds": 2} if quick else {}
+        few |= {"seeds": range((1 if quick else 3) if seeds is None else seeds)}
+        ds = studies.vanishing_init(dataset, **few, store=out / f"{name}-runs.zarr", resume=not fresh)
+        table = studies.vanishing_init_table(ds)
+    write_dataset(ds, store)
+    _report(table, store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+
+
 @app.command("plot")
 def plot_store(
     store: Annotated[pathlib.Path, typer.Argument(help="A zarr store that a study wrote.")],
@@ -214,6 +259,19 @@ def _load(name: str, path: str | None, samples: int | None, **options: Any) -> A
         return data.load(name, n=samples, **chosen)
     found = data.load(name, **chosen)
     return found if len(found) <= 500 else data.load(name, n=500, **chosen)
+
+
+def _small_data(name: str, path: str | None, samples: int | None, classes: tuple[int, int] | None) -> Any:
+    """Data for vanishing initialisation: images of two classes or of all, or made."""
+    from gradflow import data
+
+    if name == "teacher":
+        return data.gaussian_teacher(100 if samples is None else samples, 10, 3)
+    if name == "orthogonal":
+        count = 8 if samples is None else samples
+        return data.orthogonal_inputs(count, count)
+    kind = {"classes": classes, "labels": "pm1"} if classes is not None else {"labels": "onehot"}
+    return _load(name, path, samples, centre=True, unit_norm=True, **kind)
 
 
 def _say_what_is_there(store: pathlib.Path, fresh: bool) -> None:

@@ -5,6 +5,8 @@ from gradflow.models._deep_linear import DeepLinear as DeepLinear
 from gradflow.models._diagonal_linear import DiagonalLinear as DiagonalLinear
 from gradflow.models._log_diagonal import LogDiagonal as LogDiagonal
 from gradflow.models._mlp import MLP as MLP
+from gradflow.models._one_layer import OneLayer as OneLayer
+from gradflow.models._one_layer import squared_relu as squared_relu
 from gradflow.models._parametrisation import Parametrisation as Parametrisation
 from gradflow.models._parametrisation import mean_field as mean_field
 from gradflow.models._parametrisation import mup as mup

@@ -6,3 +6,5 @@ from gradflow.plot._momentum import momentum as momentum
 from gradflow.plot._phase_diagram import phase_diagram as phase_diagram
 from gradflow.plot._small_init import small_init as small_init
 from gradflow.plot._style import save as save
+from gradflow.plot._vanishing_init import circle as circle
+from gradflow.plot._vanishing_init import vanishing_init as vanishing_init

@@ -8,8 +8,16 @@ from gradflow.plot._compare import compare
 from gradflow.plot._momentum import momentum
 from gradflow.plot._phase_diagram import phase_diagram
 from gradflow.plot._small_init import small_init
+from gradflow.plot._vanishing_init import circle, vanishing_init
 
-FIGURES = {"small-init": small_init, "compare": compare, "momentum": momentum, "phase-diagram": phase_diagram}
+FIGURES = {
+    "small-init": small_init,
+    "vanishing-init": vanishing_init,
+    "circle": circle,
+    "compare": compare,
+    "momentum": momentum,
+    "phase-diagram": phase_diagram,
+}
 
 
 def draw(ds: xr.Dataset) -> Figure:

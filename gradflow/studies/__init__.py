@@ -12,3 +12,7 @@ from gradflow.studies._phase_diagram import phase_diagram_table as phase_diagram
 from gradflow.studies._phase_map import phase_map as phase_map
 from gradflow.studies._small_init import small_init as small_init
 from gradflow.studies._small_init import small_init_table as small_init_table
+from gradflow.studies._vanishing_init import circle_illustration as circle_illustration
+from gradflow.studies._vanishing_init import circle_table as circle_table
+from gradflow.studies._vanishing_init import vanishing_init as vanishing_init
+from gradflow.studies._vanishing_init import vanishing_init_table as vanishing_init_table

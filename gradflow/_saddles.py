@@ -1,0 +1,203 @@
+"""`find_saddles`: a finished run as a sequence of saddles, with the times of the jumps between them."""
+
+import itertools
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from gradflow import _checks
+from gradflow._polar import Polar
+from gradflow._record import seen
+from gradflow._solution import Solution
+from gradflow._tree import full_precision, join, method_of, split
+
+LARGEST = 600
+"""Parameters up to which the Hessian at a saddle is formed."""
+
+
+RESOLVED = 1e-9
+"""Distance from a saddle that its gradient tells apart from rounding."""
+
+
+class Saddle(eqx.Module):
+    """A stretch of a run in which the loss hardly moves.
+
+    - `entered`, `left`: times of the jumps on either side, where the loss falls fastest; the start and the end of the
+      run for the first and the last. `time`: of the least gradient in between, where everything else is measured.
+    - `loss`, `gradient`: there. `active`: neurons with more than a hundredth of the norm of the largest; -1 for
+      parameters without neurons, 0 for the saddle at zero.
+    - `index`: negative eigenvalues of the Hessian (-1 above 600 parameters), beyond a thousandth of the largest in
+      modulus. `rate`: minus the lowest eigenvalue, at which the run leaves; in a homogeneous network of degree 2 it is
+      twice the residual correlation, `correlation = rate / 2`.
+    - `predicted`: time of the next jump, `t + ln(1/a) / rate`, with `a` the distance along the direction that grows at
+      time `t`: the first at which it exceeds rounding, 1e-9, or the start of a `Polar` run. It is right to `O(1 / rate)`.
+    """
+
+    entered: float
+    left: float
+    time: float
+    loss: float
+    gradient: float
+    active: int
+    index: int
+    rate: float
+    predicted: float
+
+    @property
+    def correlation(self) -> float:
+        """The residual correlation of the feature that grows next, in a network of degree 2."""
+        return self.rate / 2
+
+
+def find_saddles(sol: Solution, problem: Any, *, drop: float = 0.01) -> list[Saddle]:
+    """The saddles that a run visited, its start and its end included.
+
+    Jumps are local maxima of the rate at which the loss falls, `|grad L|^2`; two of them count as one if the loss falls
+    by less than `drop` of its first value between the minima about them. Times are those of the saved rows, refined by
+    a parabola: save densely.
+
+    **Arguments**: `sol`: a finished run with its parameters saved, of any flow or rule. `problem`: the loss. `drop`.
+
+    **Raises** `ValueError` for runs without parameters, and for fewer than five rows.
+
+    >>> import gradflow as gf, numpy as np
+    >>> problem = gf.EmpiricalRisk(np.eye(2), np.array([2.0, 1.0]), gf.losses.square, reduction="sum")
+    >>> start = gf.models.LogDiagonal(2, log_scale=-50.0)
+    >>> sol = gf.solve(gf.LogDiagonalFlow(problem), start, np.linspace(0, 80, 801))
+    >>> [(round(s.entered), round(s.loss, 3), s.index) for s in gf.find_saddles(sol, problem)]
+    [(0, 2.5, 2), (25, 0.5, 1), (50, 0.0, 0)]
+    """
+    if sol.params is None:
+        raise _checks.fail("sol", "hold the parameters", "one without", "Solve with save_params=True.")
+    _checks.check_positive("drop", drop)
+    rows = int(sol.saved)
+    if rows < 5:
+        raise _checks.fail("sol", "have at least five rows", f"one of {rows}", "Save more densely.")
+    ts = np.asarray(sol.ts)[:rows]
+    flowing, rest = eqx.partition(
+        sol.params, lambda leaf: eqx.is_inexact_array(leaf) and leaf.shape[:1] == sol.ts.shape
+    )
+    flowing = jax.tree_util.tree_map(lambda leaf: leaf[:rows], flowing)
+    losses, forces = (np.asarray(part, float) for part in _along(problem, flowing, rest))
+    with np.errstate(divide="ignore"):
+        log_force = np.where(forces > 0, np.log(np.maximum(forces, 1e-300)), -690.0)
+    peaks = _peaks(log_force, losses, drop)
+    edges = [0, *peaks, rows - 1]
+    found = []
+    for k in range(len(edges) - 1):
+        low, high = edges[k], edges[k + 1]
+        if k == 0:
+            at = 0
+        elif k == len(edges) - 2:
+            at = high
+        else:
+            at = low + int(np.argmin(log_force[low : high + 1]))
+        entered = ts[0] if k == 0 else _refined(ts, log_force, low)
+        left = ts[-1] if k == len(edges) - 2 else _refined(ts, log_force, high)
+        params = join(jax.tree_util.tree_map(lambda leaf, at=at: leaf[at], flowing), rest)
+        index, rate, away = _unstable(problem, seen(problem, params))
+        foretold = at
+        if index > 0 and not (k == 0 and isinstance(params, Polar)):
+            # Rounding hides how far the state is along the growing direction until the gradient shows it.
+            while foretold < high - 1 and log_force[foretold] < 2 * math.log(RESOLVED * rate):
+                foretold += 1
+            params = join(jax.tree_util.tree_map(lambda leaf, at=foretold: leaf[at], flowing), rest)
+            away = _unstable(problem, seen(problem, params))[2]
+        log_away = float(jnp.max(params.log_norm)) if k == 0 and isinstance(params, Polar) else _log(away)
+        wait = -log_away / rate if rate > 0 and log_away < 0 else math.inf
+        force = float(np.exp(log_force[at] / 2))
+        active = _active(seen(problem, params))
+        whole = (float(entered), float(left), float(ts[at]), float(losses[at]), force, active, index, rate)
+        found.append(Saddle(*whole, float(ts[foretold]) + wait))
+    return found
+
+
+@eqx.filter_jit
+@full_precision
+def _along(problem: Any, flowing: PyTree, rest: PyTree) -> tuple[Array, Array]:
+    """Loss and squared gradient of all rows."""
+
+    def one(row: PyTree) -> tuple[Array, Array]:
+        trainable, frozen = split(seen(problem, join(row, rest)))
+        loss, gradient = jax.value_and_grad(lambda p: problem(join(p, frozen)))(trainable)
+        return loss, sum(jnp.sum(leaf**2) for leaf in jax.tree_util.tree_leaves(gradient))  # pyright: ignore[reportReturnType]
+
+    return jax.lax.map(one, flowing, batch_size=64)
+
+
+def _peaks(force: np.ndarray, losses: np.ndarray, drop: float) -> list[int]:
+    """Rows of the jumps: local maxima, merged until the loss falls by enough across each."""
+    inside = np.flatnonzero((force[1:-1] >= force[:-2]) & (force[1:-1] > force[2:])) + 1
+    peaks = [int(p) for p in inside]
+    while peaks:
+        edges = [0, *peaks, len(force) - 1]
+        valleys = [a + int(np.argmin(force[a : b + 1])) for a, b in itertools.pairwise(edges)]
+        valleys[0], valleys[-1] = 0, len(force) - 1
+        falls = [losses[a] - losses[b] for a, b in itertools.pairwise(valleys)]
+        sides = zip(peaks, itertools.pairwise(valleys), strict=True)
+        depth = [force[p] - max(force[a], force[b]) for p, (a, b) in sides]
+        # A jump is a fall of the loss with a rest on either side.
+        poor = [i for i in range(len(peaks)) if falls[i] < drop * abs(losses[0]) or depth[i] < 1.0]
+        if not poor:
+            break
+        peaks.pop(min(poor, key=lambda i: (depth[i], falls[i])))
+    return peaks
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else -math.inf
+
+
+def _refined(ts: np.ndarray, values: np.ndarray, row: int) -> float:
+    """Where the parabola through three rows is highest."""
+    if not 0 < row < len(ts) - 1:
+        return float(ts[row])
+    a, b, _ = np.polyfit(ts[row - 1 : row + 2] - ts[row], values[row - 1 : row + 2], 2)
+    shift = -b / (2 * a) if a < 0 else 0.0
+    return float(ts[row] + np.clip(shift, ts[row - 1] - ts[row], ts[row + 1] - ts[row]))
+
+
+def _unstable(problem: Any, params: PyTree) -> tuple[int, float, float]:
+    """Negative eigenvalues, minus the lowest one, and the share of the state along its direction."""
+    trainable, frozen = split(params)
+    flat, _ = jax.flatten_util.ravel_pytree(trainable)
+    if flat.size > LARGEST:
+        return -1, math.nan, math.nan
+    gradient, matrix = (np.asarray(part, float) for part in _second(problem, trainable, frozen))
+    if not np.all(np.isfinite(matrix)):
+        return -1, math.nan, math.nan
+    values, vectors = np.linalg.eigh(matrix)
+    index = int(np.sum(values < -1e-3 * np.max(np.abs(values), initial=1e-300)))
+    if index == 0:
+        return 0, 0.0, 0.0
+    rate = float(-values[0])
+    same = values < values[0] * (1 - 1e-6)
+    # The gradient along a direction of eigenvalue -rate is -rate times how far the state has gone along it.
+    away = float(np.linalg.norm(vectors[:, same].T @ gradient)) / rate
+    return index, rate, away
+
+
+@eqx.filter_jit
+@full_precision
+def _second(problem: Any, trainable: PyTree, frozen: PyTree) -> tuple[Array, Array]:
+    flat, unflatten = jax.flatten_util.ravel_pytree(trainable)
+
+    def value(v: Array) -> Array:
+        return problem(join(unflatten(v), frozen))
+
+    return jax.grad(value)(flat), jax.hessian(value)(flat)
+
+
+def _active(params: PyTree) -> int:
+    """Neurons that are not small beside the largest, which has to be of size at least a hundredth itself."""
+    known = method_of(params, "neuron_weights")
+    if known is None:
+        return -1
+    norms = np.linalg.norm(np.asarray(known(), float), axis=1)
+    return int(np.sum(norms > 0.01 * max(float(np.max(norms)), 1.0)))

@@ -1,0 +1,344 @@
+"""Initialisation down to sizes that no float holds: predicted and measured escapes, directions, and saddles."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+
+from gradflow import _checks
+from gradflow._iterate import iterate
+from gradflow._polar import Polar, neuron_rows, unit_rows, with_rows
+from gradflow._pursuit import alternating_flow, nearest_points
+from gradflow._solve import solve
+from gradflow._until import Until
+from gradflow.flows import GradientFlow, NeuronPolarFlow, PolarFlow
+from gradflow.models import OneLayer, Smoothed, TwoLayer
+from gradflow.observables import KKTResidual, LogNorm, Loss, NeuronAngles, ParameterNorm
+from gradflow.problems import EmpiricalRisk, NeuralCorrelation, losses
+from gradflow.rules import GradientDescent
+from gradflow.solvers import Tsit5
+from gradflow.sweeps import sweep
+
+ESCAPED = 1e-2
+"""Norm of the weights at which a network counts as escaped: the loss takes part in a ten-thousandth of the rate."""
+
+
+def vanishing_init(
+    dataset: Any,
+    *,
+    exponents: Sequence[float] = (4, 10, 30, 100, 300),
+    widths: Sequence[int] = (4, 16),
+    seeds: Sequence[int] = (0, 1, 2),
+    smoothing: float = 0.01,
+    rtol: float = 1e-4,
+    saves: int = 401,
+    rounds: int = 6,
+    store: Any = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Two-layer ReLU networks from weights of norm `10^-exponent`, in polar coordinates, beside what theory foretells.
+
+    Before any training, every neuron is followed up the neural correlation function to the KKT point of its basin, of
+    value `N_j`. The best of them, `N`, foretells the slope `1 / (2 N)` of the escape time against `ln(1/delta)`, and
+    all of them the direction in which each neuron will point. Alternating gradient flow foretells the later saddles.
+
+    **Arguments**
+
+    - `dataset`: inputs `(n, d)`, targets `(n,)` or one-hot `(n, k)`; square loss, mean over samples.
+    - `exponents`: decimal, positive, of the norms `delta`; `widths`, `seeds`.
+    - `smoothing`: of ReLU, homogeneous, see `gradflow.models.Smoothed`. `rtol`: of all runs.
+    - `saves`: save times of the full runs, at the exponent nearest to 12. `rounds`: of alternating gradient flow.
+    - `store`, `resume`, `progress`: as for `sweep`; the store holds the escape times.
+
+    **Returns** an `xarray.Dataset`: over `(width, seed, exponent)`: `escape_time` (the norm reaches 1e-2) and its
+    leading-order prediction `predicted_time`, `residual` (relative KKT residual there), `angle` (largest over
+    neurons that carry a tenth of the norm, between each and the direction foretold), `cartesian_time` (plain
+    coordinates with the tolerances 1e-3 and 1e-6 that are common defaults, down to 1e-12); over `(width, seed)`:
+    `correlation`, `slope` between the two smallest starts, `predicted_slope`, `aligned`, `collapsed` (neurons that
+    have grown and turned within .1 of their direction by the escape of the full run; those that have shrunk); over
+    `(width, seed, time)`: `risk`, and by neuron `neuron_angle`; and for the first width and seed `saddle_time`,
+    `saddle_loss` of alternating gradient flow.
+
+    **Raises** `ValueError` for targets of another shape, exponents that are not positive, and what `sweep` refuses.
+
+    >>> import gradflow as gf
+    >>> data = gf.data.orthogonal_inputs(4, 4, y=[1.0, 2.0, -1.0, 0.5])
+    >>> few = {"exponents": [30, 300], "widths": [2], "seeds": [0], "saves": 41, "rounds": 1}
+    >>> ds = gf.studies.vanishing_init(data, **few, progress=False)
+    >>> bool(abs(ds.slope / ds.predicted_slope - 1).max() < 1e-3)
+    True
+    """
+    x, y = (np.asarray(part) for part in dataset)
+    if y.ndim not in (1, 2) or y.dtype.kind != "f":
+        advice = 'Load it with labels="pm1" or labels="onehot".'
+        raise _checks.fail("dataset", "have targets of floats, (n,) or (n, k)", f"{y.dtype} of shape {y.shape}", advice)
+    logs = {float(e): -float(e) * np.log(10) for e in exponents}
+    _checks.check_positive("exponents", np.asarray(list(logs), float), "10^-exponent is the norm at the start.")
+    problem = EmpiricalRisk(x, y, losses.square, predict=Smoothed(smoothing))
+    flow, correlation = PolarFlow(problem), NeuralCorrelation(problem)
+    outputs = None if y.ndim == 1 else y.shape[1]
+
+    def model(width: int, seed: int) -> TwoLayer:
+        return TwoLayer(x.shape[1], int(width), outputs, key=jax.random.key(int(seed)))
+
+    def build(width: int, seed: int, exponent: float) -> tuple[PolarFlow, Polar]:
+        return flow, Polar(model(width, seed), logs[float(exponent)])
+
+    axes = {"width": list(widths), "seed": list(seeds), "exponent": list(logs)}
+    options = {"rtol": rtol, "solver": Tsit5(), "progress": progress}
+    horizon = 1e6
+    times = sweep(
+        build,
+        axes,
+        [horizon],
+        until=Until(LogNorm(), above=float(np.log(ESCAPED))),
+        save_params=False,
+        store=store,
+        resume=resume,
+        max_steps=1_000_000,
+        **options,
+    )
+    cells = [(i, j) for i in range(len(widths)) for j in range(len(seeds))]
+    shape = (len(widths), len(seeds), len(logs))
+    members = {(i, j): _Member(problem, correlation, model(widths[i], seeds[j])) for i, j in cells}
+    predicted, correlations = np.full(shape, np.nan), np.full(shape[:2], np.nan)
+    for (i, j), member in members.items():
+        correlations[i, j] = np.max(member.values)
+        predicted[i, j] = [member.leading_order(log) for log in logs.values()]
+    found = xr.Dataset(
+        {
+            "escape_time": (tuple(axes), np.where(times.status == 1, times.t_final, np.nan)),
+            "predicted_time": (tuple(axes), predicted),
+            "gradient_evaluations": (tuple(axes), times.gradient_evaluations.values),
+            "status": (tuple(axes), times.status.values, times.status.attrs),
+            "correlation": (("width", "seed"), correlations),
+            "predicted_slope": (("width", "seed"), 1 / (2 * correlations)),
+        },
+        {name: list(values) for name, values in axes.items()},
+    )
+    order = np.argsort(list(logs))[-2:]
+    if len(logs) > 1:
+        steps = -np.diff([list(logs.values())[k] for k in order])
+        found["slope"] = (("width", "seed"), np.diff(found.escape_time.values[:, :, order])[..., 0] / steps[0])
+    found["cartesian_time"] = (tuple(axes), _cartesian(problem, model, axes, logs, horizon))
+    found = found.merge(_full_runs(problem, model, axes, logs, members, found, saves, rtol))
+    found = found.merge(_limit(problem, model(widths[0], seeds[0]), float(found.attrs.get("log", found.log)), rounds))
+    about = {"study": "vanishing-init", "data": str(getattr(dataset, "name", "unnamed")), "smoothing": smoothing}
+    return found.assign_attrs({**times.attrs, **about})
+
+
+class _Member:
+    """What is foretold for one network: the direction and the correlation of the basin that each neuron starts in."""
+
+    def __init__(self, problem: EmpiricalRisk, correlation: NeuralCorrelation, model: TwoLayer):
+        rows, sizes = unit_rows(neuron_rows(model))
+        self.directions, self.values = nearest_points(correlation, model, rows)
+        self.logs = np.log(np.asarray(sizes) / np.linalg.norm(np.asarray(neuron_rows(model))))
+
+    def leading_order(self, log_norm: float) -> float:
+        """When the first neuron reaches the norm of the escape, if it grew at its final rate from the start."""
+        rates = 2 * np.where(self.values > 0, self.values, np.nan)
+        return float(np.nanmin((np.log(ESCAPED) - log_norm - self.logs) / rates))
+
+
+def _cartesian(problem: EmpiricalRisk, model: Any, axes: dict[str, list[Any]], logs: Any, horizon: float) -> np.ndarray:
+    """Escape times with tolerances fixed in advance, of the first width and seed, where floats allow it."""
+    times = np.full(tuple(len(values) for values in axes.values()), np.nan)
+    until = Until(ParameterNorm(), above=ESCAPED)
+    for k, log in enumerate(logs.values()):
+        if log < -12.1 * np.log(10):
+            continue
+        start = Polar(model(axes["width"][0], axes["seed"][0]), log).ordinary()
+        options = {"rtol": 1e-3, "atol": 1e-6, "solver": Tsit5(), "throw": False, "save_params": False}
+        sol = solve(GradientFlow(problem), start, [horizon], until=until, **options)
+        times[0, 0, k] = float(sol.t_final) if sol.status == "stopped" else np.nan
+    return times
+
+
+def _full_runs(
+    problem: EmpiricalRisk, model: Any, axes: Any, logs: Any, members: Any, found: xr.Dataset, saves: int, rtol: float
+) -> xr.Dataset:
+    """Runs well past the escape, with every neuron in its own coordinates."""
+    chosen = min(logs, key=lambda e: abs(e - 12))
+    log, at = logs[chosen], list(logs).index(chosen)
+    width = max(axes["width"])
+    shape = (len(axes["width"]), len(axes["seed"]))
+    longest = 2.5 * float(np.nanmax(found.escape_time.values[:, :, at]))
+    ts = np.linspace(0, longest, saves)
+    risk, angles = np.full((*shape, saves), np.nan), np.full((*shape, saves, width), np.nan)
+    residual, worst = np.full(shape, np.nan), np.full(shape, np.nan)
+    aligned, collapsed = np.zeros(shape, int), np.zeros(shape, int)
+    for (i, j), member in members.items():
+        start = Polar.of(Polar(model(axes["width"][i], axes["seed"][j]), log).ordinary(), neurons=True)
+        observe = {"risk": Loss(problem), "residual": KKTResidual(problem), "logs": LogNorm()}
+        flow = NeuronPolarFlow(problem)
+        sol = solve(flow, start, ts, observe=observe, rtol=rtol, solver=Tsit5(), throw=False, max_steps=300_000)
+        directions = np.asarray(jax.vmap(neuron_rows)(_history(sol.params)))
+        cosines = np.clip(np.einsum("tjk,jk->tj", directions, member.directions), -1, 1)
+        angle = np.arccos(cosines)
+        angles[i, j, :, : angle.shape[1]] = angle
+        risk[i, j] = sol.observed["risk"]
+        escape = found.escape_time.values[i, j, at]
+        row = min(int(np.searchsorted(ts, escape)), saves - 1)
+        norms = np.asarray(sol.observed["logs"])
+        residual[i, j] = float(sol.observed["residual"][row])
+        carrying = norms[row] > np.max(norms[row]) - np.log(10)
+        worst[i, j] = np.max(angle[row][carrying]) if carrying.any() else np.nan
+        grown = norms[row] > norms[0]
+        aligned[i, j], collapsed[i, j] = int(np.sum(grown & (angle[row] < 0.1))), int(np.sum(~grown))
+    dims = ("width", "seed")
+    return xr.Dataset(
+        {
+            "risk": ((*dims, "time"), risk),
+            "neuron_angle": ((*dims, "time", "neuron"), angles),
+            "residual": (dims, residual),
+            "angle": (dims, worst),
+            "aligned": (dims, aligned),
+            "collapsed": (dims, collapsed),
+            "log": log,
+        },
+        {"time": ts},
+    )
+
+
+def _history(params: Any) -> Any:
+    """Directions at all save times."""
+    return params.direction
+
+
+def _limit(problem: EmpiricalRisk, model: TwoLayer, log: float, rounds: int) -> xr.Dataset:
+    """Saddles foretold by alternating gradient flow, for one network."""
+    rows, sizes = unit_rows(neuron_rows(model))
+    logs = log + np.log(np.asarray(sizes) / np.linalg.norm(np.asarray(neuron_rows(model))))
+    limit = alternating_flow(
+        problem, with_rows(model, rows), logs, rounds=rounds, tolerance=1e-3, horizon=1e4, rtol=1e-4
+    )
+    return xr.Dataset({"saddle_time": ("saddle", limit.times), "saddle_loss": ("saddle", limit.losses)})
+
+
+def circle_illustration(
+    dataset: Any,
+    *,
+    width: int = 20,
+    scale: float = 1e-5,
+    learning_rate: float = 5e-5,
+    steps: int = 50_000,
+    seed: int = 0,
+    saves: int = 251,
+    rtol: float = 1e-6,
+) -> xr.Dataset:
+    """Squared-ReLU neurons on the circle: gradient descent in the settings of the source, its flow beside it.
+
+    `H(x; w) = sum_j max(0, w_j . x)^2`, 50 unit inputs, labels `5 max(0, x_1)^2 + 4 max(0, x_2)^2`, square loss summed
+    over samples, learning rate 5e-5 for 50,000 iterations, Gaussian weights of standard deviation 1e-5. The norm stays
+    tiny while the angles of the neurons converge to those of KKT points; then the loss falls. The width is not stated
+    there.
+
+    **Arguments**: `dataset`: inputs in the plane, such as `gradflow.data.circle()`. `width`, `scale`, `learning_rate`,
+    `steps`, `seed`: of network and descent. `saves`: about as many rows. `rtol`: of the flow.
+
+    **Returns** an `xarray.Dataset` over `(method, time)`: `risk`, `norm`, and by neuron `polar_angle`, with methods
+    `"descent"` and `"flow"`; and `kkt_angle`, the angles of the KKT points of one neuron.
+
+    **Raises** `ValueError` for inputs that do not lie in the plane.
+
+    Source: A. Kumar and J. Haupt (2024), arXiv 2402.09226, Figure 1.
+
+    >>> import gradflow as gf
+    >>> ds = gf.studies.circle_illustration(gf.data.circle(20), width=4, steps=2000, saves=21)
+    >>> dict(ds.polar_angle.sizes)
+    {'method': 2, 'time': 21, 'neuron': 4}
+    """
+    x, y = (np.asarray(part) for part in dataset)
+    if x.shape[1:] != (2,) or y.ndim != 1:
+        raise _checks.fail("dataset", "have inputs in the plane and one target each", f"of shape {x.shape}, {y.shape}")
+    problem = EmpiricalRisk(x, y, losses.square, reduction="sum")
+    model = OneLayer(2, width, init_scale=scale, key=jax.random.key(seed))
+    every = max(1, steps // (saves - 1))
+    observe = {"risk": Loss(problem), "norm": ParameterNorm(), "polar_angle": NeuronAngles()}
+    descent = iterate(GradientDescent(problem, learning_rate), model, steps, observe=observe, save_every=every)
+    flow = solve(NeuronPolarFlow(problem), model, descent.ts, observe=observe, rtol=rtol)
+    correlation = NeuralCorrelation(problem)
+    ends, values = nearest_points(correlation, model, unit_rows(neuron_rows(model))[0])
+    angles = np.unique(np.round(np.arctan2(ends[:, 1], ends[:, 0])[values > 0], 6))
+    data = {
+        name: (
+            ("method", "time", *(["neuron"] if name == "polar_angle" else [])),
+            np.stack([np.asarray(run.observed[name]) for run in (descent, flow)]),
+        )
+        for name in observe
+    }
+    about = {"study": "circle", "width": width, "scale": scale, "learning_rate": learning_rate}
+    coordinates = {"method": ["descent", "flow"], "time": np.asarray(descent.ts), "kkt": np.arange(angles.size)}
+    return xr.Dataset(data | {"kkt_angle": ("kkt", angles)}, coordinates, about)
+
+
+def vanishing_init_table(ds: xr.Dataset) -> str:
+    """What `vanishing_init` found, as text: one line per network and start.
+
+    >>> import gradflow as gf
+    >>> data = gf.data.orthogonal_inputs(4, 4, y=[1.0, 2.0, -1.0, 0.5])
+    >>> few = {"exponents": [30], "widths": [2], "seeds": [0], "saves": 41, "rounds": 1}
+    >>> print(gf.studies.vanishing_init_table(gf.studies.vanishing_init(data, **few, progress=False)).splitlines()[0])
+    data: orthogonal-inputs; ReLU smoothed over 0.01
+    """
+    lines = [f"data: {ds.attrs['data']}; ReLU smoothed over {ds.attrs['smoothing']:g}"]
+    lines.append(f"{'width':>6} {'seed':>5} {'scale':>8} {'escape':>10} {'foretold':>10} {'gradients':>10}")
+    for width in ds.width.values:
+        for seed in ds.seed.values:
+            for exponent in ds.exponent.values:
+                row = ds.sel(width=width, seed=seed, exponent=exponent)
+                lines.append(
+                    f"{width:6d} {seed:5d} {f'1e-{exponent:g}':>8} {float(row.escape_time):10.3f}"
+                    f" {float(row.predicted_time):10.3f} {int(row.gradient_evaluations):10d}"
+                )
+    if "slope" in ds:
+        off = np.abs(ds.slope / ds.predicted_slope - 1).values
+        lines.append(f"slope of the escape time against the predicted 1/(2 N): off by {np.nanmax(off):.1e} at most")
+    off = np.abs(ds.cartesian_time / ds.escape_time - 1).values
+    if np.isfinite(off).any():
+        lines.append(
+            f"plain coordinates at rtol 1e-3, atol 1e-6: escape time off by up to {100 * np.nanmax(off):.0f} %"
+        )
+    exponent = -float(ds.log) / np.log(10)
+    lines.append(
+        f"at the escape from 1e-{exponent:g}: {int(ds.aligned.sum())} neurons have grown and point where foretold,"
+        f" {int(ds.collapsed.sum())} have shrunk, of {int(np.sum(ds.width.values)) * ds.sizes['seed']};"
+        f" relative KKT residual {float(ds.residual.min()):.1e} to {float(ds.residual.max()):.1e}"
+    )
+    saddles = ", ".join(
+        f"{t:.1f} (loss {v:.3g})" for t, v in zip(ds.saddle_time.values, ds.saddle_loss.values, strict=True)
+    )
+    lines.append(f"saddles foretold by alternating gradient flow, from 1e-{exponent:g}, first network: {saddles}")
+    lines.append("escape: |w| = 1e-2. foretold: to leading order in ln(1/scale); what alignment takes comes on top")
+    return "\n".join(lines)
+
+
+def circle_table(ds: xr.Dataset) -> str:
+    """What `circle_illustration` found, as text.
+
+    >>> import gradflow as gf
+    >>> ds = gf.studies.circle_illustration(gf.data.circle(20), width=4, steps=2000, saves=21)
+    >>> "KKT points" in gf.studies.circle_table(ds)
+    True
+    """
+    risk = ds.risk.values
+    kkt = np.rad2deg(ds.kkt_angle.values)
+    small = np.flatnonzero(ds.norm.sel(method="flow").values < ESCAPED)
+    row = int(small[-1]) if small.size else 0
+    angle = ds.polar_angle.sel(method="flow").values[row]
+    nearest = np.min(np.abs(np.angle(np.exp(1j * (angle[:, None] - ds.kkt_angle.values)))), axis=1)
+    gap = float(np.max(np.abs(risk[0] - risk[1])) / risk[1, 0])
+    return "\n".join(
+        [
+            f"width {ds.attrs['width']}, scale {ds.attrs['scale']:g}, learning rate {ds.attrs['learning_rate']:g}",
+            f"KKT points of one neuron at {', '.join(f'{a:.1f}' for a in kkt)} degrees",
+            f"at |w| = {float(ds.norm.sel(method='flow')[row]):.1e}, t = {float(ds.time[row]):.3f}: "
+            f"{int(np.sum(nearest < 0.05))} of {angle.size} neurons within .05 of one of them",
+            f"loss {risk[1, 0]:.4g} -> {risk[1, -1]:.4g} along the flow, {risk[0, -1]:.4g} by descent",
+            f"gap between the two loss curves: {gap:.1e} of the first loss at most",
+        ]
+    )
