@@ -120,13 +120,26 @@ def cases(key):
         "DiagonalLinear": gf.models.DiagonalLinear(64),
         "Parametrisation": gf.models.ntk,
         "Smoothed": gf.models.Smoothed(0.01),
+        "SignedTwoLayer": gf.models.SignedTwoLayer(64, 4, key=key),
         "GradientFlow": gf.GradientFlow(problem),
+        "HeavyBallFlow": gf.HeavyBallFlow(problem, 0.1, 0.1),
+        "LinearisedFlow": gf.LinearisedFlow(problem, model),
+        "ModifiedFlow": gf.ModifiedFlow(problem, 0.1),
+        "MomentumFlow": gf.MomentumFlow(problem, 0.1, 0.9),
+        "NesterovConvexFlow": gf.NesterovConvexFlow(problem, 0.1),
+        "NesterovFlow": gf.NesterovFlow(problem, 0.1, 0.1),
+        "PrincipalFlow": gf.PrincipalFlow(problem, 0.1),
+        "SecondOrderFlow": gf.SecondOrderFlow(problem, 0.1),
         "GradientDescent": gf.GradientDescent(problem, 0.1),
+        "HeavyBall": gf.HeavyBall(problem, 0.1, mu=0.1),
+        "Nesterov": gf.Nesterov(problem, 0.1),
         "OptaxRule": gf.OptaxRule(problem, __import__("optax").sgd, 0.1),
         "Loss": gf.observables.Loss(problem),
         "Accuracy": gf.observables.Accuracy(problem),
         "GradientNorm": gf.observables.GradientNorm(problem),
         "ParameterNorm": gf.observables.ParameterNorm(),
+        "Lyapunov": gf.observables.Lyapunov(model),
+        "NeuronMovement": gf.observables.NeuronMovement(model),
         "NeuronNorms": gf.observables.NeuronNorms(),
         "NeuronAngles": gf.observables.NeuronAngles(ones(64)),
         "HessianEigenvalues": gf.observables.HessianEigenvalues(problem, 2),
@@ -160,7 +173,7 @@ def test_every_public_class_has_a_case_and_passes_through_jax(key):
         leaves, structure = jax.tree_util.tree_flatten(value)
         again = jax.tree_util.tree_unflatten(structure, leaves)
         assert eqx.tree_equal(value, again) is not False
-        if name in vars(gf.observables):
+        if name in vars(gf.observables) and not hasattr(value, "of_state"):
             found = eqx.filter_jit(lambda observable, params: observable(params))(value, model)
             assert found.shape == value(model).shape
 
@@ -171,7 +184,8 @@ def test_every_public_class_documents_itself():
         assert len(text) > 60, name
         if name not in ("Solution", "Extrapolated", "Parametrisation", "Attempt", "Field"):
             assert ">>>" in text, f"{name} has no example"
-    for name in ("GradientFlow", "GradientDescent", "OptaxRule"):
+    rooms = vars(gf.flows) | vars(gf.rules)
+    for name in [name for name in public_classes() if name in rooms]:
         assert "**Time unit**" in inspect.getdoc(public_classes()[name])
 
 

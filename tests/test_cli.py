@@ -37,7 +37,7 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("out") / "deep"
 
 
-COMMANDS = ["small-init", "compare", "plot", "info"]
+COMMANDS = ["small-init", "compare", "momentum", "plot", "info"]
 
 
 def test_help_lists_every_command(gradflow):
@@ -54,7 +54,8 @@ def test_help_lists_every_command(gradflow):
             "small-init",
             ["--quick", "--data", "--path", "--samples", "--classes", "--out", "--fresh", "--rtol", "--seeds"],
         ),
-        ("compare", ["--quick", "--data", "--path", "--samples", "--width", "--depth", "--horizon", "--out"]),
+        ("compare", ["--quick", "--data", "--path", "--samples", "--rule", "--width", "--depth", "--horizon", "--out"]),
+        ("momentum", ["--quick", "--data", "--path", "--samples", "--classes", "--steps", "--out"]),
         ("plot", ["--out", "STORE"]),
         ("info", ["STORE"]),
     ],
@@ -184,18 +185,19 @@ def one_line(err):
     return lines[0]
 
 
-@pytest.mark.parametrize("command", ["small-init", "compare"])
+@pytest.mark.parametrize("command", ["small-init", "compare", "momentum"])
 def test_unknown_data_set(gradflow, command, tmp_path):
     code, said, err = gradflow(command, "--quick", "--data", "imagenet", "--out", tmp_path / "o")
     assert (code, said) == (2, "")
     assert re.match(r"gradflow: Argument `name` must be one of 'digits', .*, but is 'imagenet'", one_line(err))
 
 
-@pytest.mark.parametrize("command", ["small-init", "compare"])
+@pytest.mark.parametrize("command", ["small-init", "compare", "momentum"])
 def test_unwritable_folder(gradflow, command, tmp_path, monkeypatch):
     """Refused before anything runs."""
     monkeypatch.setattr(gf.studies, "small_init", interrupt)
     monkeypatch.setattr(gf.studies, "discrete_gap", interrupt)
+    monkeypatch.setattr(gf.studies, "momentum", interrupt)
     (tmp_path / "file").write_text("")
     code, said, err = gradflow(command, "--quick", "--out", tmp_path / "file" / "o")
     assert (code, said) == (2, "")
@@ -211,6 +213,7 @@ MISTAKES = [
     (["small-init", "--quick", "--samples", "0"], "`n` must be"),
     (["compare", "--quick", "--samples", "0"], "`n` must be"),
     (["compare", "--quick", "--horizon", "-1"], "`horizon` must be positive, but is -1"),
+    (["compare", "--quick", "--rule", "adam"], "`rule` must be one of 'gradient-descent', 'heavy-ball', 'nesterov'"),
     (["compare", "--quick", "--width", "0"], "`width` must be an integer of at least 1, but is 0"),
     (
         ["plot", "nowhere.zarr"],

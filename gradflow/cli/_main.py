@@ -93,6 +93,9 @@ def compare(
     data: Data = "digits",
     path: Path = None,
     samples: Samples = None,
+    rule: Annotated[
+        str, typer.Option("--rule", help="gradient-descent, heavy-ball or nesterov, the latter with momentum 0.9.")
+    ] = "gradient-descent",
     width: Annotated[int, typer.Option("--width", help="Width of the hidden layers.")] = 64,
     depth: Annotated[int, typer.Option("--depth", help="Number of hidden layers.")] = 2,
     horizon: Annotated[
@@ -100,19 +103,19 @@ def compare(
     ] = None,
     out: Out = pathlib.Path("gradflow-out"),
 ) -> None:
-    """Gradient descent against gradient flow: the gap over learning rates, its order, and what accuracy costs."""
+    """A discrete rule against its flows: the gap over learning rates, its order, and what accuracy costs."""
     _enable_float64()
     from gradflow import plot, studies
     from gradflow.sweeps import check_writable, write_dataset
 
     dataset = _load(data, path, 100 if quick and samples is None else samples, centre=True, labels="onehot")
-    name = "compare-quick" if quick else "compare"
+    name = "compare" + ("" if rule == "gradient-descent" else f"-{rule}") + ("-quick" if quick else "")
     check_writable("out", out / f"{name}.zarr")
     if quick:
         size = {"width": min(width, 16), "depth": 1, "rates": 4, "horizon": 10.0 if horizon is None else horizon}
     else:
         size = {"width": width, "depth": depth, "rates": 6, "horizon": 50.0 if horizon is None else horizon}
-    ds = studies.discrete_gap(dataset, **cast(dict[str, Any], size))
+    ds = studies.discrete_gap(dataset, rule=rule, **cast(dict[str, Any], size))
     store = write_dataset(ds, out / f"{name}.zarr")
     _report(studies.compare_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
 

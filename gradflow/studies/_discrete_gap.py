@@ -14,11 +14,11 @@ from gradflow import _checks
 from gradflow._iterate import iterate_to
 from gradflow._solution import STATUS
 from gradflow._solve import solve
-from gradflow.flows import AbstractFlow
+from gradflow.flows import AbstractFlow, GradientFlow
 from gradflow.models import MLP
 from gradflow.observables import Loss, Sharpness
 from gradflow.problems import EmpiricalRisk, losses
-from gradflow.rules import AbstractRule, GradientDescent
+from gradflow.rules import AbstractRule, GradientDescent, HeavyBall, Nesterov
 
 
 def compare(
@@ -31,6 +31,7 @@ def compare(
     rtol: float = 1e-8,
     saves: int = 50,
     solver: Any = None,
+    after: float = 0.0,
     progress: bool = False,
 ) -> xr.Dataset:
     """The gap between a rule and its flows over learning rates, on a fixed horizon of flow time.
@@ -45,6 +46,8 @@ def compare(
     - `horizon`: flow time, at least one step of the largest learning rate. Every rule runs as many whole steps as fit.
     - `flows`: name -> function `rule -> flow`; by default what `rule.limits()` names.
     - `rtol`: tolerance of the flows, to be far below the gaps. `saves`: number of times compared at the most.
+    - `after`: flow time before which distances are not counted. Momentum of a fixed coefficient has a transient of some
+      `1/(1 - momentum)` steps, during which it is a first-order distance away from every flow without one.
 
     **Returns** an `xarray.Dataset` over `learning_rate` (decreasing) and `flow`: `gap`, `local_order` (slope between
     neighbouring learning rates), `order` (the slope between the two smallest), `distance` and `t` over `save`, `steps`,
@@ -68,6 +71,8 @@ def compare(
     _checks.check_positive("learning_rates", rates)
     _checks.check_positive("horizon", horizon)
     _checks.check_count("saves", saves)
+    if not 0 <= after < horizon:
+        raise _checks.fail("after", "lie between 0 and the horizon", f"{after:g}")
     if flows is None:
         flows = {name: lambda r, name=name: r.limits()[name] for name in rule.limits()}
     if not flows:
@@ -104,7 +109,7 @@ def compare(
             exact = solve(flow, params, times[i], rtol=rtol, solver=solver, throw=False, max_steps=1_000_000)
             distance, travelled = run_distance(discrete.params, exact.params)
             found["distance"][i, j] = np.asarray(distance)
-            found["gap"][i, j] = float(jnp.max(distance) / travelled)
+            found["gap"][i, j] = float(jnp.max(distance[times[i] >= after]) / travelled)
             found["flow_gradient_evaluations"][i, j] = int(exact.stats["gradient_evaluations"])
             found["flow_status"][i, j] = int(exact.code)
 
@@ -127,7 +132,13 @@ def compare(
             "flow_status": (across, found["flow_status"], codes),
         },
         {"learning_rate": rates, "flow": list(flows)},
-        {"study": "compare", "rule": type(rule).__name__, "horizon": float(horizon), "rtol": float(rtol)},
+        {
+            "study": "compare",
+            "rule": type(rule).__name__,
+            "horizon": float(horizon),
+            "rtol": float(rtol),
+            "after": float(after),
+        },
     )
 
 
@@ -155,9 +166,18 @@ def extrapolate_steps(steps: float, gap: float, order: float, error: float) -> f
     return steps * (gap / error) ** (1 / order) if known else float("nan")
 
 
+RULES: dict[str, Callable[[Any, float], AbstractRule]] = {
+    "gradient-descent": GradientDescent,
+    "heavy-ball": lambda problem, rate: HeavyBall(problem, rate, momentum=MOMENTUM),
+    "nesterov": lambda problem, rate: Nesterov(problem, rate, momentum=MOMENTUM),
+}
+MOMENTUM = 0.9
+
+
 def discrete_gap(
     dataset: Any,
     *,
+    rule: str = "gradient-descent",
     width: int = 64,
     depth: int = 2,
     activation: Callable[[Any], Any] = jax.nn.tanh,
@@ -168,10 +188,16 @@ def discrete_gap(
     seed: int = 0,
     progress: bool = True,
 ) -> xr.Dataset:
-    """`compare` for gradient descent on an MLP: learning rates from just below `2 / sharpness` down by factors of two.
+    """`compare` for gradient descent or momentum on an MLP: learning rates from just below `2 / sharpness` down by
+    halves.
 
-    **Arguments**: `dataset`: with `x (n, d)` and targets `y (n, k)`, as `gradflow.data.digits(labels="onehot")`; the
-    network; `horizon` of flow time; `rates`: number of learning rates.
+    Momentum methods have the fixed coefficient 0.9 and learning rates a tenth of these, so that their flows run at the
+    same speed; the first quarter of the run, with their transient, is not counted.
+
+    **Arguments**: `dataset`: with `x (n, d)` and targets `y (n, k)`, as `gradflow.data.digits(labels="onehot")`;
+    `rule`: `"gradient-descent"`, held against gradient flow and the modified flow of order 2, `"heavy-ball"` or
+    `"nesterov"`, held against these and the second-order flow; the network; `horizon` of flow time; `rates`: number of
+    learning rates.
 
     **Returns** what `compare` does, with the `sharpness` and the `loss` along the flow, over `time`, and the cost and
     error of flows at looser tolerances, over `flow_rtol`: what the flow costs for the accuracy that descent has.
@@ -186,21 +212,26 @@ def discrete_gap(
     """
     _checks.check_positive("horizon", horizon)
     _checks.check_count("rates", rates)
+    _checks.check_choice("rule", rule, RULES)
     x, y = dataset
     problem = EmpiricalRisk(x, y, loss)
     out_size = None if np.ndim(y) == 1 else y.shape[1]
     model = MLP(x.shape[1], width, out_size, depth=depth, activation=activation, key=jax.random.key(seed))
-    rule = GradientDescent(problem, 1.0)
+    descent = rule == "gradient-descent"
+    method, gradient_flow = RULES[rule](problem, 1.0), GradientFlow(problem)
     times = np.linspace(0, horizon, 51)
-    exact = solve(rule.flow(), model, times, rtol=rtol)
+    exact = solve(gradient_flow, model, times, rtol=rtol)
     # Evaluated after the run: within the loop, the Lanczos iteration would double the time that compilation takes.
     sharpness, risk = _along(exact.params, Sharpness(problem, iterations=50), Loss(problem))
     learning_rates = 1.8 / float(np.max(sharpness)) * 0.5 ** np.arange(rates)
-    ds = compare(rule, model, list(learning_rates), horizon, rtol=rtol, progress=progress)
+    learning_rates *= 1 if descent else 1 - MOMENTUM
+    options: dict[str, Any] = {"rtol": rtol, "progress": progress, "after": 0.0 if descent else horizon / 4}
+    flows = {f"order {order}": lambda r, order=order: r.flow(order) for order in (1, 2)} if descent else None
+    ds = compare(method, model, list(learning_rates), horizon, flows, **options)
     tolerances = [tol for tol in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6) if tol > 20 * rtol]
     costs, gaps = [], []
     for tol in tolerances:
-        loose = solve(rule.flow(), model, times, rtol=tol, throw=False)
+        loose = solve(gradient_flow, model, times, rtol=tol, throw=False)
         distance, travelled = run_distance(loose.params, exact.params)
         costs.append(int(loose.stats["gradient_evaluations"]))
         gaps.append(float(jnp.max(distance) / travelled))

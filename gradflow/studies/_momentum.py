@@ -64,7 +64,8 @@ def momentum(
     ratio, save)`: `flow_gap`, distance to the flow over the distance travelled; `flow_gradients`; over `(momentum,
     ratio, mode)`: `measured_rate` and `predicted_rate` of the iterates, per unit of `t = k sqrt(s)`, and over `mode`
     the `eigenvalue`; over `(momentum, ratio)`: `final_rate`, `predicted_final_rate`; over `ratio`: `winner` and
-    `predicted_winner`.
+    `predicted_winner`, a tie where rates are within two percent: at equal `mu` they differ by a share
+    `sqrt(s / mu) lambda / 2`, little for a kernel of large condition number unless `mu` is small.
 
     **Raises** `ValueError` for bad input, `SolveError` if a flow fails.
 

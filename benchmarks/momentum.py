@@ -1,0 +1,142 @@
+"""Momentum flows beside the methods they describe: what does the flow cost, over the horizon of the discrete run?
+
+Heavy ball and Nesterov's method run for a fixed number of steps on a quadratic whose eigenvalues span four decades, all
+modes excited alike (the hardest case: no mode is small), and on a tanh network on digits; step sizes from the largest
+at which theory knows the methods to be stable down. The flows run to the same time at several tolerances. Errors are
+distances between parameters, the largest over the run, over the distance travelled; the reference is the flow at 1e-11.
+
+    python benchmarks/momentum.py [--quick] [--out FOLDER]
+"""
+
+import argparse
+import pathlib
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+
+jax.config.update("jax_enable_x64", True)
+
+from support import curves, records  # noqa: E402
+
+import gradflow as gf  # noqa: E402
+from gradflow import plot  # noqa: E402
+from gradflow.plot._style import STYLE, figure  # noqa: E402
+from gradflow.studies._discrete_gap import run_distance  # noqa: E402
+
+METHODS = {"heavy ball": (gf.HeavyBall, gf.HeavyBallFlow), "Nesterov": (gf.Nesterov, gf.NesterovFlow)}
+CONDITION = 1e-3
+"""The methods' strong-convexity parameter over the sharpness."""
+
+
+class Quadratic(eqx.Module):
+    """`sum_i h_i w_i^2 / 2`."""
+
+    h: jax.Array
+
+    def __call__(self, w):
+        return 0.5 * jnp.sum(self.h * w**2)
+
+
+def cases(quick):
+    """Name -> problem, start and sharpness at the start."""
+    found = {"quadratic": (Quadratic(jnp.geomspace(1e-4, 1, 40)), jnp.ones(40), 1.0)}
+    if not quick:
+        problem = gf.EmpiricalRisk(*gf.data.digits(n=100, centre=True, labels="onehot"), gf.losses.square)
+        model = gf.models.MLP(64, 32, 10, key=jax.random.key(0))
+        found["tanh net, digits"] = (problem, model, float(gf.observables.Sharpness(problem)(model)))
+    return found
+
+
+def limits(sharpness, mu):
+    """The largest stable step of each method, a little below: `s` enters the coefficient too, so by bisection."""
+    found = {}
+    for name, method in (("heavy ball", "heavy_ball"), ("Nesterov", "nesterov")):
+        low, high = 1 / sharpness, 4 / sharpness
+        for _ in range(60):
+            s = 0.5 * (low + high)
+            beta = (1 - np.sqrt(mu * s)) / (1 + np.sqrt(mu * s))
+            stable = s < gf.theory.stable_step(sharpness, beta, method)
+            low, high = (s, high) if stable else (low, s)
+        found[name] = 0.95 * low
+    return found
+
+
+def measure(quick):
+    rows = []
+    steps = 40 if quick else 200
+    solvers = {"default": None} | ({} if quick else {name: getattr(gf.solvers, name)() for name in ("Bosh3", "Dopri8")})
+    for case, (problem, start, sharpness) in cases(quick).items():
+        mu = CONDITION * sharpness
+        limit = limits(sharpness, mu)
+        for name, (rule, flow) in METHODS.items():
+            sizes = (1.0,) if quick else (limit[name] * sharpness, 1.0, 0.1, 0.01)
+            for size in sizes:
+                s = size / sharpness
+                ts = np.linspace(0, steps * np.sqrt(s), 21)
+                field = flow(problem, mu, s)
+                exact = gf.solve(field, start, ts, rtol=1e-11, solver=gf.solvers.Dopri8())
+                discrete = gf.iterate(rule(problem, s, mu=mu), start, steps, save_every=steps // 20, throw=False)
+                distance, travelled = run_distance(discrete.params, exact.params)
+                row = {"case": case, "method": name, "s sharpness": size, "steps": steps, "status": discrete.status}
+                row["gap"] = float(jnp.max(distance) / travelled)
+                for solver, method in solvers.items():
+                    costs, errors = [], []
+                    for rtol in (1e-2, 1e-3, 1e-4) if quick else (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5, 1e-6):
+                        run = gf.solve(field, start, ts, rtol=rtol, solver=method, throw=False)
+                        away, length = run_distance(run.params, exact.params)
+                        costs.append(int(run.stats["gradient_evaluations"]))
+                        errors.append(float(jnp.max(away) / length))
+                    row[solver] = {"gradients": costs, "errors": errors}
+                    row[solver] |= {f"{e:.0e}": curves.cost_at(e, costs, errors)[0] / steps for e in (1e-2, 1e-3, 1e-5)}
+                rows.append(row)
+    return rows
+
+
+def table(rows):
+    lines = [
+        f"{'case':<18} {'method':<11} {'s sharpness':>11} {'gap':>8}  gradients per step of the method for an error of"
+    ]
+    lines.append(f"{'':<18} {'':<11} {'':>11} {'':>8}  {'solver':<8} {'1e-2':>7} {'1e-3':>7} {'1e-5':>7}")
+    for row in rows:
+        gap = f"{row['gap']:8.1e}" if row["status"] == "ok" else f"{row['status']:>8}"
+        head = f"{row['case']:<18} {row['method']:<11} {row['s sharpness']:11.3g} {gap}"
+        for solver in ("default", "Bosh3", "Dopri8"):
+            if solver in row:
+                cells = " ".join(f"{row[solver][key]:7.2f}" for key in ("1e-02", "1e-03", "1e-05"))
+                lines.append(f"{head}  {solver:<8} {cells}")
+                head = " " * len(head)
+    lines.append("gap: from the method to its flow; the method takes one gradient per step")
+    return "\n".join(lines)
+
+
+def draw(rows):
+    with matplotlib.rc_context(STYLE):
+        drawn = figure(figsize=(7, 3))
+        ax = drawn.subplots()
+        for i, (case, method) in enumerate(dict.fromkeys((row["case"], row["method"]) for row in rows)):
+            part = [row for row in rows if (row["case"], row["method"]) == (case, method)]
+            x, y = [row["s sharpness"] for row in part], [row["default"]["1e-03"] for row in part]
+            ax.loglog(x, y, "os^D"[i % 4] + "-", markersize=4, color=f"C{i}", label=f"{method}, {case}")
+        ax.axhline(2, color="0.5", linestyle=":", linewidth=0.8)
+        ax.set(xlabel="step size times sharpness", ylabel="gradients of the flow per step of the method")
+        ax.set_title("cost of the high-resolution flow at a relative error of 1e-3")
+        ax.legend()
+        return drawn
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="toy size, seconds")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    rows = measure(arguments.quick)
+    print(table(rows))
+    target = records.write({"benchmark": "momentum", "quick": arguments.quick, "rows": rows}, arguments.out)
+    print(f"\nwritten: {target}, {plot.save(draw(rows), arguments.out / 'momentum.png')}")
+
+
+if __name__ == "__main__":
+    main()
