@@ -288,7 +288,7 @@ def test_neurons_move_less_in_wider_networks_and_the_linearised_flow_tracks_them
         sol, models = train(problem, s, mu, width, seeds)
         moved = np.asarray(sol.observed["moved"])[:, -1]
         largest.append(np.mean(np.max(moved, axis=1)))
-        whole.append(np.mean(np.linalg.norm(moved, axis=1)))
+        whole.append(np.linalg.norm(moved, axis=1))
         for seed in range(2):
             model = eqx.filter(models, eqx.is_array)
             model = eqx.combine(jax.tree_util.tree_map(lambda leaf, i=seed: leaf[i], model), models)
@@ -298,7 +298,9 @@ def test_neurons_move_less_in_wider_networks_and_the_linearised_flow_tracks_them
             errors.append(np.max(away) / np.linalg.norm(u[0] - np.asarray(problem.y)))
     slope = np.polyfit(np.log(widths), np.log(largest), 1)[0]
     assert abs(slope + 0.5) <= 0.05
-    assert abs(np.polyfit(np.log(widths), np.log(whole), 1)[0]) <= 0.05
+    # One slope from each seed; their mean is zero within three standard errors.
+    each = np.polyfit(np.log(widths), np.log(np.array(whole)), 1)[0]
+    assert abs(np.mean(each)) <= 3 * np.std(each, ddof=1) / np.sqrt(seeds)
     by_width = np.mean(np.array(errors).reshape(3, 2), axis=1)
     assert by_width[-1] < by_width[0]
     assert by_width[-1] < 0.05

@@ -3,6 +3,7 @@ momentum."""
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
@@ -184,9 +185,10 @@ def oscillation(t: Array, p: Array, q: Array, value: Array, slope: Array) -> Arr
     return value * c + (slope + half * value) * s
 
 
+@eqx.filter_jit
 @full_precision
 def _linearise(problem: EmpiricalRisk, trainable: PyTree, frozen: PyTree, chunk: int) -> tuple[Array, Array]:
     def predict(p: PyTree) -> Array:
         return problem.predictions(join(p, frozen))
 
-    return jax.jit(lambda p: (predict(p), kernel(predict, p, chunk)))(trainable)
+    return predict(trainable), kernel(predict, trainable, chunk)

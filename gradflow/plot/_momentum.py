@@ -60,15 +60,15 @@ def _rates(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
 
 def _winners(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
     for name in ds.momentum.values:
-        ax.loglog(ds.ratio, ds.predicted_final_rate.sel(momentum=name), "-", color=colours[name])
+        ax.semilogx(ds.ratio, ds.predicted_final_rate.sel(momentum=name), "-", color=colours[name])
         style = {"color": colours[name], "marker": MARKERS[name], "markersize": 4, "linestyle": "none"}
-        ax.loglog(ds.ratio, ds.final_rate.sel(momentum=name), label=f"{name}, measured", **style)
+        ax.semilogx(ds.ratio, ds.final_rate.sel(momentum=name), label=f"{name}, measured", **style)
     ax.axvline(1, color="0.5", linestyle=":", linewidth=0.8)
     said = [f"{ratio:g}: {name}" for ratio, name in zip(ds.ratio.values, ds.winner.values, strict=True)]
     ax.set(xlabel=r"$\mu / \lambda_{\min}$", ylabel="rate of the residuals", title="faster at " + ", ".join(said))
     ax.plot([], [], "-", color="black", label="predicted")
-    ax.legend(loc="lower right")
-    label_decades(ax)
+    ax.set_ylim(0, 1.6 * float(np.nanmax(ds.final_rate)))
+    ax.legend(loc="upper left")
 
 
 def _against_width(ax: Axes, ds: xr.Dataset, variable: str, label: str, colours: dict[str, object]) -> None:

@@ -105,33 +105,42 @@ def momentum(
     if steps is None:
         steps = int(min(2000, np.ceil(FOLDINGS / np.sqrt(least * min(1.0, multiples[0]) * s))))
     _checks.check_count("steps", steps, least=10)
-    ks = np.unique(np.round(np.linspace(0, steps, min(saves, steps) + 1)).astype(int))
+    ks = np.arange(0, steps + 1, max(1, steps // saves))
+    paths: dict[str, Any] = {}
     found = _blank(len(sizes), len(multiples), ks.size, len(values))
 
     from tqdm import tqdm
 
     with tqdm(total=3 * len(sizes) + 4 * len(multiples), unit="run", disable=not progress) as bar:
         for j, model in enumerate(models):
-            observe = {"u": problem.predictions, "moved": NeuronMovement(model)}
+            # Rates of fast modes take every iterate; they are measured in the widest network.
+            dense = j == len(sizes) - 1 > 0
+            rows = np.arange(steps + 1) if dense else ks
             for i, method in enumerate(ALL):
-                runs = _iterate_all(method, problem, model, s, mus, ks, observe)
-                u, moved = np.asarray(runs.observed["u"]), np.asarray(runs.observed["moved"])
+                runs = _iterate_all(method, problem, model, s, mus, rows, save_params=j == 0)
+                if j == 0:
+                    paths[method] = runs.params
+                every, moved = np.asarray(runs.observed["u"]), _moved(model, runs.final)
+                u = every[:, ks] if dense else every
                 found["loss"][i, :, j] = 0.5 * np.sum((u - np.asarray(y)) ** 2, axis=2)
                 found["status"][i, :, j] = np.asarray(runs.code)
-                found["movement"][i, :, j] = np.max(moved[:, -1], axis=1)
-                found["distance"][i, :, j] = np.linalg.norm(moved[:, -1], axis=1)
+                found["movement"][i, :, j] = np.max(moved, axis=1)
+                found["distance"][i, :, j] = np.linalg.norm(moved, axis=1)
                 found["linear_error"][i, :, j] = _linear_error(method, problem, model, s, mus, ks, u)
                 if j == len(sizes) - 1 and method in METHODS:
-                    residuals = (u - np.asarray(y)) @ modes
-                    found["measured_rate"][i - 1] = _rates(residuals, ks, s)
+                    found["measured_rate"][i - 1] = _rates((every - np.asarray(y)) @ modes, rows, s)
                     found["final_rate"][i - 1] = _final_rate(u - np.asarray(y), ks, s)
                 bar.update()
-        for i, (rule, flow, _) in enumerate(METHODS.values()):
+        for i, (method, (_, flow, _)) in enumerate(METHODS.items()):
             for k, mu in enumerate(mus):
-                path = iterate_to(rule(problem, s, mu=mu), models[0], ks, throw=False)
+                path = jax.tree_util.tree_map(
+                    lambda leaf, k=k: leaf[k], eqx.filter(paths[method], eqx.is_inexact_array)
+                )
                 for j, resolution in enumerate(("low", "high")):
-                    exact = solve(flow(problem, mu, s, resolution), models[0], path.ts, rtol=rtol, solver=Bosh3())
-                    distance, travelled = run_distance(path.params, exact.params)
+                    exact = solve(
+                        flow(problem, mu, s, resolution), models[0], ks * np.sqrt(s), rtol=rtol, solver=Bosh3()
+                    )
+                    distance, travelled = run_distance(path, exact.params)
                     found["flow_gap"][i, j, k] = np.asarray(distance) / float(travelled)
                     found["flow_gradients"][i, j, k] = int(exact.stats["gradient_evaluations"])
                     bar.update()
@@ -170,15 +179,29 @@ def _blank(widths: int, ratios: int, rows: int, modes: int) -> dict[str, np.ndar
 
 
 def _iterate_all(
-    method: str, problem: EmpiricalRisk, model: Any, s: float, mus: np.ndarray, ks: np.ndarray, observe: dict[str, Any]
+    method: str,
+    problem: EmpiricalRisk,
+    model: Any,
+    s: float,
+    mus: np.ndarray,
+    ks: np.ndarray,
+    save_params: bool,
 ) -> Any:
     """A method for all values of `mu` in one program; gradient descent, which has none, is run once."""
 
     def run(mu: Any) -> Any:
         rule = METHODS[method][0](problem, s, mu=mu) if method in METHODS else GradientDescent(problem, s)
-        return iterate_to(rule, model, ks, observe=observe, save_params=False, throw=False)
+        observe = {"u": problem.predictions}
+        return iterate_to(rule, model, ks, observe=observe, save_params=save_params, throw=False)
 
     return eqx.filter_vmap(run)(jnp.asarray(mus if method in METHODS else mus[:1]))
+
+
+def _moved(model: Any, final: Any) -> np.ndarray:
+    """How far every neuron moved, in each of several runs."""
+    flowing, rest = eqx.partition(final, eqx.is_inexact_array)
+    distance = NeuronMovement(model)
+    return np.asarray(jax.vmap(lambda leaves: distance(eqx.combine(leaves, rest)))(flowing))
 
 
 def _linear_error(
@@ -200,11 +223,10 @@ def _rates(residuals: np.ndarray, ks: np.ndarray, s: float) -> np.ndarray:
 
     Equally spaced values `z_j` of a mode obey `z_{j+1} = p z_j - q z_{j-1}`; the larger root gives the rate.
     """
-    spacing = int(np.median(np.diff(ks)))
-    regular = int(np.argmax(np.append(np.diff(ks) != spacing, True)))
+    spacing = int(ks[1] - ks[0])
     found = np.full(residuals.shape[:1] + residuals.shape[2:], np.nan)
     for i, run in enumerate(residuals):
-        for mode, z in enumerate(run[: regular + 1].T):
+        for mode, z in enumerate(run.T):
             # Later, the mode is what others, moving with the kernel, make of it.
             large = np.abs(z) > 0.03 * np.max(np.abs(z))
             last = int(np.max(np.flatnonzero(large))) + 1 if np.any(large) else 0
