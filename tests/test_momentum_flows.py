@@ -310,6 +310,17 @@ def last_rows(etas, beta, nesterov_):
     return np.array(rows)
 
 
+def test_second_order_flow_of_fixed_momentum():
+    """Second order after the transient; the heavy ball and Nesterov's method from rest, in one program."""
+    beta, etas = 0.5, 0.5 * np.array([0.04, 0.02, 0.01])
+    flows = [gf.MomentumFlow(SOFT, eta, beta, kind) for kind in (False, True) for eta in etas]
+    found = solve_all(stack([generic(SOFT, flow) for flow in flows]), jnp.asarray(START), jnp.full((6, 1), 2.0), 1e-11)
+    for i, kind in enumerate((False, True)):
+        rows = last_rows(etas, beta, kind)
+        gaps = np.linalg.norm(np.asarray(found.params)[3 * i : 3 * i + 3, 0] - rows, axis=1)
+        assert abs(np.log2(gaps[1] / gaps[2]) - 2) <= 0.1
+
+
 MODIFIED = [
     (2, 0.0, False, "matched", 2),
     (3, 0.0, False, "matched", 3),
