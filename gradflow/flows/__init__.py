@@ -20,3 +20,4 @@ from gradflow.flows._principal_flow import PrincipalFlow as PrincipalFlow
 from gradflow.flows._second_order import AbstractSecondOrderFlow as AbstractSecondOrderFlow
 from gradflow.flows._second_order import MomentumState as MomentumState
 from gradflow.flows._second_order import SecondOrderFlow as SecondOrderFlow
+from gradflow.flows._schedule import InterpolatedSchedule as InterpolatedSchedule

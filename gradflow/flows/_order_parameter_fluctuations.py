@@ -55,7 +55,7 @@ class FluctuationFlow(AbstractFlow):
     dim: Scalar
     points: Float[Array, "samples fields"]
 
-    def __init__(self, flow: OrderParameterFlow, width: int, *, dim: Any, samples: int = 4096, key: Any):
+    def __init__(self, flow: Any, width: int, *, dim: Any, samples: int = 4096, key: Any):
         if not isinstance(flow, OrderParameterFlow):
             raise fail("flow", "be a gradflow.OrderParameterFlow", f"of type {type(flow).__name__}")
         check_count("width", width)

@@ -52,7 +52,7 @@ class OnePassSGD(AbstractRule):
 
     def __init__(
         self,
-        problem: TeacherStudent,
+        problem: Any,
         gamma_over_p: Any,
         *,
         key: Any,

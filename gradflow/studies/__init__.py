@@ -7,6 +7,8 @@ from gradflow.studies._discrete_gap import steps_to_match as steps_to_match
 from gradflow.studies._momentum import momentum as momentum
 from gradflow.studies._momentum import momentum_table as momentum_table
 from gradflow.studies._momentum import movement_slope as movement_slope
+from gradflow.studies._optimal_schedule import OptimalSchedule as OptimalSchedule
+from gradflow.studies._optimal_schedule import optimal_schedule as optimal_schedule
 from gradflow.studies._phase_diagram import phase_diagram as phase_diagram
 from gradflow.studies._phase_diagram import phase_diagram_table as phase_diagram_table
 from gradflow.studies._phase_map import phase_map as phase_map

@@ -24,7 +24,7 @@ def phase_map(
     units: int = 4,
     width: int = 8,
     dim: int = 1000,
-    horizon: float = 1e4,
+    horizon: Any = 1e4,
     saves: int = 121,
     informed: bool = False,
     rtol: float = 1e-4,

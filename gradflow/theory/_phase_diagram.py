@@ -6,7 +6,7 @@ Zdeborova 2022, arXiv 2202.00293).
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gradflow._checks import check_positive, fail, is_concrete
 
@@ -49,12 +49,12 @@ class PhaseRegion(NamedTuple):
             raise fail("kappa + delta", "be above -1/2", f"{self.exponent:g}", advice)
         return self.name
 
-    def gamma_over_p(self, dim: float, ratio: float = 1.0) -> float:
+    def gamma_over_p(self, dim: Any, ratio: Any = 1.0) -> float:
         """Learning rate over width `ratio * dim^-(kappa + delta)` at a finite number of inputs."""
         return ratio * dim**-self.exponent
 
 
-def phase_region(kappa: float, delta: float) -> PhaseRegion:
+def phase_region(kappa: Any, delta: Any) -> PhaseRegion:
     """The region of the phase diagram for width `p ~ d^kappa` and learning rate `gamma ~ d^-delta`.
 
     | region | condition | what happens when `d` is infinite |
@@ -84,7 +84,7 @@ def phase_region(kappa: float, delta: float) -> PhaseRegion:
     return PhaseRegion("red", "no equation", exponent, math.nan, math.nan, math.nan)
 
 
-def plateau(gamma_over_p: float, noise: float) -> float:
+def plateau(gamma_over_p: Any, noise: Any) -> float:
     """Risk that stays for ever, `A g noise / (1 - 2 A g)` with `A = 1 / (2 pi sqrt 3)`, `g = gamma_over_p`.
 
     For erf units, normalised, and an orthogonal teacher (`P = I`) that the student has found, whatever its width. The
@@ -107,7 +107,7 @@ def plateau(gamma_over_p: float, noise: float) -> float:
     return PLATEAU * gamma_over_p * noise / (1 - 2 * PLATEAU * gamma_over_p)
 
 
-def finite_dim_plateau(exponent: float, dim: float, noise: float, ratio: float = 1.0) -> float:
+def finite_dim_plateau(exponent: Any, dim: Any, noise: Any, ratio: Any = 1.0) -> float:
     """Plateau of the green region at a finite number of inputs, where `g = ratio * dim^-exponent` is not yet zero.
 
     It falls like `dim^-exponent`.

@@ -1,0 +1,172 @@
+"""Order parameters of one-pass SGD: adaptive steps against Euler's method, and the time that a phase map takes.
+
+Eight erf students, four orthogonal teachers, `gamma / p = 1`, noise 1e-3, an informed start: the blue region up to
+`t = 1000`. Existing codes take Euler steps of 1e-3 or less; here these run as one compiled loop over the same vector
+field, on the same machine in the same run. The error is that of the risk at the end, relative to a reference by
+scipy's DOP853 at a tolerance of 1e-11. The map solves the full system over learning rates and noises from an
+uninformed start.
+
+    python benchmarks/order_parameters.py [--quick] [--out FOLDER]
+"""
+
+import argparse
+import math
+import pathlib
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import scipy.integrate
+from jax.flatten_util import ravel_pytree
+
+jax.config.update("jax_enable_x64", True)
+
+from support import records  # noqa: E402
+
+import gradflow as gf  # noqa: E402
+from gradflow import plot, studies  # noqa: E402
+from gradflow.plot._style import STYLE, figure, label_decades  # noqa: E402
+
+LADDER = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
+SOLVERS = {"Tsit5": gf.solvers.Tsit5, "Dopri8": gf.solvers.Dopri8, "RKC2": gf.solvers.RKC2}
+TARGET = 1e-6
+
+
+def timed(run, repeats=3):
+    """Seconds of the first call beyond the others, which is compilation, and their median; the last result."""
+    spans, found = [], None
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        found = jax.block_until_ready(run())
+        spans.append(time.perf_counter() - began)
+    median = statistics.median(spans[1:])
+    return max(spans[0] - median, 0.0), median, found
+
+
+def euler(flow, state, dt, steps):
+    @jax.jit
+    def run(state, dt, steps):
+        def step(_, y):
+            return jax.tree_util.tree_map(lambda a, b: a + dt * b, y, flow.vector_field(dt, y, None))
+
+        return jax.lax.fori_loop(0, steps, step, state)
+
+    return timed(lambda: run(state, jnp.asarray(dt), jnp.asarray(steps)), repeats=1)
+
+
+def measure(quick):
+    units, width, horizon, dt = (2, 4, 20.0, 1e-3) if quick else (4, 8, 1000.0, 1e-3)
+    problem = gf.TeacherStudent.orthogonal(1000, units, noise=1e-3)
+    start = problem.order_parameters(problem.informed(width, jax.random.key(0)))
+    flow = gf.OrderParameterFlow(problem, gamma_over_p=1.0)
+    state = flow.init(start, None)
+    y0, unflatten = ravel_pytree(state)
+    field = jax.jit(lambda y: ravel_pytree(flow.vector_field(jnp.zeros(()), unflatten(y), None))[0])
+    best = scipy.integrate.solve_ivp(
+        lambda t, y: np.asarray(field(jnp.asarray(y))),
+        (0, horizon),
+        np.asarray(y0),
+        method="DOP853",
+        rtol=1e-11,
+        atol=1e-14,
+    )
+    exact = float(flow.loss(unflatten(jnp.asarray(best.y[:, -1])), None))
+    rows = []
+
+    def row(method, setting, evaluations, compiling, run, risk):
+        rows.append(
+            {"method": method, "setting": setting, "evaluations": evaluations, "compile": compiling, "run": run}
+        )
+        rows[-1] |= {"risk": risk, "error": abs(risk / exact - 1)}
+        print(line(rows[-1]), flush=True)
+
+    print(f"risk at t = {horizon:g}: {exact:.9e}\n{HEADER}")
+    for name in ("Tsit5", "RKC2") if quick else SOLVERS:
+        for rtol in LADDER[:2] if quick else LADDER:
+            solver, ts = SOLVERS[name](), [horizon]
+            compiling, run, sol = timed(
+                lambda solver=solver, rtol=rtol, ts=ts: gf.solve(
+                    flow, start, ts, solver=solver, rtol=rtol, save_params=False
+                )
+            )
+            cost = int(sol.stats["gradient_evaluations"])
+            row(name, f"rtol {rtol:.0e}", cost, compiling, run, float(flow.risk(sol.final)))
+    steps = round(horizon / dt)
+    compiling, run, final = euler(flow, state, dt, steps)
+    row("Euler, compiled loop", f"dt {dt:.0e}", steps, compiling, run, float(flow.loss(final, None)))
+    return exact, rows
+
+
+def time_map(quick):
+    """Seconds for the map, compilation included, and how many runs reached the end."""
+    sizes = {"rates": np.geomspace(0.05, 4, 40).tolist(), "noises": np.geomspace(1e-6, 1e-1, 25).tolist()}
+    if quick:
+        sizes = {"rates": [0.3, 1.0], "noises": [1e-4, 1e-3], "units": 2, "width": 4, "horizon": 100.0, "saves": 21}
+    began = time.perf_counter()
+    ds = studies.phase_map(**sizes, progress=False)
+    spent = time.perf_counter() - began
+    points = int(ds.final_risk.size)
+    return {"points": points, "seconds": spent, "failed": int(np.count_nonzero(ds.status.values))}
+
+
+HEADER = f"{'method':<22} {'setting':>11} {'fields':>9} {'compile s':>10} {'run s':>9} {'error of risk':>14}"
+
+
+def line(row):
+    cells = f"{row['method']:<22} {row['setting']:>11} {row['evaluations']:9d} {row['compile']:10.2f} {row['run']:9.4f}"
+    return f"{cells} {row['error']:14.1e}"
+
+
+def best_of(rows):
+    """The quickest adaptive run that meets the target, and how many times as long Euler's method takes."""
+    ours = [row for row in rows if "Euler" not in row["method"] and row["error"] <= TARGET]
+    theirs = next(row for row in rows if "Euler" in row["method"])
+    if not ours:
+        return None, math.nan
+    quickest = min(ours, key=lambda row: row["run"])
+    return quickest, theirs["run"] / quickest["run"]
+
+
+def draw(rows):
+    with matplotlib.rc_context(STYLE):
+        drawn = figure(figsize=(4.2, 3))
+        ax = drawn.subplots()
+        for name, marker in zip(dict.fromkeys(row["method"] for row in rows), "os^D", strict=False):
+            mine = [row for row in rows if row["method"] == name]
+            ax.loglog(
+                [row["run"] for row in mine], [row["error"] for row in mine], f"{marker}-", markersize=4, label=name
+            )
+        ax.set(
+            xlabel="seconds, compiled", ylabel="relative error of the risk", title="blue region, to the end of the run"
+        )
+        label_decades(ax)
+        ax.legend()
+        return drawn
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="toy size, seconds")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    exact, rows = measure(arguments.quick)
+    quickest, ratio = best_of(rows)
+    if quickest is not None:
+        print(
+            f"\n{quickest['method']}, {quickest['setting']}: error below {TARGET:.0e} in 1/{ratio:.0f} of Euler's time"
+        )
+    mapped = time_map(arguments.quick)
+    print(
+        f"map: {mapped['points']} points in {mapped['seconds']:.1f} s, compilation included; {mapped['failed']} failed"
+    )
+    record = {"benchmark": "order_parameters", "quick": arguments.quick, "risk": exact, "rows": rows}
+    record |= {"euler_over_best": ratio, "map": mapped}
+    target = records.write(record, arguments.out)
+    print(f"\nwritten: {target}, {plot.save(draw(rows), arguments.out / 'order_parameters.png')}")
+
+
+if __name__ == "__main__":
+    main()
