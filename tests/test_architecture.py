@@ -110,6 +110,11 @@ def cases(key):
     problem = gf.EmpiricalRisk(*gf.data.digits(classes=(0, 1), n=10, labels="pm1"), gf.losses.square)
     ones = jax.numpy.ones
     zero, yes = jax.numpy.zeros(()), jax.numpy.asarray(True)
+    teaching = gf.TeacherStudent.orthogonal(20, 2)
+    overlaps = teaching.order_parameters(teaching.uninformed(2, key))
+    reduced = gf.flows.OverparametrisedFlow(teaching)
+    mean = gf.OrderParameterFlow(teaching, gamma_over_p=0.5)
+    fluctuating = gf.flows.FluctuationFlow(mean, 2, dim=20, samples=32, key=key)
     field = gf.solvers.Field(gf.GradientFlow(problem), None, zero, zero)
     attempt = gf.solvers.Attempt(zero, zero, zero, None, None, None, yes, jax.numpy.asarray(1), jax.numpy.asarray(0))
     return model, {
@@ -117,6 +122,8 @@ def cases(key):
         "TwoLayer": model,
         "MLP": gf.models.MLP(64, 4, key=key),
         "DeepLinear": gf.models.DeepLinear(64, 4, key=key),
+        "TeacherStudent": teaching,
+        "OrderParameters": overlaps,
         "DiagonalLinear": gf.models.DiagonalLinear(64),
         "Parametrisation": gf.models.ntk,
         "Smoothed": gf.models.Smoothed(0.01),
@@ -130,6 +137,13 @@ def cases(key):
         "NesterovFlow": gf.NesterovFlow(problem, 0.1, 0.1),
         "PrincipalFlow": gf.PrincipalFlow(problem, 0.1),
         "SecondOrderFlow": gf.SecondOrderFlow(problem, 0.1),
+        "OrderParameterFlow": gf.OrderParameterFlow(teaching, gamma_over_p=0.5),
+        "OverparametrisedFlow": reduced,
+        "ReducedOverlaps": reduced.reduce(overlaps),
+        "FluctuationFlow": fluctuating,
+        "Fluctuations": fluctuating.start(overlaps),
+        "InterpolatedSchedule": gf.flows.InterpolatedSchedule([0.0, 1.0], [1.0, 0.5]),
+        "OnePassSGD": gf.OnePassSGD(teaching, 0.5, key=key),
         "GradientDescent": gf.GradientDescent(problem, 0.1),
         "HeavyBall": gf.HeavyBall(problem, 0.1, mu=0.1),
         "Nesterov": gf.Nesterov(problem, 0.1),
@@ -182,7 +196,15 @@ def test_every_public_class_documents_itself():
     for name, value in public_classes().items():
         text = inspect.getdoc(value) or ""
         assert len(text) > 60, name
-        if name not in ("Solution", "Extrapolated", "Parametrisation", "Attempt", "Field"):
+        if name not in (
+            "Solution",
+            "Extrapolated",
+            "Parametrisation",
+            "Attempt",
+            "Field",
+            "Fluctuations",
+            "ReducedOverlaps",
+        ):
             assert ">>>" in text, f"{name} has no example"
     rooms = vars(gf.flows) | vars(gf.rules)
     for name in [name for name in public_classes() if name in rooms]:

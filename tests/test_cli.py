@@ -37,7 +37,7 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("out") / "deep"
 
 
-COMMANDS = ["small-init", "compare", "momentum", "plot", "info"]
+COMMANDS = ["small-init", "compare", "momentum", "phase-diagram", "plot", "info"]
 
 
 def test_help_lists_every_command(gradflow):
@@ -56,6 +56,7 @@ def test_help_lists_every_command(gradflow):
         ),
         ("compare", ["--quick", "--data", "--path", "--samples", "--rule", "--width", "--depth", "--horizon", "--out"]),
         ("momentum", ["--quick", "--data", "--path", "--samples", "--classes", "--steps", "--out"]),
+        ("phase-diagram", ["--quick", "--units", "--width", "--noise", "--seeds", "--out"]),
         ("plot", ["--out", "STORE"]),
         ("info", ["STORE"]),
     ],
@@ -166,6 +167,26 @@ def test_compare_plot_and_info(gradflow, out):
     assert gf.sweeps.open_store(out / "taken" / "small-init-quick.zarr").attrs["study"] == "compare"
 
 
+@pytest.mark.slow
+def test_phase_diagram(gradflow, out):
+    code, said, _ = gradflow("phase-diagram", "--quick", "--out", out)
+    assert code == 0
+    store, figure = out / "phase-diagram-quick.zarr", out / "phase-diagram-quick.png"
+    assert figure.read_bytes()[:4] == b"\x89PNG"
+    ds = gf.sweeps.open_store(store)
+    assert ds.attrs["study"] == "phase-diagram"
+    assert said.startswith(gf.studies.phase_diagram_table(ds))
+    assert list(ds.region.values) == ["green", "blue", "orange"]
+    # Two runs of SGD stay near the full system everywhere; what is left at infinite d fails in the orange region.
+    mean = ds.risk_sgd.mean("seed").values[..., -1]
+    assert (abs(ds.risk_full.values[..., -1] / mean - 1) < 0.25).all()
+    assert (ds.risk_truncated.values[2, :, -1] > 10 * mean[2]).all()
+    laws = gf.studies.phase_diagram_table(ds)
+    assert "0 of 14 runs did not reach the end" in laws
+    assert (abs(ds.settled_risk / ds.predicted - 1).values[:3] < 0.06).all()
+    assert ds.learning_time_start.values[1] > ds.learning_time_start.values[0]
+
+
 def test_info_lists_what_there_is(gradflow):
     code, said, _ = gradflow("info")
     assert code == 0
@@ -214,6 +235,8 @@ MISTAKES = [
     (["compare", "--quick", "--samples", "0"], "`n` must be"),
     (["compare", "--quick", "--horizon", "-1"], "`horizon` must be positive, but is -1"),
     (["compare", "--quick", "--rule", "adam"], "`rule` must be one of 'gradient-descent', 'heavy-ball', 'nesterov'"),
+    (["phase-diagram", "--quick", "--noise", "-1"], "`noise` must not be negative, but is -1"),
+    (["phase-diagram", "--quick", "--seeds", "1"], "`seeds` must be an integer of at least 2, but is 1"),
     (["compare", "--quick", "--width", "0"], "`width` must be an integer of at least 1, but is 0"),
     (
         ["plot", "nowhere.zarr"],

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import pathlib
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -123,67 +123,19 @@ def quadratic(horizon: float, size: int) -> Case:
     return gradient_case(f"stiff quadratic, T = {horizon:g}", problem, jnp.asarray(start), horizon, exact=exact)
 
 
-class CommitteeMachine(gf.flows.AbstractFlow):
-    """One-pass SGD of a committee of `p` erf units taught by `k`, in the limit of many inputs (Saad and Solla 1995).
-
-    State: overlaps `Q (p, p)` among students and `M (p, k)` with teachers, for orthonormal teachers. Time is the number
-    of samples times the learning rate over `p` and the number of inputs; `rate` is the learning rate over `p`.
-    """
-
-    rate: float
-    noise: float
-    symmetric_jacobian: ClassVar[bool] = False
-
-    def init(self, trainable: Any, frozen: Any) -> Any:
-        return trainable
-
-    def params(self, state: Any) -> Any:
-        return state
-
-    def covariance(self, state: Any) -> tuple[jax.Array, jax.Array]:
-        students, overlap = (state["Q"] + state["Q"].T) / 2, state["M"]
-        p, k = overlap.shape
-        full = jnp.block([[students, overlap], [overlap.T, jnp.eye(k)]])
-        return full, jnp.concatenate([jnp.full(p, -1 / p), jnp.full(k, 1 / k)])
-
-    def loss(self, state: Any, frozen: Any = None) -> jax.Array:
-        C, signs = self.covariance(state)
-        one = 1 + jnp.diagonal(C)
-        return signs @ jnp.arcsin(C / jnp.sqrt(one[:, None] * one)) @ signs / jnp.pi
-
-    def vector_field(self, t: Any, state: Any, frozen: Any = None) -> Any:
-        C, signs = self.covariance(state)
-        p = state["M"].shape[0]
-        one = 1 + jnp.diagonal(C)
-        own, left = one[:p], C[:p]
-        # E s'(x_j) x_b s(x_a), for students j and all fields b, a.
-        root = jnp.sqrt(own[:, None] * one - left**2)
-        drift = C[None] * own[:, None, None] - left[:, :, None] * left[:, None, :]
-        drift = 2 / jnp.pi * jnp.einsum("jba,ja,a->jb", drift, 1 / root, signs) / own[:, None]
-        students = drift[:, :p] + drift[:, :p].T
-        # E s'(x_j) s'(x_l) s(x_a) s(x_b) and E s'(x_j) s'(x_l).
-        L4 = own[:, None] * own - C[:p, :p] ** 2
-        ja, la = left[:, None, :], left[None, :, :]
-        jl, jj, ll = C[:p, :p, None], own[:, None, None], own[None, :, None]
-        L1 = L4[..., None] * one - la**2 * jj - ja**2 * ll + 2 * jl * ja * la
-        crossed = ja[..., None] * la[..., None, :]
-        L0 = L4[..., None, None] * C - jj[..., None] * la[..., None] * la[..., None, :]
-        L0 = L0 - ll[..., None] * ja[..., None] * ja[..., None, :] + jl[..., None] * (crossed + crossed.swapaxes(2, 3))
-        ratio = jnp.clip(L0 / jnp.sqrt(L1[..., None] * L1[..., None, :]), -1, 1)
-        squares = 4 / jnp.pi**2 * jnp.einsum("jlab,a,b->jl", jnp.arcsin(ratio), signs, signs) / jnp.sqrt(L4)
-        return {"Q": students + self.rate * (squares + self.noise * 2 / jnp.pi / jnp.sqrt(L4)), "M": drift[:, p:]}
-
-
 def order_parameters(horizon: float, students: int, teachers: int, **more: Any) -> Case:
-    rng = np.random.default_rng(0)
-    inputs = 1000
-    first, taught = rng.normal(size=(students, inputs)), np.linalg.qr(rng.normal(size=(inputs, teachers)))[0].T
-    params = {"M": jnp.asarray(first @ taught.T / inputs**0.5), "Q": jnp.asarray(first @ first.T / inputs)}
-    flow = CommitteeMachine(1.0, 1e-3)
+    """One-pass SGD of a committee of erf units, taught by fewer, in the limit of many inputs."""
+    problem = gf.TeacherStudent.orthogonal(1000, teachers, noise=1e-3)
+    params = problem.order_parameters(problem.uninformed(students, jax.random.key(0)))
+    flow = gf.OrderParameterFlow(problem, gamma_over_p=1.0)
     unflatten = ravel_pytree(params)[1]
-    field = jax.jit(lambda v: ravel_pytree(flow.vector_field(0.0, unflatten(v)))[0])
-    loss = jax.jit(lambda v: flow.loss(unflatten(v)))
-    return Case(f"order parameters, T = {horizon:g}", flow, params, horizon, field, loss, unflatten, **more)
+
+    def rate(v: Any) -> Any:
+        found = flow.vector_field(jnp.zeros(()), flow.init(unflatten(v), None), None)
+        return ravel_pytree(flow.params(found))[0]
+
+    loss = jax.jit(lambda v: flow.risk(unflatten(v)))
+    return Case(f"order parameters, T = {horizon:g}", flow, params, horizon, jax.jit(rate), loss, unflatten, **more)
 
 
 def every_case(quick: bool, full: bool) -> list[Callable[[], Case]]:

@@ -17,7 +17,7 @@ from gradflow.flows._order_parameters_reduced import OverparametrisedFlow as Ove
 from gradflow.flows._order_parameters_reduced import ReducedOverlaps as ReducedOverlaps
 from gradflow.flows._polar import PolarFlow as PolarFlow
 from gradflow.flows._principal_flow import PrincipalFlow as PrincipalFlow
+from gradflow.flows._schedule import InterpolatedSchedule as InterpolatedSchedule
 from gradflow.flows._second_order import AbstractSecondOrderFlow as AbstractSecondOrderFlow
 from gradflow.flows._second_order import MomentumState as MomentumState
 from gradflow.flows._second_order import SecondOrderFlow as SecondOrderFlow
-from gradflow.flows._schedule import InterpolatedSchedule as InterpolatedSchedule

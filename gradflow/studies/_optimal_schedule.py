@@ -65,7 +65,7 @@ def optimal_schedule(
         gamma_over_p=flow.gamma_over_p,
         noise=flow.noise,
         normalised=flow.normalised,
-        terms=flow.terms,
+        terms=flow.groups,
         dim=flow.dim,
         schedule=InterpolatedSchedule(ts, np.ones(knots)),
         teacher_output=flow.teacher_output,

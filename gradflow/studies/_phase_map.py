@@ -109,7 +109,7 @@ def find_plateau(ts: np.ndarray, risk: np.ndarray) -> tuple[float, float, float]
     A plateau is where the risk falls by less than its square root would over time, `-d ln R / d ln t < 1/2`, after and
     before a stretch in which it falls faster.
     """
-    none = (float("nan"),) * 3
+    none = float("nan"), float("nan"), float("nan")
     if not np.all(np.isfinite(risk)) or np.any(risk <= 0):
         return none
     speed = -np.gradient(np.log(risk), np.log(ts))

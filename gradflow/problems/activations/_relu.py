@@ -58,7 +58,7 @@ def _pinned(C: Covariance, at: int, others: tuple[int, int]) -> Entries:
     total = 0.0
     for b in range(3):
         c, d = (i for i in range(3) if i != b)
-        L = [partial(K, b, i, j, scale) for i, j in ((c, c), (c, d), (d, d))]
+        own, across, other = (partial(K, b, i, j, scale) for i, j in ((c, c), (c, d), (d, d)))
         density = inverse_root(K[b][b], scale[b]) / jnp.sqrt(2 * jnp.pi)
-        total = total + K[2][b] * density * orthant2(*L, scale[c], scale[d])
+        total = total + K[2][b] * density * orthant2(own, across, other, scale[c], scale[d])
     return total * inverse_root(C[at][at], C[at][at]) / jnp.sqrt(2 * jnp.pi)
