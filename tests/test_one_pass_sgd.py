@@ -72,7 +72,7 @@ def test_population_risk_against_a_sample():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("exponent", "horizon"), [(0.25, 3.0), (0.0, 15.0), (-0.25, 40.0)], ids=["green", "blue", "orange"]
+    ("exponent", "horizon"), [(0.25, 6.0), (0.0, 15.0), (-0.25, 40.0)], ids=["green", "blue", "orange"]
 )
 def test_full_system_within_the_noise_of_seeds_at_d_1000(exponent, horizon):
     """Four seeds; the system holds in all three regions, what survives at infinite `d` only where it is all."""
@@ -99,9 +99,24 @@ def test_full_system_within_the_noise_of_seeds_at_d_1000(exponent, horizon):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("activation", "g"), [("relu", 0.3), ("square", 0.02)])
+def test_other_activations_within_the_noise_of_seeds(activation, g):
+    """The mean of eight runs within three of their standard deviations; `x^2` blows up at larger learning rates."""
+    dim = 200
+    problem = gf.TeacherStudent.orthogonal(dim, 1, activation, noise=0.1)
+    weights = problem.uninformed(2, jax.random.key(5))
+    ks = np.round(np.linspace(0, 3.0 * dim / g, 4)).astype(int)
+    observed, ts = runs(problem, weights, g, jax.random.split(jax.random.key(1), 8), ks)
+    risk = np.asarray(observed["risk"])[:, 1:]
+    full = np.asarray(along(problem, weights, g, ts[1:]).observed["risk"])
+    assert np.all(np.abs(full - risk.mean(axis=0)) <= 3 * risk.std(axis=0, ddof=1))
+    assert full[-1] < 0.8 * float(problem(weights))
+
+
+@pytest.mark.slow
 def test_sgd_converges_like_the_root_of_the_step():
     """Root mean square of the distance of `M` from the flow against `dt = g / d`: power 1/2 within two errors."""
-    dims = np.array([50, 100, 200, 400])
+    dims = np.array([50, 150, 450])
     logs = []
     for dim in dims:
         problem = gf.TeacherStudent.orthogonal(int(dim), 1, noise=1e-2)
@@ -135,7 +150,7 @@ def test_fluctuations_against_many_seeds():
     )
     mean = gf.OrderParameterFlow(problem, gamma_over_p=g)
     flow = gf.flows.FluctuationFlow(mean, 2, dim=dim, key=jax.random.key(0))
-    sol = gf.solve(flow, flow.start(problem.order_parameters(weights)), ts[1:], rtol=1e-5)
+    sol = gf.solve(flow, flow.start(problem.order_parameters(weights)), ts[1:], rtol=1e-3)
     predicted = np.asarray(sol.final.covariance)
     np.testing.assert_allclose(predicted, predicted.T, atol=1e-15)
     assert np.linalg.eigvalsh(predicted).min() >= -1e-12

@@ -75,8 +75,8 @@ class OrderParameterFlow(AbstractFlow):
     Warns in float32, which resolves risks no better than 1e-6.
 
     Its spectrum near a minimum is close to the negative real axis, so that for long runs the stabilised method
-    `solver=gradflow.solvers.RKC2()` takes far fewer steps than the default: from an uninformed start to `t = 10^4` 1,149
-    evaluations for a risk good to 3e-4, where `Tsit5` takes 9,321 for 2e-2, both at `rtol=1e-4`.
+    `solver=gradflow.solvers.RKC2()` takes far fewer steps than the default: from an uninformed start to `t = 10^4`
+    1,149 evaluations for a risk good to 3e-4, where `Tsit5` takes 9,321 for 2e-2, both at `rtol=1e-4`.
 
     Source: Saad and Solla (1995); Veiga, Stephan, Loureiro, Krzakala, Zdeborova (2022), arXiv 2202.00293.
 

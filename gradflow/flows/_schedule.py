@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Scalar
 
 from gradflow._checks import check_positive, fail, is_concrete
@@ -27,7 +28,7 @@ class InterpolatedSchedule(eqx.Module):
 
     def __init__(self, ts: Any, factors: Any):
         ts, factors = jnp.asarray(ts, float), jnp.asarray(factors, float)
-        if ts.ndim != 1 or ts.size == 0 or (is_concrete(ts) and not bool(jnp.all(ts[1:] > ts[:-1]))):
+        if ts.ndim != 1 or ts.size == 0 or (is_concrete(ts) and not np.all(np.diff(np.asarray(ts)) > 0)):
             raise fail("ts", "be increasing times (n,)", f"of shape {ts.shape}, or not increasing")
         if factors.shape != ts.shape:
             raise fail("factors", f"have shape {ts.shape}", f"of shape {factors.shape}")

@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from gradflow._checks import check_count, check_finite, fail, is_concrete
@@ -139,7 +140,7 @@ def residual_weights(
 
 def check_noise(noise: Any) -> None:
     """Refuses a variance that is negative or not finite."""
-    if is_concrete(noise) and not bool(jnp.all(jnp.isfinite(jnp.asarray(noise)) & (jnp.asarray(noise) >= 0))):
+    if is_concrete(noise) and not np.all(np.isfinite(np.asarray(noise)) & (np.asarray(noise) >= 0)):
         raise fail("noise", "not be negative", f"{noise}", "It is the variance of the label noise.")
 
 
