@@ -48,6 +48,7 @@ def alternating_flow(
     tolerance: float = 1e-5,
     horizon: float = 1e5,
     rtol: float = 1e-6,
+    solver: Any = None,
 ) -> Pursuit:
     """Alternating gradient flow: what gradient flow of a sum of neurons does as its start vanishes.
 
@@ -66,7 +67,9 @@ def alternating_flow(
     - `log_norms`: `ln |w_j(0)|` of every neuron, or one for all. Times are in the unit of gradient flow.
     - `degree`; `rounds`: the most. `seed_norm`: of a neuron that wakes up. `tolerance`: gradient norm over its largest
       value in a round, at which the active ones have converged; `horizon`: flow time after which they count as
-      converged in any case. `rtol`: of the integration.
+      converged in any case. `rtol`, `solver`: of the integration.
+
+    Where ReLU neurons slide along kinks, give the problem `predict=gradflow.models.Smoothed(...)`.
 
     **Returns** a `Pursuit`. **Raises** `ValueError` for parameters without neurons.
 
@@ -106,7 +109,7 @@ def alternating_flow(
         turned, values = nearest_points(correlation, model, jnp.asarray(units, dtype))
         units[dormant] = turned[dormant]
         speed = degree * values
-        floor = 1e-9 * float(jnp.linalg.norm(labels))
+        floor = 1e-6 * float(jnp.linalg.norm(labels))
         waits = np.where(~active & (speed > floor), (thresholds - grown) / np.maximum(speed, floor), np.inf)
         first = int(np.argmin(waits))
         if not np.isfinite(waits[first]):
@@ -116,7 +119,7 @@ def alternating_flow(
         grown[dormant] = np.minimum(grown + np.where(np.isfinite(speed), speed, 0) * wait, thresholds)[dormant]
         active[first] = True
         weights[first] = seed_norm * units[first]
-        weights = _settle(problem, model, weights, tolerance, horizon, rtol)
+        weights = _settle(problem, model, weights, tolerance, horizon, rtol, solver)
         asleep = active & (np.linalg.norm(weights, axis=1) < seed_norm)
         for j in np.flatnonzero(asleep):
             units[j] = weights[j] / max(np.linalg.norm(weights[j]), 1e-300)
@@ -146,6 +149,7 @@ def neuron_pursuit(
     tolerance: float = 1e-5,
     horizon: float = 1e5,
     rtol: float = 1e-6,
+    solver: Any = None,
     key: Any = None,
 ) -> Pursuit:
     """Trains a network neuron by neuron: the best next one is the best KKT point of what is left to explain.
@@ -155,7 +159,7 @@ def neuron_pursuit(
 
     **Arguments**: `neuron`: a network of one neuron, homogeneous of degree 2, such as `TwoLayer(d, 1, key=key)`.
     `rounds`: neurons to add. `starts`, `key`: of the search. `seed_norm`: of a neuron when it is appended. `tolerance`,
-    `horizon`, `rtol`: as for `alternating_flow`.
+    `horizon`, `rtol`, `solver`: as for `alternating_flow`.
 
     **Returns** a `Pursuit`. **Raises** `ValueError` for a network of more than one neuron.
 
@@ -190,7 +194,7 @@ def neuron_pursuit(
             break
         best = np.asarray(neuron_rows(points.params(0)))
         weights[index] = seed_norm * best[0]
-        weights = _settle(problem, neuron, weights, tolerance, horizon, rtol)
+        weights = _settle(problem, neuron, weights, tolerance, horizon, rtol, solver)
         here = with_rows(neuron, jnp.asarray(weights[: index + 1], dtype))
         saddles.append(here)
         correlations.append(float(points.values[0]))
@@ -226,12 +230,19 @@ def nearest_points(
 
 
 def _settle(
-    problem: EmpiricalRisk, model: PyTree, weights: np.ndarray, tolerance: float, horizon: float, rtol: float
+    problem: EmpiricalRisk,
+    model: PyTree,
+    weights: np.ndarray,
+    tolerance: float,
+    horizon: float,
+    rtol: float,
+    solver: Any,
 ) -> np.ndarray:
     """Weights after gradient flow to convergence."""
     start = with_rows(model, jnp.asarray(weights, neuron_rows(model).dtype))
     force = GradientNorm(problem)
     # A neuron that has just been added pulls weakly: the scale is that of the labels, but not above its own pull.
     bound = min(tolerance * float(jnp.linalg.norm(_labels(problem, model))), 0.1 * float(force(start)))
-    sol = solve(GradientFlow(problem), start, [horizon], rtol=rtol, until=Until(force, below=bound), save_params=False)
+    until, flow = Until(force, below=bound), GradientFlow(problem)
+    sol = solve(flow, start, [horizon], rtol=rtol, until=until, save_params=False, solver=solver)
     return np.array(neuron_rows(sol.final))

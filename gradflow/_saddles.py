@@ -36,7 +36,7 @@ class Saddle(eqx.Module):
       modulus. `rate`: minus the lowest eigenvalue, at which the run leaves; in a homogeneous network of degree 2 it is
       twice the residual correlation, `correlation = rate / 2`.
     - `predicted`: time of the next jump, `t + ln(1/a) / rate`, with `a` the distance along the direction that grows at
-      time `t`: the first at which it exceeds rounding, 1e-9, or the start of a `Polar` run. It is right to `O(1 / rate)`.
+      time `t`: the first at which it exceeds rounding, 1e-9, or the start of a `Polar` run. Right to `O(1 / rate)`.
     """
 
     entered: float

@@ -12,6 +12,7 @@ import sys
 
 import equinox as eqx
 import jax
+import numpy as np
 import pytest
 
 import gradflow as gf
@@ -109,6 +110,7 @@ def cases(key):
     model = gf.models.TwoLayer(64, 4, key=key)
     problem = gf.EmpiricalRisk(*gf.data.digits(classes=(0, 1), n=10, labels="pm1"), gf.losses.square)
     ones = jax.numpy.ones
+    polar = gf.Polar(model, -20.0)
     zero, yes = jax.numpy.zeros(()), jax.numpy.asarray(True)
     teaching = gf.TeacherStudent.orthogonal(20, 2)
     overlaps = teaching.order_parameters(teaching.uninformed(2, key))
@@ -125,6 +127,8 @@ def cases(key):
         "TeacherStudent": teaching,
         "OrderParameters": overlaps,
         "DiagonalLinear": gf.models.DiagonalLinear(64),
+        "LogDiagonal": gf.models.LogDiagonal(64, log_scale=-9.0),
+        "OneLayer": gf.models.OneLayer(64, 4, key=key),
         "Parametrisation": gf.models.ntk,
         "Smoothed": gf.models.Smoothed(0.01),
         "SignedTwoLayer": gf.models.SignedTwoLayer(64, 4, key=key),
@@ -144,6 +148,11 @@ def cases(key):
         "Fluctuations": fluctuating.start(overlaps),
         "InterpolatedSchedule": gf.flows.InterpolatedSchedule([0.0, 1.0], [1.0, 0.5]),
         "OnePassSGD": gf.OnePassSGD(teaching, 0.5, key=key),
+        "LogDiagonalFlow": gf.LogDiagonalFlow(problem),
+        "NeuronPolarFlow": gf.NeuronPolarFlow(problem),
+        "PolarFlow": gf.PolarFlow(problem),
+        "Polar": polar,
+        "NeuralCorrelation": gf.NeuralCorrelation(problem),
         "GradientDescent": gf.GradientDescent(problem, 0.1),
         "HeavyBall": gf.HeavyBall(problem, 0.1, mu=0.1),
         "Nesterov": gf.Nesterov(problem, 0.1),
@@ -163,6 +172,10 @@ def cases(key):
         "Balancedness": gf.observables.Balancedness(),
         "ActivationPattern": gf.observables.ActivationPattern(problem.x),
         "SlidingNeurons": gf.observables.SlidingNeurons(problem, 0.01),
+        "Aligned": gf.observables.Aligned(problem),
+        "Correlation": gf.observables.Correlation(problem),
+        "KKTResidual": gf.observables.KKTResidual(problem),
+        "LogNorm": gf.observables.LogNorm(),
         "Attempt": attempt,
         "Automatic": gf.solvers.Automatic(),
         "Field": field,
@@ -173,6 +186,9 @@ def cases(key):
         "StepControl": gf.solvers.StepControl(jax.numpy.array(1e-3), None),
         "Until": gf.Until(problem, below=0.1),
         "Solution": gf.solve(gf.GradientFlow(problem), model, [0.5]),
+        "FirstEscape": gf.first_escape(problem, polar, norm=1e-2, tolerance=1e-2),
+        "Pursuit": gf.Pursuit(np.zeros(1), np.zeros(1), model, (), (), np.zeros(0), "fitted"),
+        "Saddle": gf.Saddle(0.0, 1.0, 0.5, 0.5, 0.0, 1, 1, 1.0, 1.0),
         "Extrapolated": gf.filippov(lambda smoothing: gf.GradientFlow(problem), model, [0.5]),
     }
 

@@ -37,7 +37,7 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("out") / "deep"
 
 
-COMMANDS = ["small-init", "compare", "momentum", "phase-diagram", "plot", "info"]
+COMMANDS = ["small-init", "compare", "momentum", "phase-diagram", "vanishing-init", "plot", "info"]
 
 
 def test_help_lists_every_command(gradflow):
@@ -57,6 +57,10 @@ def test_help_lists_every_command(gradflow):
         ("compare", ["--quick", "--data", "--path", "--samples", "--rule", "--width", "--depth", "--horizon", "--out"]),
         ("momentum", ["--quick", "--data", "--path", "--samples", "--classes", "--steps", "--out"]),
         ("phase-diagram", ["--quick", "--units", "--width", "--noise", "--seeds", "--out"]),
+        (
+            "vanishing-init",
+            ["--quick", "--data", "--path", "--samples", "--classes", "--all-classes", "--out", "--fresh", "--seeds"],
+        ),
         ("plot", ["--out", "STORE"]),
         ("info", ["STORE"]),
     ],

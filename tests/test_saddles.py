@@ -199,13 +199,13 @@ def test_alternating_flow_equals_the_limit_of_a_diagonal_net():
 
 @pytest.mark.slow
 def test_alternating_flow_of_relu_neurons_foretells_the_flow():
-    """Orthonormal inputs with labels of both signs; times of both jumps, the flow's divided by its `ln(1/delta)`."""
+    """Orthonormal inputs with labels of both signs, and neurons enough for each: two jumps, up to `O(1)` in time."""
     y = np.array([2.0, 1.0, -1.5])
     problem = gf.EmpiricalRisk(np.eye(3), y, gf.losses.square, **SUM)
-    model = gf.models.TwoLayer(3, 5, key=jax.random.key(3))
+    model = gf.models.TwoLayer(3, 12, key=jax.random.key(3))
     log = 300.0
     found = gf.alternating_flow(problem, model, -log)
-    start = gf.Polar(model, -log * np.ones(5))
+    start = gf.Polar(model, -log * np.ones(12))
     ts = np.linspace(0, 1.5 * found.times[-1], 1501)
     sol = gf.solve(gf.NeuronPolarFlow(problem), start, ts)
     seen = gf.find_saddles(sol, problem)
@@ -216,7 +216,7 @@ def test_alternating_flow_of_relu_neurons_foretells_the_flow():
 
 @pytest.mark.slow
 def test_alternating_flow_of_degree_three():
-    """`a (w . x)^2` on orthonormal inputs: `c = 1/|w| - 1` at the speed `3 N`, `N = 2 |y| / 3^1.5` of the strongest label.
+    """`a (w . x)^2`, orthonormal inputs: `c = 1/|w| - 1` at the speed `3 N`, `N = 2 |y| / 3^1.5`.
 
     Both neurons turn to the label 2 first; when the one of norm .01 has fitted it, the other has `99` of its `199`.
     """
@@ -234,7 +234,8 @@ def test_alternating_flow_of_degree_three():
 def test_neuron_pursuit_lowers_the_loss_neuron_by_neuron():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(12, 2))
-    problem = gf.EmpiricalRisk(x, np.abs(x[:, 0]) - 0.5 * np.maximum(x[:, 1], 0), gf.losses.square)
+    y, smoothed = np.abs(x[:, 0]) - 0.5 * np.maximum(x[:, 1], 0), gf.models.Smoothed(0.02)
+    problem = gf.EmpiricalRisk(x, y, gf.losses.square, predict=smoothed)
     neuron = gf.models.TwoLayer(2, 1, key=jax.random.key(0))
     found = gf.neuron_pursuit(problem, neuron, rounds=3, tolerance=1e-4, starts=16)
     assert np.all(np.diff(found.losses) < 0)

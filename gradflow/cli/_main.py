@@ -215,7 +215,7 @@ def vanishing_init(
         dataset = _small_data(
             data, path, 60 if quick and samples is None else samples, None if every_class else classes
         )
-        few: dict[str, Any] = {"exponents": (4, 12, 300), "widths": (4,), "saves": 201, "rounds": 2} if quick else {}
+        few: dict[str, Any] = {"exponents": (4, 12, 300), "widths": (4,), "saves": 101, "rounds": 1} if quick else {}
         few |= {"seeds": range((1 if quick else 3) if seeds is None else seeds)}
         ds = studies.vanishing_init(dataset, **few, store=out / f"{name}-runs.zarr", resume=not fresh)
         table = studies.vanishing_init_table(ds)

@@ -59,7 +59,7 @@ def _off(ax: Axes, ds: xr.Dataset) -> None:
         values = np.nanmax(np.abs(plain.values[:, :, shown]), axis=(0, 1))
         ax.plot(x[shown], values, "rx--", markersize=5, label="plain, fixed tolerances:\nagainst the polar flow")
         ax.legend()
-    ax.set(xscale="log", yscale="log", title="time over the leading order, less one", xlabel=r"$\ln(1/\delta)$")
+    ax.set(xscale="log", yscale="log", title="time / leading order $-$ 1", xlabel=r"$\ln(1/\delta)$")
     ax.set_ylabel("relative")
 
 
@@ -70,7 +70,7 @@ def _angles(ax: Axes, ds: xr.Dataset) -> None:
     nearest = int(np.argmin(np.abs(ds.exponent.values - exponent)))
     escape = float(row.escape_time.values[nearest])
     ax.axvline(escape, color="black", linestyle=":", linewidth=1, label="escape")
-    title = rf"neurons to the direction foretold, $\delta=10^{{-{exponent:g}}}$"
+    title = rf"angles to what is foretold, $\delta=10^{{-{exponent:g}}}$"
     ax.set(title=title, xlabel="flow time $t$", ylabel="degrees", ylim=(0, 180), yticks=[0, 45, 90, 135, 180])
     ax.legend(loc="upper right")
 

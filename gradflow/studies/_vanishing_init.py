@@ -125,7 +125,7 @@ def vanishing_init(
         found["slope"] = (("width", "seed"), np.diff(found.escape_time.values[:, :, order])[..., 0] / steps[0])
     found["cartesian_time"] = (tuple(axes), _cartesian(problem, model, axes, logs, horizon))
     found = found.merge(_full_runs(problem, model, axes, logs, members, found, saves, rtol))
-    found = found.merge(_limit(problem, model(widths[0], seeds[0]), float(found.attrs.get("log", found.log)), rounds))
+    found = found.merge(_limit(problem, model(widths[0], seeds[0]), float(found.log), rounds))
     about = {"study": "vanishing-init", "data": str(getattr(dataset, "name", "unnamed")), "smoothing": smoothing}
     return found.assign_attrs({**times.attrs, **about})
 
@@ -213,9 +213,8 @@ def _limit(problem: EmpiricalRisk, model: TwoLayer, log: float, rounds: int) -> 
     """Saddles foretold by alternating gradient flow, for one network."""
     rows, sizes = unit_rows(neuron_rows(model))
     logs = log + np.log(np.asarray(sizes) / np.linalg.norm(np.asarray(neuron_rows(model))))
-    limit = alternating_flow(
-        problem, with_rows(model, rows), logs, rounds=rounds, tolerance=1e-3, horizon=1e4, rtol=1e-4
-    )
+    options = {"tolerance": 1e-3, "horizon": 1e4, "rtol": 1e-4, "solver": Tsit5()}
+    limit = alternating_flow(problem, with_rows(model, rows), logs, rounds=rounds, **options)
     return xr.Dataset({"saddle_time": ("saddle", limit.times), "saddle_loss": ("saddle", limit.losses)})
 
 
