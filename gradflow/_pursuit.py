@@ -24,7 +24,7 @@ class Pursuit(eqx.Module):
 
     - `times (rounds + 1,)`: of arrival at each, on the clock of gradient flow; zero throughout for `neuron_pursuit`.
     - `losses (rounds + 1,)`; `params`: parameters at the last one. `saddles`: parameters of each but the first.
-    - `activated`: the neuron that grew in each round. `correlations (rounds,)`: `N` of its direction.
+    - `activated`: the neuron that woke up first in each round. `correlations (rounds,)`: `N` of its direction.
     - `ended`: why it ended: `"fitted"`, `"nothing grows"`, or `"rounds"`.
     """
 
@@ -117,8 +117,9 @@ def alternating_flow(
             break
         wait = max(float(waits[first]), 0.0)
         grown[dormant] = np.minimum(grown + np.where(np.isfinite(speed), speed, 0) * wait, thresholds)[dormant]
-        active[first] = True
-        weights[first] = seed_norm * units[first]
+        # Neurons of equal norms in one basin wake up together.
+        together = ~active & (waits <= wait * (1 + 1e-6))
+        weights[together], active[together] = seed_norm * units[together], True
         weights = _settle(problem, model, weights, tolerance, horizon, rtol, solver)
         asleep = active & (np.linalg.norm(weights, axis=1) < seed_norm)
         for j in np.flatnonzero(asleep):

@@ -96,8 +96,8 @@ def circle(ds: xr.Dataset) -> Figure:
         iterations = ds.time.values / ds.attrs["learning_rate"]
         styles = {"descent": {"color": "0.6", "linewidth": 3.0}, "flow": {"color": "black", "linewidth": 1.0}}
         names = {"descent": "gradient descent", "flow": "gradient flow"}
-        for method in ds.method.values:
-            row = ds.sel(method=method)
+        for method in ds.run.values:
+            row = ds.sel(run=method)
             loss.plot(iterations, row.risk, label=names[str(method)], **styles[str(method)])
             norm.plot(iterations, row.norm, **styles[str(method)])
             width = 1.6 if method == "descent" else 0.5
@@ -106,6 +106,11 @@ def circle(ds: xr.Dataset) -> Figure:
                 angles.plot(iterations, degrees, color=styles[str(method)]["color"], linewidth=width)
         for k, angle in enumerate(np.rad2deg(ds.kkt_angle.values)):
             angles.axhline(angle, color="tab:red", linestyle="--", linewidth=0.9, label=None if k else "KKT points")
+        # Twice as far as the loss takes to fall to a hundredth.
+        done = np.flatnonzero(ds.risk.values[-1] < 0.01 * ds.risk.values[-1, 0])
+        last = 2 * iterations[done[0]] if done.size else iterations[-1]
+        for ax in (loss, norm, angles):
+            ax.set_xlim(0, min(last, iterations[-1]))
         angles.legend(loc="upper right")
         loss.legend(loc="upper right")
         loss.set(title="training loss", xlabel="iterations", ylabel="loss", ylim=(0, None))

@@ -239,7 +239,7 @@ def circle_illustration(
     **Arguments**: `dataset`: inputs in the plane, such as `gradflow.data.circle()`. `width`, `scale`, `learning_rate`,
     `steps`, `seed`: of network and descent. `saves`: about as many rows. `rtol`: of the flow.
 
-    **Returns** an `xarray.Dataset` over `(method, time)`: `risk`, `norm`, and by neuron `polar_angle`, with methods
+    **Returns** an `xarray.Dataset` over `(run, time)`: `risk`, `norm`, and by neuron `polar_angle`, with runs
     `"descent"` and `"flow"`; and `kkt_angle`, the angles of the KKT points of one neuron.
 
     **Raises** `ValueError` for inputs that do not lie in the plane.
@@ -249,7 +249,7 @@ def circle_illustration(
     >>> import gradflow as gf
     >>> ds = gf.studies.circle_illustration(gf.data.circle(20), width=4, steps=2000, saves=21)
     >>> dict(ds.polar_angle.sizes)
-    {'method': 2, 'time': 21, 'neuron': 4}
+    {'run': 2, 'time': 21, 'neuron': 4}
     """
     x, y = (np.asarray(part) for part in dataset)
     if x.shape[1:] != (2,) or y.ndim != 1:
@@ -265,13 +265,13 @@ def circle_illustration(
     angles = np.unique(np.round(np.arctan2(ends[:, 1], ends[:, 0])[values > 0], 6))
     data = {
         name: (
-            ("method", "time", *(["neuron"] if name == "polar_angle" else [])),
+            ("run", "time", *(["neuron"] if name == "polar_angle" else [])),
             np.stack([np.asarray(run.observed[name]) for run in (descent, flow)]),
         )
         for name in observe
     }
     about = {"study": "circle", "width": width, "scale": scale, "learning_rate": learning_rate}
-    coordinates = {"method": ["descent", "flow"], "time": np.asarray(descent.ts), "kkt": np.arange(angles.size)}
+    coordinates = {"run": ["descent", "flow"], "time": np.asarray(descent.ts), "kkt": np.arange(angles.size)}
     return xr.Dataset(data | {"kkt_angle": ("kkt", angles)}, coordinates, about)
 
 
@@ -326,16 +326,16 @@ def circle_table(ds: xr.Dataset) -> str:
     """
     risk = ds.risk.values
     kkt = np.rad2deg(ds.kkt_angle.values)
-    small = np.flatnonzero(ds.norm.sel(method="flow").values < ESCAPED)
+    small = np.flatnonzero(ds.norm.sel(run="flow").values < ESCAPED)
     row = int(small[-1]) if small.size else 0
-    angle = ds.polar_angle.sel(method="flow").values[row]
+    angle, norm = ds.polar_angle.sel(run="flow").values[row], float(ds.norm.sel(run="flow")[row])
     nearest = np.min(np.abs(np.angle(np.exp(1j * (angle[:, None] - ds.kkt_angle.values)))), axis=1)
     gap = float(np.max(np.abs(risk[0] - risk[1])) / risk[1, 0])
     return "\n".join(
         [
             f"width {ds.attrs['width']}, scale {ds.attrs['scale']:g}, learning rate {ds.attrs['learning_rate']:g}",
             f"KKT points of one neuron at {', '.join(f'{a:.1f}' for a in kkt)} degrees",
-            f"at |w| = {float(ds.norm.sel(method='flow')[row]):.1e}, t = {float(ds.time[row]):.3f}: "
+            f"at |w| = {norm:.1e}, t = {float(ds.time[row]):.3f}: "
             f"{int(np.sum(nearest < 0.05))} of {angle.size} neurons within .05 of one of them",
             f"loss {risk[1, 0]:.4g} -> {risk[1, -1]:.4g} along the flow, {risk[0, -1]:.4g} by descent",
             f"gap between the two loss curves: {gap:.1e} of the first loss at most",
