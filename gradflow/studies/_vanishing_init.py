@@ -187,8 +187,9 @@ def _full_runs(
         residual[i, j] = float(sol.observed["residual"][row])
         carrying = norms[row] > np.max(norms[row]) - np.log(10)
         worst[i, j] = np.max(angle[row][carrying]) if carrying.any() else np.nan
-        grown = norms[row] > norms[0]
-        aligned[i, j], collapsed[i, j] = int(np.sum(grown & (angle[row] < 0.1))), int(np.sum(~grown))
+        grown = norms[row] - norms[0]
+        stayed = grown < 0.01 * np.max(grown)
+        aligned[i, j], collapsed[i, j] = int(np.sum(~stayed & (angle[row] < 0.1))), int(np.sum(stayed))
     dims = ("width", "seed")
     return xr.Dataset(
         {
@@ -305,7 +306,7 @@ def vanishing_init_table(ds: xr.Dataset) -> str:
     exponent = -float(ds.log) / np.log(10)
     lines.append(
         f"at the escape from 1e-{exponent:g}: {int(ds.aligned.sum())} neurons have grown and point where foretold,"
-        f" {int(ds.collapsed.sum())} have shrunk, of {int(np.sum(ds.width.values)) * ds.sizes['seed']};"
+        f" {int(ds.collapsed.sum())} have shrunk or stayed, of {int(np.sum(ds.width.values)) * ds.sizes['seed']};"
         f" relative KKT residual {float(ds.residual.min()):.1e} to {float(ds.residual.max()):.1e}"
     )
     saddles = ", ".join(
