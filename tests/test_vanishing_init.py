@@ -45,9 +45,10 @@ def test_directions_of_relu_neurons_agree_between_forms(seed):
 
 
 def test_dichotomy_of_neurons_on_two_orthogonal_inputs():
-    """Labels (1, 1): a neuron grows if its output weight `a` is positive and it sees an input; at the rate 1 along it if it
-    sees one, at `sqrt(2)` along the sum if it sees both. It stays small if it sees none, or if `a` is negative and longer
-    than what sees: `a^2 - |w|^2` is conserved, so that `a` cannot change its sign.
+    """Labels (1, 1): a neuron that sees an input and whose output weight `a` is positive grows.
+
+    The rate is 1 along the input if it sees one, and `sqrt(2)` along the sum if it sees both. It stays small if it sees
+    none, or if `a` is negative and longer than what sees: `a^2 - |w|^2` is conserved, so `a` keeps its sign.
     """
     problem = gf.EmpiricalRisk(np.eye(2), np.ones(2), gf.losses.square, reduction="sum")
     model = gf.models.TwoLayer(2, 24, key=jax.random.key(0))
