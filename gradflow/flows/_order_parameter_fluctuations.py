@@ -137,6 +137,6 @@ class FluctuationFlow(AbstractFlow):
         if trainable.mean.M.shape[0] != width:
             raise fail("params.mean", f"hold {width} student units", f"of {trainable.mean.M.shape[0]}")
 
-    def check_start(self, params: PyTree) -> None:
-        self.check(params, None)
-        self.flow.check_start(params.mean)
+    def check_values(self, trainable: PyTree, frozen: PyTree) -> None:
+        self.check(trainable, frozen)
+        self.flow.check_values(trainable.mean, None)

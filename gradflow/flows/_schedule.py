@@ -28,7 +28,7 @@ class InterpolatedSchedule(eqx.Module):
 
     def __init__(self, ts: Any, factors: Any):
         ts, factors = jnp.asarray(ts, float), jnp.asarray(factors, float)
-        if ts.ndim != 1 or ts.size == 0 or (is_concrete(ts) and not np.all(np.diff(np.asarray(ts)) > 0)):
+        if ts.ndim != 1 or ts.size == 0 or (is_concrete(ts) and not np.all(np.asarray(ts)[1:] > np.asarray(ts)[:-1])):
             raise fail("ts", "be increasing times (n,)", f"of shape {ts.shape}, or not increasing")
         if factors.shape != ts.shape:
             raise fail("factors", f"have shape {ts.shape}", f"of shape {factors.shape}")
