@@ -27,7 +27,7 @@ def blue():
     start = problem.order_parameters(problem.informed(8, jax.random.key(0)))
     flow = gf.OrderParameterFlow(problem, gamma_over_p=1.0)
     ts = np.geomspace(10, 2e5, 9)
-    return flow, gf.solve(flow, start, ts, rtol=1e-6, observe={"risk": flow.risk})
+    return flow, gf.solve(flow, start, ts, solver=gf.solvers.RKC2(), rtol=1e-5, observe={"risk": flow.risk})
 
 
 def small(noise=1e-2, **options):
