@@ -258,7 +258,7 @@ def test_a_lyapunov_function_along_one_run_and_where_there_is_none():
 
 
 @pytest.fixture(scope="module")
-def wide():
+def wide_networks():
     """Eight digits, networks of increasing width, several seeds each; the heavy ball and Nesterov's method."""
     data = gf.data.digits(classes=(0, 1), n=8, centre=True, unit_norm=True, labels="pm1")
     problem = gf.EmpiricalRisk(*data, gf.losses.square, reduction="sum")
@@ -279,31 +279,33 @@ def train(problem, s, mu, width, seeds, steps=150):
 
 
 @pytest.mark.slow
-def test_neurons_move_less_in_wider_networks_and_the_linearised_flow_tracks_them_better(wide):
+def test_neurons_move_less_in_wider_networks_and_the_linearised_flow_tracks_them_better(wide_networks):
     """Largest movement like `width^(-1/2)`, all together not at all; errors of percents that fall with the width."""
-    problem, s, mu = wide
-    widths, seeds = [512, 2048, 8192], 6
+    problem, s, mu = wide_networks
+    widths, seeds = [64, 512, 2048, 8192], 6
     largest, whole, errors = [], [], []
     for width in widths:
         sol, models = train(problem, s, mu, width, seeds)
         moved = np.asarray(sol.observed["moved"])[:, -1]
         largest.append(np.mean(np.max(moved, axis=1)))
         whole.append(np.linalg.norm(moved, axis=1))
-        for seed in range(2):
+        for seed in range(2 if width in (widths[0], widths[-1]) else 0):
             model = eqx.filter(models, eqx.is_array)
             model = eqx.combine(jax.tree_util.tree_map(lambda leaf, i=seed: leaf[i], model), models)
             linear = gf.LinearisedFlow(problem, model, gf.NesterovFlow(problem, mu, s)).exact(sol.ts[seed])
             u = np.asarray(sol.observed["u"])[seed]
             away = np.linalg.norm(u - np.asarray(linear), axis=1)
             errors.append(np.max(away) / np.linalg.norm(u[0] - np.asarray(problem.y)))
-    slope = np.polyfit(np.log(widths), np.log(largest), 1)[0]
+    # The power law is that of wide networks.
+    slope = np.polyfit(np.log(widths[1:]), np.log(largest[1:]), 1)[0]
     assert abs(slope + 0.5) <= 0.05
     # One slope from each seed; their mean is zero within three standard errors.
-    each = np.polyfit(np.log(widths), np.log(np.array(whole)), 1)[0]
+    each = np.polyfit(np.log(widths[1:]), np.log(np.array(whole[1:])), 1)[0]
     assert abs(np.mean(each)) <= 3 * np.std(each, ddof=1) / np.sqrt(seeds)
-    by_width = np.mean(np.array(errors).reshape(3, 2), axis=1)
-    assert by_width[-1] < by_width[0]
-    assert by_width[-1] < 0.05
+    narrow, wide = np.mean(np.array(errors).reshape(2, 2), axis=1)
+    # What is left in the wide network is the distance of the method from its flow, of order s.
+    assert wide < narrow / 3
+    assert wide < 0.03
 
 
 def test_flow_on_one_sample_and_one_neuron():

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradflow.plot._style import STYLE, figure, label_decades, shades
+from gradflow.theory import momentum_rates
 
 MARKERS = {"gradient descent": "^", "heavy ball": "o", "Nesterov": "s"}
 
@@ -59,8 +60,11 @@ def _rates(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
 
 
 def _winners(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
-    for name in ds.momentum.values:
-        ax.semilogx(ds.ratio, ds.predicted_final_rate.sel(momentum=name), "-", color=colours[name])
+    values, s = ds.eigenvalue.values, ds.attrs["learning_rate"]
+    ratios = np.geomspace(ds.ratio.values[0], ds.ratio.values[-1], 200)
+    for name, method in (("heavy ball", "heavy_ball"), ("Nesterov", "nesterov")):
+        rates = momentum_rates(values, values[0] * ratios[:, None], s, method, "discrete")
+        ax.semilogx(ratios, np.min(rates, axis=1), "-", color=colours[name])
         style = {"color": colours[name], "marker": MARKERS[name], "markersize": 4, "linestyle": "none"}
         ax.semilogx(ds.ratio, ds.final_rate.sel(momentum=name), label=f"{name}, measured", **style)
     ax.axvline(1, color="0.5", linestyle=":", linewidth=0.8)

@@ -34,7 +34,7 @@ def momentum(
     dataset: Any,
     *,
     widths: Sequence[int] = (128, 512, 2048),
-    ratios: Sequence[float] = (0.03, 1.0, 10.0),
+    ratios: Sequence[float] = (0.03, 0.3, 3.0),
     steps: int | None = None,
     rtol: float = 1e-3,
     saves: int = 200,
@@ -64,7 +64,7 @@ def momentum(
     ratio, save)`: `flow_gap`, distance to the flow over the distance travelled; `flow_gradients`; over `(momentum,
     ratio, mode)`: `measured_rate` and `predicted_rate` of the iterates, per unit of `t = k sqrt(s)`, and over `mode`
     the `eigenvalue`; over `(momentum, ratio)`: `final_rate`, `predicted_final_rate`; over `ratio`: `winner` and
-    `predicted_winner`, a tie where rates are within two percent: at equal `mu` they differ by a share
+    `predicted_winner`, a tie where rates are within one percent: at equal `mu` they differ by a share
     `sqrt(s / mu) lambda / 2`, little for a kernel of large condition number unless `mu` is small.
 
     **Raises** `ValueError` for bad input, `SolveError` if a flow fails.
@@ -249,10 +249,10 @@ def _final_rate(residuals: np.ndarray, ks: np.ndarray, s: float) -> np.ndarray:
 
 
 def _winner(first: float, second: float) -> str:
-    """The faster of the two, or a tie where they are within two percent."""
+    """The faster of the two, or a tie where they are within one percent."""
     if not np.isfinite(first) or not np.isfinite(second):
         return "unknown"
-    if abs(first - second) <= 0.02 * max(abs(first), abs(second)):
+    if abs(first - second) <= 0.01 * max(abs(first), abs(second)):
         return "tie"
     return "Nesterov" if second > first else "heavy ball"
 
