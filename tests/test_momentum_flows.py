@@ -324,7 +324,7 @@ def test_second_order_flow_of_fixed_momentum():
 MODIFIED = [
     (2, 0.0, False, "matched", 2),
     (3, 0.0, False, "matched", 3),
-    (2, 0.5, False, "plain", 1),
+    pytest.param(2, 0.5, False, "plain", 1, marks=pytest.mark.slow),
     (2, 0.5, False, "matched", 2),
     (3, 0.5, False, "matched", 3),
     pytest.param(2, 0.5, True, "matched", 2, marks=pytest.mark.slow),
@@ -371,6 +371,7 @@ def test_principal_flow_is_gradient_descent_on_a_quadratic():
     assert int(found.stats["hessian_vector_products"][0]) == 3 * int(found.stats["gradient_evaluations"][0])
 
 
+@pytest.mark.slow
 def test_costs_and_traits_of_modified_flows():
     costs = {order: gf.ModifiedFlow(SOFT, 0.1, 0.5, order=order) for order in (1, 2, 3)}
     assert [f.products_per_evaluation for f in costs.values()] == [0, 1, 3]

