@@ -48,7 +48,7 @@ def solve(
     - `observe`: name -> function of the parameters, evaluated at the save times during the run.
     - `solver`: one of `gradflow.solvers`, or any diffrax solver with an error estimate. `None` chooses: `Automatic`,
       which takes an explicit method on short runs and the implicit multistep method `NDF` on all others; where the
-      flow says that it oscillates, `Tsit5`, or `Dopri8` below `rtol=1e-7`.
+      flow says that it oscillates or limits its steps, `Tsit5`, or `Dopri8` below `rtol=1e-7`.
     - `rtol`, `atol`: tolerances on the error of each step. `atol=None` scales with the initial state, leaf by leaf. An
       `rtol` below 64 units of rounding of the parameters' type is raised to that, with a `PrecisionWarning`.
     - `save_params`: keep the parameters at every save time, not only at the end.
@@ -134,6 +134,9 @@ def prepare(
     if solver is None:
         solver = default_solver(float(control.rtol) if _checks.is_concrete(control.rtol) else 1e-5, flow)
     method = _prepare_solver(solver, control, trainable)
+    if flow.limited and not isinstance(method, OneStep):
+        advice = "Use one such as gradflow.solvers.Tsit5()."
+        raise _checks.fail("solver", f"be an explicit method for a {type(flow).__name__}", method.name, advice)
 
     return Setup(
         flow, frozen, trainable, times, observe, method, control, until, jnp.asarray(max_steps), bool(save_params)

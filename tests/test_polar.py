@@ -518,7 +518,7 @@ def bad(name):
         ("labels", "`problem` must pull at some prediction, .*vanishes"),
         ("sundman", "must be a gradflow.Polar when"),
         ("log diagonal", r"LogDiagonal.of\(model\)"),
-        ("solver", "suit a Jacobian that is not symmetric"),
+        ("solver", "`solver` must be an explicit method for a PolarFlow, but is NDF"),
         ("step", "`longest_step` must be positive"),
     ],
 )

@@ -20,14 +20,13 @@ class AbstractFlow(eqx.Module):
 
     - `symmetric_jacobian`: `dF/dy` of the controlled part of the state is symmetric, so its spectrum is real;
     - `oscillatory`: eigenvalues far from the real axis are to be expected;
-    - `keeps_small`: components of the state far below any tolerance decide about what happens later, so that a method
-      must not add noise to them, as implicit ones do;
+    - `limited`: its `sizes` or its `stride` are its own, which explicit methods heed and the others do not;
     - `stochastic`: the terms contain a Brownian motion, and `solve` needs a key.
     """
 
     symmetric_jacobian: ClassVar[bool] = False
     oscillatory: ClassVar[bool] = False
-    keeps_small: ClassVar[bool] = False
+    limited: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
 
     @property

@@ -48,7 +48,7 @@ class LogDiagonalFlow(AbstractFlow):
     """
 
     problem: EmpiricalRisk
-    symmetric_jacobian: ClassVar[bool] = False
+    limited: ClassVar[bool] = True
 
     def __init__(self, problem: Any):
         self.problem = check_risk(problem)

@@ -65,7 +65,7 @@ class NeuronPolarFlow(AbstractFlow):
     problem: EmpiricalRisk
     degree: int = eqx.field(static=True)
     longest_step: Float[Array, ""] | None
-    keeps_small: ClassVar[bool] = True
+    limited: ClassVar[bool] = True
 
     def __init__(self, problem: Any, degree: int = 2, *, longest_step: Any = 0.5):
         self.problem = check_risk(problem)

@@ -73,7 +73,7 @@ class PolarFlow(AbstractFlow):
     degree: int = eqx.field(static=True)
     time: str = eqx.field(static=True)
     longest_step: Float[Array, ""] | None
-    keeps_small: ClassVar[bool] = True
+    limited: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -140,12 +140,10 @@ class Automatic(AbstractMethod):
         _, k = jax.lax.while_loop(lambda state: state[0] < stop, stage, (first, k))
         y1 = unflatten(start + jnp.asarray(tableau.solution, start.dtype) @ k)
         error = unflatten(jnp.asarray(tableau.error, start.dtype) @ k)
-        ratio = control.ratio(field.watched(error), field.sizes(y), field.sizes(y1), floor)
+        ratio = control.ratio(field.watched(error), field.watched(y), field.watched(y1), floor)
         finite = jnp.all(jnp.isfinite(k))
         ratio = jax.lax.stop_gradient(jnp.where(finite, ratio, jnp.inf)).astype(mode.ratio.dtype)
         factor = control.factor(ratio, mode.ratio, mode.failed, self.first_order)
-        stride, before = field.stride(y, y1), mode.history.fastest
-        ratio, factor, fastest = control.limited(stride, dt, before, ratio, factor)
         dense = (y, y1, jax.vmap(unflatten)(k), dt)
 
         remaining = (1 - field.share) * self._whole(field, dt)
@@ -154,7 +152,6 @@ class Automatic(AbstractMethod):
         history = self._recent(field, y, dense, mode.history)
         factor = jnp.where((ratio <= 1) & switch, (history.spacing / h).astype(factor.dtype), factor)
         history = jax.tree_util.tree_map(lambda a, b: jnp.where(switch, a, b), history, mode.history)
-        history = eqx.tree_at(lambda h: h.fastest, history, fastest)
         yes, no, steps = jnp.asarray(True), jnp.asarray(False), jnp.where(switch, 0, mode.steps + 1)
         zero = jnp.zeros_like(mode.rejections)
         accepted = Mode(switch, k[-1] / h, yes, ratio, no, history, steps, zero, mode.budget)

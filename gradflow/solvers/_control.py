@@ -26,9 +26,6 @@ from gradflow._tree import scaled_norm
 DORMANT = 0.01
 """Share of the present size of a leaf below which an explicit method holds its entries to an absolute error."""
 
-LONGEST_STRIDE = 2.0
-"""Times the farthest that a flow lets its steps go, beyond which a step is taken again."""
-
 EARLIEST = 0.03
 """Share of the tolerance that the first steps are held to, where it is graded."""
 
@@ -125,22 +122,6 @@ class StepControl(eqx.Module):
         h1 = jnp.where(worst > 0, (0.01 / jnp.where(worst > 0, worst, 1)) ** (1 / order), 100 * h0)
         step = jnp.minimum(100 * h0, h1)
         return jnp.where(jnp.isfinite(step) & (step > 0), step, small), jnp.asarray(1)
-
-    def limited(
-        self, stride: Scalar | None, dt: Scalar, fastest: Scalar, ratio: Scalar, factor: Scalar
-    ) -> tuple[Scalar, Scalar, Scalar]:
-        """Error ratio, factor and fastest growth after a step that went so far, where the flow limits its steps.
-
-        `stride` is how far it went over the farthest that the flow allows, `None` for no limit. The fastest growth met
-        so far limits all later steps too: what is still small goes on at a like rate while the state as a whole rests.
-        """
-        if stride is None:
-            return ratio, factor, fastest
-        stride = jax.lax.stop_gradient(stride).astype(ratio.dtype)
-        ratio = jnp.where(stride > LONGEST_STRIDE, jnp.maximum(ratio, stride), ratio)
-        seen = jnp.maximum(fastest, jnp.where(jnp.isfinite(stride), stride / dt.astype(stride.dtype), 0))
-        longest = 1 / jnp.maximum(seen * dt.astype(seen.dtype), 1e-30)
-        return ratio, jnp.minimum(factor, longest.astype(factor.dtype)), seen
 
     def factor(self, ratio: Scalar, previous: Scalar, rejected_before: Bool[Array, ""], order: int) -> Scalar:
         """By how much to change the step, after a step with this error ratio and one before with `previous`."""

@@ -15,7 +15,7 @@ eight is the cheaper one from errors of 1e-2 down, by a sixth at 1e-5, but on Re
 
 
 def default_solver(rtol: float, flow: Any = None) -> diffrax.AbstractSolver | AbstractMethod:
-    """`Automatic`; an explicit Runge-Kutta method where the flow oscillates, or must keep what is far below tolerance.
+    """`Automatic`; an explicit Runge-Kutta method where the flow oscillates or limits its steps.
 
     The explicit method, alone or within `Automatic`, is `Tsit5`, of order five, or `Dopri8`, of order eight, where the
     tolerance is tight, or somewhat earlier, where the flow oscillates.
@@ -24,7 +24,7 @@ def default_solver(rtol: float, flow: Any = None) -> diffrax.AbstractSolver | Ab
     >>> type(gf.solvers.default_solver(1e-9).explicit).__name__
     'Dopri8'
     """
-    flow_oscillates = flow is not None and flow.oscillatory
-    explicit = diffrax.Tsit5() if rtol >= (OSCILLATING if flow_oscillates else TIGHT) else diffrax.Dopri8()
-    only_explicit = flow_oscillates or (flow is not None and flow.keeps_small)
-    return explicit if only_explicit else Automatic(explicit)
+    oscillates = getattr(flow, "oscillatory", False)
+    explicit = diffrax.Tsit5() if rtol >= (OSCILLATING if oscillates else TIGHT) else diffrax.Dopri8()
+    alone = oscillates or getattr(flow, "limited", False)
+    return explicit if alone else Automatic(explicit)

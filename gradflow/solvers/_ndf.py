@@ -46,7 +46,6 @@ class History(eqx.Module):
     age: Int[Array, ""]  # accepted steps
     error: Scalar  # of the last accepted step, over its tolerance; zero after a rejection
     stiffest: Scalar  # largest curvature met lately
-    fastest: Scalar  # growth met so far, where the flow limits its steps
 
 
 class NDF(AbstractMethod):
@@ -124,7 +123,7 @@ class NDF(AbstractMethod):
         one = jnp.ones((), value[0].dtype)
         table, riders = tables
         zero, count = jnp.zeros_like(one), jnp.asarray(0)
-        return History(table, riders, dt.astype(one.dtype), jnp.asarray(1), count, one, zero, count, zero, zero, zero)
+        return History(table, riders, dt.astype(one.dtype), jnp.asarray(1), count, one, zero, count, zero, zero)
 
     def attempt(
         self,
@@ -155,7 +154,7 @@ class NDF(AbstractMethod):
         h = dt.astype(dtype)
         ready = change_of_spacing(h / history.spacing, k, ROWS)
         riders = ready.astype(history.riders.dtype) @ history.riders
-        sizes = flatten(control.sizes(field.sizes(y), floor))[0]
+        sizes = flatten(control.sizes(field.watched(y), floor))[0]
         unit = _power_of_two(jnp.max(sizes, initial=0.0))
         table, sizes = ready @ (history.table / unit), sizes / unit
         index = jnp.arange(ROWS)
@@ -209,17 +208,12 @@ class NDF(AbstractMethod):
         factor = jnp.minimum(factor, jnp.where(history.age < YOUNG, 10.0, 2.0))
         equal = jnp.where(changed, 0, jnp.where(h == history.spacing, history.equal + 1, 1))
         rate = jnp.minimum(1, jnp.where(found.observed, found.rate, 1.1 * history.rate))
-        y1 = _assemble(field, y, unflatten(moved[0]), carried[0])
-        any_factor = jnp.full_like(factor, jnp.inf)
-        ratio, allowed, fastest = control.limited(field.stride(y, y1), dt, history.fastest, ratio, any_factor)
-        factor = jnp.minimum(factor, allowed)
-        age = history.age + 1
-        accepted = History(moved, carried, h, order, equal, rate, curvature, age, error, stiffest, fastest)
+        accepted = History(moved, carried, h, order, equal, rate, curvature, history.age + 1, error, stiffest)
 
         unstable = jnp.clip(0.5 * alpha / jnp.where(curvature > 0, curvature, 1) / h, 0.1, 0.5)
         failed = jnp.where(found.negative & (curvature > 0), unstable, 0.3)
         shorter = jnp.clip(0.8 * error ** (-1 / (k + 1)), 0.2, 0.8)
-        shrink = jnp.where(found.converged & finite, jnp.minimum(shorter, allowed), failed)
+        shrink = jnp.where(found.converged & finite, shorter, failed)
         distrust = jnp.where(found.converged, history.rate, 1)
         rejected = History(
             history.table,
@@ -232,8 +226,8 @@ class NDF(AbstractMethod):
             history.age,
             jnp.zeros_like(error),
             stiffest,
-            history.fastest,
         )
+        y1 = _assemble(field, y, unflatten(moved[0]), carried[0])
         return Attempt(
             y1=y1,
             ratio=jax.lax.stop_gradient(ratio),

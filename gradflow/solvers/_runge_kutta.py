@@ -11,6 +11,9 @@ from gradflow.solvers._control import DORMANT, StepControl
 from gradflow.solvers._cost import counts_evaluations, evaluations_per_step
 from gradflow.solvers._method import AbstractMethod, Attempt, Field
 
+LONGEST_STRIDE = 2.0
+"""Times the farthest that a flow lets its steps go, beyond which a step is taken again."""
+
 
 class OneStep(AbstractMethod):
     """A diffrax solver with an error estimate, as a method of this package.
@@ -67,7 +70,14 @@ class OneStep(AbstractMethod):
         if longest is not None:
             bound = (longest(moved) / dt).astype(factor.dtype)
             factor = jnp.where(bound < 1, bound, jnp.minimum(factor, bound))
-        ratio, factor, seen = control.limited(field.stride(y, y1), dt, fastest, ratio, factor)
+        stride, seen = field.stride(y, y1), fastest
+        if stride is not None:
+            # The fastest growth met so far limits all later steps: what is still small goes on at a like rate while
+            # the state as a whole rests.
+            stride = jax.lax.stop_gradient(stride).astype(ratio.dtype)
+            ratio = jnp.where(stride > LONGEST_STRIDE, jnp.maximum(ratio, stride), ratio)
+            seen = jnp.maximum(fastest, (stride / dt).astype(fastest.dtype))
+            factor = jnp.minimum(factor, (1 / jnp.maximum(seen * dt, 1e-30)).astype(factor.dtype))
         return Attempt(
             y1=y1,
             ratio=ratio,

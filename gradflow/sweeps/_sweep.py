@@ -96,7 +96,7 @@ def sweep(
     dtypes = {jnp.result_type(*jax.tree_util.tree_leaves(split(member.run[1])[0])) for member in members}
     control = check_tolerances(rtol, atol, max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps)))
     flows = {type(member.run[0]): member.run[0] for member in members}
-    suited = max(flows.values(), key=lambda flow: flow.oscillatory or flow.keeps_small)
+    suited = max(flows.values(), key=lambda flow: flow.oscillatory or flow.limited)
     solver = default_solver(float(control.rtol), suited) if solver is None else solver
     times = check_times(ts, max(float(member.run[0].t0) for member in members))
     if until is not None and not isinstance(until, Until):
