@@ -50,7 +50,8 @@ def first_escape(
 
     **Arguments**
 
-    - `problem`, `start`: as for `PolarFlow`, of degree 2.
+    - `problem`, `start`: as for `PolarFlow`, of degree 2. Smooth ReLU, with `predict=gradflow.models.Smoothed(...)`:
+      along its kinks the direction never comes to rest to such a tolerance.
     - `norm`: of the weights to reach; the loss changes the rate by about `norm^2`, which is left out.
     - `tolerance`: relative KKT residual at which the direction counts as aligned. `rtol`: of the integration.
     - `horizon`: flow time at which the alignment is given up.

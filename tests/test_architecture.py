@@ -111,6 +111,8 @@ def cases(key):
     problem = gf.EmpiricalRisk(*gf.data.digits(classes=(0, 1), n=10, labels="pm1"), gf.losses.square)
     ones = jax.numpy.ones
     polar = gf.Polar(model, -20.0)
+    linear = gf.EmpiricalRisk(np.eye(2), np.ones(2), gf.losses.square)
+    neurons = gf.models.TwoLayer(2, 2, activation=jax.nn.identity, key=key)
     zero, yes = jax.numpy.zeros(()), jax.numpy.asarray(True)
     teaching = gf.TeacherStudent.orthogonal(20, 2)
     overlaps = teaching.order_parameters(teaching.uninformed(2, key))
@@ -186,7 +188,7 @@ def cases(key):
         "StepControl": gf.solvers.StepControl(jax.numpy.array(1e-3), None),
         "Until": gf.Until(problem, below=0.1),
         "Solution": gf.solve(gf.GradientFlow(problem), model, [0.5]),
-        "FirstEscape": gf.first_escape(problem, polar, norm=1e-2, tolerance=1e-2),
+        "FirstEscape": gf.first_escape(linear, gf.Polar(neurons, -20.0)),
         "Pursuit": gf.Pursuit(np.zeros(1), np.zeros(1), model, (), (), np.zeros(0), "fitted"),
         "Saddle": gf.Saddle(0.0, 1.0, 0.5, 0.5, 0.0, 1, 1, 1.0, 1.0),
         "Extrapolated": gf.filippov(lambda smoothing: gf.GradientFlow(problem), model, [0.5]),
