@@ -277,14 +277,7 @@ def circle_illustration(
 
 
 def vanishing_init_table(ds: xr.Dataset) -> str:
-    """What `vanishing_init` found, as text: one line per network and start.
-
-    >>> import gradflow as gf
-    >>> data = gf.data.orthogonal_inputs(4, 4, y=[1.0, 2.0, -1.0, 0.5])
-    >>> few = {"exponents": [30], "widths": [2], "seeds": [0], "saves": 41, "rounds": 1}
-    >>> print(gf.studies.vanishing_init_table(gf.studies.vanishing_init(data, **few, progress=False)).splitlines()[0])
-    data: orthogonal-inputs; ReLU smoothed over 0.01
-    """
+    """What `vanishing_init` found, as text: one line per network and start, and a summary."""
     lines = [f"data: {ds.attrs['data']}; ReLU smoothed over {ds.attrs['smoothing']:g}"]
     lines.append(f"{'width':>6} {'seed':>5} {'scale':>8} {'escape':>10} {'foretold':>10} {'gradients':>10}")
     for width in ds.width.values:
@@ -318,13 +311,7 @@ def vanishing_init_table(ds: xr.Dataset) -> str:
 
 
 def circle_table(ds: xr.Dataset) -> str:
-    """What `circle_illustration` found, as text.
-
-    >>> import gradflow as gf
-    >>> ds = gf.studies.circle_illustration(gf.data.circle(20), width=4, steps=2000, saves=21)
-    >>> "KKT points" in gf.studies.circle_table(ds)
-    True
-    """
+    """What `circle_illustration` found, as text."""
     risk = ds.risk.values
     kkt = np.rad2deg(ds.kkt_angle.values)
     small = np.flatnonzero(ds.norm.sel(run="flow").values < ESCAPED)
