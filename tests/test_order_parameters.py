@@ -115,6 +115,7 @@ def test_plateau_and_state_to_200000(blue):
     assert int(sol.stats["steps"]) < 20_000
 
 
+@pytest.mark.slow
 def test_no_noise_no_step_size_is_gradient_flow_of_the_risk():
     """With the terms of order `g` left out the flow is gradient flow of the population risk over the weights."""
     problem = gf.TeacherStudent.orthogonal(12, 2, noise=0.5)
@@ -130,6 +131,7 @@ def test_no_noise_no_step_size_is_gradient_flow_of_the_risk():
     np.testing.assert_allclose(jax.vmap(flow.risk)(sol.params), jax.vmap(problem)(weights.params), rtol=0, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_overparametrised_reduction_is_the_limit_of_wide_students():
     """The gap to the full system without terms of order `g` falls like `1/p`."""
     gaps = []
@@ -170,6 +172,7 @@ def test_schedules_and_second_layers():
     np.testing.assert_array_equal(both.output, np.ones(3))
 
 
+@pytest.mark.slow
 def test_vmap_over_constants_and_derivatives():
     """Learning rate and noise are leaves; derivatives with respect to them are those of differences."""
     problem, start = small()
