@@ -134,10 +134,10 @@ def test_relu_of_four_fields_in_closed_form():
 
 
 def test_quadrature_of_any_function():
-    """It equals the closed forms where there are some; kinks are beyond it."""
+    """Sixteen nodes give the closed forms to five digits; one less or so where fields coincide."""
     for name, fn in {"erf": lambda x: jax.scipy.special.erf(x / jnp.sqrt(2.0)), "square": lambda x: x**2}.items():
         known, general = activations.named(name), activations.named(fn)
-        for kind, tolerance in (("regular", 1e-6), ("coincident", 1e-4)):
+        for kind, tolerance in (("regular", 1e-5), ("coincident", 1e-4)):
             C = entries(covariance(kind, 3))
             for part in ("i2", "j2", "k2", "i3", "i4"):
                 np.testing.assert_allclose(getattr(general, part)(C), getattr(known, part)(C), atol=tolerance, rtol=0)

@@ -28,7 +28,7 @@ class InterpolatedSchedule(eqx.Module):
 
     def __init__(self, ts: Any, factors: Any):
         ts, factors = jnp.asarray(ts, float), jnp.asarray(factors, float)
-        if ts.ndim != 1 or ts.size == 0 or (is_concrete(ts) and not np.all(np.asarray(ts)[1:] > np.asarray(ts)[:-1])):
+        if ts.ndim != 1 or ts.size == 0 or (is_concrete(ts) and not _increases(np.asarray(ts))):
             raise fail("ts", "be increasing times (n,)", f"of shape {ts.shape}, or not increasing")
         if factors.shape != ts.shape:
             raise fail("factors", f"have shape {ts.shape}", f"of shape {factors.shape}")
@@ -37,3 +37,7 @@ class InterpolatedSchedule(eqx.Module):
 
     def __call__(self, t: float | Scalar) -> Scalar:
         return jnp.exp(jnp.interp(jnp.asarray(t, self.ts.dtype), self.ts, self.log_factors))
+
+
+def _increases(ts: np.ndarray) -> bool:
+    return bool(np.all(ts[1:] > ts[:-1]))
