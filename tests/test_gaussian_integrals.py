@@ -143,7 +143,10 @@ def test_quadrature_of_any_function():
                 np.testing.assert_allclose(getattr(general, part)(C), getattr(known, part)(C), atol=tolerance, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["erf", "square", "relu", "cubic"])
+LONGER = [pytest.param(name, marks=pytest.mark.slow) for name in ("relu", "cubic")]
+
+
+@pytest.mark.parametrize("name", ["erf", "square", *LONGER])
 def test_sums_over_units_against_loops(name):
     """Every sum against a plain loop over single expectations, and derivatives that are finite at singular fields."""
     cubic = activations.Quadrature(lambda x: x + 0.2 * x**3, nodes=8)  # exact for polynomials of this degree

@@ -149,6 +149,7 @@ def test_overparametrised_reduction_is_the_limit_of_wide_students():
     assert -1.25 < slopes[-1] < -0.75
 
 
+@pytest.mark.slow
 def test_mean_field_tail_of_phase_retrieval():
     """`x^2`, one teacher, many students: `R ~ t^-2`, the classical mean-field limit."""
     problem = gf.TeacherStudent.orthogonal(500, 1, activation="square")
@@ -160,6 +161,7 @@ def test_mean_field_tail_of_phase_retrieval():
     assert local[-1] == pytest.approx(-2, abs=0.1)
 
 
+@pytest.mark.slow
 def test_schedules_and_second_layers():
     """A constant schedule is another learning rate on another clock; a second layer of ones that rests is none."""
     problem, start = small()
@@ -251,6 +253,7 @@ def test_bad_input(make, said):
         make()
 
 
+@pytest.mark.slow
 def test_single_precision_says_so_and_works():
     problem = gf.TeacherStudent.orthogonal(100, 2, noise=1e-2)
     double = problem.order_parameters(problem.informed(2, jax.random.key(0)))
