@@ -23,7 +23,7 @@ from support import curves, records  # noqa: E402
 
 import gradflow as gf  # noqa: E402
 from gradflow import plot  # noqa: E402
-from gradflow.plot._style import STYLE, figure  # noqa: E402
+from gradflow.plot._style import STYLE, figure, label_decades  # noqa: E402
 from gradflow.studies._discrete_gap import run_distance  # noqa: E402
 
 METHODS = {"heavy ball": (gf.HeavyBall, gf.HeavyBallFlow), "Nesterov": (gf.Nesterov, gf.NesterovFlow)}
@@ -123,6 +123,7 @@ def draw(rows):
         ax.axhline(2, color="0.5", linestyle=":", linewidth=0.8)
         ax.set(xlabel="step size times sharpness", ylabel="gradients of the flow per step of the method")
         ax.set_title("cost of the high-resolution flow at a relative error of 1e-3")
+        label_decades(ax)
         ax.legend()
         return drawn
 

@@ -137,7 +137,7 @@ def test_after_lies_within_the_horizon():
 @pytest.mark.parametrize("rule", ["gradient-descent", "heavy-ball", "nesterov"])
 def test_discrete_gap_of_every_rule(rule):
     data = gf.data.digits(n=20, labels="onehot")
-    ds = studies.discrete_gap(data, rule=rule, width=3, depth=1, horizon=6.0, rates=3, rtol=1e-7, progress=False)
+    ds = studies.discrete_gap(data, rule=rule, width=3, depth=1, horizon=20.0, rates=3, rtol=1e-7, progress=False)
     assert (ds.status == 0).all()
     second = float(ds.order.sel(flow="order 2"))
     assert abs(second - 2) <= 0.4
