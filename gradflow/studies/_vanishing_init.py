@@ -53,14 +53,17 @@ def vanishing_init(
     - `saves`: save times of the full runs, at the exponent nearest to 12. `rounds`: of alternating gradient flow.
     - `store`, `resume`, `progress`: as for `sweep`; the store holds the escape times.
 
-    **Returns** an `xarray.Dataset`: over `(width, seed, exponent)`: `escape_time` (the norm reaches 1e-2) and its
-    leading-order prediction `predicted_time`, `residual` (relative KKT residual there), `angle` (largest over
-    neurons that carry a tenth of the norm, between each and the direction foretold), `cartesian_time` (plain
-    coordinates with the tolerances 1e-3 and 1e-6 that are common defaults, down to 1e-12); over `(width, seed)`:
-    `correlation`, `slope` between the two smallest starts, `predicted_slope`, `aligned`, `collapsed` (neurons that
-    have grown and turned within .1 of their direction by the escape of the full run; those that have shrunk); over
-    `(width, seed, time)`: `risk`, and by neuron `neuron_angle`; and for the first width and seed `saddle_time`,
-    `saddle_loss` of alternating gradient flow.
+    **Returns** an `xarray.Dataset`:
+
+    - over `(width, seed, exponent)`: `escape_time` (the norm reaches 1e-2), its leading order `predicted_time`,
+      `gradient_evaluations`, `status`, and for the first width and seed down to 1e-12 `cartesian_time`: plain
+      coordinates with the tolerances 1e-3 and 1e-6 that are common defaults;
+    - over `(width, seed)`: `correlation`, `slope` between the two smallest starts, `predicted_slope`; at the escape of
+      the full run `residual` (relative KKT residual), `angle` (largest over neurons that carry a tenth of the norm, to
+      the direction foretold), `aligned` (neurons that have grown and turned within .1 of it), `collapsed` (those that
+      have shrunk or stayed, as seen from the growth of the largest);
+    - over `(width, seed, time)`: `risk`, and by neuron `neuron_angle`; `log`, the log-norm of these runs at the start;
+    - for the first width and seed: `saddle_time`, `saddle_loss` of alternating gradient flow.
 
     **Raises** `ValueError` for targets of another shape, exponents that are not positive, and what `sweep` refuses.
 
