@@ -51,6 +51,9 @@ class PolarFlow(AbstractFlow):
       features that are still small grow while the whole rests, and an explicit method that is only kept stable gets
       their times wrong. `None`, for no limit, is right where nothing but the first feature is asked for.
 
+    Errors are those of the whole: of neurons much smaller than the rest, the directions may be off by a radian, with
+    nothing to show for it. Where these matter, as before a later saddle of a ReLU network, take `NeuronPolarFlow`.
+
     Starts from ordinary parameters or from a `gradflow.Polar`; `Solution.params` is of the same kind. Conserved, and
     reported as drifts: the energy, as for `GradientFlow`, and what the model conserves.
 
