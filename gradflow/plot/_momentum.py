@@ -1,5 +1,7 @@
 """The figure of the momentum study."""
 
+from typing import Literal
+
 import matplotlib
 import numpy as np
 import xarray as xr
@@ -62,7 +64,8 @@ def _rates(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
 def _winners(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
     values, s = ds.eigenvalue.values, ds.attrs["learning_rate"]
     ratios = np.geomspace(ds.ratio.values[0], ds.ratio.values[-1], 200)
-    for name, method in (("heavy ball", "heavy_ball"), ("Nesterov", "nesterov")):
+    methods: dict[str, Literal["heavy_ball", "nesterov"]] = {"heavy ball": "heavy_ball", "Nesterov": "nesterov"}
+    for name, method in methods.items():
         rates = momentum_rates(values, values[0] * ratios[:, None], s, method, "discrete")
         ax.semilogx(ratios, np.min(rates, axis=1), "-", color=colours[name])
         style = {"color": colours[name], "marker": MARKERS[name], "markersize": 4, "linestyle": "none"}
