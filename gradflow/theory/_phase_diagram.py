@@ -94,7 +94,7 @@ def plateau(gamma_over_p: Any, noise: Any) -> float:
 
     >>> import gradflow as gf
     >>> round(1e4 * gf.theory.plateau(1.0, 1e-3), 3)
-    1.125
+    1.126
     """
     if is_concrete((gamma_over_p, noise)):
         check_positive("gamma_over_p", gamma_over_p)

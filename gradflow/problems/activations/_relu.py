@@ -14,8 +14,8 @@ class ReLU(AbstractActivation):
     infinite slopes where two fields coincide; there the slope is replaced by zero, and a covariance that is singular
     up to rounding gives values good to about 1e-6.
 
-    >>> import gradflow as gf
-    >>> float(gf.problems.activations.ReLU().i2([[1.0, 1.0], [1.0, 1.0]]))
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> float(gf.problems.activations.ReLU().i2(jnp.ones((2, 2))))
     0.5
     """
 

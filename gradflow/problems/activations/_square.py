@@ -8,8 +8,8 @@ from gradflow.problems.activations._base import AbstractActivation, Covariance, 
 class Square(AbstractActivation):
     """`s(x) = x^2`, the activation of phase retrieval.
 
-    >>> import gradflow as gf
-    >>> float(gf.problems.activations.Square().i2([[1.0, 1.0], [1.0, 1.0]]))  # the fourth moment
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> float(gf.problems.activations.Square().i2(jnp.ones((2, 2))))  # the fourth moment
     3.0
     """
 
