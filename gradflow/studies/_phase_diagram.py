@@ -72,6 +72,9 @@ def phase_diagram(
     regions = [phase_region(float(exponent), 0.0) for exponent in exponents]
     names = [region.terms for region in regions]
     _checks.check_count("seeds", seeds, least=2)
+    _checks.check_count("width", width)
+    # What the problems below would refuse, before anything runs.
+    TeacherStudent.orthogonal(min(map(int, [*dims, *starts])), units, noise=noise)
     spans = HORIZONS | ({} if horizons is None else horizons)
     against = _against_sgd(regions, names, dims, seeds, units, width, noise, spans, rtol, progress)
 
