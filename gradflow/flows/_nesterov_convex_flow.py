@@ -63,11 +63,6 @@ class NesterovConvexFlow(AbstractSecondOrderFlow):
     def t0(self) -> Scalar:
         return 0.5 * self.alpha * self._h()
 
-    @property
-    def oscillatory(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """At high resolution the fast modes, which would oscillate for long, are damped."""
-        return self.resolution == "low"
-
     def damping(self, t: Scalar) -> Scalar:
         # At t = 0, where V = 0 and V / t = V', the friction is moved into the weight of the gradient.
         return jnp.where(t > 0, self.alpha.astype(t.dtype) / jnp.where(t > 0, t, 1), 0)

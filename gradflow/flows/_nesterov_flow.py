@@ -72,11 +72,6 @@ class NesterovFlow(AbstractSecondOrderFlow):
         self.problem, self.resolution, self.start = problem, resolution, start
         self.mu, self.s = jnp.asarray(mu, float), jnp.asarray(s, float)
 
-    @property
-    def oscillatory(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """At high resolution the fast modes, which would oscillate for long, are damped."""
-        return self.resolution == "low"
-
     def damping(self, t: Scalar) -> Scalar:
         return (2 * jnp.sqrt(self.mu)).astype(t.dtype)
 

@@ -37,7 +37,10 @@ class Field(eqx.Module):
         return self.flow.stride(self.flow.controlled(y0), self.flow.controlled(y1))
 
     def replace(self, y: PyTree, watched: PyTree) -> PyTree:
-        """The state `y` with its watched part replaced."""
+        """The state `y` with its watched part, or each of its watched parts, replaced."""
+        parts = self.flow.controlled(y)
+        if watched is None and type(parts) is tuple:
+            watched = (None,) * len(parts)
         return eqx.tree_at(self.flow.controlled, y, watched, is_leaf=lambda x: x is None)
 
 
