@@ -144,6 +144,7 @@ def jump_times(ts, products):
     return np.array(found)
 
 
+@pytest.mark.slow
 def test_jump_times_of_four_modes_at_default_tolerances(four_modes):
     """Against DOP853 on the written-out equations, from `|w| = 1e-12`; the best known error of 1 % is met by far."""
     problem, model = four_modes
@@ -441,6 +442,7 @@ def test_three_layers_without_biases_agree_with_gradient_flow():
 # What observables see, counts, batches, bad input
 
 
+@pytest.mark.slow
 def test_observables_see_ordinary_parameters_or_coordinates(four_modes):
     problem, model = four_modes
     observe = {"norm": gf.observables.ParameterNorm(), "log": LogNorm(), "loss": problem, "kkt": KKTResidual(problem)}

@@ -139,7 +139,7 @@ def test_works_inside_jit_and_forward_mode_matches_differences(quadratic):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-@pytest.mark.parametrize("rtol", [1e-3, 1e-5])
+@pytest.mark.parametrize("rtol", [pytest.param(1e-3, marks=pytest.mark.slow), 1e-5])
 def test_precision_follows_the_parameters(dtype, rtol):
     """Scalar Saxe mode from scale 1e-8, in both precisions."""
     s, scale = 2.0, 1e-8
