@@ -121,7 +121,8 @@ def prepare(
     if len(kinds) > 1:
         raise _checks.fail("params", "be of one floating-point type", " and ".join(kinds), "Cast them to one of these.")
     if _checks.is_concrete((flow, trainable, frozen)):
-        flow.check_values(trainable, frozen)
+        with jax.ensure_compile_time_eval():
+            flow.check_values(trainable, frozen)
     times = check_times(ts, flow.t0)
     observe = check_observe(observe)
     if _checks.is_concrete(max_steps):
@@ -200,7 +201,7 @@ def check_size(trainable: PyTree, dtype: Any) -> None:
     """Warns of a start so small that differences of a millionth of it underflow."""
     if not _checks.is_concrete(trainable):
         return
-    largest = max(float(jnp.max(jnp.abs(leaf), initial=0.0)) for leaf in jax.tree_util.tree_leaves(trainable))
+    largest = max(float(np.max(np.abs(leaf), initial=0.0)) for leaf in jax.tree_util.tree_leaves(trainable))
     least = 1e6 * float(jnp.finfo(dtype).tiny)
     if 0 < largest < least:
         _checks.warn_precision(

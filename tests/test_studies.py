@@ -481,13 +481,14 @@ def test_table_of_the_comparison_holds_the_numbers(discrete):
     lines = studies.compare_table(ds).splitlines()
     assert lines[0].split()[:4] == ["learning", "rate", "gradients", "status"]
     for i in range(3):
-        rate, cost, gap = numbers(lines[1 + i])
+        rate, cost, *gaps = numbers(lines[1 + i])
         assert rate == pytest.approx(float(ds.learning_rate[i]), rel=1e-3)
         assert cost == int(ds.gradient_evaluations[i])
-        assert gap == pytest.approx(float(ds.gap[i, 0]), rel=1e-3)
+        assert gaps == pytest.approx(ds.gap[i].values.tolist(), rel=1e-3)
+        assert len(gaps) == 2
         assert " ok " in lines[1 + i]
     assert lines[4].split()[:2] == ["measured", "order"]
-    assert numbers(lines[4]) == [pytest.approx(float(ds.order[0]), abs=1e-3)]
+    assert numbers(lines[4]) == pytest.approx(ds.order.values.tolist(), abs=1e-3)
     top = next(i for i, line in enumerate(lines) if "steps to match" in line)
     for i in range(3):
         rtol, cost, error, steps = numbers(lines[top + 1 + i])
@@ -618,14 +619,15 @@ def test_figure_of_the_comparison(discrete, tmp_path):
     drawn = plot.draw(ds)
     check_figure(drawn)
     left, right = drawn.axes
-    np.testing.assert_array_equal(left.lines[0].get_xdata(), ds.learning_rate)
-    np.testing.assert_array_equal(left.lines[0].get_ydata(), ds.gap[:, 0])
-    np.testing.assert_array_equal(right.lines[0].get_xdata(), ds.gradient_evaluations)
-    np.testing.assert_array_equal(right.lines[0].get_ydata(), ds.gap[:, 0])
-    np.testing.assert_array_equal(right.lines[1].get_xdata(), ds.flow_cost)
-    np.testing.assert_array_equal(right.lines[1].get_ydata(), ds.flow_error)
-    assert legend_of(left) == [f"gap to order 1, slope {float(ds.order[0]):.2f}"]
-    assert legend_of(right) == ["GradientDescent, gap to order 1", "the flow, by tolerance"]
+    for k in range(2):
+        np.testing.assert_array_equal(left.lines[k].get_xdata(), ds.learning_rate)
+        np.testing.assert_array_equal(left.lines[k].get_ydata(), ds.gap[:, k])
+        np.testing.assert_array_equal(right.lines[k].get_xdata(), ds.gradient_evaluations)
+        np.testing.assert_array_equal(right.lines[k].get_ydata(), ds.gap[:, k])
+    np.testing.assert_array_equal(right.lines[2].get_xdata(), ds.flow_cost)
+    np.testing.assert_array_equal(right.lines[2].get_ydata(), ds.flow_error)
+    assert legend_of(left) == [f"gap to order {k + 1}, slope {float(ds.order[k]):.2f}" for k in range(2)]
+    assert legend_of(right) == [*(f"GradientDescent, gap to order {k}" for k in (1, 2)), "the flow, by tolerance"]
     assert {ax.get_xscale() + ax.get_yscale() for ax in drawn.axes} == {"loglog"}
     drawn.canvas.draw()
     for ax in drawn.axes:
@@ -637,5 +639,5 @@ def test_figure_of_the_comparison(discrete, tmp_path):
 
 
 def test_draw_refuses_what_no_study_wrote():
-    with pytest.raises(ValueError, match="`ds` must carry the attribute `study`, one of 'small-init', 'compare'"):
+    with pytest.raises(ValueError, match="must carry the attribute `study`, one of 'small-init', 'vanishing-init'"):
         plot.draw(xr.Dataset({"a": ("x", [1.0])}))

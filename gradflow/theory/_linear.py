@@ -71,4 +71,4 @@ def saxe_mode(t: Any, s: float, start: float) -> Float[np.ndarray, "*times"]:
     """
     check_positive("s", s)
     check_positive("start", start)
-    return s / (1 + (s / start - 1) * np.exp(-2 * s * np.asarray(t, float)))
+    return np.asarray(s / (1 + (s / start - 1) * np.exp(-2 * s * np.asarray(t, float))))
