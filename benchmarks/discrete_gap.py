@@ -8,10 +8,6 @@ independent of the machine; wall times are medians of three runs after one that 
     python benchmarks/discrete_gap.py [--quick] [--out FOLDER]
 """
 
-import argparse
-import json
-import pathlib
-import platform
 import statistics
 import time
 
@@ -19,6 +15,8 @@ import jax
 import numpy as np
 
 jax.config.update("jax_enable_x64", True)
+
+from support import records  # noqa: E402
 
 import gradflow as gf  # noqa: E402
 from gradflow import plot, studies  # noqa: E402
@@ -75,25 +73,17 @@ def table(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="toy size, seconds")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
-    arguments = parser.parse_args()
+    arguments = records.arguments(__doc__)
     ds, rows = measure(arguments.quick)
     print(table(rows))
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    device = jax.devices()[0]
     record = {
         "benchmark": "discrete_gap",
         "quick": arguments.quick,
         "sharpness": [float(ds.sharpness[0]), float(ds.sharpness[-1])],
         "measured order": float(ds.order[0]),
         "rows": rows,
-        "versions": {"gradflow": gf.__version__, "jax": jax.__version__, "python": platform.python_version()},
-        "device": f"{device.platform}: {device.device_kind}",
     }
-    target = arguments.out / "discrete_gap.json"
-    target.write_text(json.dumps(record, indent=2) + "\n")
+    target = records.write(record, arguments.out)
     figure = plot.save(plot.draw(ds), arguments.out / "discrete_gap.png")
     print(f"\nwritten: {target}, {figure}")
 

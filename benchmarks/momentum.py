@@ -8,9 +8,6 @@ distances between parameters, the largest over the run, over the distance travel
     python benchmarks/momentum.py [--quick] [--out FOLDER]
 """
 
-import argparse
-import pathlib
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -129,10 +126,7 @@ def draw(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="toy size, seconds")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
-    arguments = parser.parse_args()
+    arguments = records.arguments(__doc__)
     rows = measure(arguments.quick)
     print(table(rows))
     target = records.write({"benchmark": "momentum", "quick": arguments.quick, "rows": rows}, arguments.out)

@@ -11,10 +11,6 @@ of the machine; wall times are of the second of two runs.
     python benchmarks/nonsmooth.py [--quick] [--out FOLDER]
 """
 
-import argparse
-import json
-import pathlib
-import platform
 import time
 
 import equinox as eqx
@@ -25,6 +21,8 @@ import numpy as np
 from scipy.integrate import solve_ivp
 
 jax.config.update("jax_enable_x64", True)
+
+from support import records  # noqa: E402
 
 import gradflow as gf  # noqa: E402
 from gradflow.plot._style import STYLE, figure, label_decades, save  # noqa: E402
@@ -238,10 +236,7 @@ def draw(results):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="toy size, seconds")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
-    arguments = parser.parse_args()
+    arguments = records.arguments(__doc__)
     quick = arguments.quick
     widths = [0.1, 0.02] if quick else [0.1, 0.03, 0.01, 0.003, 0.001]
     *case, log = two_directions(20.0 if quick else 60.0)
@@ -254,19 +249,8 @@ def main():
     stiff = {} if quick else stiffness(*case[:3])
     for solver, counts in stiff.items():
         print(f"two directions, {solver}, gradients by smoothing: {counts}")
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    device = jax.devices()[0]
-    record = {
-        "benchmark": "nonsmooth",
-        "quick": quick,
-        "events": log,
-        "rows": results,
-        "gradients by smoothing": stiff,
-        "versions": {"gradflow": gf.__version__, "jax": jax.__version__, "python": platform.python_version()},
-        "device": f"{device.platform}: {device.device_kind}",
-    }
-    target = arguments.out / "nonsmooth.json"
-    target.write_text(json.dumps(record, indent=2) + "\n")
+    record = {"benchmark": "nonsmooth", "quick": quick, "events": log, "rows": results}
+    target = records.write(record | {"gradients by smoothing": stiff}, arguments.out)
     print(f"\nwritten: {target}, {save(draw(results), arguments.out / 'nonsmooth.png')}")
 
 

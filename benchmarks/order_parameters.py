@@ -9,9 +9,7 @@ uninformed start.
     python benchmarks/order_parameters.py [--quick] [--out FOLDER]
 """
 
-import argparse
 import math
-import pathlib
 import statistics
 import time
 
@@ -146,10 +144,7 @@ def draw(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="toy size, seconds")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
-    arguments = parser.parse_args()
+    arguments = records.arguments(__doc__)
     exact, rows = measure(arguments.quick)
     quickest, ratio = best_of(rows)
     if quickest is not None:

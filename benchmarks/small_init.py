@@ -9,9 +9,6 @@ installed. Counts do not depend on the machine.
     python benchmarks/small_init.py [--quick] [--out FOLDER]
 """
 
-import argparse
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import matplotlib
@@ -19,7 +16,7 @@ import numpy as np
 
 jax.config.update("jax_enable_x64", True)
 
-from support.records import write  # noqa: E402
+from support import records  # noqa: E402
 
 import gradflow as gf  # noqa: E402
 from gradflow import plot  # noqa: E402
@@ -171,14 +168,11 @@ def draw(rows):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="toy size, seconds")
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
-    arguments = parser.parse_args()
+    arguments = records.arguments(__doc__)
     rows = escapes([4, 30] if arguments.quick else [4, 8, 12, 30, 100, 300])
     later = [] if arguments.quick else jumps()
     print(table(rows, later))
-    target = write(
+    target = records.write(
         {"benchmark": "small_init", "quick": arguments.quick, "escapes": rows, "jumps": later}, arguments.out
     )
     print(f"\nwritten: {target}, {plot.save(draw(rows), arguments.out / 'small_init.png')}")

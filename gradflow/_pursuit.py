@@ -177,9 +177,8 @@ def neuron_pursuit(
         raise _checks.fail("neuron", "be a network of one neuron", f"one of {rows.shape[0]}")
     _checks.check_count("rounds", rounds)
     dtype, key = rows.dtype, jax.random.key(0) if key is None else key
-    weights = np.zeros(
-        (rounds, rows.shape[1])
-    )  # neurons of zeros stay zero, and are there for one program to serve all
+    # Neurons of zeros stay zero, and are there for one program to serve all rounds.
+    weights = np.zeros((rounds, rows.shape[1]))
     losses = [float(problem(with_rows(neuron, jnp.zeros_like(rows))))]
     start = float(jnp.linalg.norm(_labels(problem, neuron)))
     saddles, correlations, ended = [], [], "rounds"

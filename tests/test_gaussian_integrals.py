@@ -143,6 +143,19 @@ def test_quadrature_of_any_function():
                 np.testing.assert_allclose(getattr(general, part)(C), getattr(known, part)(C), atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["regular", "coincident"])
+def test_quadrature_converges_geometrically(kind):
+    """The error of an analytic activation falls by a factor of its own with every eight nodes more."""
+    C, known = entries(covariance(kind, 3)), activations.named("erf")
+    for part in ("i2", "j2", "i3", "i4"):
+        exact, errors = getattr(known, part)(C), []
+        for nodes in (8, 16, 24):
+            general = activations.Quadrature(lambda x: jax.scipy.special.erf(x / jnp.sqrt(2.0)), nodes=nodes)
+            errors.append(abs(float(getattr(general, part)(C) - exact)))
+        assert errors[1] < errors[0] / 5 or errors[1] < 1e-12, part
+        assert errors[2] < errors[1] / 5 or errors[2] < 1e-12, part
+
+
 LONGER = [pytest.param(name, marks=pytest.mark.slow) for name in ("relu", "cubic")]
 
 

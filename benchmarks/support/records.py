@@ -1,5 +1,6 @@
 """Results as JSON, with the versions and the device that they come from."""
 
+import argparse
 import importlib.metadata
 import json
 import math
@@ -12,6 +13,14 @@ import jax
 import gradflow as gf
 
 PACKAGES = ("jax", "diffrax", "scipy", "torch", "torchdiffeq", "sundials4py", "scikit-sundae")
+
+
+def arguments(doc: str) -> argparse.Namespace:
+    """The command line of a benchmark that knows `--quick` and `--out` only, described by the first line of `doc`."""
+    parser = argparse.ArgumentParser(description=doc.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="toy size, seconds")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
+    return parser.parse_args()
 
 
 def versions() -> dict[str, str]:

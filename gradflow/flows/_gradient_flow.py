@@ -68,13 +68,17 @@ class GradientFlow(AbstractFlow):
         return self.problem(join(state[0], frozen))
 
     def conserved(self, state: PyTree, frozen: PyTree) -> dict[str, Conserved]:
-        loss = self.loss(state, frozen)
-        found = {"energy": Conserved(loss + state[1], jnp.abs(loss) + jnp.abs(state[1]))}
-        known = method_of(self.problem, "conserved")
-        return found if known is None else found | known(join(state[0], frozen))
+        return energy_and_balances(self.problem, self.loss(state, frozen), state[1], join(state[0], frozen))
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         check_scalar(self.problem, join(trainable, frozen))
+
+
+def energy_and_balances(problem: Any, loss: Scalar, spent: Scalar, params: PyTree) -> dict[str, Conserved]:
+    """What gradient flow conserves: the loss plus the integral of the squared gradient, and what the model knows of."""
+    found = {"energy": Conserved(loss + spent, jnp.abs(loss) + jnp.abs(spent))}
+    known = method_of(problem, "conserved")
+    return found if known is None else found | known(params)
 
 
 def check_scalar(problem: Callable[[Any], Any], params: PyTree) -> None:

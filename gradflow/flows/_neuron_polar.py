@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, PyTree, Scalar
 from gradflow._checks import check_count, fail
 from gradflow._conserved import Conserved
 from gradflow._polar import Polar, neuron_rows, unit_rows, with_rows
-from gradflow._tree import join, method_of, split
+from gradflow._tree import join, split
 from gradflow.flows._base import AbstractFlow
-from gradflow.flows._gradient_flow import check_scalar
+from gradflow.flows._gradient_flow import check_scalar, energy_and_balances
 from gradflow.flows._polar import bare_polar, check_longest
 from gradflow.problems import EmpiricalRisk
 from gradflow.problems._correlation import check_degree, check_risk
@@ -121,10 +121,8 @@ class NeuronPolarFlow(AbstractFlow):
         return self.problem(self._ordinary(state, frozen))
 
     def conserved(self, state: NeuronPolarState, frozen: PyTree) -> dict[str, Conserved]:
-        loss = self.loss(state, frozen)
-        found = {"energy": Conserved(loss + state.energy, jnp.abs(loss) + jnp.abs(state.energy))}
-        known = method_of(self.problem, "conserved")
-        return found if known is None else found | known(self._ordinary(state, frozen))
+        ordinary = self._ordinary(state, frozen)
+        return energy_and_balances(self.problem, self.problem(ordinary), state.energy, ordinary)
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         polar = isinstance(trainable, Polar)

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, PyTree, Scalar
 from gradflow._checks import check_choice, check_count, check_positive, fail, is_concrete
 from gradflow._conserved import Conserved
 from gradflow._polar import Polar, normalised
-from gradflow._tree import join, method_of, tree_norm
+from gradflow._tree import join, tree_norm
 from gradflow.flows._base import AbstractFlow
-from gradflow.flows._gradient_flow import check_scalar
+from gradflow.flows._gradient_flow import check_scalar, energy_and_balances
 from gradflow.problems import EmpiricalRisk
 from gradflow.problems._correlation import check_degree, check_risk, polar_rate
 
@@ -136,10 +136,8 @@ class PolarFlow(AbstractFlow):
         return self.problem(self._ordinary(state, frozen))
 
     def conserved(self, state: PolarState, frozen: PyTree) -> dict[str, Conserved]:
-        loss = self.loss(state, frozen)
-        found = {"energy": Conserved(loss + state.energy, jnp.abs(loss) + jnp.abs(state.energy))}
-        known = method_of(self.problem, "conserved")
-        return found if known is None else found | known(self._ordinary(state, frozen))
+        ordinary = self._ordinary(state, frozen)
+        return energy_and_balances(self.problem, self.problem(ordinary), state.energy, ordinary)
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         polar = isinstance(trainable, Polar)

@@ -11,13 +11,13 @@ from jaxtyping import Array, Float, Int, PyTree, Scalar
 from gradflow._checks import check_callable, check_choice
 from gradflow._tree import join
 from gradflow.flows import AbstractFlow, HeavyBallFlow, ModifiedFlow, MomentumFlow
-from gradflow.flows._gradient_flow import check_scalar
 from gradflow.flows._momentum_flow import check_momentum
 from gradflow.flows._second_order import check_strong_convexity
-from gradflow.rules._base import AbstractRule, check_learning_rate, unknown_order
+from gradflow.rules._base import check_learning_rate, unknown_order
+from gradflow.rules._momentum import AbstractMomentumRule
 
 
-class HeavyBall(AbstractRule):
+class HeavyBall(AbstractMomentumRule):
     """Gradient descent with momentum (Polyak), learning rate `s`:
 
         w_{k+1} = w_k + beta (w_k - w_{k-1}) - s grad L(w_k)
@@ -78,19 +78,12 @@ class HeavyBall(AbstractRule):
         self.momentum = None if momentum is None else jnp.asarray(momentum, float)
 
     @property
-    def orders(self) -> tuple[int, ...]:
-        return (1,) if self.momentum is None else (1, 2, 3)
-
-    @property
     def beta(self) -> Scalar:
         """The coefficient of the last step."""
-        return beta_of(self.mu, self.momentum, self.learning_rate)
+        return self.coefficient()
 
     def time(self, k: Any) -> Any:
-        return k * unit_of_time(self.momentum, self.learning_rate)
-
-    def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
-        return trainable, trainable
+        return k * self.unit_of_time()
 
     def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         now, before = state
@@ -102,12 +95,6 @@ class HeavyBall(AbstractRule):
             return w + beta.astype(w.dtype) * (w - old) - size.astype(w.dtype) * g
 
         return (jax.tree_util.tree_map(move, now, before, gradient), now), loss
-
-    def params(self, state: PyTree) -> PyTree:
-        return state[0]
-
-    def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
-        return self.problem(join(state[0], frozen))
 
     def flow(self, order: int = 1, resolution: Any = "high") -> AbstractFlow:
         """With `mu`: `HeavyBallFlow` of that resolution, started to match. With fixed momentum: `ModifiedFlow` of that
@@ -122,35 +109,3 @@ class HeavyBall(AbstractRule):
             return MomentumFlow(self.problem, self.learning_rate, self.momentum)
         first = 1.0 if self.start == "rest" else 1 + self.momentum
         return ModifiedFlow(self.problem, self.learning_rate, self.momentum, order=order, first_step=first)
-
-    def limits(self) -> dict[str, AbstractFlow]:
-        return momentum_limits(self, self.momentum is None)
-
-    def with_learning_rate(self, learning_rate: float | Scalar) -> "AbstractRule":
-        check_learning_rate(learning_rate)
-        if self.mu is not None:
-            check_strong_convexity(self.mu, learning_rate)
-        return eqx.tree_at(lambda rule: rule.learning_rate, self, jnp.asarray(learning_rate, float))
-
-    def check(self, trainable: PyTree, frozen: PyTree) -> None:
-        check_scalar(self.problem, join(trainable, frozen))
-
-
-def beta_of(mu: Any, momentum: Any, s: Scalar) -> Scalar:
-    """The momentum coefficient, fixed or from the strong-convexity parameter."""
-    if momentum is not None:
-        return momentum
-    root = jnp.sqrt(mu * s)
-    return (1 - root) / (1 + root)
-
-
-def unit_of_time(momentum: Any, s: Scalar) -> Scalar:
-    """Flow time of one step: that of gradient flow for fixed momentum, `sqrt(s)` otherwise."""
-    return jnp.sqrt(s) if momentum is None else s / (1 - momentum)
-
-
-def momentum_limits(rule: Any, resolved: bool) -> dict[str, AbstractFlow]:
-    """The flows of a momentum rule by name: of both resolutions, or of orders 1 and 2 for a fixed coefficient."""
-    if resolved:
-        return {f"{name} resolution": rule.flow(1, name) for name in ("low", "high")}
-    return {"order 1": rule.flow(1, "low"), "second order ODE": rule.flow(1, "high"), "order 2": rule.flow(2)}

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, Scalar
@@ -11,14 +10,13 @@ from jaxtyping import Array, Float, Int, PyTree, Scalar
 from gradflow._checks import check_callable, check_choice, check_positive, fail
 from gradflow._tree import join
 from gradflow.flows import AbstractFlow, ModifiedFlow, MomentumFlow, NesterovConvexFlow, NesterovFlow
-from gradflow.flows._gradient_flow import check_scalar
 from gradflow.flows._momentum_flow import check_momentum
 from gradflow.flows._second_order import check_strong_convexity
-from gradflow.rules._base import AbstractRule, check_learning_rate, unknown_order
-from gradflow.rules._heavy_ball import beta_of, momentum_limits, unit_of_time
+from gradflow.rules._base import check_learning_rate, unknown_order
+from gradflow.rules._momentum import AbstractMomentumRule
 
 
-class Nesterov(AbstractRule):
+class Nesterov(AbstractMomentumRule):
     """Nesterov's accelerated gradient descent, learning rate `s`, from `v_0 = w_0`:
 
         v_{k+1} = w_k - s grad L(w_k),        w_{k+1} = v_{k+1} + beta_k (v_{k+1} - v_k)
@@ -78,10 +76,6 @@ class Nesterov(AbstractRule):
         self.momentum = None if momentum is None else jnp.asarray(momentum, float)
 
     @property
-    def orders(self) -> tuple[int, ...]:
-        return (1,) if self.momentum is None else (1, 2, 3)
-
-    @property
     def convex(self) -> bool:
         """Whether the coefficient is `k/(k + alpha)`."""
         return self.mu is None and self.momentum is None
@@ -91,14 +85,11 @@ class Nesterov(AbstractRule):
         if self.convex:
             count = jnp.asarray(k, self.alpha.dtype)
             return count / (count + self.alpha)
-        return beta_of(self.mu, self.momentum, self.learning_rate)
+        return self.coefficient()
 
     def time(self, k: Any) -> Any:
         shift = 0.5 * self.alpha if self.convex else 0.0
-        return (k + shift) * unit_of_time(self.momentum, self.learning_rate)
-
-    def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
-        return trainable, trainable
+        return (k + shift) * self.unit_of_time()
 
     def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         w, v = state
@@ -107,12 +98,6 @@ class Nesterov(AbstractRule):
         moved = jax.tree_util.tree_map(lambda p, g: p - self.learning_rate.astype(p.dtype) * g, w, gradient)
         ahead = jax.tree_util.tree_map(lambda new, old: new + beta.astype(new.dtype) * (new - old), moved, v)
         return (ahead, moved), loss
-
-    def params(self, state: PyTree) -> PyTree:
-        return state[0]
-
-    def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
-        return self.problem(join(state[0], frozen))
 
     def flow(self, order: int = 1, resolution: Any = "high") -> AbstractFlow:
         """With `mu` or neither: `NesterovFlow` or `NesterovConvexFlow` of that resolution, started to match. With fixed
@@ -128,15 +113,3 @@ class Nesterov(AbstractRule):
         if order == 1 and resolution == "high":
             return MomentumFlow(self.problem, self.learning_rate, self.momentum, nesterov=True)
         return ModifiedFlow(self.problem, self.learning_rate, self.momentum, nesterov=True, order=order)
-
-    def limits(self) -> dict[str, AbstractFlow]:
-        return momentum_limits(self, self.momentum is None)
-
-    def with_learning_rate(self, learning_rate: float | Scalar) -> "AbstractRule":
-        check_learning_rate(learning_rate)
-        if self.mu is not None:
-            check_strong_convexity(self.mu, learning_rate)
-        return eqx.tree_at(lambda rule: rule.learning_rate, self, jnp.asarray(learning_rate, float))
-
-    def check(self, trainable: PyTree, frozen: PyTree) -> None:
-        check_scalar(self.problem, join(trainable, frozen))
