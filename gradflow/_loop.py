@@ -135,12 +135,12 @@ def advance(setup: Setup, carry: Carry, budget: Int[Array, ""]) -> Carry:
         return (now.code == _solution.RUNNING) & (now.steps < last)
 
     def body(state: PyTree) -> PyTree:
-        return eqx.filter(_attempt(setup, eqx.combine(state, static)), eqx.is_array)
+        return eqx.filter(attempt(setup, eqx.combine(state, static)), eqx.is_array)
 
     return eqx.combine(jax.lax.while_loop(running, body, dynamic), static)
 
 
-def _attempt(setup: Setup, carry: Carry) -> Carry:
+def attempt(setup: Setup, carry: Carry) -> Carry:
     """One attempted step, and whatever falls due within it."""
     control, method, y, t, end = setup.control, setup.method, carry.y, carry.t, setup.ts[-1]
     remaining = (end - t) - carry.lost

@@ -20,12 +20,14 @@ from jaxtyping import Array, PyTree
 from gradflow import _checks
 from gradflow._record import bind, seen
 from gradflow._solution import STATUS, Solution
-from gradflow._solve import check_observe, check_times, check_tolerances, solve
+from gradflow._solve import check_observe, check_times, check_tolerances
 from gradflow._tree import flatten, join, split
 from gradflow._until import Until
 from gradflow.flows import AbstractFlow
-from gradflow.solvers import AbstractMethod, StepControl, default_solver
+from gradflow.solvers import AbstractMethod, default_solver
+from gradflow.sweeps._flight import Options, at
 from gradflow.sweeps._members import Group, Member, build_members, fingerprint, group_members
+from gradflow.sweeps._queue import Checkpoint, run_queue, usual_slots
 from gradflow.sweeps._store import FORMAT, Store
 
 MISSING = -1
@@ -90,8 +92,8 @@ def sweep(
     grid = _check_axes(axes)
     _checks.check_callable("build", build, f"build({', '.join(f'{name}=...' for name in grid)})")
     _checks.check_count("max_steps", max_steps)
-    batch = (8 if jax.default_backend() == "cpu" else 256) if batch is None else batch
-    _checks.check_count("batch", batch)
+    if batch is not None:
+        _checks.check_count("batch", batch)
     members = build_members(build, {name: values.tolist() for name, values in grid.items()}, _check_observe(observe))
     dtypes = {jnp.result_type(*jax.tree_util.tree_leaves(split(member.run[1])[0])) for member in members}
     control = check_tolerances(rtol, atol, max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps)))
@@ -101,7 +103,7 @@ def sweep(
     times = check_times(ts, max(float(member.run[0].t0) for member in members))
     if until is not None and not isinstance(until, Until):
         raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}")
-    options = _Options(times, solver, control, until, jnp.asarray(max_steps), save_params)
+    options = Options(times, solver, control, until, jnp.asarray(max_steps), save_params)
 
     groups = group_members(members)
     template = _template(grid, members, groups, options, dtypes)
@@ -112,90 +114,54 @@ def sweep(
 
     from tqdm import tqdm
 
+    tally = {"evaluations": 0}
     with tqdm(total=len(members), initial=len(members) - len(todo), unit="flow", disable=not progress) as bar:
-        for group in groups:
-            # Batches are cut from all members, not from those to do: a resumed one runs the same program on the same
-            # numbers as it would have without the interruption.
-            for first in range(0, len(group.indices), batch):
-                indices = group.indices[first : first + batch]
-                missing = todo.intersection(indices)
-                if not missing:
-                    continue
-                count = min(batch, len(group.indices))
-                solution, flat = _run(_take(group, first, count), jnp.arange(count), group.shared, options)
-                for position, index in enumerate(indices):
-                    if index not in missing:
-                        continue
-                    values = _values(solution, flat, position)
-                    for name, value in values.items():
+        for number, group in enumerate(groups):
+            missing = [place for place, index in enumerate(group.indices) if index in todo]
+            if not missing:
+                continue
+            take = functools.partial(_take, group)
+            slots = usual_slots(at(take(missing[:1]), 0), group.shared, options) if batch is None else batch
+            slots = min(slots, len(group.indices))
+            checkpoint = None if target is None else Checkpoint(target.path / f".in-flight-{number}.npz")
+            for landed in run_queue(take, missing, group.shared, options, slots, checkpoint, tally):
+                indices = []
+                for place, (solution, flat) in landed:
+                    index = group.indices[place]
+                    for name, value in _values(solution, flat).items():
                         arrays[name][index] = _padded(value, arrays[name].shape[len(grid) :])
-                if target is not None:
-                    target.write(sorted(missing), {str(name): arrays[name] for name in template.data_vars})
-                bar.update(len(missing))
+                    indices.append(index)
+                if target is not None and indices:
+                    target.write(sorted(indices), {str(name): arrays[name] for name in template.data_vars})
+                bar.update(len(indices))
 
     result = found.copy(data=arrays)
-    before = float(found.attrs.get("wall_seconds", 0.0))
-    spent = {"wall_seconds": round(before + time.perf_counter() - began, 3) if todo else before}
+    spent = {"wall_seconds": float(found.attrs.get("wall_seconds", 0.0))}
+    spent["evaluations_spent"] = int(found.attrs.get("evaluations_spent", 0)) + tally["evaluations"]
+    if todo:
+        spent["wall_seconds"] = round(spent["wall_seconds"] + time.perf_counter() - began, 3)
     result.attrs.update(spent)
     if target is not None:
         target.finish(spent)
     return result
 
 
-class _Options(eqx.Module):
-    """What all members have in common; numbers are leaves."""
-
-    ts: Array
-    solver: diffrax.AbstractSolver | AbstractMethod
-    control: StepControl
-    until: Until | None
-    max_steps: Array
-    save_params: bool = eqx.field(static=True)
-
-
-@eqx.filter_jit
-def _run(stacked: PyTree, lanes: Array, shared: PyTree, options: _Options) -> tuple[Solution, Array | None]:
-    """Solves a batch of members; `lanes` gives their number where they have no array of their own."""
-
-    def one(own: PyTree, lane: Array) -> tuple[Solution, Array | None]:
-        flow, params, observe = eqx.combine(own, shared)
-        solution = solve(
-            flow,
-            params,
-            options.ts,
-            observe=observe,
-            solver=options.solver,
-            rtol=options.control.rtol,
-            atol=options.control.atol,
-            save_params=options.save_params,
-            until=options.until,
-            max_steps=options.max_steps,
-            throw=False,
-        )
-        if not options.save_params:
-            return solution, None
-        flowing = eqx.filter(solution.params, eqx.is_inexact_array)
-        return solution, jax.vmap(lambda tree: flatten(tree)[0])(flowing)
-
-    return jax.vmap(one)(stacked, lanes)
-
-
-def _take(group: Group, first: int, count: int) -> PyTree:
-    """`count` members from `first` on; the last is repeated to fill a batch, so that it needs no program of its own."""
-    rows = np.minimum(np.arange(first, first + count), len(group.indices) - 1)
+def _take(group: Group, places: list[int]) -> PyTree:
+    """What the members at these places of a group have of their own."""
+    rows = np.asarray(places)
     return jax.tree_util.tree_map(lambda leaf: leaf[rows], group.stacked)
 
 
-def _values(solution: Solution, flat: Array | None, position: int) -> dict[str, np.ndarray]:
-    """The variables of one member of a batch."""
-    values = {f"drift_{name}": value for name, value in solution.drift.items()}
+def _values(solution: Solution, flat: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The variables of one member."""
+    values: dict[str, Any] = {f"drift_{name}": value for name, value in solution.drift.items()}
     values |= {name: solution.stats[name] for name in COUNTS} | solution.observed
     values |= {"status": solution.code, "t_final": solution.t_final}
     if solution.loss is not None:
         values |= {"loss_first": solution.loss[0], "loss_last": solution.loss[1]}
     if flat is not None:
         values["params"] = flat
-    return {name: np.asarray(value[position]) for name, value in values.items()}
+    return {name: np.asarray(value) for name, value in values.items()}
 
 
 def _padded(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -207,7 +173,7 @@ def _padded(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _template(
-    grid: dict[str, np.ndarray], members: list[Member], groups: list[Group], options: _Options, dtypes: set[Any]
+    grid: dict[str, np.ndarray], members: list[Member], groups: list[Group], options: Options, dtypes: set[Any]
 ) -> xr.Dataset:
     """The data set with nothing in it yet: every variable at its largest shape."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -241,7 +207,7 @@ def _template(
     return xr.Dataset(variables, coordinates, _provenance(grid, members, options, dtypes))
 
 
-def _row_shapes(flow: AbstractFlow, params: PyTree, observe: dict[str, Any], options: _Options) -> dict[str, Any]:
+def _row_shapes(flow: AbstractFlow, params: PyTree, observe: dict[str, Any], options: Options) -> dict[str, Any]:
     """Shape and type of every variable of one member, without running it."""
     trainable, frozen = split(params)
     rows = options.ts.size
@@ -278,7 +244,7 @@ _ATTRIBUTES: dict[str, dict[str, Any]] = {
 
 
 def _provenance(
-    grid: dict[str, np.ndarray], members: list[Member], options: _Options, dtypes: set[Any]
+    grid: dict[str, np.ndarray], members: list[Member], options: Options, dtypes: set[Any]
 ) -> dict[str, Any]:
     """How it was computed. What decides about resuming is in `config`; the rest informs."""
     import importlib.metadata
