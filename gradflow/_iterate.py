@@ -13,7 +13,7 @@ from gradflow import _checks, _solution
 from gradflow._record import Record, blank_record, write_row
 from gradflow._solution import Solution, SolveInterrupted
 from gradflow._solve import check_observe
-from gradflow._tree import full_precision, join, split
+from gradflow._tree import Extents, full_precision, join, split, within
 from gradflow._until import Until
 from gradflow.rules import AbstractRule
 
@@ -21,19 +21,24 @@ GROWTH = 1e6
 """Factor by which the loss may grow over its first value (or over one) before a run counts as diverged."""
 
 
-class _Setup(eqx.Module):
+class RuleSetup(eqx.Module):
+    """What stays fixed during a run."""
+
     rule: AbstractRule
     frozen: PyTree
     start: PyTree
     observe: dict[str, Callable[[Any], Any]]
     until: Until | None
     save_params: bool = eqx.field(static=True)
+    extents: Extents | None = None  # of a padded state
 
     def params(self, state: PyTree) -> PyTree:
         return join(self.rule.params(state), self.frozen)
 
 
-class _Carry(eqx.Module):
+class RuleCarry(eqx.Module):
+    """What changes from step to step."""
+
     k: Int[Array, ""]
     attempted: Int[Array, ""]
     state: PyTree
@@ -41,6 +46,11 @@ class _Carry(eqx.Module):
     record: Record
     row: Int[Array, ""]
     code: Int[Array, ""]
+
+    @property
+    def evaluations(self) -> Int[Array, "*batch"]:
+        """What the run has cost so far, in steps."""
+        return self.attempted
 
 
 def iterate(
@@ -108,38 +118,50 @@ def iterate_to(
     throw: bool = True,
 ) -> Solution:
     """As `iterate`, saving the iterates `ks`, which increase from zero on. One compilation per number of them."""
-    trainable, frozen = split(params)
-    _checks.check_finite("params", trainable, "A rule cannot start from there.")
-    if until is not None and not isinstance(until, Until):
-        raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}")
     ks = jnp.asarray(ks)
-    setup = _Setup(rule, frozen, trainable, check_observe(observe), until, bool(save_params))
-    carry = _begin(setup, ks)
+    setup = prepare_rule(rule, params, observe=observe, save_params=save_params, until=until)
+    carry = begin_rule(setup, ks)
     if progress and _checks.is_concrete((setup, carry)):
         carry = _with_progress(setup, carry, ks)
     else:
         carry = _advance(setup, carry, ks)
-    solution = _finish(setup, carry, ks)
+    solution = finish_rule(setup, carry, ks)
     if throw:
         solution.check()
     return solution
 
 
+def prepare_rule(
+    rule: AbstractRule,
+    params: PyTree,
+    *,
+    observe: Mapping[str, Callable[[Any], Any]] | None,
+    save_params: bool,
+    until: Until | None,
+) -> RuleSetup:
+    """Checks the arguments of `iterate`; returns what the loop runs on."""
+    trainable, frozen = split(params)
+    _checks.check_finite("params", trainable, "A rule cannot start from there.")
+    if until is not None and not isinstance(until, Until):
+        raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}")
+    return RuleSetup(rule, frozen, trainable, check_observe(observe), until, bool(save_params))
+
+
 @eqx.filter_jit
 @full_precision
-def _begin(setup: _Setup, ks: Int[Array, " rows"]) -> _Carry:
+def begin_rule(setup: RuleSetup, ks: Int[Array, " rows"]) -> RuleCarry:
     setup.rule.check(setup.start, setup.frozen)
     state = setup.rule.init(setup.start, setup.frozen)
     loss = setup.rule.loss(state, setup.frozen)
     record = blank_record(ks.size, setup.params(state), setup.observe, setup.save_params)
     code = jnp.where(jnp.isfinite(loss), _solution.RUNNING, _solution.NONFINITE)
     zero = jnp.asarray(0, ks.dtype)
-    return _Carry(zero, zero, state, loss, record, jnp.asarray(0), code)
+    return RuleCarry(zero, zero, state, loss, record, jnp.asarray(0), code)
 
 
 @eqx.filter_jit
 @full_precision
-def _advance(setup: _Setup, carry: _Carry, ks: Int[Array, " rows"]) -> _Carry:
+def _advance(setup: RuleSetup, carry: RuleCarry, ks: Int[Array, " rows"]) -> RuleCarry:
     """Goes on to each of the iterates `ks` in turn."""
     dynamic, static = eqx.partition(carry, eqx.is_array)
 
@@ -151,7 +173,20 @@ def _advance(setup: _Setup, carry: _Carry, ks: Int[Array, " rows"]) -> _Carry:
     return eqx.combine(dynamic, static)
 
 
-def _steps_to(setup: _Setup, carry: _Carry, k: Int[Array, ""]) -> _Carry:
+def attempt_rule(setup: RuleSetup, carry: RuleCarry, ks: Int[Array, " rows"], max_steps: Int[Array, ""]) -> RuleCarry:
+    """At most one step towards the next of the iterates `ks`, and its row once it is reached."""
+    k = ks[jnp.minimum(carry.row, ks.size - 1)]
+    dynamic, static = eqx.partition(_steps_to(setup, carry, jnp.minimum(k, carry.k + 1)), eqx.is_array)
+    due = (dynamic.k == k) | (dynamic.code != _solution.RUNNING)
+    write = lambda now: eqx.filter(_save(setup, eqx.combine(now, static), k), eqx.is_array)  # noqa: E731
+    after = eqx.combine(jax.lax.cond(due, write, lambda now: now, dynamic), static)
+    going = after.code == _solution.RUNNING
+    code = jnp.where(going & (after.attempted >= max_steps), _solution.MAX_STEPS, after.code)
+    code = jnp.where(going & (after.row == ks.size), _solution.OK, code)
+    return eqx.tree_at(lambda c: c.code, after, code)
+
+
+def _steps_to(setup: RuleSetup, carry: RuleCarry, k: Int[Array, ""]) -> RuleCarry:
     """Steps until iterate `k`, or until the run breaks down; a state that is not finite is never taken over."""
     bound = GROWTH * jnp.maximum(jnp.abs(carry.first_loss), 1)
 
@@ -162,6 +197,7 @@ def _steps_to(setup: _Setup, carry: _Carry, k: Int[Array, ""]) -> _Carry:
     def one(state: tuple[Array, Array, PyTree, Array]) -> tuple[Array, Array, PyTree, Array]:
         now, attempted, old, code = state
         new, loss = setup.rule.step(now, old, setup.frozen)
+        new = new if setup.extents is None else within(new, setup.extents)
         finite = _all_finite(setup.rule.params(new)) & jnp.isfinite(loss)
         grown = loss > bound
         code = jnp.where(grown, _solution.DIVERGED, code)
@@ -175,7 +211,7 @@ def _steps_to(setup: _Setup, carry: _Carry, k: Int[Array, ""]) -> _Carry:
     return eqx.tree_at(lambda c: (c.k, c.attempted, c.state, c.code), carry, found)
 
 
-def _save(setup: _Setup, carry: _Carry, k: Int[Array, ""]) -> _Carry:
+def _save(setup: RuleSetup, carry: RuleCarry, k: Int[Array, ""]) -> RuleCarry:
     """Writes a row if iterate `k` has been reached by a run in good order."""
     loss = setup.rule.loss(carry.state, setup.frozen)
     bad = jnp.where(jnp.isfinite(loss), carry.code, _solution.NONFINITE)
@@ -192,12 +228,12 @@ def _save(setup: _Setup, carry: _Carry, k: Int[Array, ""]) -> _Carry:
     record = eqx.combine(record, carry.record)
     if setup.until is not None:
         code = jnp.where(good & (setup.until.excess(params) >= 0), _solution.STOPPED, code)
-    return _Carry(carry.k, carry.attempted, carry.state, carry.first_loss, record, carry.row + good, code)
+    return RuleCarry(carry.k, carry.attempted, carry.state, carry.first_loss, record, carry.row + good, code)
 
 
 @eqx.filter_jit
 @full_precision
-def _finish(setup: _Setup, carry: _Carry, ks: Int[Array, " rows"]) -> Solution:
+def finish_rule(setup: RuleSetup, carry: RuleCarry, ks: Int[Array, " rows"]) -> Solution:
     rule = setup.rule
     done = (carry.code == _solution.RUNNING) & (carry.row == ks.size)
     interrupted = jnp.where(carry.code == _solution.RUNNING, _solution.INTERRUPTED, carry.code)
@@ -225,7 +261,7 @@ def _finish(setup: _Setup, carry: _Carry, ks: Int[Array, " rows"]) -> Solution:
     )
 
 
-def _with_progress(setup: _Setup, carry: _Carry, ks: Int[Array, " rows"]) -> _Carry:
+def _with_progress(setup: RuleSetup, carry: RuleCarry, ks: Int[Array, " rows"]) -> RuleCarry:
     """Segments of a few saved iterates each, with a bar over the steps."""
     from tqdm import tqdm
 
@@ -237,7 +273,7 @@ def _with_progress(setup: _Setup, carry: _Carry, ks: Int[Array, " rows"]) -> _Ca
             try:
                 carry = jax.block_until_ready(_advance(setup, carry, ks[first : first + length]))
             except KeyboardInterrupt as error:
-                raise SolveInterrupted(_finish(setup, carry, ks)) from error
+                raise SolveInterrupted(finish_rule(setup, carry, ks)) from error
             bar.update(int(carry.k) - bar.n)
             if int(carry.code) != _solution.RUNNING:
                 break

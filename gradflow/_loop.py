@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 from gradflow import _solution
 from gradflow._record import Record, bind, blank_record, write_row
 from gradflow._solution import Solution
-from gradflow._tree import full_precision, join
+from gradflow._tree import Extents, full_precision, join
 from gradflow._until import Until
 from gradflow.flows import AbstractFlow
 from gradflow.solvers import AbstractMethod, Attempt, Field, StepControl
@@ -38,6 +38,7 @@ class Setup(eqx.Module):
     until: Until | None
     max_steps: Int[Array, ""]
     save_params: bool = eqx.field(static=True)
+    extents: Extents | None = None
 
     def params(self, state: PyTree) -> PyTree:
         return join(self.flow.params(state), self.frozen)
@@ -47,7 +48,7 @@ class Setup(eqx.Module):
         begin, end = jnp.asarray(self.flow.t0, t.dtype), self.ts[-1]
         length = end - begin
         share = jnp.where(length > 0, (t + dt - begin) / jnp.where(length > 0, length, 1), 1)
-        return Field(self.flow, self.frozen, t, share)
+        return Field(self.flow, self.frozen, t, share, self.extents)
 
 
 class Carry(eqx.Module):

@@ -9,7 +9,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from gradflow._checks import fail
 
@@ -46,9 +46,39 @@ def _as_jax(leaf: Any) -> Any:
     return leaf
 
 
+Extents = tuple[Int[Array, "..."] | None, ...]
+"""For every leaf of a padded pytree, how many entries along each axis are its own; `None` for all of them."""
+
+
+class PaddedRest(eqx.Module):
+    """The frozen half of parameters that have been padded to a larger shape; `extents` are those of the other half."""
+
+    rest: PyTree
+    extents: Extents
+
+
 def join(trainable: PyTree, frozen: PyTree) -> PyTree:
-    """The full parameters, from the two halves of `split`."""
+    """The full parameters, from the two halves of `split`.
+
+    What has been added to padded parameters is seen as zero whatever it is, so that gradients vanish along it.
+    """
+    if isinstance(frozen, PaddedRest):
+        return eqx.combine(within(trainable, frozen.extents), frozen.rest)
     return eqx.combine(trainable, frozen)
+
+
+def within(tree: PyTree, extents: Extents) -> PyTree:
+    """A padded pytree with zeros beyond the extents of its leaves."""
+    leaves, structure = jax.tree_util.tree_flatten(tree)
+    pairs = zip(leaves, extents, strict=True)
+    return jax.tree_util.tree_unflatten(structure, [leaf if e is None else _cut(leaf, e) for leaf, e in pairs])
+
+
+def _cut(leaf: Array, extent: Int[Array, " axes"]) -> Array:
+    own = jnp.asarray(True)
+    for axis in range(leaf.ndim):
+        own &= jax.lax.broadcasted_iota(extent.dtype, leaf.shape, axis) < extent[axis]
+    return jnp.where(own, leaf, 0)
 
 
 def flatten(tree: PyTree) -> tuple[Float[Array, " size"], Callable[[Array], PyTree]]:

@@ -37,7 +37,7 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("out") / "deep"
 
 
-COMMANDS = ["small-init", "compare", "momentum", "phase-diagram", "vanishing-init", "plot", "info"]
+COMMANDS = ["small-init", "compare", "momentum", "phase-diagram", "vanishing-init", "plot", "export", "info"]
 
 
 def test_help_lists_every_command(gradflow):
@@ -52,7 +52,18 @@ def test_help_lists_every_command(gradflow):
     [
         (
             "small-init",
-            ["--quick", "--data", "--path", "--samples", "--classes", "--out", "--fresh", "--rtol", "--seeds"],
+            [
+                "--quick",
+                "--data",
+                "--path",
+                "--samples",
+                "--classes",
+                "--out",
+                "--fresh",
+                "--rtol",
+                "--seeds",
+                "--chunk",
+            ],
         ),
         ("compare", ["--quick", "--data", "--path", "--samples", "--rule", "--width", "--depth", "--horizon", "--out"]),
         ("momentum", ["--quick", "--data", "--path", "--samples", "--classes", "--steps", "--out"]),
@@ -62,6 +73,7 @@ def test_help_lists_every_command(gradflow):
             ["--quick", "--data", "--path", "--samples", "--classes", "--all-classes", "--out", "--fresh", "--seeds"],
         ),
         ("plot", ["--out", "STORE"]),
+        ("export", ["STORE", "FILE"]),
         ("info", ["STORE"]),
     ],
 )

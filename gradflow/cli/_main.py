@@ -1,4 +1,4 @@
-"""`gradflow small-init | vanishing-init | compare | momentum | phase-diagram | plot | info`."""
+"""`gradflow small-init | vanishing-init | compare | momentum | phase-diagram | plot | export | info`."""
 
 import contextlib
 import pathlib
@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from gradflow._checks import fail
 from gradflow._solution import SolveError
 
 app = typer.Typer(
@@ -27,6 +28,12 @@ Path = Annotated[
 ]
 Samples = Annotated[
     int | None, typer.Option("--samples", help="Number of samples; at most 500, or about 100 with --quick.")
+]
+
+
+Chunk = Annotated[
+    str | None,
+    typer.Option("--chunk", help="k/n: run only part k (from 1) of n, beside jobs with the same --out."),
 ]
 
 
@@ -60,6 +67,7 @@ def small_init(
     fresh: Fresh = False,
     rtol: Annotated[float | None, typer.Option("--rtol", help="Tolerance; 1e-4, or 1e-3 with --quick.")] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Number of seeds; 3, or 1 with --quick.")] = None,
+    chunk: Chunk = None,
 ) -> None:
     """Escape of two-layer ReLU networks from small initial weights: the main job.
 
@@ -83,7 +91,12 @@ def small_init(
     _say_what_is_there(store, fresh)
     again = [word for word in sys.argv[1:] if word != "--fresh"]
     with _resumable(" ".join(["gradflow", *again])):
-        ds = studies.small_init(dataset, **size, rtol=rtol, store=store, resume=not fresh)
+        part = _chunk(chunk)
+        ds = studies.small_init(dataset, **size, rtol=rtol, store=store, resume=not fresh, chunk=part)
+    missing = int((ds.status < 0).sum())
+    if missing:
+        print(f"store: {store}: {ds.status.size - missing} of {ds.status.size} runs, the others are for other chunks")
+        return
     _report(studies.small_init_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
 
 
@@ -247,6 +260,27 @@ def info(
     from gradflow.cli._info import describe_installation, describe_store
 
     print(describe_installation() if store is None else describe_store(store))
+
+
+@app.command("export")
+def export(
+    store: Annotated[pathlib.Path, typer.Argument(help="A zarr store that a study or a sweep wrote.")],
+    file: Annotated[pathlib.Path, typer.Argument(help="The netCDF file to write.")],
+) -> None:
+    """Writes a store as one netCDF file."""
+    from gradflow.sweeps import to_netcdf
+
+    print(f"netCDF: {to_netcdf(store, file)}")
+
+
+def _chunk(given: str | None) -> tuple[int, int] | None:
+    """`k/n` as a pair that counts from zero."""
+    if given is None:
+        return None
+    words = given.split("/")
+    if len(words) != 2 or not all(word.isdecimal() for word in words) or not 1 <= int(words[0]) <= int(words[1]):
+        raise fail("--chunk", "be k/n with 1 <= k <= n", repr(given), "For instance --chunk 2/8.")
+    return int(words[0]) - 1, int(words[1])
 
 
 def _enable_float64() -> None:

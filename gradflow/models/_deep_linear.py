@@ -11,7 +11,15 @@ from jaxtyping import Array, Float, Key
 from gradflow._checks import check_count
 from gradflow._conserved import Conserved
 from gradflow.models import laws
-from gradflow.models._parametrisation import Parametrisation, check_scale, draw, resolve, resolve_dtype, standard
+from gradflow.models._parametrisation import (
+    Multipliers,
+    Parametrisation,
+    check_scale,
+    draw,
+    resolve,
+    resolve_dtype,
+    standard,
+)
 
 
 class DeepLinear(eqx.Module):
@@ -32,7 +40,7 @@ class DeepLinear(eqx.Module):
     """
 
     weights: tuple[Float[Array, "_ _"], ...]
-    multipliers: tuple[float, ...] = eqx.field(static=True)
+    multipliers: Multipliers
     scalar: bool = eqx.field(static=True)
 
     def __init__(
@@ -63,19 +71,19 @@ class DeepLinear(eqx.Module):
             draw(law, k, (sizes[i + 1], sizes[i]), init_scale * kind.std(name, **of_layer), dtype)
             for i, (name, k) in enumerate(zip(names, jax.random.split(key, depth), strict=True))
         )
-        self.multipliers = tuple(kind.multiplier(name, **of_layer) for name in names)
+        self.multipliers = kind.multipliers(names, **of_layer)
         self.scalar = out_size is None
 
     def __call__(self, x: Float[Array, " in_size"]) -> Float[Array, "*out_size"]:
-        for multiplier, weight in zip(self.multipliers, self.weights, strict=True):
-            x = multiplier * (weight @ x)
+        for layer, weight in enumerate(self.weights):
+            x = self.multipliers.of(layer, weight.dtype) * (weight @ x)
         return x[0] if self.scalar else x
 
     def end_to_end(self) -> Float[Array, "out in_size"]:
         """The product `W_L ... W_1`, multipliers included."""
-        product = self.multipliers[0] * self.weights[0]
-        for multiplier, weight in zip(self.multipliers[1:], self.weights[1:], strict=True):
-            product = multiplier * (weight @ product)
+        product = self.multipliers.of(0, self.weights[0].dtype) * self.weights[0]
+        for layer, weight in enumerate(self.weights[1:], 1):
+            product = self.multipliers.of(layer, weight.dtype) * (weight @ product)
         return product
 
     def imbalance(self) -> Float[Array, " layers"]:

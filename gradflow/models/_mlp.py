@@ -10,7 +10,15 @@ from jaxtyping import Array, Float, Key
 
 from gradflow._checks import check_callable, check_count
 from gradflow.models import laws
-from gradflow.models._parametrisation import Parametrisation, check_scale, draw, resolve, resolve_dtype, standard
+from gradflow.models._parametrisation import (
+    Multipliers,
+    Parametrisation,
+    check_scale,
+    draw,
+    resolve,
+    resolve_dtype,
+    standard,
+)
 from gradflow.models._smoothed import length, smooth
 
 
@@ -34,7 +42,7 @@ class MLP(eqx.Module):
     weights: tuple[Float[Array, "_ _"], ...]
     biases: tuple[Float[Array, " _"], ...] | None
     activation: Callable[[Array], Array] = eqx.field(static=True)
-    multipliers: tuple[float, ...] = eqx.field(static=True)
+    multipliers: Multipliers
     scalar: bool = eqx.field(static=True)
 
     def __init__(
@@ -70,7 +78,7 @@ class MLP(eqx.Module):
         )
         self.biases = tuple(jnp.zeros(size, dtype) for size in sizes[1:]) if use_bias else None
         self.activation = activation
-        self.multipliers = tuple(kind.multiplier(name, **of_layer) for name in names)
+        self.multipliers = kind.multipliers(names, **of_layer)
         self.scalar = out_size is None
 
     def __call__(
@@ -100,12 +108,12 @@ class MLP(eqx.Module):
 
     def _size(self, layer: int, x: Float[Array, " fan_in"]) -> Float[Array, " fan_out"]:
         """The largest preactivation that weights of the size of each neuron's can give: `|(w, b)| |(x, 1)|`."""
-        rows = self.multipliers[layer] * self.weights[layer]
+        rows = self.multipliers.of(layer, x.dtype) * self.weights[layer]
         if self.biases is not None:
             rows = jnp.concatenate([rows, self.biases[layer][:, None]], axis=1)
             x = jnp.concatenate([x, jnp.ones(1, x.dtype)])
         return length(rows) * length(x)
 
     def _affine(self, layer: int, x: Float[Array, " fan_in"]) -> Float[Array, " fan_out"]:
-        y = self.multipliers[layer] * (self.weights[layer] @ x)
+        y = self.multipliers.of(layer, x.dtype) * (self.weights[layer] @ x)
         return y if self.biases is None else y + self.biases[layer]

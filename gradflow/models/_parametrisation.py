@@ -12,12 +12,12 @@ One learning rate, one flow time, serves all layers. (In the notation of Yang & 
 abc-parametrisation with `c = 0`, which is no loss: `(a, b, c) -> (a + h, b - h, c - 2 h)` leaves the training alone.)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from gradflow._checks import check_callable, check_positive, fail, is_concrete
 
@@ -49,6 +49,35 @@ class Parametrisation(eqx.Module):
     ) -> float:
         power = float(width) ** -exponents[_LAYERS.index(layer)]
         return power * float(in_size) ** -of_input if layer == "input" else power
+
+    def multipliers(self, layers: Sequence[str], *, fan_in: int, in_size: int) -> "Multipliers":
+        """The factors of several layers, with the width as a number that may differ between networks of one program."""
+        powers = tuple(-self.a[_LAYERS.index(layer)] for layer in layers)
+        constants = tuple(float(in_size) ** -self.input_a if layer == "input" else 1.0 for layer in layers)
+        return Multipliers(jnp.asarray(fan_in) if any(powers) else None, powers, constants)
+
+
+class Multipliers(eqx.Module):
+    """Factors `constant * width ** power` of the layers of a network.
+
+    The width is an integer leaf, which does not flow, rather than part of the program: networks of several widths,
+    padded to one shape, then share it.
+
+    >>> import gradflow as gf
+    >>> factors = gf.models.ntk.multipliers(["input", "output"], fan_in=100, in_size=4)
+    >>> factors.of(0, float), round(float(factors.of(1, float)), 6)
+    (0.5, 0.1)
+    """
+
+    width: Int[Array, ""] | None
+    powers: tuple[float, ...] = eqx.field(static=True)
+    constants: tuple[float, ...] = eqx.field(static=True)
+
+    def of(self, layer: int, dtype: Any) -> float | Float[Array, ""]:
+        """The factor of a layer, by number; a Python number where the width does not enter."""
+        if self.width is None or self.powers[layer] == 0:
+            return self.constants[layer]
+        return self.constants[layer] * self.width.astype(dtype) ** self.powers[layer]
 
 
 _LAYERS = ("input", "hidden", "output")

@@ -12,7 +12,15 @@ from gradflow._checks import check_callable, check_count
 from gradflow._conserved import Conserved, is_degree_one
 from gradflow._tree import scaled_norm
 from gradflow.models import laws
-from gradflow.models._parametrisation import Parametrisation, check_scale, draw, resolve, resolve_dtype, standard
+from gradflow.models._parametrisation import (
+    Multipliers,
+    Parametrisation,
+    check_scale,
+    draw,
+    resolve,
+    resolve_dtype,
+    standard,
+)
 from gradflow.models._smoothed import length, smooth
 
 
@@ -41,7 +49,7 @@ class TwoLayer(eqx.Module):
     weight: Float[Array, "width in_size"]
     output: Float[Array, "*out_size width"]
     activation: Callable[[Array], Array] = eqx.field(static=True)
-    multipliers: tuple[float, float] = eqx.field(static=True)
+    multipliers: Multipliers
 
     def __init__(
         self,
@@ -73,7 +81,7 @@ class TwoLayer(eqx.Module):
         self.weight = weight
         self.output = output[0] if out_size is None else output
         self.activation = activation
-        self.multipliers = (kind.multiplier("input", **sizes), kind.multiplier("output", **sizes))
+        self.multipliers = kind.multipliers(("input", "output"), **sizes)
 
     def __call__(
         self, x: Float[Array, " in_size"], smoothing: Float[Array, ""] | float | None = None
@@ -88,15 +96,15 @@ class TwoLayer(eqx.Module):
 
     def readout(self, hidden: Float[Array, " width"]) -> Float[Array, "*out_size"]:
         """The prediction from the activations of all neurons, multiplier included."""
-        return self.multipliers[1] * (self.output @ hidden)
+        return self.multipliers.of(1, hidden.dtype) * (self.output @ hidden)
 
     def preactivations(self, x: Float[Array, " in_size"]) -> Float[Array, " width"]:
         """`w_j . x` of every neuron, multiplier included."""
-        return self.multipliers[0] * (self.weight @ x)
+        return self.multipliers.of(0, self.weight.dtype) * (self.weight @ x)
 
     def preactivation_bounds(self, x: Float[Array, " in_size"]) -> Float[Array, " width"]:
         """`|w_j| |x|` of every neuron, multiplier included: the size that `smoothing` is relative to."""
-        return self.multipliers[0] * length(self.weight) * length(x)
+        return self.multipliers.of(0, self.weight.dtype) * length(self.weight) * length(x)
 
     def neurons(self) -> Float[Array, "width in_size"]:
         """Incoming weights of every neuron."""

@@ -15,11 +15,12 @@ there the floor stays.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from gradflow._tree import scaled_norm
 
@@ -33,8 +34,9 @@ EARLIEST = 0.03
 class StepControl(eqx.Module):
     """Accepts or rejects steps and proposes the next, with a proportional-integral controller.
 
-    **Arguments**: `rtol`, `atol` (scalar, or `None`: scaled to the state, see above). Growth per step lies in
-    `[0.1, 10]`; there is none right after a rejection.
+    **Arguments**: `rtol`, `atol` (scalar, or `None`: scaled to the state, see above); `counts`: the number of entries
+    of each leaf of the state, where zeros have been added to it that are to count for nothing (default: all). Growth
+    per step lies in `[0.1, 10]`; there is none right after a rejection.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> control = gf.solvers.StepControl(jnp.array(1e-3), None)
@@ -45,12 +47,13 @@ class StepControl(eqx.Module):
 
     rtol: Float[Array, ""]
     atol: Float[Array, ""] | None
+    counts: tuple[Int[Array, "..."], ...] | None = None
 
     def tightened(self, share: Scalar) -> "StepControl":
         """For a step that ends when this share of the run lies behind: early errors are carried through all of it."""
         factor = jnp.clip(share, EARLIEST, 1).astype(self.rtol.dtype)
         atol = None if self.atol is None else factor * self.atol
-        return StepControl(factor * self.rtol, atol)
+        return StepControl(factor * self.rtol, atol, self.counts)
 
     def floor(self, y: PyTree) -> PyTree:
         """Size below which entries of each leaf are held to an absolute error: the root mean square of the leaf.
@@ -59,10 +62,10 @@ class StepControl(eqx.Module):
         `raise_floor` lifts it as the state grows.
         """
         leaves, structure = jax.tree_util.tree_flatten(y)
-        sizes = [scaled_norm(jnp.ravel(leaf)) / max(leaf.size, 1) ** 0.5 for leaf in leaves]
-        shares = [leaf.size / max(sum(leaf.size for leaf in leaves), 1) for leaf in leaves]
-        parts = [size * share**0.5 for size, share in zip(sizes, shares, strict=True)]
-        whole = scaled_norm(jnp.stack([part.astype(sizes[0].dtype) for part in parts]))
+        norms, counts = [scaled_norm(jnp.ravel(leaf)) for leaf in leaves], self._counts(leaves)
+        sizes = [norm / jnp.sqrt(count).astype(norm.dtype) for norm, count in zip(norms, counts, strict=True)]
+        total = jnp.sqrt(sum(counts)).astype(norms[0].dtype)
+        whole = scaled_norm(jnp.stack([norm.astype(norms[0].dtype) for norm in norms])) / total
         floors = [jnp.where(size > 0, size, whole.astype(size.dtype)) for size in sizes]
         return jax.tree_util.tree_unflatten(structure, floors)
 
@@ -101,8 +104,16 @@ class StepControl(eqx.Module):
             return jnp.sum(jnp.where(e == 0, e, scaled) ** 2)
 
         total = sum(jax.tree_util.tree_leaves(jax.tree_util.tree_map(squares, error, y0, y1, floor)))
-        count = sum(leaf.size for leaf in jax.tree_util.tree_leaves(error))
-        return jnp.sqrt(jnp.asarray(total) / max(count, 1))
+        return jnp.sqrt(jnp.asarray(total) / self.entries(error))
+
+    def entries(self, y: PyTree) -> int | Scalar:
+        """The number of entries of a state that count."""
+        return sum(self._counts(jax.tree_util.tree_leaves(y)))
+
+    def _counts(self, leaves: list[Any]) -> list[Any]:
+        if self.counts is None:
+            return [max(leaf.size, 1) for leaf in leaves]
+        return [jnp.maximum(count, 1) for count in self.counts]
 
     def first_step(
         self, field: Callable[[Scalar, PyTree], PyTree], y0: PyTree, f0: PyTree, floor: PyTree, order: int

@@ -3,9 +3,11 @@
 import abc
 from typing import Any
 
+import diffrax
 import equinox as eqx
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
+from gradflow._tree import Extents, within
 from gradflow.solvers._control import StepControl
 
 
@@ -13,16 +15,22 @@ class Field(eqx.Module):
     """A flow as a method sees it, in time counted from the beginning of the step.
 
     A step keeps its digits however far the run has come. `share` is the part of the run that lies behind at the end of
-    the step, between 0 and 1.
+    the step, between 0 and 1. Where states have been padded to a common shape, `extents` tells how far along every
+    axis their leaves are their own: beyond, nothing moves.
     """
 
     flow: Any
     frozen: PyTree
     t: Scalar
     share: Scalar
+    extents: Extents | None = None
 
     def __call__(self, s: Scalar, y: PyTree) -> PyTree:
-        return self.flow.vector_field((self.t + s).astype(self.t.dtype), y, self.frozen)
+        return self.inside(self.flow.vector_field((self.t + s).astype(self.t.dtype), y, self.frozen))
+
+    def inside(self, y: PyTree) -> PyTree:
+        """A state, or a derivative of one, with zeros for the padding."""
+        return y if self.extents is None else within(y, self.extents)
 
     def watched(self, y: PyTree) -> PyTree:
         """The part of a state, or of its derivative, that the error control sees."""
@@ -42,6 +50,12 @@ class Field(eqx.Module):
         if watched is None and type(parts) is tuple:
             watched = (None,) * len(parts)
         return eqx.tree_at(self.flow.controlled, y, watched, is_leaf=lambda x: x is None)
+
+
+class PaddedTerm(diffrax.ODETerm):
+    """The terms of a padded flow, for solvers that come up with directions of their own."""
+
+    extents: Extents
 
 
 class Attempt(eqx.Module):

@@ -164,10 +164,11 @@ class NDF(AbstractMethod):
         c = h / alpha
 
         grade = jnp.clip(field.share.astype(dtype), EARLIEST, 1.0)
+        entries = jnp.asarray(control.entries(field.watched(y)), dtype)
         accuracy = SHARE * jnp.minimum(control.rtol, LOOSEST).astype(dtype) * grade
 
         def norm(v: Float[Array, " size"]) -> Scalar:
-            return jax.lax.stop_gradient(jnp.sqrt(jnp.mean((v / sizes) ** 2)) / accuracy)
+            return jax.lax.stop_gradient(jnp.sqrt(jnp.sum((v / sizes) ** 2) / entries) / accuracy)
 
         unflatten = flatten(field.watched(y))[1]
 

@@ -9,7 +9,7 @@ from jaxtyping import PyTree, Scalar
 
 from gradflow.solvers._control import DORMANT, StepControl
 from gradflow.solvers._cost import counts_evaluations, evaluations_per_step
-from gradflow.solvers._method import AbstractMethod, Attempt, Field
+from gradflow.solvers._method import AbstractMethod, Attempt, Field, PaddedTerm
 
 LONGEST_STRIDE = 2.0
 """Times the farthest that a flow lets its steps go, beyond which a step is taken again."""
@@ -107,4 +107,5 @@ def _nothing(t: Any, y: Any, args: Any) -> Any:
 
 
 def _terms(field: Field) -> diffrax.ODETerm:
-    return diffrax.ODETerm(lambda s, y, frozen: field(jnp.asarray(s), y))
+    fn = lambda s, y, frozen: field(jnp.asarray(s), y)  # noqa: E731
+    return diffrax.ODETerm(fn) if field.extents is None else PaddedTerm(fn, field.extents)

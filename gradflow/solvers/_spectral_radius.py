@@ -18,13 +18,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
-from gradflow._tree import tree_norm
+from gradflow._tree import Extents, tree_norm, within
 
 MOST_ITERATIONS = 50
 """Iterations after which an estimate is taken as it stands."""
 
 SETTLED = 0.01
 """Relative change from one iteration to the next below which an estimate is taken."""
+
+GOLDEN_ANGLE = 2.399963229728653
 
 MIXED_FIELD, MIXED_NOISE = 0.1, 0.03
 """Shares of the field and of a fixed vector without structure in the first direction: neither the last direction nor
@@ -49,12 +51,13 @@ def estimate_spectral_radius(
     wanted: Bool[Array, ""],
     direction: PyTree,
     span: Scalar,
+    extents: Extents | None = None,
 ) -> Estimate:
     """The modulus of the eigenvalue of largest modulus, if `wanted`; and `f(y)`, unless `f` is `known` to be that.
 
     A lower bound where the Jacobian is symmetric, as it is for a gradient flow: multiply it by a safety factor. `span`
-    is the length of the coming step, whose displacement gives the size where the state is zero. Both tasks share one
-    loop, so that the field is traced once.
+    is the length of the coming step, whose displacement gives the size where the state is zero; `extents` are those of
+    a padded state. Both tasks share one loop, so that the field is traced once.
     """
     dtype = span.dtype
     root = jnp.sqrt(jnp.finfo(dtype).eps).astype(dtype)
@@ -63,7 +66,8 @@ def estimate_spectral_radius(
     blank = jnp.asarray(jnp.nan, dtype)
 
     def begin(f: PyTree) -> PyTree:
-        return unit(add(direction, scale(MIXED_FIELD, unit(f)), scale(MIXED_NOISE, unit(noise(f)))))
+        waves = noise(f) if extents is None else within(noise(f), extents)
+        return unit(add(direction, scale(MIXED_FIELD, unit(f)), scale(MIXED_NOISE, unit(waves))))
 
     def running(state: tuple) -> Bool[Array, ""]:
         k, _, _, _, settled = state
@@ -111,8 +115,15 @@ def unit(tree: PyTree) -> PyTree:
 
 
 def noise(tree: PyTree) -> PyTree:
-    """A fixed vector without structure, of the shape of a pytree: cosines at multiples of the golden angle."""
+    """A fixed vector without structure, of the shape of a pytree: cosines of incommensurable multiples of the indices.
+
+    Padding a leaf changes nothing in the entries that were there before.
+    """
     leaves, structure = jax.tree_util.tree_flatten(tree)
-    angle = 2.399963229728653
-    waves = [jnp.cos(angle * (jnp.arange(x.size) + i)).astype(x.dtype).reshape(x.shape) for i, x in enumerate(leaves)]
+    waves = []
+    for i, leaf in enumerate(leaves):
+        phase = jnp.full(leaf.shape, float(i))
+        for axis in range(leaf.ndim):
+            phase += jax.lax.broadcasted_iota(phase.dtype, leaf.shape, axis) * 2 ** (axis / 3)
+        waves.append(jnp.cos(GOLDEN_ANGLE * phase).astype(leaf.dtype))
     return jax.tree_util.tree_unflatten(structure, waves)

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from equinox import AbstractVar
 from jaxtyping import Array, ArrayLike, Bool, Int, PyTree, Scalar
 
+from gradflow._tree import Extents
+from gradflow.solvers._method import PaddedTerm
 from gradflow.solvers._spectral_radius import estimate_spectral_radius
 
 SAFETY = 1.2
@@ -94,7 +96,9 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         def field(c: Scalar, y: PyTree) -> PyTree:
             return terms.vf(begin + c.astype(length.dtype) * length, y, args)
 
-        state = self._survey(field, begin, y0, args, h, solver_state, solver_state.known & ~jnp.asarray(made_jump))
+        known = solver_state.known & ~jnp.asarray(made_jump)
+        extents = terms.extents if isinstance(terms, PaddedTerm) else None
+        state = self._survey(field, begin, y0, args, h, solver_state, known, extents)
         most = self._most_stages(h.dtype)
         product = jnp.abs(jax.lax.stop_gradient(h)) * state.radius
         fits = product <= self.reach(most)
@@ -144,6 +148,7 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         h: Scalar,
         state: StabilisedState,
         known: Bool[Array, ""],
+        extents: Extents | None,
     ) -> StabilisedState:
         """The state with the field and the spectral radius at the start of the step filled in."""
         stale = state.age >= self.refresh
@@ -155,7 +160,7 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         fixed_y, fixed_f, span = jax.lax.stop_gradient((y, f, jnp.abs(h)))
         wanted = stale & (self.spectral_radius is None)
         found = estimate_spectral_radius(
-            lambda y: field(origin, y), fixed_y, fixed_f, known, wanted, state.direction, span
+            lambda y: field(origin, y), fixed_y, fixed_f, known, wanted, state.direction, span, extents
         )
         radius = SAFETY * found.radius
         if self.spectral_radius is not None:

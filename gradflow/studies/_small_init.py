@@ -38,6 +38,7 @@ def small_init(
     saves: int = 241,
     store: Any = None,
     resume: bool = True,
+    chunk: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """Gradient flow of bias-free two-layer ReLU networks from small initial weights `delta * v`.
@@ -54,7 +55,8 @@ def small_init(
     - `loss_names`: among `"square"`, `"logistic"`, `"exponential"`. `scales`: values of `delta`. `widths`, `seeds`.
     - `rtol`: tolerance. ReLU makes the field jump where activation patterns change, which an error control pays for:
       the cost grows like `1 / rtol` on data where neurons keep crossing. All runs take the explicit `Tsit5`.
-    - `saves`: number of save times. `store`, `resume`, `progress`: as for `sweep`.
+    - `saves`: number of save times. `store`, `resume`, `chunk`, `progress`: as for `sweep`. As long as other chunks
+      are missing, only what the runs themselves give is returned.
 
     **Returns** an `xarray.Dataset` over `(loss, width, scale, seed, time)`: `risk`, `accuracy`, `norm`, `angle` of
     every neuron to the direction that theory predicts for positive output weights, `escape_time` (a tenth of the
@@ -123,8 +125,10 @@ def small_init(
         resume=resume,
         progress=progress,
         max_steps=200_000,
+        chunk=chunk,
     )
-    if "descent_steps" in ds:  # a finished study, resumed
+    # A finished study, resumed; or one of which others have parts still to do.
+    if "descent_steps" in ds or np.any(ds.status.values < 0):
         return ds
     derived = _escape(ds)
     about = {"long_name": "predicted slope of the escape time against ln(1/scale)", "units": "1"}

@@ -1,10 +1,14 @@
 """Stores of sweeps: a zarr group that xarray opens, written member by member and valid at any moment."""
 
+import datetime
+import importlib.util
 import itertools
 import json
 import os
 import pathlib
 import shutil
+import tempfile
+import time
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,8 @@ import zarr
 from gradflow._checks import fail
 
 FORMAT = "gradflow-1"
+CHUNK = 64
+"""Members along the last axis in one chunk, at most."""
 
 
 def open_store(path: str | os.PathLike[str]) -> xr.Dataset:
@@ -51,50 +57,131 @@ def write_dataset(ds: xr.Dataset, path: str | os.PathLike[str]) -> pathlib.Path:
     return target
 
 
-class Store:
-    """A store being filled. Numbers are on disk as soon as `write` returns. One without results is started over."""
+def to_netcdf(ds: xr.Dataset | str | os.PathLike[str], path: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes a data set, or the store at a path, as one netCDF 4 file. Needs the packages `h5netcdf` and `h5py`.
 
-    def __init__(self, path: str | os.PathLike[str], template: xr.Dataset, *, resume: bool):
+    **Raises** `ValueError` if one of these is missing, or the file cannot be written.
+
+    >>> import gradflow as gf, pathlib, tempfile, xarray as xr
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = gf.sweeps.to_netcdf(xr.Dataset({"a": ("x", [1.0])}), pathlib.Path(folder) / "a.nc")
+    ...     float(xr.load_dataset(path).a[0])
+    1.0
+    """
+    lacking = [name for name in ("h5netcdf", "h5py") if importlib.util.find_spec(name) is None]
+    if lacking:
+        advice = f"pip install {' '.join(lacking)}"
+        raise fail("path", f"be a zarr store while {' and '.join(lacking)} is missing", repr(str(path)), advice)
+    check_writable("path", path)
+    whole = ds if isinstance(ds, xr.Dataset) else open_store(ds)
+    for variable in whole.variables.values():
+        variable.encoding = {}
+    unfinished = pathlib.Path(path).with_name(f".{pathlib.Path(path).name}.unfinished")
+    whole.to_netcdf(unfinished, engine="h5netcdf")
+    os.replace(unfinished, path)
+    return pathlib.Path(path)
+
+
+def discard(path: str | os.PathLike[str]) -> None:
+    """Deletes a store of ours; leaves anything else alone, with a complaint."""
+    _refuse_foreign(pathlib.Path(path))
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(_beside(pathlib.Path(path)), ignore_errors=True)
+
+
+class Store:
+    """A store being filled. Numbers are on disk as soon as `write` returns. One without results is started over.
+
+    Several processes may fill one store, each its own chunks. Every run leaves a record of what it took.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], template: xr.Dataset, *, resume: bool, alone: bool = True):
         self.path = pathlib.Path(path)
         self.found: xr.Dataset | None = None
+        self.beside = _beside(self.path)
+        self._names = [str(name) for name in template.data_vars]
         _refuse_foreign(self.path)
         check_writable("store", path)
-        if resume and _is_ours(self.path):
-            found = open_store(self.path)
-            if "config" not in found.attrs:
-                raise fail("store", "hold a sweep in order to be resumed", f"{str(path)!r}, which holds another study")
-            if np.any(found["status"].values != found["status"].attrs["flag_values"][0]):
-                _refuse_changes(found.attrs, template.attrs, path)
-                self.found = found
-                return
-        # Chunks hold one row along the last axis of the grid, which is the one that runs fastest.
+        if resume and self._find(template, alone):
+            return
+        if alone:
+            shutil.rmtree(self.beside, ignore_errors=True)
+        # Chunks hold a part of a row along the last axis of the grid, which is the one that runs fastest.
         axes = json.loads(template.attrs["config"])["axes"]
         inner = list(axes)[-1]
         encoding = {}
         for name, variable in template.data_vars.items():
-            sizes = [size if dim == inner or dim not in axes else 1 for dim, size in variable.sizes.items()]
+            length = {inner: min(CHUNK, len(axes[inner]))} | dict.fromkeys(list(axes)[:-1], 1)
+            sizes = [length.get(str(dim), size) for dim, size in variable.sizes.items()]
             encoding[name] = {"chunks": tuple(sizes)} if sizes else {}
-        _create(template, self.path, encoding)
+        try:
+            _create(template, self.path, encoding, replace=alone)
+        except OSError:
+            # Another process was faster.
+            if alone or not self._find(template, alone):
+                raise
+
+    def _find(self, template: xr.Dataset, alone: bool) -> bool:
+        """Whether there is a store to go on with."""
+        if not _is_ours(self.path):
+            return False
+        found = open_store(self.path)
+        if "config" not in found.attrs:
+            actual = f"{str(self.path)!r}, which holds another study"
+            raise fail("store", "hold a sweep in order to be resumed", actual)
+        if alone and not np.any(found["status"].values != found["status"].attrs["flag_values"][0]):
+            return False
+        _refuse_changes(found.attrs, template.attrs, self.path)
+        self.found = found
+        return True
 
     def write(self, indices: list[tuple[int, ...]], arrays: dict[str, np.ndarray]) -> None:
         """Writes the members at `indices` from arrays over the whole grid.
 
         The status goes last, so that a member counts as done only when it is all there. What lies between the members
-        along the inner axis is written as well; on disk it is what it is in memory.
+        within a chunk is written as well; on disk it is what it is in memory.
         """
         group: Any = zarr.open_group(self.path, mode="r+")
         rows = []
-        for outer, members in itertools.groupby(sorted(indices), key=lambda index: index[:-1]):
+        for (outer, _), members in itertools.groupby(sorted(indices), key=lambda i: (i[:-1], i[-1] // CHUNK)):
             inner = [index[-1] for index in members]
             rows.append((*outer, slice(inner[0], inner[-1] + 1)))
-        for name in sorted(arrays, key=lambda n: n == "status"):
+        for name in sorted(self._names, key=lambda n: n == "status"):
             for row in rows:
                 group[name][row] = arrays[name][row]
 
-    def finish(self, attrs: dict[str, Any]) -> None:
-        """Adds attributes known only at the end."""
-        zarr.open_group(self.path, mode="r+").attrs.update(attrs)
-        zarr.consolidate_metadata(str(self.path))
+    def record(self, spent: dict[str, Any], share: Any) -> None:
+        """Keeps what a run of this process took, whether it came to an end or not."""
+        self.beside.mkdir(exist_ok=True)
+        about = {"chunk": str(share), "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+        (self.beside / f"run-{share}-{time.time_ns()}.json").write_text(json.dumps(spent | about))
+
+    def finish(self) -> dict[str, Any]:
+        """What all runs have taken together. Once nothing is missing it goes into the attributes of the store."""
+        records = [json.loads(file.read_text()) for file in sorted(self.beside.glob("run-*.json"))]
+        if not records:
+            return {}
+        total = taken(records)
+        group: Any = zarr.open_group(self.path, mode="r+")
+        if np.all(group["status"][...] != -1):
+            group.attrs.update(total)
+            zarr.consolidate_metadata(str(self.path))
+            shutil.rmtree(self.beside, ignore_errors=True)
+        return total
+
+
+def taken(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The attributes that tell what one run, or several, have taken."""
+    return {
+        "wall_seconds": round(sum(record["wall_seconds"] for record in records), 3),
+        "evaluations_spent": sum(record["evaluations_spent"] for record in records),
+        "runs": json.dumps(records),
+    }
+
+
+def _beside(path: pathlib.Path) -> pathlib.Path:
+    """Where an unfinished sweep keeps what is no part of its results: who is in flight, and what runs have taken."""
+    return path.with_name(f".{path.name}.progress")
 
 
 def check_writable(argument: str, path: str | os.PathLike[str]) -> None:
@@ -110,14 +197,18 @@ def check_writable(argument: str, path: str | os.PathLike[str]) -> None:
         raise fail(argument, "be a path that can be written", actual, "Choose another folder.") from error
 
 
-def _create(ds: xr.Dataset, path: pathlib.Path, encoding: dict[str, Any]) -> None:
+def _create(ds: xr.Dataset, path: pathlib.Path, encoding: dict[str, Any], replace: bool = True) -> None:
     """Writes a store beside its place and moves it there, so that what stands there can always be opened."""
-    unfinished = path.parent / f".{path.name}.unfinished"
+    unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     # Format 2: fixed-length strings, which coordinates such as the name of a loss are, have no place in format 3.
     ds.to_zarr(unfinished, mode="w", zarr_format=2, encoding=encoding)
-    if path.exists():
+    if replace and path.exists():
         shutil.rmtree(path)
-    unfinished.rename(path)
+    try:
+        unfinished.rename(path)
+    except OSError:
+        shutil.rmtree(unfinished)
+        raise
 
 
 def _is_ours(path: pathlib.Path) -> bool:

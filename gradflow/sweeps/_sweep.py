@@ -1,38 +1,31 @@
-"""`sweep`: a grid of flows, batched member by member and returned as one labelled data set."""
+"""`sweep`: a grid of flows or rules, kept in flight a few at a time and returned as one labelled data set."""
 
-import datetime
 import functools
-import hashlib
-import json
-import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, PyTree
 
 from gradflow import _checks
-from gradflow._record import bind, seen
-from gradflow._solution import STATUS, Solution
 from gradflow._solve import check_observe, check_times, check_tolerances
-from gradflow._tree import flatten, join, split
+from gradflow._tree import split
 from gradflow._until import Until
 from gradflow.flows import AbstractFlow
 from gradflow.solvers import AbstractMethod, default_solver
-from gradflow.sweeps._flight import Options, at
-from gradflow.sweeps._members import Group, Member, build_members, fingerprint, group_members
-from gradflow.sweeps._queue import Checkpoint, run_queue, usual_slots
-from gradflow.sweeps._store import FORMAT, Store
-
-MISSING = -1
-COUNTS = ("steps", "accepted", "rejected", "gradient_evaluations", "hessian_vector_products")
-TAKEN = frozenset({"time", "params", "status", "t_final", "loss_first", "loss_last", *COUNTS})
+from gradflow.sweeps._dataset import MISSING, TAKEN, configuration, put, row_of, template, values_of
+from gradflow.sweeps._flight import local_mesh
+from gradflow.sweeps._groups import Group, group_members, stack
+from gradflow.sweeps._launch import check_share, launch_jobs
+from gradflow.sweeps._members import Roster
+from gradflow.sweeps._memory import Plan, announcement, plan
+from gradflow.sweeps._program import Options, at
+from gradflow.sweeps._queue import Checkpoint, run_queue
+from gradflow.sweeps._store import Store, taken
 
 
 def sweep(
@@ -50,33 +43,53 @@ def sweep(
     store: Any = None,
     resume: bool = True,
     batch: int | None = None,
+    pad: bool | None = None,
+    chunk: tuple[int, int] | None = None,
+    launch: Any = None,
+    jobs: int = 8,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Solves a flow at every point of a grid.
+    """Solves a flow, or runs a rule, at every point of a grid.
+
+    A few members are in flight at a time; as soon as one has landed, the next sets off from its slot, within the
+    compiled loop. Nobody waits for the slowest, and a member that fails harms no other.
 
     **Arguments**
 
-    - `build`: called as `build(scale=..., width=..., seed=...)`, one keyword per axis; returns `(flow, params)`.
-      Members whose arrays have equal shapes run in one program, batched with `vmap`; every other shape (another
-      width) compiles once. Arrays that all members share, such as data, are held once.
-    - `axes`: name -> values, all numbers or all strings. The last axis runs fastest, and neighbours along it share a
-      batch: put the axis that changes the cost least last.
-    - `ts`, `solver`, `rtol`, `atol`, `until`, `max_steps`: as for `solve`.
+    - `build`: called as `build(scale=..., width=..., seed=...)`, one keyword per axis; returns `(flow, params)` or
+      `(rule, params)`. It has to return the same every time: members that take much memory are built twice. Arrays
+      that all members share, such as data, are held once.
+    - `axes`: name -> values, all numbers or all strings. The last axis runs fastest.
+    - `ts`, `solver`, `rtol`, `atol`, `until`, `max_steps`: as for `solve`. A rule saves the iterate nearest to each of
+      these times by its own clock; `saved_time` tells which that is.
     - `observe`: name -> function of the parameters, or a function `flow -> such a dictionary`. The names become
       variables, so they differ from those of the axes and of what is listed below.
     - `save_params`: also keep the parameters, flattened, at every save time.
-    - `store`: path of a zarr store, written batch by batch. With `resume`, members already there are kept; a store with
-      results of another sweep is refused. With `resume=False` it is started over.
-    - `batch`: members per program call; by default 8 on a CPU and 256 elsewhere.
+    - `store`: path of a zarr store, written as members land. With `resume`, members already there are kept, and those
+      in flight at an interruption go on where they were; a store with results of another sweep is refused. With
+      `resume=False` it is started over.
+    - `batch`: members in flight per device; by default one on a CPU (eight if they are tiny) and up to 256 elsewhere,
+      as far as memory goes.
+    - `pad`: whether members of several widths run in one program, padded with zeros to the widest; by default wherever
+      that changes nothing, which is tried for every shape. Widths are taken together up to the next power of two.
+    - `chunk`: `(k, n)`, run only part `k` (from 0) of `n`, for jobs that share a store. Processes of one
+      `jax.distributed` run share the grid in this way by themselves.
+    - `launch`: an executor with `submit`, such as `submitit.AutoExecutor`: runs the sweep as that many `jobs`, each
+      with a chunk, waits for them, and returns everything.
     - `progress`: show a bar.
+
+    All local devices are used, each with a loop of its own. On a CPU, `jax.config.update("jax_num_cpu_devices", n)`
+    at the start of a program makes a device of every core.
 
     **Returns** an `xarray.Dataset` with dimensions `(*axes, "time")`. Observables of a shape that depends on the member
     are padded with NaN (zero or False in integer and Boolean ones). Besides the observables: `status` (a code, see its
     attributes; -1 is a member still missing from a store), `t_final`, `loss_first`, `loss_last`, the counts of
-    `Solution.stats`, and `drift_...` of each conserved quantity. A member that fails keeps its partial results and
-    harms no other. The attributes say how everything was computed.
+    `Solution.stats`, and `drift_...` of each conserved quantity. A member that fails keeps its partial results. The
+    attributes say how everything was computed: `evaluations_spent` counts also what slots spent in waiting for others;
+    `runs` tells, for every run that added to it, its time, its compiled programs and what each device spent.
 
-    **Raises** `ValueError` for bad input, and for a store that cannot be written or holds another sweep.
+    **Raises** `ValueError` for bad input, for a sweep that does not fit into memory, and for a store that cannot be
+    written or holds another sweep.
 
     >>> import gradflow as gf, jax
     >>> problem = gf.EmpiricalRisk(*gf.data.circle(8), gf.losses.square)
@@ -94,203 +107,111 @@ def sweep(
     _checks.check_count("max_steps", max_steps)
     if batch is not None:
         _checks.check_count("batch", batch)
-    members = build_members(build, {name: values.tolist() for name, values in grid.items()}, _check_observe(observe))
-    dtypes = {jnp.result_type(*jax.tree_util.tree_leaves(split(member.run[1])[0])) for member in members}
-    control = check_tolerances(rtol, atol, max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps)))
-    flows = {type(member.run[0]): member.run[0] for member in members}
-    suited = max(flows.values(), key=lambda flow: flow.oscillatory or flow.limited)
-    solver = default_solver(float(control.rtol), suited) if solver is None else solver
-    times = check_times(ts, max(float(member.run[0].t0) for member in members))
     if until is not None and not isinstance(until, Until):
         raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}")
-    options = Options(times, solver, control, until, jnp.asarray(max_steps), save_params)
+    share = check_share(chunk, store, resume)
+    if launch is not None:
+        how = {"observe": observe, "solver": solver, "rtol": rtol, "atol": atol, "save_params": save_params}
+        how |= {"until": until, "max_steps": max_steps, "batch": batch, "pad": pad, "store": store, "resume": resume}
+        return launch_jobs(launch, jobs, sweep, (build, axes, ts), how, share, progress)
+    roster = Roster(build, {name: values.tolist() for name, values in grid.items()}, _check_observe(observe))
+    options = _options(roster, ts, solver, rtol, atol, until, max_steps, save_params)
+    groups = group_members(roster, options, pad)
+    empty = template(grid, roster, options, configuration(grid, roster, options))
+    target = None if store is None else Store(store, empty, resume=resume, alone=share.whole)
+    found = empty.copy(deep=True) if target is None or target.found is None else target.found
+    arrays = {str(name): found[name].values for name in found.data_vars}
 
-    groups = group_members(members)
-    template = _template(grid, members, groups, options, dtypes)
-    target = None if store is None else Store(store, template, resume=resume)
-    found = template.copy(deep=True) if target is None or target.found is None else target.found
-    arrays = {name: found[name].values for name in found.data_vars}
-    todo = {member.at for member in members if arrays["status"][member.at] == MISSING}
+    mine = {number for number, place in enumerate(roster.places) if share.holds(place, roster.shape)}
+    todo = {number for number in mine if arrays["status"][roster.places[number]] == MISSING}
+    rows = {i: row_of(kind.run, options) for i, kind in enumerate(roster.kinds)}
+    tally: dict[str, Any] = {}
+    runs = [(g, [number for number in group.members if number in todo]) for g, group in enumerate(groups)]
+    runs = [(g, missing) for g, missing in runs if missing]
+    # Of all that are or were to be run here, so that a resumed sweep has the slots and devices that it had.
+    sizes = {g: len(mine.intersection(groups[g].members)) for g, _ in runs}
+    plans = [_plan(roster, groups[g], options, batch, sizes[g], empty.nbytes) for g, _ in runs]
+    devices = jax.local_devices()
 
     from tqdm import tqdm
 
-    tally = {"evaluations": 0}
-    with tqdm(total=len(members), initial=len(members) - len(todo), unit="flow", disable=not progress) as bar:
-        for number, group in enumerate(groups):
-            missing = [place for place, index in enumerate(group.indices) if index in todo]
-            if not missing:
-                continue
-            take = functools.partial(_take, group)
-            slots = usual_slots(at(take(missing[:1]), 0), group.shared, options) if batch is None else batch
-            slots = min(slots, len(group.indices))
-            checkpoint = None if target is None else Checkpoint(target.path / f".in-flight-{number}.npz")
-            for landed in run_queue(take, missing, group.shared, options, slots, checkpoint, tally):
-                indices = []
-                for place, (solution, flat) in landed:
-                    index = group.indices[place]
-                    for name, value in _values(solution, flat).items():
-                        arrays[name][index] = _padded(value, arrays[name].shape[len(grid) :])
-                    indices.append(index)
-                if target is not None and indices:
-                    target.write(sorted(indices), {str(name): arrays[name] for name in template.data_vars})
-                bar.update(len(indices))
+    said = announcement(plans) if plans and progress else None
+    if said is not None:
+        tqdm.write(said)
+    with tqdm(total=len(mine), initial=len(mine) - len(todo), unit="flow", disable=not progress) as bar:
+
+        def land(landed: list[tuple[int, Any]]) -> None:
+            for number, solution in landed:
+                for name, value in values_of(solution, rows[roster.kind_of[number]]).items():
+                    put(arrays[name], roster.places[number], value)
+            if target is not None and landed:
+                target.write(sorted(roster.places[number] for number, _ in landed), arrays)
+            bar.update(len(landed))
+
+        try:
+            for (g, missing), planned in zip(runs, plans, strict=True):
+                mesh = local_mesh(devices[: min(len(devices), sizes[g])])
+                for landed in run_queue(
+                    functools.partial(stack, roster, groups[g], options=options),
+                    _longest_first(roster, missing, mesh is not None or planned.slots > 1),
+                    groups[g].shared,
+                    options,
+                    planned.shapes,
+                    slots=planned.slots,
+                    mesh=mesh,
+                    checkpoint=None if target is None else Checkpoint(target.beside / f"in-flight-{share}-{g}.npz"),
+                    tally=tally,
+                ):
+                    land(landed)
+        finally:
+            spent = {
+                "wall_seconds": round(time.perf_counter() - began, 3),
+                "evaluations_spent": int(np.sum(tally.get("evaluations", 0))),
+                "evaluations_by_device": np.ravel(tally.get("evaluations", 0)).tolist(),
+                "programs": len(runs),
+            }
+            if target is not None and todo:
+                target.record(spent, share)
 
     result = found.copy(data=arrays)
-    spent = {"wall_seconds": float(found.attrs.get("wall_seconds", 0.0))}
-    spent["evaluations_spent"] = int(found.attrs.get("evaluations_spent", 0)) + tally["evaluations"]
-    if todo:
-        spent["wall_seconds"] = round(spent["wall_seconds"] + time.perf_counter() - began, 3)
-    result.attrs.update(spent)
-    if target is not None:
-        target.finish(spent)
-    return result
+    return result.assign_attrs(taken([spent]) if target is None else target.finish())
 
 
-def _take(group: Group, places: list[int]) -> PyTree:
-    """What the members at these places of a group have of their own."""
-    rows = np.asarray(places)
-    return jax.tree_util.tree_map(lambda leaf: leaf[rows], group.stacked)
+def _options(
+    roster: Roster,
+    ts: Any,
+    solver: Any,
+    rtol: float,
+    atol: float | None,
+    until: Until | None,
+    max_steps: int,
+    save_params: bool,
+) -> Options:
+    firsts = [kind.run for kind in roster.kinds]
+    dtypes = {jnp.result_type(*jax.tree_util.tree_leaves(split(params)[0])) for _, params, _ in firsts}
+    control = check_tolerances(rtol, atol, max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps)))
+    flows = [what for what, _, _ in firsts if isinstance(what, AbstractFlow)]
+    if solver is None and flows:
+        suited = max(flows, key=lambda flow: flow.oscillatory or flow.limited)
+        solver = default_solver(float(control.rtol), suited)
+    elif solver is None:
+        solver = diffrax.Tsit5()  # Nobody asks it anything.
+    times = check_times(ts, roster.latest)
+    return Options(times, solver, control, until, jnp.asarray(max_steps), save_params)
 
 
-def _values(solution: Solution, flat: np.ndarray | None) -> dict[str, np.ndarray]:
-    """The variables of one member."""
-    values: dict[str, Any] = {f"drift_{name}": value for name, value in solution.drift.items()}
-    values |= {name: solution.stats[name] for name in COUNTS} | solution.observed
-    values |= {"status": solution.code, "t_final": solution.t_final}
-    if solution.loss is not None:
-        values |= {"loss_first": solution.loss[0], "loss_last": solution.loss[1]}
-    if flat is not None:
-        values["params"] = flat
-    return {name: np.asarray(value) for name, value in values.items()}
+def _plan(roster: Roster, group: Group, options: Options, batch: int | None, members: int, results: int) -> Plan:
+    one = at(stack(roster, group, group.members[:1], options), 0)
+    return plan(one, group.shared, options, batch, members, results)
 
 
-def _padded(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    if value.shape == shape:
-        return value
-    padded = np.full(shape, np.nan if value.dtype.kind == "f" else 0, value.dtype)
-    padded[tuple(slice(size) for size in value.shape)] = value
-    return padded
+def _longest_first(roster: Roster, missing: list[int], together: bool) -> list[int]:
+    """The order in which members set off.
 
-
-def _template(
-    grid: dict[str, np.ndarray], members: list[Member], groups: list[Group], options: Options, dtypes: set[Any]
-) -> xr.Dataset:
-    """The data set with nothing in it yet: every variable at its largest shape."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    kinds: dict[str, Any] = {}
-    for group in groups:
-        flow, params, observe = eqx.combine(jax.tree_util.tree_map(lambda leaf: leaf[0], group.stacked), group.shared)
-        for name in observe:
-            if name in TAKEN or name in grid or name.startswith("drift_"):
-                advice = "Names of axes and of the variables that every sweep has are taken."
-                raise _checks.fail("observe", "have names of its own", f"with the name {name!r}", advice)
-        rows = _row_shapes(flow, params, observe, options)
-        for name, value in rows.items():
-            before = shapes[name] if name in shapes else (0,) * value.ndim
-            if len(before) != value.ndim:
-                actual = f"with {name!r} of {len(before)} and of {value.ndim} axes"
-                raise _checks.fail("observe", "return arrays with the same number of axes everywhere", actual)
-            shapes[name] = tuple(max(a, b) for a, b in zip(before, value.shape, strict=True))
-            kinds[name] = np.result_type(kinds.get(name, value.dtype), value.dtype)
-    sizes = tuple(len(values) for values in grid.values())
-    variables = {}
-    for name, shape in shapes.items():
-        inner = [] if name in _PER_MEMBER or name.startswith("drift_") else ["time"]
-        dims = (*grid, *inner, *(f"{name}_{i}" for i in range(len(shape) - len(inner))))
-        empty = np.nan if np.issubdtype(kinds[name], np.inexact) else 0
-        variables[name] = (dims, np.full(sizes + shape, empty, kinds[name]), _ATTRIBUTES.get(name, {}))
-    for name in COUNTS:
-        variables[name] = (tuple(grid), np.zeros(sizes, np.int64), _ATTRIBUTES.get(name, {}))
-    variables["status"] = (tuple(grid), np.full(sizes, MISSING, np.int8), _ATTRIBUTES["status"])
-    coordinates: dict[str, Any] = {name: (name, values) for name, values in grid.items()}
-    coordinates["time"] = ("time", np.asarray(options.ts), {"long_name": "flow time", "units": "1"})
-    return xr.Dataset(variables, coordinates, _provenance(grid, members, options, dtypes))
-
-
-def _row_shapes(flow: AbstractFlow, params: PyTree, observe: dict[str, Any], options: Options) -> dict[str, Any]:
-    """Shape and type of every variable of one member, without running it."""
-    trainable, frozen = split(params)
-    rows = options.ts.size
-
-    def sample(trainable: PyTree) -> dict[str, Array]:
-        state = flow.init(trainable, frozen)
-        found = {f"drift_{name}": jnp.max(q.value) for name, q in flow.conserved(state, frozen).items()}
-        loss = flow.loss(state, frozen)
-        if loss is not None:
-            found |= {"loss_first": loss, "loss_last": loss}
-        full = join(trainable, frozen)
-        bound = bind(observe, flow, jnp.asarray(flow.t0, options.ts.dtype), state, frozen)
-        observed = {name: jnp.asarray(fn(seen(fn, full))) for name, fn in bound.items()}
-        if options.save_params:
-            observed["params"] = flatten(trainable)[0]
-        found |= {name: jnp.broadcast_to(value, (rows, *value.shape)) for name, value in observed.items()}
-        return found | {"t_final": jnp.asarray(options.ts[0])}
-
-    return eqx.filter_eval_shape(sample, trainable)
-
-
-_PER_MEMBER = ("t_final", "loss_first", "loss_last")
-_ATTRIBUTES: dict[str, dict[str, Any]] = {
-    "status": {
-        "long_name": "how the run ended",
-        "flag_values": list(range(MISSING, len(STATUS))),
-        "flag_meanings": " ".join(("missing", *STATUS)),
-    },
-    "t_final": {"long_name": "time that the run reached", "units": "1"},
-    "gradient_evaluations": {"long_name": "gradients evaluated, rejected steps included"},
-    "loss_first": {"long_name": "loss at the start"},
-    "loss_last": {"long_name": "loss where the run ended"},
-}
-
-
-def _provenance(
-    grid: dict[str, np.ndarray], members: list[Member], options: Options, dtypes: set[Any]
-) -> dict[str, Any]:
-    """How it was computed. What decides about resuming is in `config`; the rest informs."""
-    import importlib.metadata
-
-    control, until = options.control, options.until
-    config = {
-        "axes": {name: values.tolist() for name, values in grid.items()},
-        "ts": _times(np.asarray(options.ts)),
-        "rtol": float(control.rtol),
-        "atol": None if control.atol is None else float(control.atol),
-        "solver": type(options.solver).__name__,
-        "solver_options": fingerprint([options.solver]),
-        "until": None if until is None else [until.sign, float(until.value)],
-        "until_fn": None if until is None else fingerprint([until.fn]),
-        "max_steps": int(options.max_steps),
-        "save_params": options.save_params,
-        "observe": sorted(members[0].run[2]),
-        "members": fingerprint([member.run for member in members]),
-    }
-    device = jax.devices()[0]
-    packages = ("gradflow-jax", "jax", "jaxlib", "diffrax", "equinox", "numpy")
-    return {
-        "format": FORMAT,
-        "config": json.dumps(config),
-        "flow": type(members[0].run[0]).__name__,
-        "solver": config["solver"],
-        "rtol": config["rtol"],
-        "atol": "scaled to the state" if control.atol is None else float(control.atol),
-        "dtype": "/".join(sorted(str(dtype) for dtype in dtypes)),
-        "device": f"{device.platform}: {device.device_kind}",
-        "python": platform.python_version(),
-        "versions": json.dumps({name: _version(importlib.metadata.version, name) for name in packages}),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-
-
-def _times(ts: np.ndarray) -> list[Any]:
-    """First, last and number of the save times, and a hash of them all."""
-    return [float(ts[0]), float(ts[-1]), int(ts.size), hashlib.sha256(ts.tobytes()).hexdigest()[:16]]
-
-
-def _version(lookup: Callable[[str], str], name: str) -> str:
-    try:
-        return lookup(name)
-    except ModuleNotFoundError:
-        return "unknown"
+    Where several are in flight at once, those that start smallest go first: a flow takes the longer to leave a saddle
+    the nearer it starts. The order does not depend on what has landed so far, so that a sweep can be repeated.
+    """
+    return sorted(missing, key=lambda number: roster.sizes[number]) if together else missing
 
 
 def _check_axes(axes: Any) -> dict[str, np.ndarray]:

@@ -1,0 +1,201 @@
+"""The data set of a sweep: its variables before anything has run, the values of one member, its provenance."""
+
+import datetime
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, PyTree
+
+from gradflow._checks import fail
+from gradflow._record import bind, seen
+from gradflow._solution import STATUS, Solution
+from gradflow._tree import flatten, join, split
+from gradflow.flows import AbstractFlow
+from gradflow.sweeps._members import Roster, fingerprint
+from gradflow.sweeps._padding import corner
+from gradflow.sweeps._program import Options
+from gradflow.sweeps._store import FORMAT
+
+MISSING = -1
+COUNTS = ("steps", "accepted", "rejected", "gradient_evaluations", "hessian_vector_products")
+PER_MEMBER = ("t_final", "loss_first", "loss_last")
+TAKEN = frozenset({"time", "params", "status", "saved_time", *PER_MEMBER, *COUNTS})
+ATTRIBUTES: dict[str, dict[str, Any]] = {
+    "status": {
+        "long_name": "how the run ended",
+        "flag_values": list(range(MISSING, len(STATUS))),
+        "flag_meanings": " ".join(("missing", *STATUS)),
+    },
+    "t_final": {"long_name": "time that the run reached", "units": "1"},
+    "saved_time": {"long_name": "time of the saved state: that of the nearest iterate for a rule", "units": "1"},
+    "gradient_evaluations": {"long_name": "gradients evaluated, rejected steps included", "units": "1"},
+    "hessian_vector_products": {"long_name": "Hessian-vector products evaluated", "units": "1"},
+    "steps": {"long_name": "attempted steps", "units": "1"},
+    "loss_first": {"long_name": "loss at the start"},
+    "loss_last": {"long_name": "loss where the run ended"},
+}
+
+
+class Row(dict[str, Any]):
+    """Shapes and types of the variables of one kind of member, and its saved parameters leaf by leaf."""
+
+    def __init__(self, found: dict[str, Any], params: list[tuple[int, ...]]):
+        super().__init__(found)
+        self.params = params
+
+
+def row_of(run: PyTree, options: Options) -> Row:
+    """Shape and type of every variable of one member, without running it."""
+    what, params, observe = run
+    trainable, frozen = split(params)
+    rows = options.ts.size
+
+    def sample(trainable: PyTree) -> dict[str, Array]:
+        state = what.init(trainable, frozen)
+        full, watched, found = join(trainable, frozen), observe, {}
+        if isinstance(what, AbstractFlow):
+            watched = bind(observe, what, options.ts[0], state, frozen)
+            found |= {f"drift_{name}": jnp.max(q.value) for name, q in what.conserved(state, frozen).items()}
+        loss = what.loss(state, frozen)
+        if loss is not None:
+            found |= {"loss_first": loss, "loss_last": loss}
+        observed = {name: jnp.asarray(fn(seen(observe[name], full))) for name, fn in watched.items()}
+        if options.save_params:
+            observed["params"] = flatten(trainable)[0]
+        if not isinstance(what, AbstractFlow):
+            observed["saved_time"] = options.ts[0]
+        found |= {name: jnp.broadcast_to(value, (rows, *value.shape)) for name, value in observed.items()}
+        return found | {"t_final": options.ts[0]}
+
+    shapes = [leaf.shape for leaf in jax.tree_util.tree_leaves(trainable)]
+    return Row(eqx.filter_eval_shape(sample, trainable), shapes)
+
+
+def values_of(solution: Solution, row: Row) -> dict[str, np.ndarray]:
+    """The variables of one member, without padding."""
+    found: dict[str, Any] = {f"drift_{name}": value for name, value in solution.drift.items()}
+    found |= {name: solution.stats[name] for name in COUNTS} | solution.observed
+    found |= {"status": solution.code, "t_final": solution.t_final}
+    if solution.loss is not None:
+        found |= {"loss_first": solution.loss[0], "loss_last": solution.loss[1]}
+    if "saved_time" in row:
+        found["saved_time"] = np.where(solution.reached, solution.ts, np.nan)
+    if "params" in row:
+        leaves = jax.tree_util.tree_leaves(solution.params)
+        parts = [np.asarray(leaf)[corner((len(leaf), *s))] for leaf, s in zip(leaves, row.params, strict=True)]
+        found["params"] = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+    cut = {name: corner(row[name].shape) if name in row else () for name in found}
+    return {name: np.asarray(value)[cut[name]] for name, value in found.items()}
+
+
+def put(array: np.ndarray, index: tuple[int, ...], value: np.ndarray) -> None:
+    """Enters the value of a member, which may be smaller than the room there is."""
+    array[(*index, *corner(value.shape))] = value
+
+
+def template(grid: dict[str, np.ndarray], roster: Roster, options: Options, config: dict[str, Any]) -> xr.Dataset:
+    """The data set with nothing in it yet: every variable at its largest shape."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    kinds: dict[str, Any] = {}
+    for kind in roster.kinds:
+        for name in kind.run[2]:
+            if name in TAKEN or name in grid or name.startswith("drift_"):
+                advice = "Names of axes and of the variables that every sweep has are taken."
+                raise fail("observe", "have names of its own", f"with the name {name!r}", advice)
+        for name, value in row_of(kind.run, options).items():
+            before = shapes[name] if name in shapes else (0,) * value.ndim
+            if len(before) != value.ndim:
+                actual = f"with {name!r} of {len(before)} and of {value.ndim} axes"
+                raise fail("observe", "return arrays with the same number of axes everywhere", actual)
+            shapes[name] = tuple(max(a, b) for a, b in zip(before, value.shape, strict=True))
+            kinds[name] = np.result_type(kinds.get(name, value.dtype), value.dtype)
+    sizes = tuple(len(values) for values in grid.values())
+    variables = {}
+    for name, shape in shapes.items():
+        inner = [] if name in PER_MEMBER or name.startswith("drift_") else ["time"]
+        dims = (*grid, *inner, *(f"{name}_{i}" for i in range(len(shape) - len(inner))))
+        empty = np.nan if np.issubdtype(kinds[name], np.inexact) else 0
+        variables[name] = (dims, np.full(sizes + shape, empty, kinds[name]), ATTRIBUTES.get(name, {}))
+    for name in COUNTS:
+        variables[name] = (tuple(grid), np.zeros(sizes, np.int64), ATTRIBUTES.get(name, {}))
+    variables["status"] = (tuple(grid), np.full(sizes, MISSING, np.int8), ATTRIBUTES["status"])
+    coordinates: dict[str, Any] = {name: (name, values) for name, values in grid.items()}
+    coordinates["time"] = ("time", np.asarray(options.ts), {"long_name": "flow time", "units": "1"})
+    return xr.Dataset(variables, coordinates, _provenance(roster, options, config))
+
+
+def configuration(grid: dict[str, np.ndarray], roster: Roster, options: Options) -> dict[str, Any]:
+    """What decides about the numbers, and so about resuming."""
+    control, until = options.control, options.until
+    return {
+        "axes": {name: values.tolist() for name, values in grid.items()},
+        "ts": _times(np.asarray(options.ts)),
+        "rtol": float(control.rtol),
+        "atol": None if control.atol is None else float(control.atol),
+        "solver": type(options.solver).__name__,
+        "solver_options": fingerprint([options.solver]),
+        "until": None if until is None else [until.sign, float(until.value)],
+        "until_fn": None if until is None else fingerprint([until.fn]),
+        "max_steps": int(options.max_steps),
+        "save_params": options.save_params,
+        "observe": sorted(roster.kinds[0].run[2]),
+        "members": roster.fingerprint,
+    }
+
+
+def _provenance(roster: Roster, options: Options, config: dict[str, Any]) -> dict[str, Any]:
+    import importlib.metadata
+
+    flowing = [jax.tree_util.tree_leaves(split(kind.run[1])[0]) for kind in roster.kinds]
+    kinds = sorted({str(leaf.dtype) for leaves in flowing for leaf in leaves})
+    device = jax.local_devices()[0]
+    packages = ("gradflow-jax", "jax", "jaxlib", "diffrax", "equinox", "numpy")
+    return {
+        "format": FORMAT,
+        "config": json.dumps(config),
+        "flow": "/".join(sorted({type(kind.run[0]).__name__ for kind in roster.kinds})),
+        "solver": config["solver"],
+        "rtol": config["rtol"],
+        "atol": "scaled to the state" if options.control.atol is None else float(options.control.atol),
+        "dtype": "/".join(kinds),
+        "device": f"{device.platform}: {device.device_kind}",
+        "python": platform.python_version(),
+        "versions": json.dumps({name: _version(importlib.metadata.version, name) for name in packages}),
+        "commit": _commit(),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str:
+    """The commit that this package was taken from, or "unknown": an installed one does not know."""
+    import pathlib
+
+    try:
+        root = pathlib.Path(__file__).resolve().parents[2]
+        found = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip() if (root / ".git").exists() else "unknown"
+
+
+def _times(ts: np.ndarray) -> list[Any]:
+    """First, last and number of the save times, and a hash of them all."""
+    return [float(ts[0]), float(ts[-1]), int(ts.size), hashlib.sha256(ts.tobytes()).hexdigest()[:16]]
+
+
+def _version(lookup: Callable[[str], str], name: str) -> str:
+    try:
+        return lookup(name)
+    except ModuleNotFoundError:
+        return "unknown"

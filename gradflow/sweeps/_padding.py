@@ -1,0 +1,137 @@
+"""Padding of members to a common shape, and whether it changes anything.
+
+A network with neurons whose weights are all zero is a wider one that computes the same, unless something in it looks
+at shapes, or at zeros. Whether it does is not guessed but tried: for every shape, the field, the loss and what is
+observed are compared with and without padding, at the start and at a point drawn at random.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PyTree
+
+from gradflow._record import bind, seen
+from gradflow._tree import Extents, PaddedRest, full_precision, join, split
+from gradflow.flows import AbstractFlow
+from gradflow.sweeps._members import arrays_of, numbers, with_arrays
+from gradflow.sweeps._program import Options, Padding
+
+
+def padding_of(run: PyTree) -> Padding:
+    """The sizes of a member, as padding of others has to know them."""
+    what, params, _ = run
+    trainable, frozen = split(params)
+    state = eqx.filter_eval_shape(what.init, trainable, frozen)
+    if not isinstance(what, AbstractFlow):
+        return Padding(_extents(trainable), _extents(state), None)
+    watched = eqx.filter_eval_shape(lambda y: what.sizes(what.controlled(y)), state)
+    counts = tuple(jnp.asarray(leaf.size) for leaf in jax.tree_util.tree_leaves(watched))
+    return Padding(_extents(trainable), _extents(state), counts)
+
+
+def stacked(leaves: list[Any], shape: tuple[int, ...]) -> Array:
+    """Arrays one behind the other, each with zeros up to a shape."""
+    if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
+        return jnp.stack(leaves)
+    array = np.zeros((len(leaves), *shape), leaves[0].dtype)
+    for i, leaf in enumerate(leaves):
+        array[(i, *corner(leaf.shape))] = np.asarray(leaf)
+    return jnp.asarray(array)
+
+
+def corner(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """The part of a padded array that an array of this shape takes."""
+    return tuple(slice(size) for size in shape)
+
+
+def what_changes(run: PyTree, shapes: list[tuple[int, ...]], options: Options) -> str | None:
+    """What padding the arrays of a member to these shapes changes, in words; `None` if nothing."""
+    if all(leaf.shape == shape for leaf, shape in zip(arrays_of(run), shapes, strict=True)):
+        return None
+    try:
+        padding = padding_of(run)
+        for narrow in (run, _elsewhere(run)):
+            own = _probe(narrow, options, None)
+            wide = _probe(_padded(narrow, shapes), options, padding)
+            for name, value in own.items():
+                if not _agree(value, wide[name], strict=name in (START, CONSERVED)):
+                    return name
+    except (AttributeError, IndexError, TypeError, ValueError):
+        return "shapes that have to fit each other"
+    return None
+
+
+START, CONSERVED = "the state at the start", "what is conserved"
+
+
+@eqx.filter_jit
+@full_precision
+def _probe(run: PyTree, options: Options, padding: Padding | None) -> dict[str, Any]:
+    """Everything that a run of a member is made of, at its start."""
+    what, params, observe = run
+    trainable, frozen = split(params)
+    if padding is not None:
+        frozen = PaddedRest(frozen, padding.widths)
+    state = what.init(trainable, frozen)
+    found: dict[str, Any] = {START: state}
+    watched = observe
+    if isinstance(what, AbstractFlow):
+        found["the derivative"] = what.vector_field(0.5 * (what.t0 + options.ts[-1]), state, frozen)
+        found[CONSERVED] = {name: q.value for name, q in what.conserved(state, frozen).items()}
+        watched = bind(observe, what, options.ts[0], state, frozen)
+    else:
+        found["a step"] = what.step(jnp.asarray(0), state, frozen)
+    found["the loss"] = what.loss(state, frozen)
+    full = join(what.params(state), frozen)
+    found |= {f"the observable {name!r}": fn(seen(fn, full)) for name, fn in watched.items()}
+    if options.until is not None:
+        found["the condition `until`"] = options.until.excess(full)
+    return found
+
+
+def _extents(tree: PyTree) -> Extents:
+    return tuple(_extent(leaf) for leaf in jax.tree_util.tree_leaves(tree))
+
+
+def _extent(leaf: Any) -> Int[Array, " axes"] | None:
+    return None if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.asarray(leaf.shape, int)
+
+
+def _padded(run: PyTree, shapes: list[tuple[int, ...]]) -> PyTree:
+    leaves = zip(arrays_of(run), shapes, strict=True)
+    return with_arrays(run, [leaf if leaf.shape == shape else stacked([leaf], shape)[0] for leaf, shape in leaves])
+
+
+def _elsewhere(run: PyTree) -> PyTree:
+    """The member at a point where no symmetry of the start hides anything: every entry moved by its leaf's size."""
+    what, params, observe = run
+    trainable, frozen = split(params)
+    rng = np.random.default_rng(0)
+
+    def moved(leaf: Array) -> Array:
+        size = float(jnp.sqrt(jnp.mean(leaf.astype(float) ** 2))) or 0.3
+        return (leaf + 0.5 * size * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
+
+    return what, join(jax.tree_util.tree_map(moved, trainable), frozen), observe
+
+
+def _agree(narrow: PyTree, wide: PyTree, strict: bool) -> bool:
+    """Whether the own part of a padded result is what it was; with `strict`, whether the rest is zero, too."""
+    pairs = zip(jax.tree_util.tree_leaves(narrow), jax.tree_util.tree_leaves(wide), strict=True)
+    return all(_equal_inside(numbers(a), numbers(b), strict) for a, b in pairs)
+
+
+def _equal_inside(a: np.ndarray, wide: np.ndarray, strict: bool) -> bool:
+    if a.ndim != wide.ndim or any(n > m for n, m in zip(a.shape, wide.shape, strict=True)):
+        return False
+    b = wide[corner(a.shape)]
+    if strict and np.count_nonzero(wide) != np.count_nonzero(b):
+        return False
+    if a.dtype.kind != "f":
+        return np.array_equal(a, b)
+    small = 1e3 * float(np.finfo(a.dtype).eps)
+    size = np.max(np.abs(a), initial=0.0, where=np.isfinite(a))
+    return np.allclose(a, b, rtol=small, atol=small * size, equal_nan=True)

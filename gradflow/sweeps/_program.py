@@ -1,0 +1,148 @@
+"""One member of a sweep as the driver sees it: a start, one attempt after another, a result. Flows and rules alike."""
+
+import dataclasses
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, PyTree, Scalar
+
+from gradflow._iterate import RuleSetup, attempt_rule, begin_rule, finish_rule, prepare_rule
+from gradflow._loop import Setup, attempt, begin, finish
+from gradflow._solution import Solution
+from gradflow._solve import prepare
+from gradflow._tree import Extents, PaddedRest
+from gradflow._until import Until
+from gradflow.rules import AbstractRule
+from gradflow.solvers import AbstractMethod, StepControl
+
+
+class Options(eqx.Module):
+    """What all members have in common; numbers are leaves."""
+
+    ts: Array
+    solver: diffrax.AbstractSolver | AbstractMethod
+    control: StepControl
+    until: Until | None
+    max_steps: Array
+    save_params: bool = eqx.field(static=True)
+
+
+class Padding(eqx.Module):
+    """The sizes of a padded member."""
+
+    widths: Extents  # of its parameters
+    extents: Extents  # of its state
+    counts: tuple[Int[Array, "..."], ...] | None  # entries of each leaf that the error control sees
+
+
+class Own(eqx.Module):
+    """What a member has of its own; a batch of them has one more leading axis."""
+
+    run: PyTree  # arrays of its flow or rule, its parameters and its observables, where they differ between members
+    iterates: Int[Array, " rows"] | None = None  # those of a rule that are saved
+    padding: Padding | None = None
+
+
+class Program(eqx.Module):
+    """A member made ready to run. Exists while the driver is traced."""
+
+    setup: Setup | RuleSetup
+    own: Own
+    max_steps: Array
+
+    def begin(self) -> PyTree:
+        if isinstance(self.setup, Setup):
+            return begin(self.setup)
+        return begin_rule(self.setup, self._iterates)
+
+    def attempt(self, carry: Any) -> PyTree:
+        """One attempted step."""
+        if isinstance(self.setup, Setup):
+            return attempt(self.setup, carry)
+        return attempt_rule(self.setup, carry, self._iterates, self.max_steps)
+
+    def result(self, carry: Any) -> Solution:
+        """The solution, with the saved parameters that flow, and without the last ones."""
+        if isinstance(self.setup, Setup):
+            solution = finish(self.setup, carry)
+        else:
+            solution = finish_rule(self.setup, carry, self._iterates)
+        flowing = eqx.filter(solution.params, eqx.is_inexact_array)
+        return eqx.tree_at(lambda s: (s.params, s.final), solution, (flowing, None), is_leaf=lambda x: x is None)
+
+    def evaluation(self) -> Any:
+        """What is evaluated again and again, at the start: the derivative of the state, or a step of the rule."""
+        setup = self.setup
+        if isinstance(setup, Setup):
+            return setup.flow.vector_field(setup.ts[0], setup.flow.init(setup.start, setup.frozen), setup.frozen)
+        return setup.rule.step(jnp.asarray(0), setup.rule.init(setup.start, setup.frozen), setup.frozen)
+
+    @property
+    def _iterates(self) -> Int[Array, " rows"]:
+        assert self.own.iterates is not None
+        return self.own.iterates
+
+
+def make_program(own: Own, shared: PyTree, options: Options) -> Program:
+    """The program of a member, from its own part and that which it shares with the others of its group."""
+    what, params, observe = eqx.combine(own.run, shared)
+    setup: Any
+    if isinstance(what, AbstractRule):
+        setup = prepare_rule(what, params, observe=observe, save_params=options.save_params, until=options.until)
+    else:
+        setup = prepare(
+            what,
+            params,
+            options.ts,
+            observe=observe,
+            solver=options.solver,
+            rtol=options.control.rtol,
+            atol=options.control.atol,
+            save_params=options.save_params,
+            until=options.until,
+            max_steps=options.max_steps,
+        )
+    if own.padding is not None:
+        frozen, extents = PaddedRest(setup.frozen, own.padding.widths), own.padding.extents
+        setup = dataclasses.replace(setup, frozen=frozen, extents=extents)
+    if own.padding is not None and isinstance(setup, Setup):
+        control = dataclasses.replace(setup.control, counts=own.padding.counts)
+        setup = dataclasses.replace(setup, control=control)
+    return Program(setup, own, options.max_steps)
+
+
+def nearest_iterates(rule: AbstractRule, ts: Array, most: int) -> np.ndarray:
+    """The iterates of a rule nearest to given times, by its own clock; at most `most`.
+
+    Found by bisection, for clocks need not tick evenly.
+    """
+    times = np.asarray(ts, float)
+
+    def clock(k: np.ndarray) -> np.ndarray:
+        return np.asarray(rule.time(jnp.asarray(k)), float)
+
+    start = float(clock(np.zeros(1, int))[0])
+    pace = float(clock(np.ones(1, int))[0]) - start
+    guess = np.clip(np.rint((times - start) / pace), 0, most).astype(int)
+    if np.all(np.abs(clock(guess) - times) <= 0.5 * pace * (1 + 1e-9)):
+        return guess
+    low, high = np.zeros_like(guess), np.full_like(guess, most)
+    while np.any(high > low):
+        middle = (low + high) // 2
+        later = 0.5 * (clock(middle) + clock(middle + 1)) >= times
+        low, high = np.where(later, low, middle + 1), np.where(later, middle, high)
+    return low
+
+
+def cost_of(solution: Solution) -> Scalar:
+    """What the queue expects a member like this one to take."""
+    return jnp.asarray(solution.stats["steps"])
+
+
+def at(tree: PyTree, index: Any) -> PyTree:
+    """The entry of every leaf at an index of its leading axis."""
+    return jax.tree_util.tree_map(lambda leaf: leaf[index], tree)
