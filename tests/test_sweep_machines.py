@@ -23,6 +23,7 @@ PREAMBLE = """
 import json, sys, time
 import jax
 jax.config.update("jax_enable_x64", True)
+FIRST
 import jax.numpy as jnp
 import numpy as np
 import gradflow as gf
@@ -41,9 +42,9 @@ def run(**options):
 """
 
 
-def script(body, *arguments, seeds=4, horizon=3.0, wait=True, **environment):
+def script(body, *arguments, seeds=4, horizon=3.0, wait=True, first="", **environment):
     """Runs a program in a process of its own; returns what it printed, or the process."""
-    text = PREAMBLE.replace("SEEDS", str(seeds)).replace("HORIZON", str(horizon)) + body
+    text = PREAMBLE.replace("SEEDS", str(seeds)).replace("HORIZON", str(horizon)).replace("FIRST", first) + body
     command = [sys.executable, "-W", "error::UserWarning:gradflow", "-c", text, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, env=os.environ | environment, **pipes)
@@ -100,7 +101,7 @@ seen, real = [], _queue.fly
 
 def watched(*arguments):
     if not seen:
-        seen.append(real.lower(*arguments).compile().as_text())
+        seen.append(real.lower(*arguments).lowered.compile().as_text())
     return real(*arguments)
 
 _queue.fly = watched
@@ -128,11 +129,10 @@ def test_eight_devices_run_loops_of_their_own(tmp_path, whole):
     np.testing.assert_allclose(part.risk, whole.risk, rtol=1e-12)
 
 
+JOIN = 'jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", 2, int(sys.argv[1]))'
 HOSTS = """
-k, port, path = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, k)
 assert jax.process_count() == 2
-ds = run(store=path)
+ds = run(store=sys.argv[3])
 print(int((ds.status.values >= 0).sum()))
 """
 
@@ -143,7 +143,7 @@ def test_two_processes_fill_the_same_store_as_one(tmp_path, whole):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     path = tmp_path / "a.zarr"
-    pair = [script(HOSTS, k, port, path, wait=False) for k in range(2)]
+    pair = [script(HOSTS, k, port, path, wait=False, first=JOIN) for k in range(2)]
     ends = [process.communicate(timeout=600) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], ends
     both = gf.sweeps.open_store(path)
