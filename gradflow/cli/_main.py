@@ -89,8 +89,7 @@ def small_init(
     store = out / f"{name}.zarr"
     check_writable("out", store)
     _say_what_is_there(store, fresh)
-    again = [word for word in sys.argv[1:] if word != "--fresh"]
-    with _resumable(" ".join(["gradflow", *again])):
+    with _resumable(_again()):
         part = _chunk(chunk)
         ds = studies.small_init(dataset, **size, rtol=rtol, store=store, resume=not fresh, chunk=part)
     missing = int((ds.status < 0).sum())
@@ -171,11 +170,12 @@ def phase_diagram(
     noise: Annotated[float, typer.Option("--noise", help="Variance of the label noise beside SGD.")] = 1e-3,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Runs of SGD; 4, or 2 with --quick.")] = None,
     out: Out = pathlib.Path("gradflow-out"),
+    fresh: Fresh = False,
 ) -> None:
     """One-pass SGD in high dimension: its regions against the order-parameter equations, and a map of them.
 
     Runs of SGD and the full system in every region, plateaus over noise and dimension, uninformed starts, what a
-    learning rate costs in samples, and the risk over learning rate and noise.
+    learning rate costs in samples, the risk over learning rate and noise and over the exponents of width and rate.
     """
     _enable_float64()
     from gradflow import plot, studies
@@ -189,7 +189,10 @@ def phase_diagram(
     if quick:
         size |= {"dims": (50, 200), "starts": (50, 500), "rates": (0.1, 0.3, 1.0, 3.0), "noises": (1e-5, 1e-4, 1e-3)}
         size |= {"saves": 21, "horizon": 1e3, "horizons": {"green": 5.0, "blue": 20.0, "orange": 20.0}}
-    ds = studies.phase_diagram(**size)
+        size |= {"kappas": (0.1,), "sums": (-0.4, -0.2, 0.0, 0.2, 0.4)}
+    parts = out / f"{name}-parts"
+    with _resumable(_again()):
+        ds = studies.phase_diagram(**size, store=parts, resume=not fresh)
     store = write_dataset(ds, out / f"{name}.zarr")
     _report(studies.phase_diagram_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
 
@@ -281,6 +284,11 @@ def _chunk(given: str | None) -> tuple[int, int] | None:
     if len(words) != 2 or not all(word.isdecimal() for word in words) or not 1 <= int(words[0]) <= int(words[1]):
         raise fail("--chunk", "be k/n with 1 <= k <= n", repr(given), "For instance --chunk 2/8.")
     return int(words[0]) - 1, int(words[1])
+
+
+def _again() -> str:
+    """The command that goes on with this one."""
+    return " ".join(["gradflow", *(word for word in sys.argv[1:] if word != "--fresh")])
 
 
 def _enable_float64() -> None:

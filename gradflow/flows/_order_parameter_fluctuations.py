@@ -14,6 +14,9 @@ from gradflow.flows._order_parameters import OrderParameterFlow, Overlaps
 from gradflow.problems import OrderParameters
 from gradflow.problems._field_sums import triangle
 
+MEMORY = 2**34
+"""Bytes that an evaluation may hold."""
+
 
 class Fluctuations(eqx.Module):
     """Order parameters with the covariance, over runs of SGD, of the upper triangle of `Q`, of `M` and of the second
@@ -39,7 +42,8 @@ class FluctuationFlow(AbstractFlow):
     `samples`: size of the sample; `key`. Start from `flow.start(order_parameters)`; `flow.risk_error(params)` is the
     standard deviation of the risk.
 
-    **Raises** `ValueError` for sizes that are not positive.
+    **Raises** `ValueError` for sizes that are not positive, and in `solve` where an evaluation would hold more than
+    16 GiB: with the default sample and 4 teacher units, beyond about 170 student units.
 
     >>> import gradflow as gf, jax
     >>> problem = gf.TeacherStudent.orthogonal(dim=400, units=1, noise=1e-2)
@@ -136,6 +140,11 @@ class FluctuationFlow(AbstractFlow):
         width = self.points.shape[1] - 1 - self.flow.P.shape[0]
         if trainable.mean.M.shape[0] != width:
             raise fail("params.mean", f"hold {width} student units", f"of {trainable.mean.M.shape[0]}")
+        size, samples = trainable.covariance.shape[0], self.points.shape[0]
+        held = trainable.covariance.dtype.itemsize * size * (2 * samples + 8 * size)
+        if held > MEMORY:
+            must = f"have a covariance that takes at most {MEMORY / 2**30:.0f} GiB with what its derivative needs"
+            raise fail("params", must, f"of {width} units, which take {held / 2**30:.0f} GiB", "Take fewer units.")
 
     def check_values(self, trainable: PyTree, frozen: PyTree) -> None:
         self.check(trainable, frozen)

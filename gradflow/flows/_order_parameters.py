@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from gradflow._checks import check_callable, check_positive, fail, is_concrete, warn_precision
+from gradflow._checks import check_callable, check_positive, fail, is_concrete
 from gradflow.flows._base import AbstractFlow
 from gradflow.problems import OrderParameters, TeacherStudent
 from gradflow.problems._field_sums import (
@@ -32,6 +32,9 @@ REGIMES: dict[str, tuple[str, ...]] = {
     "orange": ("square", "noise"),
 }
 """Groups of terms kept in each region of the phase diagram of Veiga et al. (2022)."""
+
+MOST = 1e11
+"""Expectations over four fields in one evaluation beyond which a flow is refused: some 20 minutes on one core."""
 
 
 class Overlaps(NamedTuple):
@@ -69,10 +72,15 @@ class OrderParameterFlow(AbstractFlow):
     - `schedule`: function `t -> factor` on the learning rate; time goes on counting steps, `t = nu g / d`.
     - `teacher_output`: second layer of the teacher, ones by default. `second_layer_rate`: learning rate of the second
       layer over that of the first; used where the parameters have an `output`, and zero by default.
+    - `allow_float32`: start from float32 parameters all the same, for risks no better than 1e-6.
+
+    **Size**: an evaluation takes `p^2 (p + k)^2 / 4` expectations over four fields at about 10 ns each (erf, one core):
+    50 microseconds for `p = 8, k = 4`, .3 s for `p = 100`, 5 s for `p = 200`; in bounded memory. With `x^2` they are
+    products of matrices, and without the terms of order `g` there are none: thousands of units.
 
     **Raises** `ValueError` for a teacher that is not positive definite, a learning rate that is not positive, negative
-    noise; and, where `dim` is given, for `g^2 > d`, where SGD has no limit of this kind: run `gradflow.OnePassSGD`.
-    Warns in float32, which resolves risks no better than 1e-6.
+    noise; where `dim` is given, for `g^2 > d`, where SGD has no limit of this kind: run `gradflow.OnePassSGD`; and in
+    `solve` for parameters in float32, and for so many units that an evaluation takes more than 1e11 expectations.
 
     It is stiff near a minimum, where its spectrum is close to the negative real axis, so that the default solver, which
     is implicit there, takes far fewer steps than explicit ones: with four teacher and eight student units, noise .001
@@ -100,6 +108,7 @@ class OrderParameterFlow(AbstractFlow):
     second_layer_rate: Scalar
     normalised: bool = eqx.field(static=True)
     groups: tuple[str, ...] = eqx.field(static=True)
+    allow_float32: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -114,6 +123,7 @@ class OrderParameterFlow(AbstractFlow):
         schedule: Callable[[Any], Any] | None = None,
         teacher_output: Any = None,
         second_layer_rate: Any = 0.0,
+        allow_float32: bool = False,
     ):
         if isinstance(P, TeacherStudent):
             known = {
@@ -144,6 +154,7 @@ class OrderParameterFlow(AbstractFlow):
         self.second_layer_rate = jnp.asarray(second_layer_rate, float)
         self.normalised = True if normalised is None else bool(normalised)
         self.groups = check_terms(terms)
+        self.allow_float32 = bool(allow_float32)
 
     def init(self, trainable: OrderParameters, frozen: PyTree) -> Overlaps:
         rows, columns = triangle(trainable.Q.shape[0])
@@ -215,15 +226,20 @@ class OrderParameterFlow(AbstractFlow):
         if trainable.M.shape[1] != self.P.shape[0]:
             actual = f"of shape {trainable.M.shape} for {self.P.shape[0]} teacher units"
             raise fail("params.M", "have one column for each teacher unit", actual)
+        check_double(trainable.Q.dtype, self.allow_float32)
+        p, k = trainable.M.shape
+        if "square" in self.groups and self.activation.expectations(p, k) > MOST:
+            must = f"hold so few units that an evaluation takes at most {MOST:.0e} expectations"
+            advice = (
+                'Take `terms="green"`, `gradflow.flows.OverparametrisedFlow`, the activation "square",'
+                " or run gradflow.OnePassSGD."
+            )
+            actual = f"of {p}, which take {self.activation.expectations(p, k):.1e}"
+            raise fail("params.Q", must, actual, advice)
 
     def check_values(self, trainable: PyTree, frozen: PyTree) -> None:
         self.check(trainable, frozen)
         check_covariance(trainable, self.P)
-        if trainable.Q.dtype != jnp.float64:
-            warn_precision(
-                f"order parameters in {trainable.Q.dtype} resolve risks no better than 1e-6. Enable float64 with"
-                " jax.config.update('jax_enable_x64', True) and float64 parameters."
-            )
 
 
 def check_terms(terms: Any) -> tuple[str, ...]:
@@ -235,6 +251,16 @@ def check_terms(terms: Any) -> tuple[str, ...]:
     if isinstance(terms, str) or not set(terms) or not set(terms) <= set(TERMS):
         raise fail("terms", f"be one of {listed}, or groups among {groups}", repr(terms))
     return tuple(name for name in TERMS if name in terms)
+
+
+def check_double(dtype: Any, allowed: bool) -> None:
+    """Asks for float64: the risk is a difference of numbers of order one."""
+    if dtype != jnp.float64 and not allowed:
+        advice = (
+            "In single precision risks are good to 1e-6 at best. Enable float64 with"
+            " jax.config.update('jax_enable_x64', True) and float64 parameters, or give the flow allow_float32=True."
+        )
+        raise fail("params", "be in float64", f"in {dtype}", advice)
 
 
 def check_limit(gamma_over_p: Any, dim: Any) -> None:

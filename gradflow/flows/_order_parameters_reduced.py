@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import fail
 from gradflow.flows._base import AbstractFlow
+from gradflow.flows._order_parameters import check_double
 from gradflow.problems import OrderParameters, TeacherStudent
 from gradflow.problems._field_sums import learning_factors, population_risk
 from gradflow.problems._order_parameters import check_teacher, joint_covariance
@@ -51,8 +52,9 @@ class OverparametrisedFlow(AbstractFlow):
     P: Float[Array, "k k"]
     activation: AbstractActivation
     teacher_output: Float[Array, " k"]
+    allow_float32: bool = eqx.field(static=True)
 
-    def __init__(self, P: Any, activation: Any = None, *, teacher_output: Any = None):
+    def __init__(self, P: Any, activation: Any = None, *, teacher_output: Any = None, allow_float32: bool = False):
         if isinstance(P, TeacherStudent):
             if not P.normalised:
                 raise fail("P", "be normalised", "a problem of plain sums", "Wide students need the factor 1/p.")
@@ -60,6 +62,7 @@ class OverparametrisedFlow(AbstractFlow):
         self.P = check_teacher(P)
         self.activation = named("erf" if activation is None else activation)
         self.teacher_output = teacher_layer(teacher_output, self.P.shape[0], self.P.dtype)
+        self.allow_float32 = bool(allow_float32)
 
     def reduce(self, params: OrderParameters) -> ReducedOverlaps:
         """Keeps `M` and the diagonal of `Q_perp = Q - M P^-1 M^T`."""
@@ -103,3 +106,4 @@ class OverparametrisedFlow(AbstractFlow):
         if trainable.M.shape[1] != self.P.shape[0]:
             actual = f"of shape {trainable.M.shape} for {self.P.shape[0]} teacher units"
             raise fail("params.M", "have one column for each teacher unit", actual)
+        check_double(trainable.M.dtype, self.allow_float32)

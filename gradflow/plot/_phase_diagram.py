@@ -12,11 +12,11 @@ from gradflow.plot._style import STYLE, figure, label_decades, shades
 
 
 def phase_diagram(ds: xr.Dataset) -> Figure:
-    """SGD beside its equations in each region; plateaus, uninformed starts, the price in samples; the map."""
+    """SGD beside its equations in each region; plateaus, uninformed starts, the price in samples; both maps."""
     with matplotlib.rc_context(STYLE):
         columns = max(ds.sizes["exponent"], 3)
-        drawn = figure(figsize=(2.9 * columns, 7.8))
-        axes = drawn.subplots(3, columns, squeeze=False)
+        drawn = figure(figsize=(2.9 * columns, 10.4))
+        axes = drawn.subplots(4, columns, squeeze=False)
         for i in range(columns):
             if i < ds.sizes["exponent"]:
                 _region(axes[0, i], ds, i)
@@ -28,6 +28,9 @@ def phase_diagram(ds: xr.Dataset) -> Figure:
         _samples(axes[2, 0], ds)
         _map(drawn, axes[2, 1], ds, "final_risk", f"risk at $t$ = {float(ds.time[-1]):.0e}")
         _map(drawn, axes[2, 2], ds, "learning_time", "time at which it has learnt")
+        _exponents(drawn, axes[3, 0], ds, "final_risk", f"risk at $t$ = {float(ds.time[-1]):.0e}")
+        _exponents(drawn, axes[3, 1], ds, "learning_samples", "samples / $d$ until it has learnt")
+        _exponents(drawn, axes[3, 2], ds, "plateau_length", "length in $t$ of the plateau before")
         for row in axes[1:]:
             for ax in row[3:]:
                 ax.axis("off")
@@ -119,9 +122,41 @@ def _map(drawn: Figure, ax: Axes, ds: xr.Dataset, name: str, title: str) -> None
     ax.grid(visible=False)
 
 
+def _exponents(drawn: Figure, ax: Axes, ds: xr.Dataset, name: str, title: str) -> None:
+    """A map over both exponents, with the regions of theory: the grid is sheared, for its rows have one sum each."""
+    kappas, sums = (_edges(ds[axis].values) for axis in ("kappa", "kappa_plus_delta"))
+    values: Any = np.log10(ds[f"{name}_exponents"].values.T)
+    x = np.broadcast_to(kappas[None, :], (sums.size, kappas.size))
+    y = sums[:, None] - kappas[None, :]
+    mesh = ax.pcolormesh(x, y, np.ma.masked_invalid(values), cmap="viridis")
+    what = {"final_risk": "risk", "learning_samples": "samples / $d$", "plateau_length": "$t$"}[name]
+    drawn.colorbar(mesh, ax=ax, label=rf"$\log_{{10}}$ {what}")
+    left, right = kappas[0], kappas[-1]
+    for level, colour in ((0.0, "tab:blue"), (-0.5, "tab:red")):
+        ax.plot([left, right], [level - left, level - right], color=colour, linewidth=1.5)
+    floor = -0.5 - right - 0.15
+    ax.fill_between([left, right], [-0.5 - left, -0.5 - right], floor, color="tab:red", alpha=0.25, linewidth=0)
+    at = left + 0.05 * (right - left)
+    plate = {"facecolor": "w", "alpha": 0.75, "linewidth": 0, "pad": 1}
+    for label, level in (("green", sums[-1] / 2), ("blue", 0.0), ("orange", -0.25), ("red: no equation", -0.6)):
+        ax.text(at, level - at, label, fontsize=6, va="center", bbox=plate, zorder=5)
+    # Grey only where a point of the grid has no value.
+    missing = not np.all(np.isfinite(values))
+    if missing:
+        ax.pcolormesh(x, y, np.where(np.isfinite(values), np.nan, 0.85), cmap="gray", vmin=0, vmax=1)
+    ax.set(xlim=(left, right), ylim=(floor, sums[-1] - left), xlabel=r"$\kappa$: $p \sim d^\kappa$")
+    ax.set(ylabel=r"$\delta$: $\gamma \sim d^{-\delta}$", title=title + (" (grey: none)" if missing else ""))
+    ax.grid(visible=False)
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """Edges of cells around values, midway between neighbours."""
+    if values.size == 1:
+        return np.array([values[0] - 0.05, values[0] + 0.05])
+    middle = (values[1:] + values[:-1]) / 2
+    return np.concatenate([[2 * values[0] - middle[0]], middle, [2 * values[-1] - middle[-1]]])
+
+
 def _corners(values: np.ndarray) -> np.ndarray:
     """Edges of cells around positive values, midway between neighbours in the logarithm."""
-    logs = np.log(values)
-    middle = (logs[1:] + logs[:-1]) / 2 if logs.size > 1 else logs[:0]
-    first, last = (2 * logs[0] - middle[0], 2 * logs[-1] - middle[-1]) if logs.size > 1 else (logs[0] - 1, logs[0] + 1)
-    return np.exp(np.concatenate([[first], middle, [last]]))
+    return np.exp(_edges(np.log(values)))

@@ -52,14 +52,7 @@ def square_terms(
     activation: AbstractActivation, C: Float[Array, "n n"], c: Float[Array, " n"], p: int
 ) -> Float[Array, " pairs"]:
     """`E s'(x_j) s'(x_l) (sum_a c_a s(x_a))^2` for all pairs `j <= l` of students, in the order of `triangle`."""
-    n = C.shape[0]
-    j, k = (index[:, None] for index in triangle(p))
-    a, b = (index[None, :] for index in triangle(n))
-    own = jnp.diagonal(C)
-    weights = c[a[0]] * c[b[0]] * np.where(a[0] == b[0], 1, 2)
-    ja, jb, ka, kb, jk, ab = C[j, a], C[j, b], C[k, a], C[k, b], C[j, k], C[a, b]
-    entries = ((own[j], jk, ja, jb), (jk, own[k], ka, kb), (ja, ka, own[a], ab), (jb, kb, ab, own[b]))
-    return activation.i4(entries) @ weights
+    return activation.squares(C, c, *triangle(p))
 
 
 def slope_products(activation: AbstractActivation, C: Float[Array, "n n"], p: int) -> Float[Array, " pairs"]:

@@ -4,6 +4,7 @@ from gradflow.studies._discrete_gap import compare as compare
 from gradflow.studies._discrete_gap import compare_table as compare_table
 from gradflow.studies._discrete_gap import discrete_gap as discrete_gap
 from gradflow.studies._discrete_gap import steps_to_match as steps_to_match
+from gradflow.studies._exponent_map import exponent_map as exponent_map
 from gradflow.studies._momentum import momentum as momentum
 from gradflow.studies._momentum import momentum_table as momentum_table
 from gradflow.studies._momentum import movement_slope as movement_slope

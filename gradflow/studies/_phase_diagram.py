@@ -1,7 +1,9 @@
 """Phase diagram of one-pass SGD in high dimension: simulations, the full system, and what theory predicts."""
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,8 +17,11 @@ from gradflow._solve import solve
 from gradflow.flows import OrderParameterFlow
 from gradflow.problems import TeacherStudent
 from gradflow.rules import OnePassSGD
+from gradflow.solvers import Tsit5
+from gradflow.studies._exponent_map import exponent_map
 from gradflow.studies._phase_map import phase_map, plateaus
-from gradflow.theory import finite_dim_plateau, phase_region, plateau
+from gradflow.sweeps._store import kept
+from gradflow.theory import PhaseRegion, finite_dim_plateau, phase_region, plateau
 
 HORIZONS = {"green": 20.0, "blue": 100.0, "orange": 200.0}
 """Time to which each region is run beside SGD."""
@@ -40,6 +45,10 @@ def phase_diagram(
     horizon: Any = 1e4,
     rtol: float = 1e-4,
     saves: int = 121,
+    kappas: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4),
+    sums: Sequence[float] = tuple(np.round(np.linspace(-0.45, 0.6, 15), 12).tolist()),
+    store: Any = None,
+    resume: bool = True,
     progress: bool = True,
 ) -> xr.Dataset:
     """SGD against its order parameters in every region of the phase diagram, and the diagram as a computed map.
@@ -53,15 +62,20 @@ def phase_diagram(
     - `dims`, `seeds`: numbers of inputs, and of runs of SGD at each. `horizons`: region -> time to which these go.
     - `noise`: variance of the label noise there. `starts`: numbers of inputs of uninformed starts.
     - `rates`, `noises`, `horizon`: the map, from an uninformed start at `d = 1000`, as for `phase_map`.
-    - `rtol`: tolerance. `saves`: number of save times of the map and of the starts.
+    - `kappas`, `sums`: the map over the exponents, as for `exponent_map`: two teacher units, `d = 1000`, up to
+      `horizon`.
+    - `rtol`: tolerance. `saves`: number of save times of the maps and of the starts.
+    - `store`: folder in which every part is kept as soon as it is there. With `resume`, parts already there are not
+      computed again; parts of other arguments are refused.
 
     **Returns** an `xarray.Dataset`: over `(exponent, dim, seed, point)` the `risk_sgd`, over `(exponent, dim, point)`
     `risk_full` of the full system and `risk_truncated` of the terms that survive at infinite `d`, at times `t`;
     over `(start, time)` the risk `risk_start` with its plateau; over `(rate, noise, time)` the map of `phase_map`, in
-    which a rate also stands for the dimension `rate^-2` of a green point at `kappa + delta = 1/2`; and over
-    `(rate, noise)` the `settled_risk` from an informed start, which `predicted` foretells.
+    which a rate also stands for the dimension `rate^-2` of a green point at `kappa + delta = 1/2`; over
+    `(rate, noise)` the `settled_risk` from an informed start, which `predicted` foretells; and over
+    `(kappa, kappa_plus_delta)` what `exponent_map` finds, with `_exponents` at the end of the names.
 
-    **Raises** `ValueError` for exponents in the red region, and for bad input.
+    **Raises** `ValueError` for exponents in the red region, for bad input, and for a store of another study.
 
     >>> import gradflow as gf
     >>> gf.studies.phase_diagram(exponents=[-0.7])
@@ -76,21 +90,29 @@ def phase_diagram(
     # What the problems below would refuse, before anything runs.
     TeacherStudent.orthogonal(min(map(int, [*dims, *starts])), units, noise=noise)
     spans = HORIZONS | ({} if horizons is None else horizons)
-    against = _against_sgd(regions, names, dims, seeds, units, width, noise, spans, rtol, progress)
+    parts = _Parts(store, resume)
+    against = _against_sgd(regions, names, dims, seeds, units, width, noise, spans, rtol, progress, parts)
 
-    begun = _uninformed(starts, np.geomspace(1, horizon, saves), units, width, noise, rtol)
-    options: dict[str, Any] = {"rtol": rtol, "progress": progress}
-    sizes: dict[str, Any] = {"units": units, "width": width, "saves": saves}
-    computed = phase_map(rates=rates, noises=noises, horizon=horizon, **sizes, **options)
+    ts = np.geomspace(1, horizon, saves)
+    sizes: dict[str, Any] = {"units": units, "width": width}
+    config = sizes | {"starts": list(starts), "noise": float(noise), "rtol": rtol, "ts": ts.tolist()}
+    begun = parts.get("starts", config, lambda: _uninformed(starts, ts, units, width, noise, rtol))
+    options: dict[str, Any] = {"rtol": rtol, "progress": progress, "saves": saves, "resume": resume}
+    computed = phase_map(rates=rates, noises=noises, horizon=horizon, **sizes, **options, store=parts.path("map"))
     # Close to its plateau the risk falls like t^-2 only.
-    late = {"horizon": SETTLED * horizon, "informed": True}
+    late = {"horizon": SETTLED * horizon, "informed": True, "store": parts.path("settled")}
     settled = phase_map(rates=rates, noises=noises, **late, **sizes, **options).final_risk
-    found = computed.merge(begun).merge(against)
+    scaled = exponent_map(
+        kappas=kappas, exponents=sums, noise=noise, horizon=horizon, **options, store=parts.path("exponents")
+    )
+    scaled = scaled.rename({name: f"{name}_exponents" for name in scaled.data_vars})
+    found = computed.merge(begun).merge(against).merge(scaled)
     found["settled_risk"] = settled.assign_attrs(long_name="risk at the end from an informed start")
     predicted = [[_predicted(float(rate), float(level)) for level in noises] for rate in rates]
     about = {"long_name": "predicted plateau, A g noise / (1 - 2 A g)"}
     found["predicted"] = (("rate", "noise"), np.array(predicted), about)
     found.attrs = {"study": "phase-diagram", "noise": float(noise), "units": units, "width": width, "rtol": float(rtol)}
+    found.attrs["exponents_dim"] = int(scaled.attrs["dim"])
     return found
 
 
@@ -99,6 +121,19 @@ def _predicted(rate: float, noise: float) -> float:
         return plateau(rate, noise)
     except ValueError:
         return float("nan")
+
+
+class _Parts(NamedTuple):
+    """Where the parts of a study are kept: a folder, or nowhere."""
+
+    folder: Any
+    resume: bool
+
+    def path(self, name: str) -> pathlib.Path | None:
+        return None if self.folder is None else pathlib.Path(self.folder) / f"{name}.zarr"
+
+    def get(self, name: str, config: dict[str, Any], compute: Callable[[], xr.Dataset]) -> xr.Dataset:
+        return kept(self.path(name), config, compute, resume=self.resume)
 
 
 def _against_sgd(
@@ -112,38 +147,61 @@ def _against_sgd(
     spans: dict[str, float],
     rtol: float,
     progress: bool,
+    parts: _Parts,
 ) -> xr.Dataset:
     """Runs of SGD, the full system at the same `g`, and the terms that survive."""
     from tqdm import tqdm
 
+    rows = []
+    with tqdm(total=len(regions) * len(dims), desc="SGD", unit="cell", disable=not progress) as bar:
+        for region, name in zip(regions, names, strict=True):
+            row = []
+            for dim in dims:
+                config = {"units": units, "width": width, "noise": float(noise), "seeds": seeds, "rtol": rtol}
+                config |= {"span": float(spans[name]), "exponent": region.exponent, "dim": int(dim)}
+                compute = functools.partial(_cell, region, name, **{**config, "dim": int(dim)})
+                row.append(parts.get(f"sgd-{region.exponent:g}-{int(dim)}", config, compute))
+                bar.update()
+            rows.append(xr.concat(row, "dim", combine_attrs="drop"))
+    found = xr.concat(rows, "exponent", combine_attrs="drop")
+    # Names of one length in memory and on disk.
+    found["region"] = ("exponent", np.array(names))
+    coordinates = {"exponent": [region.exponent for region in regions], "dim": list(dims), "seed": np.arange(seeds)}
+    return found.assign_coords(coordinates)
+
+
+def _cell(
+    region: PhaseRegion,
+    name: str,
+    *,
+    units: int,
+    width: int,
+    noise: float,
+    seeds: int,
+    rtol: float,
+    span: float,
+    exponent: float,
+    dim: int,
+) -> xr.Dataset:
+    """One region at one number of inputs."""
     points = 20
-    shape = (len(regions), len(dims), points + 1)
-    sgd = np.full((len(regions), len(dims), seeds, points + 1), np.nan)
-    full, truncated = np.full(shape, np.nan), np.full((len(regions), len(dims), points + 1), np.nan)
-    times, rates = np.zeros(shape), np.zeros(shape[:2])
-    cells = [(i, j) for i in range(len(regions)) for j in range(len(dims))]
-    for i, j in tqdm(cells, desc="SGD", unit="cell", disable=not progress):
-        dim = int(dims[j])
-        problem = TeacherStudent.orthogonal(dim, units, noise=noise)
-        weights = problem.informed(width, jax.random.key(0))
-        g = rates[i, j] = regions[i].gamma_over_p(dim)
-        # At least one step from point to point.
-        ks = np.round(np.linspace(0, max(points, spans[names[i]] * dim / g), points + 1)).astype(int)
-        sgd[i, j], times[i, j] = simulate(problem, weights, g, ks, seeds)
-        first = problem.order_parameters(weights)
-        for terms, into in (("full", full), (names[i], truncated)):
-            into[i, j] = _risk_along(problem.P, first, times[i, j], g, noise, terms, rtol)[0]
-    axes = ("exponent", "dim", "point")
+    problem = TeacherStudent.orthogonal(dim, units, noise=noise)
+    weights = problem.informed(width, jax.random.key(0))
+    g = region.gamma_over_p(dim)
+    # At least one step from point to point.
+    ks = np.round(np.linspace(0, max(points, span * dim / g), points + 1)).astype(int)
+    sgd, times = simulate(problem, weights, g, ks, seeds)
+    first = problem.order_parameters(weights)
+    full = _risk_along(problem.P, first, times, g, noise, "full", rtol)[0]
+    truncated = full if name == "blue" else _risk_along(problem.P, first, times, g, noise, name, rtol)[0]
     return xr.Dataset(
         {
-            "risk_sgd": (("exponent", "dim", "seed", "point"), sgd, {"long_name": "exact risk of one-pass SGD"}),
-            "risk_full": (axes, full, {"long_name": "risk of the full system"}),
-            "risk_truncated": (axes, truncated, {"long_name": "risk of the terms that survive at infinite d"}),
-            "t": (axes, times, {"long_name": "time, steps * gamma / (p d)"}),
-            "gamma_over_p": (("exponent", "dim"), rates, {"long_name": "learning rate over width"}),
-            "region": ("exponent", names),
-        },
-        {"exponent": [region.exponent for region in regions], "dim": list(dims), "seed": np.arange(seeds)},
+            "risk_sgd": (("seed", "point"), sgd, {"long_name": "exact risk of one-pass SGD"}),
+            "risk_full": ("point", full, {"long_name": "risk of the full system"}),
+            "risk_truncated": ("point", truncated, {"long_name": "risk of the terms that survive at infinite d"}),
+            "t": ("point", times, {"long_name": "time, steps * gamma / (p d)"}),
+            "gamma_over_p": ((), g, {"long_name": "learning rate over width"}),
+        }
     )
 
 
@@ -164,7 +222,10 @@ def _risk_along(
 ) -> tuple[np.ndarray, int]:
     """Risk at the times `ts`, and how the run ended. A tenth of `rtol`: explicit steps err more than others."""
     flow = OrderParameterFlow(P, gamma_over_p=g, noise=noise, terms=terms)
-    run = solve(flow, first, ts, rtol=rtol / 10, observe={"risk": flow.risk}, save_params=False, throw=False)
+    options: dict[str, Any] = {"rtol": rtol / 10, "save_params": False, "throw": False}
+    # Truncated systems run for a short time only.
+    solver = None if terms == "full" else Tsit5()
+    run = solve(flow, first, ts, observe={"risk": flow.risk}, solver=solver, **options)
     return np.asarray(run.observed["risk"]), int(run.code)
 
 
@@ -216,11 +277,19 @@ def phase_diagram_table(ds: xr.Dataset) -> str:
         f"plateau grows like noise^{slopes['noise']:.3f}; at kappa + delta = 1/2 it falls like d^{slopes['dim']:.3f}"
     )
     lines.append(f"    (predicted: 1, and {slopes['predicted']:.3f} over the same d; {GREEN_LIMIT:.1f} for large d)")
-    failed = int(np.count_nonzero(ds.status.values != 0) + np.count_nonzero(ds.status_start.values != 0))
-    runs = ds.status.size + ds.status_start.size
+    lines += ["", f"{'width':>8} {'kappa':>6} " + "".join(f"{name:>24}" for name in ("green", "blue", "orange"))]
+    for i, kappa in enumerate(ds.kappa.values):
+        cells = []
+        for name in ("green", "blue", "orange"):
+            mine = ds.final_risk_exponents.values[i, ds.region_exponents.values == name]
+            cells.append(f"{np.nanmin(mine):.2e} ... {np.nanmax(mine):.2e}" if mine.size else "-")
+        lines.append(f"{int(ds.width_exponents[i]):8d} {kappa:6.2f} " + "".join(f"{cell:>24}" for cell in cells))
+    lines.append(f"    (risk at t = {float(ds.time[-1]):g} over the exponents, d = {ds.attrs['exponents_dim']})")
+    codes = [ds[name].values for name in ("status", "status_start", "status_exponents")]
+    failed, runs = sum(int(np.count_nonzero(code)) for code in codes), sum(code.size for code in codes)
     lines.append(
-        f"map: {ds.sizes['rate']} learning rates x {ds.sizes['noise']} noises;"
-        f" {failed} of {runs} runs did not reach the end"
+        f"maps: {ds.sizes['rate']} learning rates x {ds.sizes['noise']} noises, {ds.sizes['kappa']} widths x"
+        f" {ds.sizes['kappa_plus_delta']} sums of exponents; {failed} of {runs} runs did not reach the end"
     )
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,27 @@ def write_dataset(ds: xr.Dataset, path: str | os.PathLike[str]) -> pathlib.Path:
     check_writable("store", target)
     _create(ds.assign_attrs(format=FORMAT), target, {})
     return target
+
+
+def kept(
+    path: str | os.PathLike[str] | None, config: dict[str, Any], compute: Callable[[], xr.Dataset], *, resume: bool
+) -> xr.Dataset:
+    """The part of a study that lies at `path`; computed and written where none does. `None` keeps nothing.
+
+    **Raises** `ValueError` for a part that was computed with another `config`, and where `write_dataset` does.
+    """
+    if path is None:
+        return compute()
+    target = pathlib.Path(path)
+    if resume and _is_ours(target):
+        found = open_store(target)
+        _refuse_changes({"config": found.attrs.get("part", "{}")}, {"config": json.dumps(config)}, path)
+        return found
+    _refuse_foreign(target)
+    check_writable("store", target)
+    found = compute().assign_attrs(part=json.dumps(config))
+    write_dataset(found, target)
+    return found
 
 
 def to_netcdf(ds: xr.Dataset | str | os.PathLike[str], path: str | os.PathLike[str]) -> pathlib.Path:

@@ -6,12 +6,16 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 Entries = Float[Array, "..."]
 Covariance = Any
 """Covariance of a few Gaussian fields: `C[i][j]` is the entry for fields `i` and `j`, counted from zero. Entries are
 arrays that broadcast against one another, so that one call serves a whole table of units."""
+
+BLOCK = 2**24
+"""Numbers that the sums over expectations over four fields hold at once, 128 MiB in float64."""
 
 
 class AbstractActivation(eqx.Module):
@@ -52,3 +56,39 @@ class AbstractActivation(eqx.Module):
     @abc.abstractmethod
     def i4(self, C: Covariance) -> Entries:
         """`E s'(x0) s'(x1) s(x2) s(x3)`."""
+
+    @property
+    def scratch(self) -> int:
+        """Numbers that one expectation over four fields holds while it is computed."""
+        return 8
+
+    def squares(
+        self, C: Float[Array, "n n"], c: Float[Array, " n"], first: np.ndarray, second: np.ndarray
+    ) -> Float[Array, " pairs"]:
+        """`E s'(x_j) s'(x_l) (sum_a c_a s(x_a))^2` for the pairs `j, l` of `first` and `second`.
+
+        A sum of `n (n + 1) / 2` expectations over four fields for every pair; memory stays bounded, for pairs are
+        taken some at a time.
+        """
+        a, b = (index[None, :] for index in np.triu_indices(C.shape[0]))
+        own = jnp.diagonal(C)
+        weights = c[a[0]] * c[b[0]] * np.where(a[0] == b[0], 1, 2)
+
+        def some(j: Array, k: Array) -> Array:
+            j, k = j[:, None], k[:, None]
+            ja, jb, ka, kb, jk, ab = C[j, a], C[j, b], C[k, a], C[k, b], C[j, k], C[a, b]
+            entries = ((own[j], jk, ja, jb), (jk, own[k], ka, kb), (ja, ka, own[a], ab), (jb, kb, ab, own[b]))
+            return self.i4(entries) @ weights
+
+        size, pairs = max(1, BLOCK // (a.size * self.scratch)), first.size
+        if size >= pairs:
+            return some(jnp.asarray(first), jnp.asarray(second))
+        # The last block is filled up with repetitions of the last pair.
+        rows = np.minimum(np.arange(-(-pairs // size) * size), pairs - 1).reshape(-1, size)
+        blocks = jax.lax.map(lambda pair: some(*pair), (jnp.asarray(first[rows]), jnp.asarray(second[rows])))
+        return blocks.reshape(-1)[:pairs]
+
+    def expectations(self, students: int, teachers: int) -> int:
+        """Expectations over four fields that the sums over all pairs of students take."""
+        n = students + teachers
+        return students * (students + 1) // 2 * (n * (n + 1) // 2)

@@ -40,4 +40,5 @@ class Erf(AbstractActivation):
         fourth = both * (1 + C[3][3]) - C[1][3] ** 2 * one - C[0][3] ** 2 * two + 2 * C[0][1] * C[0][3] * C[1][3]
         cross = both * C[2][3] - C[1][2] * C[1][3] * one - C[0][2] * C[0][3] * two
         cross = cross + C[0][1] * (C[0][2] * C[1][3] + C[0][3] * C[1][2])
-        return 4 / jnp.pi**2 * jnp.arcsin(cross / jnp.sqrt(third * fourth)) / jnp.sqrt(both)
+        # The arcsine of `cross / sqrt(third * fourth)`, at half the cost.
+        return 4 / jnp.pi**2 * jnp.arctan(cross / jnp.sqrt(third * fourth - cross**2)) / jnp.sqrt(both)

@@ -45,6 +45,10 @@ class Quadrature(AbstractActivation):
         """`s''(x)`, elementwise."""
         return jax.jvp(self.derivative, (x,), (jnp.ones_like(x),))[1]
 
+    @property
+    def scratch(self) -> int:
+        return 4 * self.nodes**2
+
     def i2(self, C: Covariance) -> Entries:
         return self._pair(C, self, self)
 

@@ -35,6 +35,10 @@ class ReLU(AbstractActivation):
         spread = root(C[0][0] * C[1][1] - C[0][1] ** 2, C[0][0] * C[1][1])
         return spread * inverse_root(C[0][0], C[0][0]) ** 2 / (2 * jnp.pi)
 
+    @property
+    def scratch(self) -> int:
+        return 64
+
     def i4(self, C: Covariance) -> Entries:
         # A step function that comes twice is one: its double is made independent, and worth one half.
         apart = 1 - C[0][1] * inverse_root(C[0][0], C[0][0]) * inverse_root(C[1][1], C[1][1])

@@ -1,6 +1,8 @@
 """The square `s(x) = x^2`, whose Gaussian integrals are polynomials (Wick's theorem)."""
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
 
 from gradflow.problems.activations._base import AbstractActivation, Covariance, Entries
 
@@ -33,3 +35,17 @@ class Square(AbstractActivation):
         crossed = C[0][2] * C[1][2] * C[3][3] + C[0][3] * C[1][3] * C[2][2]
         chained = C[2][3] * (C[0][2] * C[1][3] + C[0][3] * C[1][2])
         return 4 * (apart + 2 * crossed + 4 * chained)
+
+    def squares(
+        self, C: Float[Array, "n n"], c: Float[Array, " n"], first: np.ndarray, second: np.ndarray
+    ) -> Float[Array, " pairs"]:
+        weighted = C * c[None, :]
+        once = weighted @ C
+        twice = weighted @ once
+        # The residual itself is a square: E (sum_a c_a x_a^2)^2.
+        mean = c @ jnp.diagonal(C)
+        residual = mean**2 + 2 * c @ C**2 @ c
+        return 4 * (C[first, second] * residual + 4 * mean * once[first, second] + 8 * twice[first, second])
+
+    def expectations(self, students: int, teachers: int) -> int:
+        return students + teachers  # products of matrices
