@@ -9,7 +9,7 @@ import scipy.special
 import gradflow as gf
 from gradflow.problems import _field_sums as sums
 from gradflow.problems import activations
-from gradflow.problems.activations import _orthant
+from gradflow.problems.activations import _base, _orthant
 
 SMOOTH = {
     "erf": (lambda x: scipy.special.erf(x / np.sqrt(2)), lambda x: np.sqrt(2 / np.pi) * np.exp(-(x**2) / 2)),
@@ -204,6 +204,19 @@ def test_sums_over_units_against_loops(name):
     assert all(np.all(np.isfinite(leaf)) for leaf in slopes)
     jacobian = jax.jit(jax.jacfwd(lambda fields: sums.square_terms(activation, fields, jnp.asarray(c), p)))
     assert np.all(np.isfinite(jacobian(jnp.asarray(C))))
+
+
+def test_blocks_of_pairs_are_one_sum(monkeypatch):
+    """Sums in blocks of three pairs, the last of which is incomplete; and the closed form of `x^2`."""
+    factor = np.random.default_rng(0).normal(size=(6, 9)) / 3
+    C, c = jnp.asarray(factor @ factor.T), jnp.asarray([-0.3, -0.2, -0.4, -0.1, 0.5, 0.7])
+    general = lambda a: activations.AbstractActivation.squares(a, C, c, *sums.triangle(4))  # noqa: E731
+    for activation in (activations.Erf(), activations.Square()):
+        whole = general(activation)
+        with monkeypatch.context() as patch:
+            patch.setattr(_base, "BLOCK", 3 * 21 * activation.scratch)
+            np.testing.assert_allclose(general(activation), whole, rtol=1e-13)
+        np.testing.assert_allclose(sums.square_terms(activation, C, c, 4), whole, rtol=1e-12)
 
 
 def test_units_of_length_zero_and_single_precision():

@@ -10,6 +10,7 @@ import pytest
 
 import gradflow as gf
 from gradflow import _iterate
+from gradflow.studies import _phase_diagram as study
 from gradflow.studies import _phase_map
 
 
@@ -30,8 +31,13 @@ def runs(problem, weights, g, keys, ks):
 def along(problem, weights, g, ts, **options):
     flow = gf.OrderParameterFlow(problem, gamma_over_p=g, **options)
     start = problem.order_parameters(weights)
-    sol = gf.solve(flow, start, ts, rtol=1e-6, observe={"risk": flow.risk})
-    return sol
+    # The runs are short, and the explicit method compiles in half the time.
+    return gf.solve(flow, start, ts, rtol=1e-6, observe={"risk": flow.risk}, solver=gf.solvers.Tsit5())
+
+
+def deviation(expected, runs):
+    """Distance of `expected` from the mean over runs, in standard errors of that mean."""
+    return np.abs(np.mean(runs, axis=0) - expected) / (np.std(runs, axis=0, ddof=1) / np.sqrt(len(runs)))
 
 
 def test_one_step_by_hand():
@@ -56,6 +62,28 @@ def test_one_step_by_hand():
     assert float(rule.with_learning_rate(0.1).gamma_over_p) == 0.1
 
 
+def test_a_thousand_units():
+    """A step at `d = 2000`, `p = k = 1000` against NumPy, in two more copies of the weights; the risk by hand."""
+    rng = np.random.default_rng(0)
+    W, teacher = rng.normal(size=(1000, 2000)), rng.normal(size=(1000, 2000))
+    problem = gf.TeacherStudent(teacher.astype(np.float32), "square", noise=0.01)
+    rule = gf.OnePassSGD(problem, 0.5, key=jax.random.key(3))
+    step = jax.jit(lambda state, rule: rule.step(jnp.asarray(0), state, None))
+    weights = jnp.asarray(W, jnp.float32)
+    held = step.lower(weights, rule).compile().memory_analysis().temp_size_in_bytes
+    assert held <= 2 * weights.nbytes
+    moved, loss = step(weights, rule)
+    inputs, label = jax.random.split(jax.random.fold_in(jax.random.key(3), 0))
+    x = np.asarray(jax.random.normal(inputs, (2000,), jnp.float32), float) / np.sqrt(2000)
+    zeta = float(jax.random.normal(label, (), jnp.float32))
+    error = np.mean((teacher @ x) ** 2) + 0.1 * zeta - np.mean((W @ x) ** 2)
+    np.testing.assert_allclose(moved - weights, 0.5 * error * np.outer(2 * W @ x, x), rtol=0, atol=1e-5)
+    assert float(loss) == pytest.approx(error**2 / 2, rel=1e-3)
+    # Of f - f* = x^T (W^T W / p - W*^T W* / k) x / d, mean and variance are traces.
+    A = (W.T @ W - teacher.T @ teacher) / 1000 / 2000
+    assert float(problem(weights)) == pytest.approx((np.trace(A) ** 2 + 2 * np.sum(A**2)) / 2, rel=1e-3)
+
+
 def test_population_risk_against_a_sample():
     """The closed form within four standard errors, in all parametrisations."""
     rng = np.random.default_rng(0)
@@ -72,58 +100,122 @@ def test_population_risk_against_a_sample():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("exponent", "horizon"), [(0.25, 6.0), (0.0, 15.0), (-0.25, 40.0)], ids=["green", "blue", "orange"]
+    ("exponent", "horizon"), [(0.25, 4.0), (0.0, 10.0), (-0.25, 25.0)], ids=["green", "blue", "orange"]
 )
 def test_full_system_within_the_noise_of_seeds_at_d_1000(exponent, horizon):
-    """Four seeds; the system holds in all three regions, what survives at infinite `d` only where it is all."""
+    """The mean of eight seeds; the full system holds in all regions, what survives at infinite `d` only in the blue.
+
+    The error of a mean of eight follows Student's t, which exceeds five with probability .0016; there are twelve of
+    them. The truncated systems are off by more than that: by 8 % in the green region, twelvefold in the orange one.
+    """
     dim = 1000
     region = gf.theory.phase_region(exponent, 0.0)
     g = region.gamma_over_p(dim)
     problem = gf.TeacherStudent.orthogonal(dim, 2, noise=1e-2)
     weights = problem.informed(4, jax.random.key(5))
-    ks = np.round(np.linspace(0, horizon * dim / g, 7)).astype(int)
-    observed, ts = runs(problem, weights.astype(jnp.float32), g, jax.random.split(jax.random.key(1), 4), ks)
+    ks = np.round(np.linspace(0, horizon * dim / g, 5)).astype(int)
+    observed, ts = runs(problem, weights.astype(jnp.float32), g, jax.random.split(jax.random.key(1), 8), ks)
     risk = np.asarray(observed["risk"])[:, 1:]
-    mean, spread = risk.mean(axis=0), risk.std(axis=0, ddof=1)
     full = np.asarray(along(problem, weights, g, ts[1:]).observed["risk"])
-    # A mean of four, plus what is left at finite d: of the size of the variance over the scale.
-    assert np.all(np.abs(full - mean) <= 3 * spread)
-    assert np.max(np.abs(full / mean - 1)) < 0.06
+    assert np.all(deviation(full, risk) <= 5)
+    assert np.max(np.abs(full / risk.mean(axis=0) - 1)) < 0.05
     truncated = np.asarray(along(problem, weights, g, ts[1:], terms=region.terms).observed["risk"])
-    if region.name == "orange":
-        assert truncated[-1] > 10 * mean[-1]
-    elif region.name == "green":
-        assert np.max(np.abs(truncated / mean - 1)) > 0.06
-    else:
+    if region.name == "blue":
         np.testing.assert_allclose(truncated, full, rtol=1e-12)
+    else:
+        assert np.all(deviation(truncated, risk) > 5)
+    if region.name == "orange":
+        assert truncated[-1] > 10 * risk.mean(axis=0)[-1]
+
+
+@pytest.mark.slow
+def test_trained_second_layer_along_whole_runs_at_d_500():
+    """All overlaps and the second layer, means of 24 runs, at four times: 60 numbers within 4.5 standard errors.
+
+    Student's t exceeds that with probability 2e-4. With the second layer at rest the risk would be off by far more.
+    """
+    dim, g = 500, 0.5
+    problem = gf.TeacherStudent.orthogonal(dim, 2, noise=1e-2, teacher_output=[1.0, -0.5])
+    weights, output = problem.informed(3, jax.random.key(5)) * 0.7, jnp.array([1.0, 0.6, -0.8])
+    start = problem.order_parameters((weights, output))
+    ks = np.round(np.linspace(0, 8 * dim / g, 5)).astype(int)
+    upper = np.triu_indices(3)
+
+    def numbers(params):
+        found = problem.order_parameters(params)
+        return jnp.concatenate([found.Q[upper], found.M.ravel(), found.output])
+
+    @eqx.filter_jit
+    def simulate(keys, start):
+        def one(key):
+            rule = gf.OnePassSGD(problem, g, key=key, second_layer_rate=2.0)
+            observe = {"risk": problem, "numbers": numbers}
+            sol = _iterate.iterate_to(rule, start, ks, observe=observe, save_params=False, throw=False)
+            return sol.observed, sol.ts
+
+        return jax.vmap(one)(keys)
+
+    single = (weights.astype(jnp.float32), output.astype(jnp.float32))
+    observed, ts = simulate(jax.random.split(jax.random.key(1), 24), single)
+
+    def expected(rate):
+        flow = gf.OrderParameterFlow(problem, gamma_over_p=g, second_layer_rate=rate)
+        observe = {"risk": problem, "numbers": numbers}
+        return gf.solve(flow, start, ts[0][1:], rtol=1e-6, observe=observe, solver=gf.solvers.Tsit5()).observed
+
+    found, rest = expected(2.0), expected(0.0)
+    assert np.max(deviation(found["numbers"], np.asarray(observed["numbers"])[:, 1:])) <= 4.5
+    risk = np.asarray(observed["risk"])[:, 1:]
+    assert np.max(deviation(found["risk"], risk)) <= 4.5
+    assert np.max(deviation(rest["risk"], risk)) > 20
+    assert np.max(np.abs(found["numbers"][-1, -3:] - output)) > 0.2
+
+
+@pytest.mark.slow
+def test_plateau_of_sgd_falls_like_the_root_of_dim():
+    """`kappa + delta = 1/2`, from the teacher: the law within 4 % at d = 50 and 200, and the power -.50 +- .03."""
+    heights, laws = [], []
+    for dim in (50, 200):
+        problem = gf.TeacherStudent.orthogonal(dim, 2, noise=1e-2)
+        g = gf.theory.phase_region(0.5, 0.0).gamma_over_p(dim)
+        ks = np.append(0, np.round(np.linspace(20, 50, 31) * dim / g)).astype(int)
+        teacher = problem.teacher.astype(jnp.float32)
+        observed, _ = runs(problem, teacher, g, jax.random.split(jax.random.key(dim), 8), ks)
+        heights.append(np.mean(np.asarray(observed["risk"])[:, 1:]))
+        laws.append(gf.theory.finite_dim_plateau(0.5, dim, 1e-2))
+    np.testing.assert_allclose(heights, laws, rtol=0.04)
+    assert np.log(heights[1] / heights[0]) / np.log(4) == pytest.approx(-0.5, abs=0.03)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("activation", "g"), [("relu", 0.3), ("square", 0.02)])
 def test_other_activations_within_the_noise_of_seeds(activation, g):
-    """The mean of eight runs within three of their standard deviations; `x^2` blows up at larger learning rates."""
+    """The mean of 24 runs within 4.5 of its standard errors; `x^2` blows up at larger learning rates."""
     dim = 200
     problem = gf.TeacherStudent.orthogonal(dim, 1, activation, noise=0.1)
     weights = problem.uninformed(2, jax.random.key(5))
     ks = np.round(np.linspace(0, 3.0 * dim / g, 4)).astype(int)
-    observed, ts = runs(problem, weights, g, jax.random.split(jax.random.key(1), 8), ks)
-    risk = np.asarray(observed["risk"])[:, 1:]
-    full = np.asarray(along(problem, weights, g, ts[1:]).observed["risk"])
-    assert np.all(np.abs(full - risk.mean(axis=0)) <= 3 * risk.std(axis=0, ddof=1))
+    observed, ts = runs(problem, weights.astype(jnp.float32), g, jax.random.split(jax.random.key(1), 24), ks)
+    full = np.asarray(along(problem, weights, g, ts[1:], dim=dim).observed["risk"])
+    assert np.all(deviation(full, np.asarray(observed["risk"])[:, 1:]) <= 4.5)
     assert full[-1] < 0.8 * float(problem(weights))
 
 
 @pytest.mark.slow
 def test_sgd_converges_like_the_root_of_the_step():
-    """Root mean square of the distance of `M` from the flow against `dt = g / d`: power 1/2 within two errors."""
-    dims = np.array([50, 150, 450])
+    """Root mean square of the distance of `M` from the flow against `dt = g / d`: power 1/2 within 2.5 errors.
+
+    The error comes out at .031; a power of .6 or .4 would be refused.
+    """
+    dims = np.array([40, 120, 360])
     logs = []
     for dim in dims:
         problem = gf.TeacherStudent.orthogonal(int(dim), 1, noise=1e-2)
         weights = problem.informed(2, jax.random.key(2))
         weights = weights * jnp.array([[1.0], [0.5]])
-        keys = jax.random.split(jax.random.key(int(dim)), 96)
-        observed, ts = runs(problem, weights, 1.0, keys, jnp.arange(0, 5 * dim + 1, 5 * dim))
+        keys = jax.random.split(jax.random.key(int(dim)), 128)
+        ks = np.array([0, 4 * dim])
+        observed, ts = runs(problem, weights.astype(jnp.float32), 1.0, keys, ks)
         exact = np.asarray(along(problem, weights, 1.0, ts[1:]).final.M).ravel()
         squares = np.sum((np.asarray(observed["overlaps"])[:, -1] - exact) ** 2, axis=1)
         # Standard error of the logarithm of the root mean square.
@@ -135,27 +227,27 @@ def test_sgd_converges_like_the_root_of_the_step():
     slope = np.sum(weights * (x - centre) * values) / np.sum(weights * (x - centre) ** 2)
     error = 1 / np.sqrt(np.sum(weights * (x - centre) ** 2))
     print(f"slope {slope:.3f} +- {error:.3f}")
-    assert error < 0.05
+    assert error < 0.04
     assert abs(slope - 0.5) <= 2.5 * error
 
 
 @pytest.mark.slow
 def test_fluctuations_against_many_seeds():
     """Covariance of the overlaps and standard deviation of the risk over 400 runs, to the error of such an estimate."""
-    dim, g = 400, 1.0
+    dim, g = 200, 1.0
     problem = gf.TeacherStudent.orthogonal(dim, 1, noise=3e-2)
     weights = problem.informed(2, jax.random.key(2)) * jnp.array([[1.0], [0.5]])
-    observed, ts = runs(
-        problem, weights, g, jax.random.split(jax.random.key(9), 400), jnp.arange(0, 4 * dim + 1, 4 * dim)
-    )
+    keys, ks = jax.random.split(jax.random.key(9), 400), np.array([0, 4 * dim])
+    observed, ts = runs(problem, weights.astype(jnp.float32), g, keys, ks)
     mean = gf.OrderParameterFlow(problem, gamma_over_p=g)
     flow = gf.flows.FluctuationFlow(mean, 2, dim=dim, key=jax.random.key(0))
-    sol = gf.solve(flow, flow.start(problem.order_parameters(weights)), ts[1:], rtol=1e-3)
+    start = flow.start(problem.order_parameters(weights))
+    sol = gf.solve(flow, start, ts[1:], rtol=1e-3, solver=gf.solvers.Tsit5())
     predicted = np.asarray(sol.final.covariance)
     np.testing.assert_allclose(predicted, predicted.T, atol=1e-15)
     assert np.linalg.eigvalsh(predicted).min() >= -1e-12
     measured = np.cov(np.asarray(observed["overlaps"])[:, -1].T)
-    # An estimate of a variance from 400 runs has the error sqrt(2 / 400) = 7 %.
+    # An estimate of a variance from 400 runs has the error sqrt(2 / 400) = 7 %; the sample of fields adds 3 %.
     np.testing.assert_allclose(np.diag(predicted)[3:], np.diag(measured), rtol=0.25)
     assert float(flow.risk_error(sol.final)) == pytest.approx(np.std(np.asarray(observed["risk"])[:, -1]), rel=0.15)
 
@@ -166,7 +258,7 @@ def test_optimal_schedule():
     problem = gf.TeacherStudent.orthogonal(100, 1, noise=0.1)
     start = problem.order_parameters(problem.informed(1, jax.random.key(0)) * 0.3)
     flow = gf.OrderParameterFlow(problem, gamma_over_p=1.0)
-    found = gf.studies.optimal_schedule(flow, start, 30.0, knots=4, iterations=50)
+    found = gf.studies.optimal_schedule(flow, start, 30.0, knots=4, iterations=40)
     assert found.risk < 0.7 * found.constant_risk
     factors = np.exp(np.asarray(found.schedule.log_factors))
     assert factors[-1] < 0.5 * np.max(factors)
@@ -174,7 +266,8 @@ def test_optimal_schedule():
     @jax.jit
     def constant(factor):
         mine = gf.OrderParameterFlow(problem, gamma_over_p=factor)
-        return mine.risk(gf.solve(mine, start, jnp.array([30.0]) * factor, throw=False).final)
+        end = jnp.array([30.0]) * factor
+        return mine.risk(gf.solve(mine, start, end, throw=False, solver=gf.solvers.Tsit5()).final)
 
     best = min(float(constant(jnp.asarray(factor))) for factor in np.geomspace(0.1, 3, 16))
     assert found.risk < 0.95 * best
@@ -225,6 +318,57 @@ def test_plateaus_of_curves():
     assert np.all(np.isnan(_phase_map.find_plateau(ts, np.where(ts > 5, np.nan, risk))))
 
 
+@pytest.mark.slow
+def test_map_over_the_exponents():
+    """Points of the sheared grid against single solves; what each region of theory foretells of them."""
+    few = {"kappas": [0.0, 0.1], "exponents": [-0.3, 0.0, 0.4], "horizon": 1e3, "saves": 21, "progress": False}
+    ds = gf.studies.exponent_map(**few)
+    assert list(ds.width.values) == [2, 4]
+    assert list(ds.region.values) == ["orange", "blue", "green"]
+    np.testing.assert_allclose(ds.delta + ds.kappa, np.broadcast_to(ds.kappa_plus_delta, (2, 3)), atol=1e-15)
+    np.testing.assert_allclose(ds.gamma_over_p, 1000.0**-ds.kappa_plus_delta.values)
+    assert not np.any(ds.status)
+    problem = gf.TeacherStudent.orthogonal(1000, 2, noise=1e-3)
+    whole = problem.order_parameters(problem.uninformed(4, jax.random.key(0)))
+    start = gf.OrderParameters(whole.Q[:2, :2], whole.M[:2])
+    flow = gf.OrderParameterFlow(problem, gamma_over_p=1.0)
+    exact = flow.risk(gf.solve(flow, start, [1e3], rtol=1e-8, solver=gf.solvers.Dopri8()).final)
+    assert float(ds.final_risk[0, 1]) == pytest.approx(float(exact), rel=1e-3)
+    # Less noise stays the further one is in the green region; a region with more of it takes fewer samples.
+    assert np.all(np.diff(ds.final_risk.values, axis=1) < 0)
+    samples = ds.learning_samples.values[:, 1:]
+    assert np.all(samples[:, 1] > samples[:, 0])
+
+
+@pytest.mark.slow
+def test_an_interrupted_study_goes_on_with_the_parts_it_has(tmp_path, monkeypatch):
+    """Interrupted before the second map; then all parts but that one and what follows it are taken as they are."""
+    few = {"exponents": (0.0,), "dims": (20,), "seeds": 2, "units": 1, "width": 1, "starts": (50,), "saves": 11}
+    few |= {"rates": (0.5, 1.0), "noises": (1e-3,), "kappas": (0.0,), "sums": (0.0, 0.3), "horizon": 30.0}
+    few |= {"horizons": {"blue": 2.0}, "progress": False, "store": tmp_path / "parts"}
+    scaled = study.exponent_map
+
+    def interrupt(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "exponent_map", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        gf.studies.phase_diagram(**few)
+    there = sorted(path.name for path in (tmp_path / "parts").iterdir())
+    assert there == ["map.zarr", "settled.zarr", "sgd-0-20.zarr", "starts.zarr"]
+    monkeypatch.setattr(study, "exponent_map", scaled)
+    monkeypatch.setattr(study, "simulate", interrupt)
+    monkeypatch.setattr(study, "_uninformed", interrupt)
+    first = gf.studies.phase_diagram(**few)
+    again = gf.studies.phase_diagram(**few)
+    assert first.drop_attrs().equals(again.drop_attrs())
+    assert np.all(np.isfinite(first.risk_sgd))
+    with pytest.raises(ValueError, match=r"`store` must hold the same sweep .* with changes \(seeds: 2 -> 3\)"):
+        gf.studies.phase_diagram(**{**few, "seeds": 3})
+    with pytest.raises(KeyboardInterrupt):
+        gf.studies.phase_diagram(**few, resume=False)
+
+
 MISTAKES = [
     (lambda: gf.OnePassSGD(lambda w: w, 1.0, key=jax.random.key(0)), "`problem` must be a gradflow.TeacherStudent"),
     (lambda: rule(-1.0), "`gamma_over_p` must be positive"),
@@ -239,6 +383,9 @@ MISTAKES = [
     (lambda: gf.flows.InterpolatedSchedule([0.0, 1.0], [1.0]), r"`factors` must have shape \(2,\)"),
     (lambda: gf.studies.phase_map(rates=[-1.0]), "`rates` must be positive"),
     (lambda: gf.studies.phase_map(horizon=0.5), "`horizon` must be above 1"),
+    (lambda: gf.studies.exponent_map(exponents=[-0.6]), "above -1/2, but is -0.6"),
+    (lambda: gf.studies.exponent_map(kappas=[-0.1]), "`kappas` must hold exponents that are not negative"),
+    (lambda: gf.studies.exponent_map(ratio=0.0), "`ratio` must be positive"),
     (lambda: gf.studies.phase_diagram(exponents=[-0.6]), "must be above -1/2"),
     (lambda: gf.studies.phase_diagram(seeds=1), "`seeds` must be an integer of at least 2"),
     (

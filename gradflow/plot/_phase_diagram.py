@@ -138,7 +138,7 @@ def _exponents(drawn: Figure, ax: Axes, ds: xr.Dataset, name: str, title: str) -
     ax.fill_between([left, right], [-0.5 - left, -0.5 - right], floor, color="tab:red", alpha=0.25, linewidth=0)
     at = left + 0.05 * (right - left)
     plate = {"facecolor": "w", "alpha": 0.75, "linewidth": 0, "pad": 1}
-    for label, level in (("green", sums[-1] / 2), ("blue", 0.0), ("orange", -0.25), ("red: no equation", -0.6)):
+    for label, level in (("green", sums[-1] / 2), ("blue", 0.0), ("orange", -0.25), ("red: no equation", -0.72)):
         ax.text(at, level - at, label, fontsize=6, va="center", bbox=plate, zorder=5)
     # Grey only where a point of the grid has no value.
     missing = not np.all(np.isfinite(values))
