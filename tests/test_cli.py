@@ -1,6 +1,7 @@
 """The command line: what it writes and prints, how it resumes, and how it complains."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import zarr
 
 import gradflow as gf
 from gradflow.cli import main
+from gradflow.studies import _phase_diagram
 from gradflow.sweeps import _sweep
 
 
@@ -184,7 +186,7 @@ def test_compare_plot_and_info(gradflow, out):
 
 
 @pytest.mark.slow
-def test_phase_diagram(gradflow, out):
+def test_phase_diagram(gradflow, out, monkeypatch):
     code, said, _ = gradflow("phase-diagram", "--quick", "--out", out)
     assert code == 0
     store, figure = out / "phase-diagram-quick.zarr", out / "phase-diagram-quick.png"
@@ -201,6 +203,20 @@ def test_phase_diagram(gradflow, out):
     assert "0 of 19 runs did not reach the end" in laws
     assert (abs(ds.settled_risk / ds.predicted - 1).values[:3] < 0.06).all()
     assert ds.learning_time_start.values[1] > ds.learning_time_start.values[0]
+    # An interrupted run goes on with the parts it has.
+    parts = out / "phase-diagram-quick-parts"
+    shutil.rmtree(parts / "exponents.zarr")
+    monkeypatch.setattr(_phase_diagram, "simulate", interrupt)
+    monkeypatch.setattr(_phase_diagram, "_uninformed", interrupt)
+    code, again, _ = gradflow("phase-diagram", "--quick", "--out", out)
+    assert code == 0
+    assert again.startswith(laws)
+    code, _, err = gradflow("phase-diagram", "--quick", "--out", out, "--seeds", "3")
+    assert code == 2
+    assert re.search(r"`store` must hold the same sweep .*seeds: 2 -> 3.*--fresh", err.splitlines()[-1])
+    code, _, err = gradflow("phase-diagram", "--quick", "--out", out, "--fresh")
+    assert code == 130
+    assert "`gradflow phase-diagram --quick" in err
 
 
 def test_info_lists_what_there_is(gradflow):

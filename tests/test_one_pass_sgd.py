@@ -10,7 +10,6 @@ import pytest
 
 import gradflow as gf
 from gradflow import _iterate
-from gradflow.studies import _phase_diagram as study
 from gradflow.studies import _phase_map
 
 
@@ -80,6 +79,7 @@ def test_a_thousand_units():
     np.testing.assert_allclose(moved - weights, 0.5 * error * np.outer(2 * W @ x, x), rtol=0, atol=1e-5)
     assert float(loss) == pytest.approx(error**2 / 2, rel=1e-3)
     # Of f - f* = x^T (W^T W / p - W*^T W* / k) x / d, mean and variance are traces.
+    W, teacher = W.astype(np.float32), teacher.astype(np.float32)
     A = (W.T @ W - teacher.T @ teacher) / 1000 / 2000
     assert float(problem(weights)) == pytest.approx((np.trace(A) ** 2 + 2 * np.sum(A**2)) / 2, rel=1e-3)
 
@@ -321,52 +321,21 @@ def test_plateaus_of_curves():
 @pytest.mark.slow
 def test_map_over_the_exponents():
     """Points of the sheared grid against single solves; what each region of theory foretells of them."""
-    few = {"kappas": [0.0, 0.1], "exponents": [-0.3, 0.0, 0.4], "horizon": 1e3, "saves": 21, "progress": False}
-    ds = gf.studies.exponent_map(**few)
-    assert list(ds.width.values) == [2, 4]
+    few = {"kappas": [0.1], "exponents": [-0.3, 0.0, 0.4], "horizon": 1e3, "saves": 21, "progress": False}
+    ds = gf.studies.exponent_map(**few, rtol=1e-6)
+    assert list(ds.width.values) == [4]
     assert list(ds.region.values) == ["orange", "blue", "green"]
-    np.testing.assert_allclose(ds.delta + ds.kappa, np.broadcast_to(ds.kappa_plus_delta, (2, 3)), atol=1e-15)
+    np.testing.assert_allclose(ds.delta, [[-0.4, -0.1, 0.3]], atol=1e-15)
     np.testing.assert_allclose(ds.gamma_over_p, 1000.0**-ds.kappa_plus_delta.values)
     assert not np.any(ds.status)
     problem = gf.TeacherStudent.orthogonal(1000, 2, noise=1e-3)
-    whole = problem.order_parameters(problem.uninformed(4, jax.random.key(0)))
-    start = gf.OrderParameters(whole.Q[:2, :2], whole.M[:2])
+    start = problem.order_parameters(problem.uninformed(4, jax.random.key(0)))
     flow = gf.OrderParameterFlow(problem, gamma_over_p=1.0)
     exact = flow.risk(gf.solve(flow, start, [1e3], rtol=1e-8, solver=gf.solvers.Dopri8()).final)
-    assert float(ds.final_risk[0, 1]) == pytest.approx(float(exact), rel=1e-3)
-    # Less noise stays the further one is in the green region; a region with more of it takes fewer samples.
+    assert float(ds.final_risk[0, 1]) == pytest.approx(float(exact), rel=1e-4)
+    # Further into the green region less stays, and more samples are needed.
     assert np.all(np.diff(ds.final_risk.values, axis=1) < 0)
-    samples = ds.learning_samples.values[:, 1:]
-    assert np.all(samples[:, 1] > samples[:, 0])
-
-
-@pytest.mark.slow
-def test_an_interrupted_study_goes_on_with_the_parts_it_has(tmp_path, monkeypatch):
-    """Interrupted before the second map; then all parts but that one and what follows it are taken as they are."""
-    few = {"exponents": (0.0,), "dims": (20,), "seeds": 2, "units": 1, "width": 1, "starts": (50,), "saves": 11}
-    few |= {"rates": (0.5, 1.0), "noises": (1e-3,), "kappas": (0.0,), "sums": (0.0, 0.3), "horizon": 30.0}
-    few |= {"horizons": {"blue": 2.0}, "progress": False, "store": tmp_path / "parts"}
-    scaled = study.exponent_map
-
-    def interrupt(**options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(study, "exponent_map", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        gf.studies.phase_diagram(**few)
-    there = sorted(path.name for path in (tmp_path / "parts").iterdir())
-    assert there == ["map.zarr", "settled.zarr", "sgd-0-20.zarr", "starts.zarr"]
-    monkeypatch.setattr(study, "exponent_map", scaled)
-    monkeypatch.setattr(study, "simulate", interrupt)
-    monkeypatch.setattr(study, "_uninformed", interrupt)
-    first = gf.studies.phase_diagram(**few)
-    again = gf.studies.phase_diagram(**few)
-    assert first.drop_attrs().equals(again.drop_attrs())
-    assert np.all(np.isfinite(first.risk_sgd))
-    with pytest.raises(ValueError, match=r"`store` must hold the same sweep .* with changes \(seeds: 2 -> 3\)"):
-        gf.studies.phase_diagram(**{**few, "seeds": 3})
-    with pytest.raises(KeyboardInterrupt):
-        gf.studies.phase_diagram(**few, resume=False)
+    assert ds.learning_samples[0, 2] > ds.learning_samples[0, 1]
 
 
 MISTAKES = [
