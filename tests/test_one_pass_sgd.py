@@ -48,8 +48,8 @@ def test_one_step_by_hand():
     final, loss = eqx.filter_jit(lambda rule, state: rule.step(jnp.asarray(0), state, None))(rule, (W, v))
     assert float(rule.time(1)) == pytest.approx(0.8 / 4)
     inputs, label = jax.random.split(jax.random.fold_in(jax.random.key(3), 0))
-    x = np.asarray(jax.random.normal(inputs, (4,)))
-    zeta = float(jax.random.normal(label, ()))
+    x = np.asarray(jax.random.normal(inputs, (1, 4)))[0]
+    zeta = float(jax.random.normal(label, (1,))[0])
     erf, slope = problem.activation, problem.activation.derivative
     fields = jnp.asarray(W @ x / 2)
     target = float(jnp.mean(erf(jnp.asarray(np.asarray(problem.teacher) @ x / 2)))) + 0.5 * zeta
@@ -58,6 +58,17 @@ def test_one_step_by_hand():
     np.testing.assert_allclose(final[1], v + 0.5 * 0.8 / 4 * error * np.asarray(erf(fields)), rtol=1e-12)
     assert float(loss) == pytest.approx(error**2 / 2)
     assert isinstance(rule.flow(), gf.OrderParameterFlow)
+    # A batch is the mean of its steps.
+    batch = gf.OnePassSGD(problem, 0.8, key=jax.random.key(3), batch_size=2)
+    after, loss = eqx.filter_jit(lambda rule, state: rule.step(jnp.asarray(0), state, None))(batch, jnp.asarray(W))
+    inputs, label = jax.random.split(jax.random.fold_in(jax.random.key(3), 0))
+    x, zeta = np.asarray(jax.random.normal(inputs, (2, 4))), np.asarray(jax.random.normal(label, (2,)))
+    fields = jnp.asarray(x @ W.T / 2)
+    taught = np.asarray(erf(jnp.asarray(x @ np.asarray(problem.teacher).T / 2))).mean(axis=1) + 0.5 * zeta
+    errors = taught - np.asarray(erf(fields)).mean(axis=1)
+    moves = 0.8 / 2 * errors[:, None, None] * np.asarray(slope(fields))[:, :, None] * x[:, None, :]
+    np.testing.assert_allclose(after, W + moves.mean(axis=0), rtol=1e-12)
+    assert float(batch.flow().batch_size) == 2
     assert float(rule.with_learning_rate(0.1).gamma_over_p) == 0.1
 
 
@@ -73,8 +84,8 @@ def test_a_thousand_units():
     assert held <= 2 * weights.nbytes
     moved, loss = step(weights, rule)
     inputs, label = jax.random.split(jax.random.fold_in(jax.random.key(3), 0))
-    x = np.asarray(jax.random.normal(inputs, (2000,), jnp.float32), float) / np.sqrt(2000)
-    zeta = float(jax.random.normal(label, (), jnp.float32))
+    x = np.asarray(jax.random.normal(inputs, (1, 2000), jnp.float32), float)[0] / np.sqrt(2000)
+    zeta = float(jax.random.normal(label, (1,), jnp.float32)[0])
     error = np.mean((teacher @ x) ** 2) + 0.1 * zeta - np.mean((W @ x) ** 2)
     np.testing.assert_allclose(moved - weights, 0.5 * error * np.outer(2 * W @ x, x), rtol=0, atol=1e-5)
     assert float(loss) == pytest.approx(error**2 / 2, rel=1e-3)

@@ -101,7 +101,7 @@ class FluctuationFlow(AbstractFlow):
         flow, dtype = self.flow, params.Q.dtype
         p = params.M.shape[0]
         factor = jnp.asarray(1 if flow.schedule is None else flow.schedule(t), dtype)
-        g = flow.gamma_over_p.astype(dtype)
+        g, share = flow.gamma_over_p.astype(dtype), 1 / flow.batch_size.astype(dtype)
         values, vectors = jnp.linalg.eigh(flow.covariance(params))
         root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]
         fields = self.points[:, :-1] @ root.T
@@ -111,7 +111,7 @@ class FluctuationFlow(AbstractFlow):
         push = push if params.output is None else push * params.output[None, :]
         rows, columns = triangle(p)
         dQ = push[:, rows] * fields[:, columns] + push[:, columns] * fields[:, rows]
-        dQ = factor * dQ + factor**2 * g * push[:, rows] * push[:, columns]
+        dQ = factor * dQ + factor**2 * g * share * push[:, rows] * push[:, columns]
         dM = factor * push[:, :, None] * fields[:, None, p:]
         dv = None
         if params.output is not None:
@@ -120,7 +120,7 @@ class FluctuationFlow(AbstractFlow):
             dQ, dM, dv
         )
         steps = steps - jnp.mean(steps, axis=0, keepdims=True)
-        return g / self.dim.astype(dtype) * steps.T @ steps / steps.shape[0]
+        return share * g / self.dim.astype(dtype) * steps.T @ steps / steps.shape[0]
 
     @eqx.filter_jit
     def risk_error(self, params: Fluctuations) -> Float[Array, ""]:

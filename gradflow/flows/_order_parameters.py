@@ -14,6 +14,7 @@ from gradflow.flows._base import AbstractFlow
 from gradflow.problems import OrderParameters, TeacherStudent
 from gradflow.problems._field_sums import (
     correlation_with_residual,
+    learning_factors,
     learning_terms,
     population_risk,
     slope_products,
@@ -70,6 +71,8 @@ class OrderParameterFlow(AbstractFlow):
       a factor `|x|^2 / d`, whose correlation with the fields is `(2/d) d/ds` of their covariance `s C` at `s = 1`.
       Fluctuations, of order `sqrt(g / d)`, remain.
     - `schedule`: function `t -> factor` on the learning rate; time goes on counting steps, `t = nu g / d`.
+    - `batch_size`: samples `b` that a step of SGD averages over. It divides the terms of order `g`; with `dim` the
+      products of different samples come in, `g (1 - 1/b) / d` times the overlaps of the expected steps.
     - `teacher_output`: second layer of the teacher, ones by default. `second_layer_rate`: learning rate of the second
       layer over that of the first; used where the parameters have an `output`, and zero by default.
     - `allow_float32`: start from float32 parameters all the same, for risks no better than 1e-6.
@@ -106,6 +109,7 @@ class OrderParameterFlow(AbstractFlow):
     schedule: Callable[[Any], Any] | None
     teacher_output: Float[Array, " k"]
     second_layer_rate: Scalar
+    batch_size: Scalar
     normalised: bool = eqx.field(static=True)
     groups: tuple[str, ...] = eqx.field(static=True)
     allow_float32: bool = eqx.field(static=True)
@@ -123,6 +127,7 @@ class OrderParameterFlow(AbstractFlow):
         schedule: Callable[[Any], Any] | None = None,
         teacher_output: Any = None,
         second_layer_rate: Any = 0.0,
+        batch_size: Any = 1,
         allow_float32: bool = False,
     ):
         if isinstance(P, TeacherStudent):
@@ -152,6 +157,8 @@ class OrderParameterFlow(AbstractFlow):
         self.schedule = schedule
         self.teacher_output = teacher_layer(teacher_output, self.P.shape[0], self.P.dtype)
         self.second_layer_rate = jnp.asarray(second_layer_rate, float)
+        check_positive("batch_size", batch_size, "It is the number of samples in a step.")
+        self.batch_size = jnp.asarray(batch_size, float)
         self.normalised = True if normalised is None else bool(normalised)
         self.groups = check_terms(terms)
         self.allow_float32 = bool(allow_float32)
@@ -213,11 +220,18 @@ class OrderParameterFlow(AbstractFlow):
                 total = total + self.noise.astype(C.dtype) * slope_products(self.activation, scale * C, p)
             return total
 
-        one = jnp.ones((), C.dtype)
+        one, share = jnp.ones((), C.dtype), 1 / self.batch_size.astype(C.dtype)
         if self.dim is None:
-            return spread(one)
+            return share * spread(one)
         value, slope = jax.jvp(spread, (one,), (one,))
-        return value + 2 / self.dim.astype(C.dtype) * slope
+        total = share * (value + 2 / self.dim.astype(C.dtype) * slope)
+        if "square" not in self.groups:
+            return total
+        # Different samples of a batch: the expected steps of two students, which are sums of all weights.
+        rows, columns = triangle(p)
+        curved, steps = learning_factors(self.activation, C, c, p)
+        steps = steps.at[jnp.arange(p), jnp.arange(p)].add(curved)
+        return total + (1 - share) / self.dim.astype(C.dtype) * (steps @ C @ steps.T)[rows, columns]
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         if not isinstance(trainable, OrderParameters):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree, Scalar
 
-from gradflow._checks import check_callable, check_positive, fail
+from gradflow._checks import check_callable, check_count, check_positive, fail
 from gradflow.flows import AbstractFlow, OrderParameterFlow
 from gradflow.problems import OrderParameters, TeacherStudent
 from gradflow.problems._teacher_student import split_weights
@@ -30,6 +30,7 @@ class OnePassSGD(AbstractRule):
 
     - `problem`: a `gradflow.TeacherStudent`; the risk that a run reports is exact, not that of its samples.
     - `gamma_over_p`: positive. `schedule`: function `t -> factor` on it. `second_layer_rate`: `rho`, zero by default.
+    - `batch_size`: fresh inputs of a step, over which it averages.
     - `key`: random key; `jax.vmap` over keys runs many seeds at once.
 
     The parameters are weights `W (p, d)`, or a pair `(W, v)`.
@@ -49,6 +50,7 @@ class OnePassSGD(AbstractRule):
     schedule: Callable[[Any], Any] | None
     second_layer_rate: Scalar
     key: Key[Array, ""]
+    batch_size: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -58,13 +60,15 @@ class OnePassSGD(AbstractRule):
         key: Any,
         schedule: Callable[[Any], Any] | None = None,
         second_layer_rate: Any = 0.0,
+        batch_size: int = 1,
     ):
         if not isinstance(problem, TeacherStudent):
             raise fail("problem", "be a gradflow.TeacherStudent", f"of type {type(problem).__name__}")
         check_positive("gamma_over_p", gamma_over_p, "It is the learning rate over the width.")
         if schedule is not None:
             check_callable("schedule", schedule, "schedule(t) -> factor on the learning rate")
-        self.problem, self.schedule, self.key = problem, schedule, key
+        check_count("batch_size", batch_size)
+        self.problem, self.schedule, self.key, self.batch_size = problem, schedule, key, int(batch_size)
         self.gamma_over_p = jnp.asarray(gamma_over_p, float)
         self.second_layer_rate = jnp.asarray(second_layer_rate, float)
 
@@ -82,23 +86,25 @@ class OnePassSGD(AbstractRule):
         problem, dim = self.problem, self.problem.dim
         W, v = split_weights(state)
         inputs, label = jax.random.split(jax.random.fold_in(self.key, k))
-        x = jax.random.normal(inputs, (dim,), W.dtype) / jnp.sqrt(jnp.asarray(dim, W.dtype))
-        fields = W @ x
+        b, root = self.batch_size, jnp.sqrt(jnp.asarray(dim, W.dtype))
+        x = jax.random.normal(inputs, (b, dim), W.dtype) / root
+        fields = x @ W.T
         hidden, slopes = problem.activation(fields), problem.activation.derivative(fields)
-        taught = problem.teacher_output @ problem.activation(problem.teacher.astype(W.dtype) @ x)
-        own = jnp.sum(hidden) if v is None else v @ hidden
+        taught = problem.activation(x @ problem.teacher.astype(W.dtype).T) @ problem.teacher_output.astype(W.dtype)
+        own = jnp.sum(hidden, axis=1) if v is None else hidden @ v
         if problem.normalised:
             taught, own = taught / problem.teacher.shape[0], own / W.shape[0]
-        noise = jnp.sqrt(problem.noise) * jax.random.normal(label, (), W.dtype)
+        noise = jnp.sqrt(problem.noise) * jax.random.normal(label, (b,), W.dtype)
         error = (taught + noise - own).astype(W.dtype)
         factor = 1.0 if self.schedule is None else self.schedule(self.time(k))
-        rate = jnp.asarray(self.gamma_over_p * factor, W.dtype)
-        push = slopes if v is None else v * slopes
-        moved = W + (rate * error * push)[:, None] * x[None, :]
+        rate = jnp.asarray(self.gamma_over_p * factor, W.dtype) / b
+        push = slopes if v is None else slopes * v[None, :]
+        moved = W + (rate * error[:, None] * push).T @ x
+        loss = jnp.mean(error**2) / 2
         if v is None:
-            return moved, error**2 / 2
-        second = self.second_layer_rate.astype(W.dtype) * rate / dim * error * hidden
-        return (moved, v + second), error**2 / 2
+            return moved, loss
+        second = self.second_layer_rate.astype(W.dtype) * rate / dim * (error @ hidden)
+        return (moved, v + second), loss
 
     def params(self, state: PyTree) -> PyTree:
         return state
@@ -110,6 +116,7 @@ class OnePassSGD(AbstractRule):
         if order not in self.orders:
             raise unknown_order(self, order)
         options = {"schedule": self.schedule, "second_layer_rate": self.second_layer_rate}
+        options |= {"batch_size": self.batch_size}
         return OrderParameterFlow(self.problem, gamma_over_p=self.gamma_over_p, **options)
 
     def with_learning_rate(self, learning_rate: float | Scalar) -> "AbstractRule":

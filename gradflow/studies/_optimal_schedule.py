@@ -70,6 +70,7 @@ def optimal_schedule(
         schedule=InterpolatedSchedule(ts, np.ones(knots)),
         teacher_output=flow.teacher_output,
         second_layer_rate=flow.second_layer_rate,
+        batch_size=flow.batch_size,
         allow_float32=flow.allow_float32,
     )
 
