@@ -14,12 +14,12 @@ from gradflow.studies import _phase_map
 
 
 @eqx.filter_jit
-def runs(problem, weights, g, keys, ks):
+def runs(problem, weights, g, keys, ks, batch_size=1):
     """Risk and order parameters of many seeds at the steps `ks`."""
     observe = {"risk": problem, "overlaps": lambda W: (W @ problem.teacher.T).ravel() / problem.dim}
 
     def one(key):
-        rule = gf.OnePassSGD(problem, g, key=key)
+        rule = gf.OnePassSGD(problem, g, key=key, batch_size=batch_size)
         sol = _iterate.iterate_to(rule, weights, ks, observe=observe, save_params=False, throw=False)
         return sol.observed, sol.ts
 
@@ -244,13 +244,16 @@ def test_sgd_converges_like_the_root_of_the_step():
 
 @pytest.mark.slow
 def test_fluctuations_against_many_seeds():
-    """Covariance of the overlaps and standard deviation of the risk over 400 runs, to the error of such an estimate."""
+    """Covariance of the overlaps and standard deviation of the risk over 400 runs, to the error of such an estimate.
+
+    Steps of two samples, which halve the variances.
+    """
     dim, g = 200, 1.0
     problem = gf.TeacherStudent.orthogonal(dim, 1, noise=3e-2)
     weights = problem.informed(2, jax.random.key(2)) * jnp.array([[1.0], [0.5]])
     keys, ks = jax.random.split(jax.random.key(9), 400), np.array([0, 4 * dim])
-    observed, ts = runs(problem, weights.astype(jnp.float32), g, keys, ks)
-    mean = gf.OrderParameterFlow(problem, gamma_over_p=g)
+    observed, ts = runs(problem, weights.astype(jnp.float32), g, keys, ks, 2)
+    mean = gf.OrderParameterFlow(problem, gamma_over_p=g, batch_size=2)
     flow = gf.flows.FluctuationFlow(mean, 2, dim=dim, key=jax.random.key(0))
     start = flow.start(problem.order_parameters(weights))
     sol = gf.solve(flow, start, ts[1:], rtol=1e-3, solver=gf.solvers.Tsit5())

@@ -87,7 +87,7 @@ class OrderParameterFlow(AbstractFlow):
 
     It is stiff near a minimum, where its spectrum is close to the negative real axis, so that the default solver, which
     is implicit there, takes far fewer steps than explicit ones: with four teacher and eight student units, noise .001
-    and an uninformed start, 921 evaluations to `t = 10^4` for a risk good to 1e-5, where `Tsit5` takes 9,363 for 1e-2,
+    and an uninformed start, 823 evaluations to `t = 10^4` for a risk good to 1e-5, where `Tsit5` takes 9,321 for 5e-3,
     both at `rtol=1e-4`.
 
     Source: Saad and Solla (1995); Veiga, Stephan, Loureiro, Krzakala, Zdeborova (2022), arXiv 2202.00293.

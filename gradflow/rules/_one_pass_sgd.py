@@ -30,7 +30,7 @@ class OnePassSGD(AbstractRule):
 
     - `problem`: a `gradflow.TeacherStudent`; the risk that a run reports is exact, not that of its samples.
     - `gamma_over_p`: positive. `schedule`: function `t -> factor` on it. `second_layer_rate`: `rho`, zero by default.
-    - `batch_size`: fresh inputs of a step, over which it averages.
+    - `batch_size`: fresh inputs of a step, which is the mean of the steps for each.
     - `key`: random key; `jax.vmap` over keys runs many seeds at once.
 
     The parameters are weights `W (p, d)`, or a pair `(W, v)`.
