@@ -233,11 +233,12 @@ def test_python_of_the_readme_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     readme = (ROOT.parent / "README.md").read_text()
     blocks = [part.split("```")[0] for part in readme.split("```python\n")[1:]]
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     assert names["sol"].status == "ok"
+    assert abs(float(names["sol"].observed["risk"][-1]) / gf.theory.plateau(1.0, 1e-3) - 1) < 0.05
     assert abs(float(names["gap"].order[0]) - 1) < 0.1
     assert (tmp_path / "escape.zarr").is_dir()
 

@@ -203,6 +203,15 @@ def test_phase_diagram(gradflow, out, monkeypatch):
     assert "0 of 19 runs did not reach the end" in laws
     assert (abs(ds.settled_risk / ds.predicted - 1).values[:3] < 0.06).all()
     assert ds.learning_time_start.values[1] > ds.learning_time_start.values[0]
+    # The map over the exponents: its blue point is one of the other map.
+    assert list(ds.region_exponents.values) == ["orange", "orange", "blue", "green", "green"]
+    assert (list(ds.width_exponents.values), ds.attrs["exponents_dim"]) == ([4], 1000)
+    assert (abs(ds.delta_exponents + ds.kappa - ds.kappa_plus_delta) < 1e-15).all()
+    assert (abs(ds.gamma_over_p_exponents * 1000**ds.kappa_plus_delta - 1) < 1e-12).all()
+    same = ds.sel(rate=1.0, noise=1e-3, kappa=0.1, kappa_plus_delta=0.0)
+    assert abs(float(same.final_risk_exponents / same.final_risk) - 1) < 1e-6
+    assert (ds.final_risk_exponents.diff("kappa_plus_delta") < 0).all()
+    assert (ds.learning_samples_exponents.sel(kappa_plus_delta=[0.0, 0.2, 0.4]).diff("kappa_plus_delta") > 0).all()
     # An interrupted run goes on with the parts it has.
     parts = out / "phase-diagram-quick-parts"
     shutil.rmtree(parts / "exponents.zarr")
