@@ -83,6 +83,8 @@ def begin(setup: Setup) -> Carry:
     field = setup.field(t, jnp.zeros_like(t))
     watched = field.watched(y)
     floor = control.floor(field.sizes(y))
+    if flow.own_sizes:
+        floor = jax.tree_util.tree_map(jnp.zeros_like, floor)
     whole = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree_util.tree_leaves(watched)])
     f0 = field(jnp.zeros_like(t), y)
 
@@ -180,7 +182,9 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
     code = jnp.where(keep & (index == setup.ts.size), _solution.OK, code)
     code = jnp.where(stopped, _solution.STOPPED, code)
 
-    dormant = method.dormant(carry.method_state)
+    floor = carry.floor
+    if not setup.flow.own_sizes:
+        floor = control.raise_floor(floor, carry.was_zero, size1, method.dormant(carry.method_state))
 
     def choose(new: PyTree, old: PyTree) -> PyTree:
         return jax.tree_util.tree_map(lambda a, b: jnp.where(keep, a, b) if eqx.is_array(b) else b, new, old)
@@ -191,7 +195,7 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
         dt=proposed,
         y=choose(y1, y),
         method_state=choose(tried.accepted, tried.rejected),
-        floor=choose(control.raise_floor(carry.floor, carry.was_zero, size1, dormant), carry.floor),
+        floor=choose(floor, carry.floor),
         was_zero=carry.was_zero,
         failures=failures,
         finite=whole,

@@ -29,10 +29,10 @@ def test_directions_of_relu_neurons_agree_between_forms(seed):
     model = gf.models.TwoLayer(3, 6, key=jax.random.key(seed))
     start = gf.Polar.of(gf.Polar(model, -30 * np.log(10)).ordinary(), neurons=True)
 
-    def directions(predict):
+    def directions(predict, flow=gf.NeuronPolarFlow, begin=start, rtol=1e-4):
         problem = gf.EmpiricalRisk(x, y, gf.losses.square, predict=predict, reduction="sum")
-        sol = gf.solve(gf.NeuronPolarFlow(problem), start, [15.0], rtol=1e-4, save_params=False)
-        return np.asarray(sol.final.direction.neuron_weights())
+        sol = gf.solve(flow(problem), begin, [15.0], rtol=rtol, save_params=False)
+        return units(sol.final.direction.neuron_weights())
 
     limit = directions(gf.models.Smoothed(jnp.asarray(0.003)))
     smoothed = {s: directions(gf.models.Smoothed(jnp.asarray(s))) for s in (0.03, 0.01)}
@@ -42,6 +42,10 @@ def test_directions_of_relu_neurons_agree_between_forms(seed):
     assert off[0.01] < 0.01
     raw = np.max(np.linalg.norm(directions(None) - limit, axis=1))
     assert raw < 0.005
+    # Polar coordinates of the whole resolve neurons of 1e-11 of the norm: errors are relative to each.
+    predict, rtol = gf.models.Smoothed(jnp.asarray(0.01)), 1e-6
+    whole = directions(predict, gf.PolarFlow, gf.Polar(model, -30 * np.log(10)), rtol)
+    assert np.max(np.linalg.norm(whole - directions(predict, rtol=rtol), axis=1)) < 1e-4
 
 
 def test_dichotomy_of_neurons_on_two_orthogonal_inputs():

@@ -21,12 +21,14 @@ class AbstractFlow(eqx.Module):
     - `symmetric_jacobian`: `dF/dy` of the controlled part of the state is symmetric, so its spectrum is real;
     - `oscillatory`: eigenvalues far from the real axis are to be expected;
     - `limited`: its `sizes` or its `stride` are its own, which explicit methods heed and the others do not;
+    - `own_sizes`: its `sizes` are all that errors are measured against, and no floor is added to them;
     - `stochastic`: the terms contain a Brownian motion, and `solve` needs a key.
     """
 
     symmetric_jacobian: ClassVar[bool] = False
     oscillatory: ClassVar[bool] = False
     limited: ClassVar[bool] = False
+    own_sizes: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False
 
     @property

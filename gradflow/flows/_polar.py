@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import check_choice, check_count, check_positive, fail, is_concrete
 from gradflow._conserved import Conserved
-from gradflow._polar import Polar, normalised
-from gradflow._tree import join, tree_norm
+from gradflow._polar import Polar, neuron_rows, normalised, with_rows
+from gradflow._tree import join, method_of, scaled_norm, tree_norm
 from gradflow.flows._base import AbstractFlow
 from gradflow.flows._gradient_flow import check_scalar, energy_and_balances
 from gradflow.problems import EmpiricalRisk
@@ -51,8 +51,10 @@ class PolarFlow(AbstractFlow):
       features that are still small grow while the whole rests, and an explicit method that is only kept stable gets
       their times wrong. `None`, for no limit, is right where nothing but the first feature is asked for.
 
-    Errors are those of the whole: of neurons much smaller than the rest, the directions may be off by a radian, with
-    nothing to show for it. Where these matter, as before a later saddle of a ReLU network, take `NeuronPolarFlow`.
+    Errors of the direction are relative to the norm of each neuron, where the model has `neuron_weights`: those that
+    have hardly grown, or collapse, keep their directions however small they are beside the rest, down to underflow of
+    their share. Where that or starts of different sizes matter take `NeuronPolarFlow`. In other models, deep ones for
+    instance, errors are relative to whole leaves, and the weights of units much smaller than the rest are not resolved.
 
     Starts from ordinary parameters or from a `gradflow.Polar`; `Solution.params` is of the same kind. Conserved, and
     reported as drifts: the energy, as for `GradientFlow`, and what the model conserves.
@@ -77,6 +79,7 @@ class PolarFlow(AbstractFlow):
     time: str = eqx.field(static=True)
     longest_step: Float[Array, ""] | None
     limited: ClassVar[bool] = True
+    own_sizes: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -127,7 +130,7 @@ class PolarFlow(AbstractFlow):
         return state.shift, state.direction
 
     def sizes(self, watched: PyTree) -> PyTree:
-        return jnp.ones_like(watched[0]), watched[1]
+        return jnp.ones_like(watched[0]), _neuron_sizes(watched[1])
 
     def stride(self, before: PyTree, after: PyTree) -> Scalar | None:
         return None if self.longest_step is None else jnp.abs(after[0] - before[0]) / self.longest_step
@@ -175,6 +178,15 @@ def bare_polar(direction: PyTree, log_norm: Array, clock: Array) -> Polar:
     for name, value in (("direction", direction), ("log_norm", log_norm), ("clock", clock)):
         object.__setattr__(found, name, value)
     return found
+
+
+def _neuron_sizes(direction: PyTree) -> PyTree:
+    """For every entry, the root mean square of the weights of its neuron; of its leaf, where there are no neurons."""
+    if method_of(direction, "with_neuron_weights") is None:
+        return jax.tree_util.tree_map(lambda leaf: jnp.full_like(leaf, jnp.sqrt(jnp.mean(leaf**2))), direction)
+    rows = neuron_rows(direction)
+    sizes = jax.vmap(scaled_norm)(rows) / rows.shape[1] ** 0.5
+    return with_rows(direction, jnp.broadcast_to(sizes[:, None], rows.shape))
 
 
 def inner(one: PyTree, other: PyTree) -> Float[Array, ""]:
