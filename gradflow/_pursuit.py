@@ -16,7 +16,7 @@ from gradflow.flows import GradientFlow
 from gradflow.observables import GradientNorm
 from gradflow.problems import EmpiricalRisk, NeuralCorrelation
 from gradflow.theory import kkt_points
-from gradflow.theory._kkt import ascend
+from gradflow.theory._ascent import ascend
 
 
 class Pursuit(eqx.Module):

@@ -36,7 +36,11 @@ class KKTResidual(eqx.Module):
     `mu` the largest tangential eigenvalue of the Hessian of `N`, and then grows again as the loss begins to fall, so a
     tolerance below may never be met: end runs by `Aligned`.
 
-    **Arguments**: `correlation`: a `gradflow.NeuralCorrelation`, or a problem, of degree `degree`. `relative`.
+    **Arguments**: `correlation`: a `gradflow.NeuralCorrelation`, or a problem, of degree `degree`. `relative`. `kink`:
+    for two-layer (leaky) ReLU networks, the sine of the angle within which a neuron counts as on the kink of a sample;
+    the gradient is then the element of the Clarke subdifferential that is nearest to `degree N(u) u`, and neurons that
+    slide along a kink may be at a KKT point. Take more than the angle over which the flow chatters. `None`: gradients
+    as they are.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([2.0, 1.0]), gf.losses.square, lambda w, x: (x @ w) ** 2)
@@ -46,16 +50,20 @@ class KKTResidual(eqx.Module):
     """
 
     correlation: NeuralCorrelation
+    kink: Float[Array, ""] | None
     relative: bool = eqx.field(static=True)
     sees_coordinates: ClassVar[bool] = True
 
-    def __init__(self, correlation: Any, *, degree: int = 2, relative: bool = True):
+    def __init__(self, correlation: Any, *, degree: int = 2, relative: bool = True, kink: Any = None):
         self.correlation = as_correlation(correlation, degree)
         self.relative = bool(relative)
+        if kink is not None:
+            check_positive("kink", kink, "It is the sine of an angle, such as 1e-3.")
+        self.kink = None if kink is None else jnp.asarray(kink, float)
 
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, ""]:
-        return self.correlation.residual(direction_of(params), relative=self.relative)
+        return self.correlation.residual(direction_of(params), relative=self.relative, kink=self.kink)
 
 
 class Correlation(eqx.Module):
@@ -91,8 +99,8 @@ class Aligned(eqx.Module):
     For `gradflow.Until(Aligned(problem), above=0.0)`. The residual reaches its tolerance at a time that does not depend
     on the size of the start, provided that this is small enough.
 
-    **Arguments**: `correlation`, `degree`: as for `KKTResidual`. `tolerance`: on the relative residual. `norm`: of the
-    weights, at which the loss takes part.
+    **Arguments**: `correlation`, `degree`, `kink`: as for `KKTResidual`. `tolerance`: on the relative residual. `norm`:
+    of the weights, at which the loss takes part.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([2.0, 1.0]), gf.losses.square, lambda w, x: (x @ w) ** 2)
@@ -105,10 +113,10 @@ class Aligned(eqx.Module):
     norm: Float[Array, ""]
     sees_coordinates: ClassVar[bool] = True
 
-    def __init__(self, correlation: Any, *, tolerance: Any = 1e-3, norm: Any = 0.1, degree: int = 2):
+    def __init__(self, correlation: Any, *, tolerance: Any = 1e-3, norm: Any = 0.1, degree: int = 2, kink: Any = None):
         check_positive("tolerance", tolerance)
         check_positive("norm", norm)
-        self.residual = KKTResidual(correlation, degree=degree)
+        self.residual = KKTResidual(correlation, degree=degree, kink=kink)
         self.tolerance, self.norm = jnp.asarray(tolerance, float), jnp.asarray(norm, float)
 
     def __call__(self, params: PyTree) -> Float[Array, ""]:

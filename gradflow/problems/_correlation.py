@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import check_count, check_finite, fail, is_concrete
 from gradflow._tree import full_precision, join, scaled_norm, split, tree_norm
+from gradflow.problems._clarke import has_kinks, nearest_element
 from gradflow.problems._empirical_risk import EmpiricalRisk
 
 
@@ -69,13 +70,20 @@ class NeuralCorrelation(eqx.Module):
             raise fail("predict", "return predictions of the shape of the targets", actual)
         return jnp.sum(self.labels.astype(predictions.dtype) * predictions)
 
-    def residual(self, params: PyTree, *, relative: bool = True) -> Float[Array, ""]:
-        """`|grad N(u) - degree N(u) u|` at the direction `u` of the parameters, relative to `degree |N(u)|`."""
+    def residual(self, params: PyTree, *, relative: bool = True, kink: Any = None) -> Float[Array, ""]:
+        """`|grad N(u) - degree N(u) u|` at the direction `u` of the parameters, relative to `degree |N(u)|`.
+
+        With `kink`, neurons within an angle of that sine of a kink of ReLU count as on it, where the gradient is any
+        element of the Clarke subdifferential, and the nearest is taken.
+        """
         trainable, frozen = split(params)
         size = tree_norm(trainable)
         unit = jax.tree_util.tree_map(lambda leaf: leaf / size.astype(leaf.dtype), trainable)
         value, gradient = jax.value_and_grad(lambda u: self(join(u, frozen)))(unit)
         scaled = self.degree * value
+        if kink is not None and has_kinks(self.problem, params):
+            distance = nearest_element(self, join(unit, frozen), kink).distance
+            return distance / jnp.abs(scaled) if relative else distance
         left = jax.tree_util.tree_map(lambda g, u: jnp.ravel(g - scaled.astype(u.dtype) * u), gradient, unit)
         distance = scaled_norm(jnp.concatenate(jax.tree_util.tree_leaves(left)))
         return distance / jnp.abs(scaled) if relative else distance

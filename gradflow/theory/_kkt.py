@@ -1,30 +1,39 @@
-"""KKT points of the neural correlation function on the unit sphere, by projected ascent from many random starts."""
+"""KKT points of the neural correlation function on the unit sphere, from many random starts."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float, PyTree
 
 from gradflow._checks import check_count, fail
-from gradflow._tree import full_precision, join, split
+from gradflow._polar import neuron_rows
+from gradflow._tree import join, split
 from gradflow.problems import NeuralCorrelation
+from gradflow.problems._clarke import has_kinks
+from gradflow.theory._ascent import WholeCorrelation, ascend
+from gradflow.theory._kinks import Settled, settle_on_kinks, stationary
+
+CERTAIN = 1e-6
+"""Relative residual at which a point counts as one."""
 
 
 class KKTPoints(NamedTuple):
     """KKT points, best first: directions that a network may take while it is small.
 
     - `directions (k, size)`: unit vectors; `params(i)`: one of them as parameters.
-    - `values (k,)`: `N`; only non-negative ones are listed. `found (k,)`: the starts that led there.
-    - `residuals (k,)`: `|grad N - degree N u|`. At a point on a kink of ReLU it does not vanish, for `grad N` jumps
-      there: `settled` tells that the ascent came to rest all the same.
+    - `values (k,)`: `N`; only positive ones are listed. `found (k,)`: the starts that led there.
+    - `residuals (k,)`: `|grad N - degree N u|`, and on kinks of a single two-layer ReLU neuron the distance of
+      `degree N u` from the Clarke subdifferential. `settled`: whether it vanishes, to a millionth, or the ascent has
+      come to rest at kinks of another model. `kinks (k,)`: samples on whose kinks a single two-layer neuron lies.
     - `curvatures (k,)`: the largest tangential eigenvalue `mu` of the Hessian of `N`; `rates = degree N - mu`, at which
-      directions nearby converge to the point. `kinds`: `"maximum"` for a positive rate, `"saddle"` for a negative one,
-      `"degenerate"` for zero: then there is a family of such points, and which one is reached the start decides.
+      directions nearby converge to the point. Where `N` rises from a kink to both sides they are `inf` and `-inf`.
+    - `kinds`: `"maximum"`, `"saddle"` or `"minimum"` of `N` on the sphere, by the signs of all tangential eigenvalues
+      less `degree N`, and of the jumps at kinks; `"degenerate"` where one vanishes: then there is a family of such
+      points, and which one is reached the start decides.
+    - `dead`: starts that ended where `N` and its gradient vanish, as for neurons that see no sample.
     """
 
     directions: Float[np.ndarray, "k size"]
@@ -32,9 +41,11 @@ class KKTPoints(NamedTuple):
     found: Any
     residuals: Float[np.ndarray, " k"]
     settled: Any
+    kinks: Any
     curvatures: Float[np.ndarray, " k"]
     rates: Float[np.ndarray, " k"]
     kinds: tuple[str, ...]
+    dead: int
     model: PyTree
 
     def params(self, index: int = 0) -> PyTree:
@@ -53,15 +64,22 @@ def kkt_points(
     correlation: NeuralCorrelation,
     model: PyTree,
     *,
+    every: bool = False,
     starts: int = 64,
     iterations: int = 400,
     tolerance: float = 1e-4,
     key: Any = None,
 ) -> KKTPoints:
-    """The KKT points that ascent of `N` on the unit sphere finds, with `N >= 0`.
+    """The KKT points of `N` on the unit sphere that are found from random starts, with `N > 0`.
 
     Gradient ascent with steps that grow on success and shrink on failure, then Newton's method on `grad N = degree N u`
-    where that lowers the residual. Minima and most saddles of `N` on the sphere are not found; flows do not go there.
+    where that lowers the residual. Flows go to maxima, and by default these are looked for. With `every`, the residual
+    is made least from the same starts as well (Levenberg and Marquardt), which comes to rest at saddles and minima too.
+
+    The kinks of ReLU: a single neuron of a two-layer network may have its KKT points on them, in the sense of Clarke.
+    Such an end is moved to the critical point within the kinks it is close to, and certified by the smallest element of
+    `(sum of the subdifferentials of the samples) - degree N u`. With `every`, the same is done from the random starts,
+    with up to three of the nearest kinks. Other ReLU models are reported with the gradient as it is.
 
     **Arguments**
 
@@ -69,6 +87,7 @@ def kkt_points(
       neurons: with one, the points are the features themselves; a wide network has families of points, made of copies
       of one neuron, which are reported as `"degenerate"`.
     - `model`: parameters of the kind wanted, such as `TwoLayer(in_size, 1, key=key)`; only shapes count.
+    - `every`: saddles and minima as well as maxima. Random starts find what they find: the more, the surer.
     - `starts`, `iterations`: of the ascent. `tolerance`: distance below which two points count as one.
     - `key`: of the random starts.
 
@@ -88,113 +107,75 @@ def kkt_points(
     key = jax.random.key(0) if key is None else key
     drawn = jax.random.normal(key, (starts, flat.size), flat.dtype)
     scale = jnp.linalg.norm(correlation.labels).astype(flat.dtype)
-    ends = ascend(WholeCorrelation(correlation, trainable, frozen), drawn, scale, correlation.degree, iterations)
-    units, values, residuals, steps, curvatures = (np.asarray(part) for part in ends)
-    kept = np.flatnonzero(np.isfinite(values) & (values > 1e-10 * np.max(np.abs(values), initial=0.0)))
-    if kept.size == 0:
+    target, degree = WholeCorrelation(correlation, trainable, frozen), correlation.degree
+    ends, *rest = ascend(target, drawn, scale, degree, iterations)
+    values, residuals, lengths, spectra = (np.asarray(part) for part in rest)
+    resting, none = lengths < 1e-8, np.zeros(starts, int)
+    table = Settled(np.asarray(ends), values, residuals, spectra, none, none)
+    kinked = has_kinks(correlation.problem, model) and len(neuron_rows(model)) == 1
+    if kinked and (every or np.any((residuals > CERTAIN * degree * np.abs(values)) & (values > _floor(values)))):
+        table = _first(settle_on_kinks(correlation, trainable, frozen, ends))
+        resting = np.zeros(starts, bool)
+    dead = int(np.sum((table.values <= _floor(table.values)) & (table.residuals <= CERTAIN * float(scale))))
+    if every and kinked:
+        table = _with(table, settle_on_kinks(correlation, trainable, frozen, drawn), degree)
+    elif every:
+        table = _with(table, stationary(target, degree, drawn, 80), degree)
+    resting = np.append(resting, np.zeros(len(table.values) - starts, bool))
+    chosen, found = _distinct(table.units, table.values, tolerance)
+    if not chosen.size:
         raise fail("correlation", "be positive somewhere", f"not in {starts} starts", "Are there starts enough?")
-    order, found, groups = kept[np.argsort(-values[kept], kind="stable")], [], []
-    for index in order:
-        near = [g for g, best in enumerate(groups) if np.linalg.norm(units[best] - units[index]) < tolerance]
-        if near:
+    units, values, residuals, spectra, kinks, rising = (part[chosen] for part in table)
+    size = degree * values
+    top = np.max(np.where(np.isfinite(spectra), spectra, -np.inf), axis=1)
+    curvatures = np.where(rising > 0, np.inf, top)
+    kinds = tuple(_kind(*row) for row in zip(spectra, size, kinks, rising, strict=True))
+    settled = (residuals <= CERTAIN * size) | resting[chosen]
+    rates = size - curvatures
+    return KKTPoints(units, values, found, residuals, settled, kinks, curvatures, rates, kinds, dead, model)
+
+
+def _floor(values: np.ndarray) -> float:
+    return 1e-10 * float(np.max(np.abs(values), initial=0.0, where=np.isfinite(values)))
+
+
+def _distinct(units: np.ndarray, values: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of distinct points of positive value, best first, and how many rows share each."""
+    kept = np.flatnonzero(np.isfinite(values) & (values > _floor(values)))
+    chosen: list[int] = []
+    found: list[int] = []
+    for row in kept[np.argsort(-values[kept], kind="stable")]:
+        near = np.flatnonzero(np.linalg.norm(units[chosen] - units[row], axis=1) < tolerance)
+        if near.size:
             found[near[0]] += 1
         else:
-            groups.append(index)
+            chosen.append(int(row))
             found.append(1)
-    chosen = np.array(groups)
-    rates = correlation.degree * values[chosen] - curvatures[chosen]
-    size = correlation.degree * values[chosen]
-    kinds = tuple(
-        "degenerate" if abs(r) <= 1e-6 * s else "maximum" if r > 0 else "saddle"
-        for r, s in zip(rates, size, strict=True)
-    )
-    settled = (residuals[chosen] <= 1e-6 * size) | (steps[chosen] < 1e-8)
-    return KKTPoints(
-        units[chosen],
-        values[chosen],
-        np.array(found),
-        residuals[chosen],
-        settled,
-        curvatures[chosen],
-        rates,
-        kinds,
-        model,
-    )
+    return np.array(chosen, int), np.array(found, int)
 
 
-class WholeCorrelation(eqx.Module):
-    """`N` as a function of all parameters as one vector."""
-
-    correlation: NeuralCorrelation
-    trainable: PyTree
-    frozen: PyTree
-
-    def __call__(self, vector: Array, index: Any) -> Float[Array, ""]:
-        _, unflatten = jax.flatten_util.ravel_pytree(self.trainable)
-        return self.correlation(join(unflatten(vector), self.frozen))
+def _kind(spectrum: np.ndarray, size: Any, kinks: Any, rising: Any) -> str:
+    """The type of a point by its tangential eigenvalues and by the kinks that `N` rises and falls away from."""
+    bends = spectrum[np.isfinite(spectrum)] - size
+    if np.any(np.abs(bends) <= 1e-6 * size):
+        return "degenerate"
+    if rising == 0 and np.all(bends < 0):
+        return "maximum"
+    return "minimum" if rising == kinks and np.all(bends > 0) else "saddle"
 
 
-@eqx.filter_jit
-@full_precision
-def ascend(
-    target: Callable[[Array, Any], Array],
-    starts: Float[Array, "starts size"],
-    scale: Float[Array, ""],
-    degree: int,
-    iterations: int,
-) -> tuple[Array, Array, Array, Array, Array]:
-    """Ends of the ascent of `target(u, index)` on the unit sphere from start `index`.
-
-    Unit vectors, values, residuals, last steps, largest tangential eigenvalues. `scale`: a size of `target`.
-    """
-
-    def ends(value: Callable[[Array], Array], start: Array) -> tuple[Array, ...]:
-        def tangent(u: Array) -> tuple[Array, Array]:
-            n, g = jax.value_and_grad(value)(u)
-            return n, g - (g @ u) * u
-
-        def step(_: Any, state: tuple[Array, ...]) -> tuple[Array, ...]:
-            u, n, g, length = state
-            v = u + length * g / scale
-            v = v / jnp.linalg.norm(v)
-            new, slope = tangent(v)
-            better = new >= n
-            pick = lambda a, b: jnp.where(better, a, b)  # noqa: E731
-            return pick(v, u), pick(new, n), pick(slope, g), jnp.where(better, 2.0, 0.3).astype(u.dtype) * length
-
-        u = start / jnp.linalg.norm(start)
-        n, g = tangent(u)
-        # The first step is a tenth of a radian, so that the basin of the start is not left.
-        first = 0.1 * scale / jnp.maximum(jnp.linalg.norm(g), 1e-30)
-        u, n, g, length = jax.lax.fori_loop(0, iterations, step, (u, n, g, first.astype(u.dtype)))
-        u = jax.lax.fori_loop(0, 4, lambda _, u: _newton(value, degree, u), u)
-        n, g = tangent(u)
-        project = jnp.eye(u.size, dtype=u.dtype) - jnp.outer(u, u)
-        hessian = project @ jax.hessian(value)(u) @ project
-        # The direction u itself is moved out of the way.
-        low = 2 * jnp.max(jnp.abs(hessian)) * u.size + scale
-        return u, n, jnp.linalg.norm(g), length, jnp.linalg.eigvalsh(hessian - low * jnp.outer(u, u))[-1]
-
-    def one(given: tuple[Array, Array]) -> tuple[Array, ...]:
-        start, index = given
-        return ends(lambda v: target(v, index), start)
-
-    given = (starts, jnp.arange(starts.shape[0]))
-    u, n, residual, length, curvature = jax.lax.map(one, given, batch_size=min(16, starts.shape[0]))
-    return u, n, residual, length, curvature
+def _first(found: Settled) -> Settled:
+    """Of what was tried from each start, the one of least residual."""
+    columns = [np.asarray(part) for part in found]
+    residuals = np.where(np.isfinite(columns[2]), columns[2], np.inf)
+    best = np.argmin(residuals, axis=1)
+    return Settled(*(part[np.arange(len(best)), best] for part in columns))
 
 
-def _newton(value: Any, degree: int, u: Array) -> Array:
-    """A step of Newton's method on `grad N(u) = degree N(u) u`, taken where it lowers the residual."""
-
-    def off(v: Array) -> Array:
-        g = jax.grad(value)(v)
-        return g - (g @ v) * v
-
-    project = jnp.eye(u.size, dtype=u.dtype) - jnp.outer(u, u)
-    matrix = project @ jax.hessian(value)(u) @ project - degree * value(u) * project
-    moved = u - jnp.linalg.pinv(matrix, rtol=1e-8 if u.dtype == jnp.float64 else 1e-4) @ off(u)
-    moved = moved / jnp.linalg.norm(moved)
-    better = jnp.linalg.norm(off(moved)) < jnp.linalg.norm(off(u))
-    better &= jnp.linalg.norm(moved - u) < 0.1
-    return jnp.where(better, moved, u)
+def _with(table: Settled, more: Settled, degree: int) -> Settled:
+    """The table, and those of the other points that are certain."""
+    columns = [np.asarray(part) for part in more]
+    batch = columns[1].shape
+    rows = Settled(*(part.reshape(-1, *part.shape[len(batch) :]) for part in columns))
+    certain = rows.residuals <= CERTAIN * degree * np.abs(rows.values)
+    return Settled(*(np.concatenate([old, new[certain]]) for old, new in zip(table, rows, strict=True)))

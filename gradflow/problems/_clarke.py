@@ -1,0 +1,116 @@
+"""KKT residuals at the kinks of ReLU, where the gradient of the neural correlation function jumps."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.core
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+from gradflow._conserved import is_degree_one
+from gradflow._tree import full_precision, join, method_of, split
+from gradflow.problems._empirical_risk import EmpiricalRisk
+
+ITERATIONS = 400
+"""Of the accelerated projected gradient method."""
+
+
+class Clarke(NamedTuple):
+    """The element of the Clarke subdifferential of `N` that is nearest to `degree N(u) u`, at a direction `u`.
+
+    - `distance`: to it. `on (n, width)`: whether neuron `j` counts as on the kink of sample `i`.
+    - `shares (n, width)`: the weight in `[0, 1]` of the right slope there. `jumps (n, width)`: by how much the
+      derivative of `N` with respect to the preactivation jumps; negative where neurons are held on the kink.
+    """
+
+    distance: Float[Array, ""]
+    on: Bool[Array, "n width"]
+    shares: Float[Array, "n width"]
+    jumps: Float[Array, "n width"]
+
+
+def has_kinks(problem: EmpiricalRisk, params: PyTree) -> bool:
+    """Whether the model is one layer of (leaky) ReLU neurons with a linear readout, as `TwoLayer` is."""
+    if problem.predict is not None or None in [method_of(params, name) for name in _NEEDED]:
+        return False
+    left, right = _slopes(params)
+    return left != right
+
+
+@full_precision
+def nearest_element(correlation: Any, params: PyTree, reach: Any) -> Clarke:
+    """Projects `degree N(u) u` onto the subdifferentials of the samples, added up; `u` of length one.
+
+        min over s in [0, 1]^kinks of | sum_i z_i (slope_i x_i a, relu(w . x_i)) - degree N(u) u |
+
+    with slopes `left + s_i (right - left)` where `|w . x_i| <= reach |w| |x_i|`. The sum is the subdifferential of `N`
+    itself where the inputs of these samples are linearly independent, and contains it otherwise (F. H. Clarke 1983,
+    *Optimization and Nonsmooth Analysis*, 2.3.3). A box-constrained least-squares problem, solved by an accelerated
+    projected gradient method with restarts.
+    """
+    trainable, frozen = split(params)
+    flat, unflatten = jax.flatten_util.ravel_pytree(trainable)
+    x, labels = correlation.problem.x.astype(flat.dtype), correlation.labels.astype(flat.dtype)
+    left, right = _slopes(params)
+    activation: Any = params.activation
+    before = jax.vmap(params.preactivations)(x)
+    bounds = jax.vmap(params.preactivation_bounds)(x)
+    on = jnp.abs(before) <= jnp.asarray(reach, flat.dtype) * bounds
+
+    def value(vector: Array, shares: Array) -> Array:
+        model: Any = join(unflatten(vector), frozen)
+        z = jax.vmap(model.preactivations)(x)
+        hidden = jnp.where(on, (left + shares * (right - left)) * z, activation(z))
+        return jnp.sum(labels * jax.vmap(model.readout)(hidden))
+
+    def element(shares: Array) -> Array:
+        return jax.grad(value)(flat, jnp.where(on, shares, 0))
+
+    middle = jnp.full_like(before, 0.5)
+    base, forward = jax.linearize(element, middle)
+    backward = jax.linear_transpose(forward, middle)
+    base = base - correlation.degree * correlation(params) * flat
+
+    def off(shares: Array) -> Array:
+        return base + forward(shares - middle)
+
+    def largest(_: Any, v: Array) -> Array:
+        w = backward(forward(v))[0]
+        return w / jnp.maximum(jnp.linalg.norm(w), jnp.finfo(w.dtype).tiny)
+
+    start = jnp.where(on, 1.0 + 0.1 * jnp.cos(jnp.arange(before.size, dtype=flat.dtype)).reshape(before.shape), 0.0)
+    top = jax.lax.fori_loop(0, 30, largest, start)
+    steepness = 1.05 * jnp.linalg.norm(backward(forward(top))[0])
+    length = 1 / jnp.where(steepness > 0, steepness, 1)
+
+    def step(_: Any, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        shares, ahead, momentum = state
+        moved = jnp.clip(ahead - length * backward(off(ahead))[0], 0, 1)
+        uphill = jnp.sum((ahead - moved) * (moved - shares)) > 0
+        momentum = jnp.where(uphill, 1.0, momentum)
+        following = (1 + jnp.sqrt(1 + 4 * momentum**2)) / 2
+        return moved, moved + (momentum - 1) / following * (moved - shares), following
+
+    initial = middle, middle, jnp.ones((), flat.dtype)
+    shares = jax.lax.fori_loop(0, ITERATIONS, step, initial)[0]
+
+    def readout(hidden: Array) -> Array:
+        return jnp.sum(labels * jax.vmap(params.readout)(hidden))
+
+    jumps = jnp.where(on, (right - left) * jax.grad(readout)(activation(before)), 0)
+    return Clarke(jnp.linalg.norm(off(shares)), on, jnp.where(on, shares, (before > 0).astype(flat.dtype)), jumps)
+
+
+_NEEDED = ("preactivations", "preactivation_bounds", "readout")
+
+
+def _slopes(params: PyTree) -> tuple[float, float]:
+    """Slopes of the activation left and right of zero; twice the same for one that is not piecewise linear."""
+    activation: Any = params.activation
+    if not is_degree_one(activation):
+        return 1.0, 1.0
+    with jax.core.eval_context():
+        left, right = np.asarray(activation(jnp.array([-1.0, 1.0], jnp.float32)), float)
+    return float(0.0 - left), float(right)
