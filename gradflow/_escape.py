@@ -16,9 +16,11 @@ from gradflow.problems import EmpiricalRisk, NeuralCorrelation
 class FirstEscape(eqx.Module):
     """What `first_escape` found.
 
-    - `time`: at which `|w|` reaches `norm`; `state`: where, a `Polar` to go on from.
-    - `aligned`: time and log-norm at which the direction came to rest; `correlation`: `N` there; `slope`: `1 / (2 N)`;
-      `offset`: `time = slope * ln(norm/delta) + offset`. `residual`: relative KKT residual.
+    - `time`: at which `|w|` reaches `norm`, for degree `k > 2` in units of `delta^(2 - k)`; `state`: where, a `Polar`
+      to go on from.
+    - `aligned`: time (likewise) and log-norm at which the direction came to rest; `correlation`: `N` there.
+    - `slope`: in degree 2 `1 / (2 N)`, with `time = slope * ln(norm/delta) + offset`; beyond, `1 / (k (k - 2) N)`, the
+      time of a start on the ray, with `time = slope + offset`. `residual`: relative KKT residual.
     - `gradient_evaluations`: spent in all.
     """
 
@@ -36,25 +38,30 @@ def first_escape(
     problem: EmpiricalRisk,
     start: Polar,
     *,
+    degree: int = 2,
     norm: float = 1e-3,
     tolerance: float = 1e-5,
     rtol: float = 1e-8,
     horizon: float = 1e6,
 ) -> FirstEscape:
-    """When, and in which direction, a network of degree 2 grows out of a start of any size to `|w| = norm`.
+    """When, and in which direction, a homogeneous network grows out of a start of any size to `|w| = norm`.
 
     The flow is integrated until the direction is a KKT point to a tolerance, which takes a time that does not depend on
     the size of the start. From there the norm grows exactly like `exp(2 N t)` but for relative errors of the order of
     the tolerance squared, until the loss takes part: that stretch is jumped over. What the direction still lacks of
     its point, and with it the later features, is lost; to follow these integrate `PolarFlow` all the way.
 
+    In degree `k > 2` the norm does not grow exponentially but blows up: along a ray `|w|^(2 - k)` falls at the rate
+    `k (k - 2) N`. The integration is in Sundman time, and times are in units of `delta^(2 - k)`; for `delta -> 0` the
+    time is the blow-up constant of the flow of `N` from the direction of the start.
+
     **Arguments**
 
-    - `problem`, `start`: as for `PolarFlow`, of degree 2. Smooth ReLU, with `predict=gradflow.models.Smoothed(...)`:
+    - `problem`, `start`, `degree`: as for `PolarFlow`. Smooth ReLU, with `predict=gradflow.models.Smoothed(...)`:
       along its kinks the direction never comes to rest to such a tolerance.
     - `norm`: of the weights to reach; the loss changes the rate by about `norm^2`, which is left out.
     - `tolerance`: relative KKT residual at which the direction counts as aligned. `rtol`: of the integration.
-    - `horizon`: flow time at which the alignment is given up.
+    - `horizon`: flow time (in degree `k > 2` Sundman time) at which the alignment is given up.
 
     **Returns** a `FirstEscape`. **Raises** `ValueError` if the start is above `norm` or does not align before the
     horizon, as where the weights collapse towards zero instead; `SolveError` if the integration fails.
@@ -67,23 +74,31 @@ def first_escape(
     (0.447214, 0.447214)
     """
     _checks.check_positive("norm", norm)
+    _checks.check_count("degree", degree, least=2)
     target = jnp.log(jnp.asarray(norm, start.log_norm.dtype))
     if _checks.is_concrete(start.log_norm) and not float(start.log_norm) < float(target):
         raise _checks.fail("start", f"be below the norm {norm:g}", f"at log_norm = {float(start.log_norm):g}")
-    correlation = NeuralCorrelation(problem)
+    correlation, excess = NeuralCorrelation(problem, degree), degree - 2
     until = Until(Aligned(correlation, tolerance=tolerance, norm=norm), above=0.0)
-    flow = PolarFlow(problem, longest_step=None)
+    flow = PolarFlow(problem, degree, longest_step=None, time="sundman" if excess else "physical")
     observe = {"value": Correlation(correlation), "residual": KKTResidual(correlation)}
-    sol = solve(flow, start, [horizon], rtol=rtol, until=until, save_params=False)
+    begin = Polar(start.direction, start.log_norm)
+    sol = solve(flow, begin, [horizon], rtol=rtol, until=until, save_params=False)
     if sol.status == "ok":
         advice = "Its weights decay, or its labels pull too weakly; raise horizon."
         raise _checks.fail("start", f"align before t = {horizon:g}", "one that does not", advice)
     found = {name: fn(sol.final) for name, fn in observe.items()}
-    t, rho = sol.t_final, LogNorm()(sol.final)
+    rho = LogNorm()(sol.final)
     rest = jnp.maximum(target - rho, 0)
-    slope = 1 / (2 * found["value"])
-    time = t + slope * rest
-    state = Polar(sol.final.direction, rho + rest)
-    offset = time - slope * (target - start.log_norm)
+    if excess:
+        t, slope = sol.final.clock, 1 / (degree * excess * found["value"])
+        left = jnp.exp(-excess * (rho - start.log_norm)) * -jnp.expm1(-excess * rest)
+        time = t + slope * left
+        offset = time - slope
+    else:
+        t, slope = sol.t_final, 1 / (2 * found["value"])
+        time = t + slope * rest
+        offset = time - slope * (target - start.log_norm)
+    state = Polar(sol.final.direction, rho + rest, time if excess else 0.0)
     cost = sol.stats["gradient_evaluations"]
     return FirstEscape(time, state, (t, rho), found["value"], slope, offset, found["residual"], cost)
