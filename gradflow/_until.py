@@ -17,6 +17,10 @@ class Until(eqx.Module):
     It is looked at after every accepted step and then located inside the step, to the resolution of time; a condition
     that is met and left again within one step goes unseen. One that holds at the start ends the run there.
 
+    A norm is reached: `Until(LogNorm(whole=True), above=...)`. A direction is a KKT point, or the norm has grown too
+    large for that: `Until(Aligned(problem), above=0.0)`. A plateau is left or entered: see `LossRate`. All of these are
+    in `gradflow.observables`.
+
     **Arguments**: `fn`: `params -> scalar`; exactly one of `above` and `below`.
 
     **Raises** `ValueError` if neither or both are given.

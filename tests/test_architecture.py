@@ -178,6 +178,7 @@ def cases(key):
         "Correlation": gf.observables.Correlation(problem),
         "KKTResidual": gf.observables.KKTResidual(problem),
         "LogNorm": gf.observables.LogNorm(),
+        "LossRate": gf.observables.LossRate(problem),
         "Attempt": attempt,
         "Automatic": gf.solvers.Automatic(),
         "Field": field,

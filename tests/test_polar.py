@@ -216,12 +216,14 @@ def order(scales, errors):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("loss", [gf.losses.square, gf.losses.logistic])
 @pytest.mark.parametrize("degree", [2, 3])
-def test_scaled_weights_shadow_the_flow_of_the_correlation(degree):
+def test_scaled_weights_shadow_the_flow_of_the_correlation(degree, loss):
     """`w / delta` differs from the flow of `N` by `O(delta^degree)` on a fixed interval of scaled time."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(8, 3)), rng.normal(size=8)
-    problem = gf.EmpiricalRisk(x, y, gf.losses.square, reduction="sum")
+    y = y if loss is gf.losses.square else np.sign(y)
+    problem = gf.EmpiricalRisk(x, y, loss, reduction="sum")
     if degree == 2:
         model = gf.models.TwoLayer(3, 4, activation=identity, key=jax.random.key(0))
     else:
@@ -234,27 +236,34 @@ def test_scaled_weights_shadow_the_flow_of_the_correlation(degree):
         moved = gf.Polar(final.direction, final.log_norm - log_norm).ordinary()
         return jax.flatten_util.ravel_pytree(moved)[0]
 
-    limit = end(jnp.asarray(-1e3))
-    errors = np.array([float(jnp.linalg.norm(end(jnp.asarray(np.log(s))) - limit)) for s in scales])
+    ends = np.asarray(jax.jit(jax.vmap(end))(jnp.append(jnp.log(scales), -1e3)))
+    errors = np.linalg.norm(ends[:-1] - ends[-1], axis=1)
     np.testing.assert_allclose(order(scales, errors), degree, atol=0.1)
 
 
 @pytest.mark.slow
-def test_small_weights_at_a_saddle_shadow_the_residual_correlation():
+@pytest.mark.parametrize("loss", [gf.losses.square, gf.losses.logistic])
+def test_small_weights_at_a_saddle_shadow_the_residual_correlation(loss):
     """Started `delta` away from `(w_n, 0)`, the small block over `delta` follows the residual flow up to `O(delta)`.
 
-    Orthonormal inputs; a ReLU neuron has fitted the first label and sees no other input; three more are small.
+    Orthonormal inputs; a ReLU neuron has fitted the first label and sees no other input; three more are small. For
+    logistic loss every input comes eight times, with labels of both signs: 7 to 1 is fitted by `ln 7`.
     """
-    y = np.array([2.0, 1.0, 0.5])
-    problem = gf.EmpiricalRisk(np.eye(3), y, gf.losses.square, reduction="sum")
+    if loss is gf.losses.square:
+        x, y, fit, expected = np.eye(3), np.array([2.0, 1.0, 0.5]), 2.0, [0, 1, 0.5]
+    else:
+        x = np.repeat(np.eye(3), 8, axis=0)
+        y = np.concatenate([np.where(np.arange(8) < count, -1.0, 1.0) for count in (1, 2, 3)])
+        fit, expected = np.log(7), [0, 2, 1]
+    problem = gf.EmpiricalRisk(x, y, loss, reduction="sum")
     model = gf.models.TwoLayer(3, 4, key=jax.random.key(2))
     rng = np.random.default_rng(1)
     away = rng.normal(size=(4, 4))
     away[1:, 3] = np.abs(away[1:, 3])
     fitted = np.zeros((4, 4))
-    fitted[0] = [np.sqrt(2.0), -1.0, -1.0, np.sqrt(2.0)]
-    z = np.asarray(problem.pulls(problem.predictions(model.with_neuron_weights(jnp.asarray(fitted)))))
-    np.testing.assert_allclose(z, [0, 1, 0.5], atol=1e-12)
+    fitted[0] = [np.sqrt(fit), -1.0, -1.0, np.sqrt(fit)]
+    z = x.T @ np.asarray(problem.pulls(problem.predictions(model.with_neuron_weights(jnp.asarray(fitted)))))
+    np.testing.assert_allclose(z, expected, atol=1e-12)
 
     def field(_, flat):
         rows = flat.reshape(3, 4)
@@ -263,11 +272,14 @@ def test_small_weights_at_a_saddle_shadow_the_residual_correlation():
 
     horizon = 0.5
     exact = scipy.integrate.solve_ivp(field, (0, horizon), away[1:].ravel(), method="DOP853", rtol=1e-12, atol=1e-13)
-    scales, errors = np.array([1e-1, 3e-2, 1e-2, 3e-3, 1e-3]) / 10, []
-    for scale in scales:
-        start = model.with_neuron_weights(jnp.asarray(fitted + scale * away))
-        final = gf.solve(gf.NeuronPolarFlow(problem), start, [horizon], rtol=1e-12).final
-        errors.append(np.linalg.norm(np.asarray(final.neuron_weights())[1:] / scale - exact.y[:, -1].reshape(3, 4)))
+    scales, flow = np.array([1e-1, 3e-2, 1e-2, 3e-3, 1e-3]) / 10, gf.NeuronPolarFlow(problem)
+
+    def small(scale):
+        start = model.with_neuron_weights(jnp.asarray(fitted) + scale * jnp.asarray(away))
+        return gf.solve(flow, start, [horizon], rtol=1e-12, save_params=False).final.neuron_weights()[1:] / scale
+
+    ends = np.asarray(jax.jit(jax.vmap(small))(jnp.asarray(scales)))
+    errors = np.linalg.norm(ends - exact.y[:, -1].reshape(3, 4), axis=(1, 2))
     np.testing.assert_allclose(order(scales, errors)[-2:], 1, atol=0.1)
 
 

@@ -10,6 +10,7 @@ from gradflow.observables._hessian import HessianEigenvalues as HessianEigenvalu
 from gradflow.observables._hessian import Sharpness as Sharpness
 from gradflow.observables._loss import Accuracy as Accuracy
 from gradflow.observables._loss import Loss as Loss
+from gradflow.observables._loss_rate import LossRate as LossRate
 from gradflow.observables._lyapunov import Lyapunov as Lyapunov
 from gradflow.observables._movement import NeuronMovement as NeuronMovement
 from gradflow.observables._neurons import NeuronAngles as NeuronAngles

@@ -16,15 +16,21 @@ from gradflow.problems import EmpiricalRisk, NeuralCorrelation
 class LogNorm(eqx.Module):
     """`ln |w|`, of ordinary parameters or below underflow from a `gradflow.Polar`; `(width,)` neuron by neuron there.
 
+    **Arguments**: `whole`: of all parameters together in any case, as an event of a run neuron by neuron needs.
+
     >>> import gradflow as gf, jax.numpy as jnp
     >>> float(gf.observables.LogNorm()(gf.Polar(jnp.ones(3), -1000.0)))
     -1000.0
     """
 
+    whole: bool = eqx.field(static=True, default=False)
     sees_coordinates: ClassVar[bool] = True
 
     def __call__(self, params: PyTree) -> Float[Array, "*neurons"]:
-        return params.log_norm if isinstance(params, Polar) else jnp.log(tree_norm(split(params)[0]))
+        if not isinstance(params, Polar):
+            return jnp.log(tree_norm(split(params)[0]))
+        log_norm = params.log_norm
+        return jax.nn.logsumexp(2 * log_norm) / 2 if self.whole and log_norm.ndim else log_norm
 
 
 class KKTResidual(eqx.Module):
