@@ -58,8 +58,10 @@ def alternating_flow(
     those that shrink to nothing are dormant again. (They are taken to turn at once: a neuron that is to come back with
     the other sign, as in `gradflow.theory.diagonal_saddles`, first has to shrink to the size of its start, and comes
     back later than this says.) In degree 2, `c_j = -log_norm_j`; in degree `k > 2`,
-    `c_j = (|w_j|^(2 - k) - 1) / (k - 2)`. It is the flow `NeuronPolarFlow` with the pulls frozen between two jumps, and
-    directions that turn at once.
+    `c_j = (|w_j|^(2 - k) - 1) / (k - 2)`, and since there turning takes as long as growing, times are right up to a
+    factor unless neurons start where they turn to. The active neurons pass at once what saddles they have among
+    themselves, as those of modular addition do, where one frequency makes way for the next. It is the flow
+    `NeuronPolarFlow` with the pulls frozen between two jumps, and directions that turn at once.
 
     **Arguments**
 

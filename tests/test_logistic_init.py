@@ -111,7 +111,7 @@ def test_alternating_flow_of_a_diagonal_net():
     """Coordinates wake at `ln(1/|w|) / s_k` and go to `ln 7` and `ln 3`."""
     y = np.concatenate([np.where(np.arange(8) < count, 1.0, -1.0) for count in (6, 7)])
     problem = gf.EmpiricalRisk(np.repeat(np.eye(2), 8, axis=0), y, gf.losses.logistic, reduction="sum")
-    found = gf.alternating_flow(problem, gf.models.DiagonalLinear(2), -600.0)
+    found = gf.alternating_flow(problem, gf.models.DiagonalLinear(2), -600.0, solver=gf.solvers.Tsit5())
     np.testing.assert_allclose(found.times, [0, 200, 300], rtol=1e-5)
     assert found.activated == (1, 0)
     np.testing.assert_allclose(found.losses, LOSSES - 16 * np.log(2), rtol=1e-6)

@@ -31,23 +31,36 @@ def four_modes():
 # Escape
 
 
+EXPONENTS = np.array([4.0, 12.0, 30.0, 100.0, 300.0])
+
+
 @pytest.fixture(scope="module")
-def escapes(four_modes):
+def run_to(four_modes):
+    """Runs from `10^-exponents` until the norm reaches `exp(log_norm)`, all in one program."""
+    problem, model = four_modes
+
+    def one(exponent, log_norm, rtol):
+        start = gf.Polar(model, -exponent * np.log(10))
+        until = gf.Until(LogNorm(), above=log_norm)
+        flow = gf.PolarFlow(problem)
+        return gf.solve(flow, start, [1e4], until=until, rtol=rtol, throw=False, save_params=False)
+
+    batched = jax.jit(jax.vmap(one, in_axes=(0, None, None)))
+    return lambda log_norm, rtol=1e-5: batched(jnp.asarray(EXPONENTS), jnp.asarray(log_norm), jnp.asarray(rtol))
+
+
+@pytest.fixture(scope="module")
+def escapes(four_modes, run_to):
     """When the norm reaches a tenth, and when the direction is a KKT point to 1e-2, by decimal exponent."""
     problem, model = four_modes
-    exponents = np.array([4.0, 30.0, 100.0, 300.0])
-    events = {
-        "norm": gf.Until(LogNorm(), above=np.log(0.1)),
-        "aligned": gf.Until(Aligned(problem, tolerance=1e-2), above=0),
-    }
+    until = gf.Until(Aligned(problem, tolerance=1e-2), above=0)
 
-    def run(exponent, event):
+    def aligned(exponent):
         start = gf.Polar(model, -exponent * np.log(10))
-        return gf.solve(gf.PolarFlow(problem), start, [1e4], until=events[event], throw=False, save_params=False)
+        return gf.solve(gf.PolarFlow(problem), start, [1e4], until=until, throw=False, save_params=False)
 
-    logs = jnp.asarray(exponents)
-    sols = {event: jax.jit(jax.vmap(lambda e, event=event: run(e, event)))(logs) for event in events}
-    return exponents, sols
+    both = {"norm": run_to(np.log(0.1)), "aligned": jax.jit(jax.vmap(aligned))(jnp.asarray(EXPONENTS))}
+    return EXPONENTS, both
 
 
 def test_escape_time_grows_by_one_over_twice_the_correlation(escapes):
@@ -55,8 +68,9 @@ def test_escape_time_grows_by_one_over_twice_the_correlation(escapes):
     exponents, sols = escapes
     assert set(sols["norm"].status) == {"stopped"}
     slopes = np.diff(np.asarray(sols["norm"].t_final)) / (np.diff(exponents) * np.log(10))
-    # Between 1e-4 and 1e-30 the direction at 1e-4 is not yet at rest when it escapes.
-    np.testing.assert_allclose(slopes[1:], 1 / S[0], rtol=1e-6)
+    # At 1e-4 and 1e-12 the direction is not yet at rest when it escapes.
+    np.testing.assert_allclose(slopes[2:], 1 / S[0], rtol=1e-6)
+    assert slopes[1] == pytest.approx(1 / S[0], rel=1e-4)
     predicted = gf.theory.escape(S[0] / 2, -300 * np.log(10))
     assert predicted.slope == pytest.approx(1 / S[0])
     assert float(sols["norm"].t_final[-1]) == pytest.approx(predicted.time, rel=0.01)
@@ -65,33 +79,28 @@ def test_escape_time_grows_by_one_over_twice_the_correlation(escapes):
 def test_alignment_takes_a_time_that_does_not_depend_on_the_size(escapes):
     _, sols = escapes
     times, cost = np.asarray(sols["aligned"].t_final), np.asarray(sols["aligned"].stats["gradient_evaluations"])
-    np.testing.assert_allclose(times[1:], times[-1], rtol=1e-12)
-    assert len(set(cost[1:])) == 1
+    np.testing.assert_allclose(times[2:], times[-1], rtol=1e-12)
+    assert len(set(cost[2:])) == 1
 
 
 def test_cost_grows_in_proportion_to_the_logarithm(escapes):
     exponents, sols = escapes
     cost = np.asarray(sols["norm"].stats["gradient_evaluations"])
     per_decade = np.diff(cost) / np.diff(exponents)
-    assert np.all(per_decade[1:] <= 1.05 * per_decade[1])
+    assert np.all(per_decade[2:] <= 1.05 * per_decade[1])
 
 
 @pytest.mark.slow
-def test_first_escape_costs_the_same_for_every_size(four_modes):
+def test_first_escape_costs_the_same_for_every_size(four_modes, run_to):
     problem, model = four_modes
     found = [gf.first_escape(problem, gf.Polar(model, -e * np.log(10))) for e in (30.0, 1e3, 1e6)]
     assert len({int(f.gradient_evaluations) for f in found}) == 1
     for f in found:
         assert float(f.slope) == pytest.approx(1 / S[0], rel=1e-9)
         assert float(f.offset) == pytest.approx(float(found[0].offset), rel=1e-6)
-    whole = gf.solve(
-        gf.PolarFlow(problem),
-        gf.Polar(model, -30 * np.log(10)),
-        [1e4],
-        until=gf.Until(LogNorm(), above=np.log(1e-3)),
-        rtol=1e-8,
-    )
-    assert float(whole.t_final) == pytest.approx(float(found[0].time), rel=1e-6)
+    whole = run_to(np.log(1e-3), 1e-8)
+    at = int(np.flatnonzero(EXPONENTS == 30)[0])
+    assert float(whole.t_final[at]) == pytest.approx(float(found[0].time), rel=1e-6)
     with pytest.raises(ValueError, match=r"`start` must be below the norm 0.001"):
         gf.first_escape(problem, gf.Polar(model, -1.0))
 
@@ -122,10 +131,6 @@ def test_logistic_loss_halves_the_labels():
     problem = gf.EmpiricalRisk(x, y, gf.losses.logistic, reduction="sum")
     model = gf.models.TwoLayer(3, 2, activation=identity, key=jax.random.key(0))
     slope = 2 / np.linalg.norm(x.T @ y)
-    points = gf.theory.kkt_points(
-        gf.NeuralCorrelation(problem), gf.models.TwoLayer(3, 1, activation=identity, key=jax.random.key(0))
-    )
-    assert 1 / (2 * points.values[0]) == pytest.approx(slope, rel=1e-9)
     found = [float(gf.first_escape(problem, gf.Polar(model, r)).time) for r in (-200.0, -700.0)]
     assert (found[1] - found[0]) / 500 == pytest.approx(slope, rel=1e-8)
 
@@ -166,7 +171,7 @@ def test_jump_times_of_four_modes_at_default_tolerances(four_modes):
     cases = {
         "polar": (gf.PolarFlow(problem), start),
         "neurons": (gf.NeuronPolarFlow(problem), plain),
-        "unlimited": (gf.PolarFlow(problem, longest_step=None), start),
+        "unlimited": (gf.PolarFlow(problem, longest_step=1e6), start),
     }
     errors = {}
     for name, (flow, begin) in cases.items():
@@ -182,20 +187,16 @@ def test_jump_times_of_four_modes_at_default_tolerances(four_modes):
 
 
 @pytest.mark.slow
-def test_cartesian_coordinates_with_a_fixed_absolute_tolerance_are_late(four_modes):
+def test_cartesian_coordinates_with_a_fixed_absolute_tolerance_are_late(four_modes, escapes):
     problem, model = four_modes
-    start = gf.Polar(model, np.log(1e-12))
-    until = gf.Until(LogNorm(), above=np.log(0.1))
-    times = {}
-    for name, flow, options in (
-        ("polar", gf.PolarFlow(problem), {}),
-        ("scaled", gf.GradientFlow(problem), {}),
-        ("fixed", gf.GradientFlow(problem), {"atol": 1e-6, "rtol": 1e-3, "solver": gf.solvers.Tsit5()}),
-    ):
-        begin = start if name == "polar" else start.ordinary()
-        times[name] = float(gf.solve(flow, begin, [100.0], until=until, **options).t_final)
-    assert times["scaled"] == pytest.approx(times["polar"], rel=1e-4)
-    assert abs(times["fixed"] / times["polar"] - 1) > 0.05
+    start = gf.Polar(model, np.log(1e-12)).ordinary()
+    until, flow, explicit = gf.Until(LogNorm(), above=np.log(0.1)), gf.GradientFlow(problem), gf.solvers.Tsit5()
+    polar = float(escapes[1]["norm"].t_final[np.flatnonzero(EXPONENTS == 12)[0]])
+    options = {"until": until, "solver": explicit, "save_params": False}
+    scaled = float(gf.solve(flow, start, [100.0], **options).t_final)
+    fixed = float(gf.solve(flow, start, [100.0], atol=1e-6, rtol=1e-3, **options).t_final)
+    assert scaled == pytest.approx(polar, rel=1e-4)
+    assert abs(fixed / polar - 1) > 0.05
 
 
 # Shadowing
@@ -297,6 +298,14 @@ def both(problem, start, ts, observe, rtol=1e-10):
     return runs
 
 
+def product(model):
+    return model.weight[0, 0] * model.output[0]
+
+
+def strength(model):
+    return model.output[0] * jnp.linalg.norm(model.weight[0])
+
+
 def scalar_net(w, a):
     return gf.models.TwoLayer(1, 1, activation=identity, key=jax.random.key(0)).with_neuron_weights(jnp.array([[w, a]]))
 
@@ -308,7 +317,7 @@ def test_saxe_mode(scale):
     start = scalar_net(scale, scale)
     ts = np.log(2.0 / scale**2) / 4 * np.array([0.5, 0.9, 1.0, 1.2])
     exact = gf.theory.saxe_mode(ts, s=2.0, start=scale**2)
-    for observed in both(problem, start, ts, {"c": lambda m: m.weight[0, 0] * m.output[0]}):
+    for observed in both(problem, start, ts, {"c": product}):
         np.testing.assert_allclose(observed["c"], exact, rtol=1e-7)
 
 
@@ -317,11 +326,11 @@ def test_unbalanced_scalar_net():
     s, w, a = 1.5, 0.05, 0.9
     k, big = abs(a**2 - w**2), np.sqrt(4 * 1.5**2 + (a**2 - w**2) ** 2)
     plus, minus, z0 = (2 * s + big) / k, (2 * s - big) / k, np.exp(np.arcsinh(2 * a * w / k))
-    ts = np.linspace(0.1, 3, 5)
+    ts = np.linspace(0.1, 3, 4)
     e = (z0 - minus) / (plus - z0) * np.exp(big * ts)
     exact = k / 2 * np.sinh(np.log((minus + e * plus) / (1 + e)))
     problem = gf.EmpiricalRisk(np.ones((1, 1)), np.array([s]), gf.losses.square)
-    for observed in both(problem, scalar_net(w, a), ts, {"c": lambda m: m.weight[0, 0] * m.output[0]}):
+    for observed in both(problem, scalar_net(w, a), ts, {"c": product}):
         np.testing.assert_allclose(observed["c"], exact, rtol=1e-7)
 
 
@@ -389,7 +398,7 @@ def test_one_relu_neuron_in_a_cone_and_aligned():
     ts = np.log(d / e0**2) / (2 * d) * np.array([0.5, 1.0, 1.5])
     aligned = neuron.with_neuron_weights(e0 * jnp.array([[*unit, 1.0]]))
     exact = d / (1 + (d / e0**2 - 1) * np.exp(-2 * d * ts))
-    for observed in both(problem, aligned, ts, {"c": lambda m: m.output[0] * jnp.linalg.norm(m.weight[0])}):
+    for observed in both(problem, aligned, ts, {"c": strength}):
         np.testing.assert_allclose(observed["c"], exact, rtol=1e-7)
 
 
@@ -445,10 +454,6 @@ def test_three_layers_without_biases_agree_with_gradient_flow():
     np.testing.assert_allclose(polar.observed["loss"], plain.observed["loss"], rtol=1e-7)
     assert type(polar.final) is type(model)
     assert set(polar.drift) == {"energy", "balancedness"}
-    deep = gf.models.MLP(2, 4, depth=2, use_bias=False, activation=jax.nn.relu, key=jax.random.key(1))
-    sol = gf.solve(gf.PolarFlow(problem, 3, time="sundman"), gf.Polar(deep, -500.0), [3.0])
-    assert sol.status == "ok"
-    assert float(sol.drift["energy"]) < 1e-4
 
 
 # What observables see, counts, batches, bad input

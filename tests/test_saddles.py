@@ -9,6 +9,7 @@ import pytest
 import gradflow as gf
 
 SUM = {"reduction": "sum"}
+EXPLICIT = gf.solvers.Tsit5()
 
 
 def identity(z):
@@ -189,7 +190,7 @@ def test_saddles_of_a_run_need_its_parameters(staircase):
 def test_alternating_flow_equals_the_limit_of_a_diagonal_net():
     a, b, times, predictors = BY_HAND["both stay"]
     problem = gf.EmpiricalRisk(*quadratic_form(a, b), gf.losses.square, **SUM)
-    found = gf.alternating_flow(problem, gf.models.DiagonalLinear(2), -1000.0)
+    found = gf.alternating_flow(problem, gf.models.DiagonalLinear(2), -1000.0, solver=EXPLICIT)
     np.testing.assert_allclose(found.times, 1000 * np.array(times), rtol=1e-5)
     betas = [np.asarray(saddle.beta()) for saddle in found.saddles]
     np.testing.assert_allclose(betas, predictors[1:], atol=1e-4)
@@ -204,7 +205,7 @@ def test_alternating_flow_of_relu_neurons_foretells_the_flow():
     problem = gf.EmpiricalRisk(np.eye(3), y, gf.losses.square, **SUM)
     model = gf.models.TwoLayer(3, 12, key=jax.random.key(3))
     log = 300.0
-    found = gf.alternating_flow(problem, model, -log)
+    found = gf.alternating_flow(problem, model, -log, solver=EXPLICIT)
     start = gf.Polar(model, -log * np.ones(12))
     ts = np.linspace(0, 1.5 * found.times[-1], 1501)
     sol = gf.solve(gf.NeuronPolarFlow(problem), start, ts)
@@ -237,7 +238,7 @@ def test_neuron_pursuit_lowers_the_loss_neuron_by_neuron():
     y, smoothed = np.abs(x[:, 0]) - 0.5 * np.maximum(x[:, 1], 0), gf.models.Smoothed(0.02)
     problem = gf.EmpiricalRisk(x, y, gf.losses.square, predict=smoothed)
     neuron = gf.models.TwoLayer(2, 1, key=jax.random.key(0))
-    found = gf.neuron_pursuit(problem, neuron, rounds=3, tolerance=1e-4, starts=16)
+    found = gf.neuron_pursuit(problem, neuron, rounds=3, tolerance=1e-4, starts=16, solver=EXPLICIT)
     assert np.all(np.diff(found.losses) < 0)
     # Three ReLU neurons make this target up.
     assert found.losses[3] < 0.02 * found.losses[0]

@@ -100,13 +100,25 @@ def test_study_measures_what_theory_foretells(study):
 
 def test_study_resumes_and_is_told_and_drawn(study, tmp_path):
     data, few, store, ds = study
+    assert store.with_name("runs-paths.zarr").is_dir()
     again = studies.vanishing_init(data, **few, store=store)
     np.testing.assert_array_equal(again.escape_time, ds.escape_time)
+    np.testing.assert_array_equal(again.neuron_angle, ds.neuron_angle)
     table = studies.vanishing_init_table(ds)
     assert "1e-300" in table
     drawn = plot.draw(ds)
     assert isinstance(drawn, Figure)
     assert plot.save(drawn, tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_study_of_logistic_loss():
+    """Labels `y / 2`: two orthogonal inputs with one label each, `N = 1 / (4 n)` for either sign, or no growth."""
+    data = (np.eye(2), np.array([1.0, -1.0]))
+    few = {"exponents": (30, 300), "widths": (2,), "seeds": (0,), "saves": 41, "rounds": 1, "progress": False}
+    ds = studies.vanishing_init(data, loss="logistic", **few)
+    np.testing.assert_allclose(ds.predicted_slope, 4, rtol=1e-6)
+    np.testing.assert_allclose(ds.slope, 4, rtol=1e-4)
+    assert "logistic loss" in studies.vanishing_init_table(ds)
 
 
 def test_circle_in_the_settings_of_the_source():
@@ -132,5 +144,9 @@ def test_study_refuses_class_indices_and_sizes_above_one():
     with pytest.raises(ValueError, match="have targets of floats"):
         studies.vanishing_init(gf.data.digits(classes=(0, 1), n=10, labels="index"))
     data = gf.data.orthogonal_inputs(3, 3)
+    with pytest.raises(ValueError, match=r"have targets \+1 and -1 for logistic loss"):
+        studies.vanishing_init(data, loss="logistic")
+    with pytest.raises(ValueError, match="`loss` must be one of 'square', 'logistic'"):
+        studies.vanishing_init(data, loss="hinge")
     with pytest.raises(ValueError, match="`exponents` must be positive"):
         studies.vanishing_init(data, exponents=(-1,))

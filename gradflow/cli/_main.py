@@ -73,6 +73,7 @@ def small_init(
 
     Gradient flow for square and logistic loss over scales 1e-1 ... 1e-6, widths and seeds; escape times against
     ln(1/scale), directions of the neurons, the cost of the flow and of gradient descent of equal accuracy.
+    Scales that no float holds, and predictions without training, are those of `gradflow vanishing-init`.
     """
     _enable_float64()
     from gradflow import plot, studies
@@ -209,6 +210,7 @@ def vanishing_init(
         tuple[int, int] | None, typer.Option("--classes", help="Two classes to tell apart; all, without it.")
     ] = (0, 1),
     every_class: Annotated[bool, typer.Option("--all-classes", help="All classes, with one output each.")] = False,
+    loss: Annotated[str, typer.Option("--loss", help="square, or logistic for two classes.")] = "square",
     out: Out = pathlib.Path("gradflow-out"),
     fresh: Fresh = False,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Number of seeds; 3, or 1 with --quick.")] = None,
@@ -236,7 +238,9 @@ def vanishing_init(
         )
         few: dict[str, Any] = {"exponents": (4, 12, 300), "widths": (4,), "saves": 101, "rounds": 1} if quick else {}
         few |= {"seeds": range((1 if quick else 3) if seeds is None else seeds)}
-        ds = studies.vanishing_init(dataset, **few, store=out / f"{name}-runs.zarr", resume=not fresh)
+        again = [word for word in sys.argv[1:] if word != "--fresh"]
+        with _resumable(" ".join(["gradflow", *again])):
+            ds = studies.vanishing_init(dataset, loss=loss, **few, store=out / f"{name}-runs.zarr", resume=not fresh)
         table = studies.vanishing_init_table(ds)
     write_dataset(ds, store)
     _report(table, store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)

@@ -1,5 +1,7 @@
 """Ready-made studies, one question each: thin compositions of flows, rules, observables and sweeps."""
 
+from gradflow.studies._circle import circle_illustration as circle_illustration
+from gradflow.studies._circle import circle_table as circle_table
 from gradflow.studies._discrete_gap import compare as compare
 from gradflow.studies._discrete_gap import compare_table as compare_table
 from gradflow.studies._discrete_gap import discrete_gap as discrete_gap
@@ -15,7 +17,5 @@ from gradflow.studies._phase_diagram import phase_diagram_table as phase_diagram
 from gradflow.studies._phase_map import phase_map as phase_map
 from gradflow.studies._small_init import small_init as small_init
 from gradflow.studies._small_init import small_init_table as small_init_table
-from gradflow.studies._vanishing_init import circle_illustration as circle_illustration
-from gradflow.studies._vanishing_init import circle_table as circle_table
 from gradflow.studies._vanishing_init import vanishing_init as vanishing_init
 from gradflow.studies._vanishing_init import vanishing_init_table as vanishing_init_table

@@ -1,23 +1,25 @@
 """Initialisation down to sizes that no float holds: predicted and measured escapes, directions, and saddles."""
 
+import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jaxtyping import Array
 
 from gradflow import _checks
-from gradflow._iterate import iterate
 from gradflow._polar import Polar, neuron_rows, unit_rows, with_rows
 from gradflow._pursuit import alternating_flow, nearest_points
 from gradflow._solve import solve
 from gradflow._until import Until
 from gradflow.flows import GradientFlow, NeuronPolarFlow, PolarFlow
-from gradflow.models import OneLayer, Smoothed, TwoLayer
-from gradflow.observables import KKTResidual, LogNorm, Loss, NeuronAngles, ParameterNorm
+from gradflow.models import Smoothed, TwoLayer
+from gradflow.observables import KKTResidual, LogNorm, Loss, ParameterNorm
 from gradflow.problems import EmpiricalRisk, NeuralCorrelation, losses
-from gradflow.rules import GradientDescent
 from gradflow.solvers import Tsit5
 from gradflow.sweeps import sweep
 
@@ -28,6 +30,7 @@ ESCAPED = 1e-2
 def vanishing_init(
     dataset: Any,
     *,
+    loss: str = "square",
     exponents: Sequence[float] = (4, 10, 30, 100, 300),
     widths: Sequence[int] = (4, 16),
     seeds: Sequence[int] = (0, 1, 2),
@@ -47,11 +50,13 @@ def vanishing_init(
 
     **Arguments**
 
-    - `dataset`: inputs `(n, d)`, targets `(n,)` or one-hot `(n, k)`; square loss, mean over samples.
+    - `dataset`: inputs `(n, d)`, targets `(n,)` or one-hot `(n, k)`.
+    - `loss`: `"square"`, or `"logistic"` for targets of +1 and -1; mean over samples.
     - `exponents`: decimal, positive, of the norms `delta`; `widths`, `seeds`.
     - `smoothing`: of ReLU, homogeneous, see `gradflow.models.Smoothed`. `rtol`: of all runs.
     - `saves`: save times of the full runs, at the exponent nearest to 12. `rounds`: of alternating gradient flow.
-    - `store`, `resume`, `progress`: as for `sweep`; the store holds the escape times.
+    - `store`, `resume`, `progress`: as for `sweep`; the store holds the escape times, and a second one beside it, named
+      `...-paths`, the full runs. An interrupted study goes on where it was.
 
     **Returns** an `xarray.Dataset`:
 
@@ -65,7 +70,8 @@ def vanishing_init(
     - over `(width, seed, time)`: `risk`, and by neuron `neuron_angle`; `log`, the log-norm of these runs at the start;
     - for the first width and seed: `saddle_time`, `saddle_loss` of alternating gradient flow.
 
-    **Raises** `ValueError` for targets of another shape, exponents that are not positive, and what `sweep` refuses.
+    **Raises** `ValueError` for targets of another shape, or other than +1 and -1 for logistic loss; for exponents that
+    are not positive, and what `sweep` refuses.
 
     >>> import gradflow as gf
     >>> data = gf.data.orthogonal_inputs(4, 4, y=[1.0, 2.0, -1.0, 0.5])
@@ -78,9 +84,14 @@ def vanishing_init(
     if y.ndim not in (1, 2) or y.dtype.kind != "f":
         advice = 'Load it with labels="pm1" or labels="onehot".'
         raise _checks.fail("dataset", "have targets of floats, (n,) or (n, k)", f"{y.dtype} of shape {y.shape}", advice)
+    known = {"square": losses.square, "logistic": losses.logistic}
+    _checks.check_choice("loss", loss, known)
+    if loss == "logistic" and not np.all(np.isin(y, (-1, 1))):
+        advice = 'Load it with labels="pm1" and two classes.'
+        raise _checks.fail("dataset", "have targets +1 and -1 for logistic loss", f"with {np.ravel(y)[:3]}", advice)
     logs = {float(e): -float(e) * np.log(10) for e in exponents}
     _checks.check_positive("exponents", np.asarray(list(logs), float), "10^-exponent is the norm at the start.")
-    problem = EmpiricalRisk(x, y, losses.square, predict=Smoothed(smoothing))
+    problem = EmpiricalRisk(x, y, known[loss], predict=Smoothed(smoothing))
     flow, correlation = PolarFlow(problem), NeuralCorrelation(problem)
     outputs = None if y.ndim == 1 else y.shape[1]
 
@@ -91,7 +102,7 @@ def vanishing_init(
         return flow, Polar(model(width, seed), logs[float(exponent)])
 
     axes = {"width": list(widths), "seed": list(seeds), "exponent": list(logs)}
-    options = {"rtol": rtol, "solver": Tsit5(), "progress": progress}
+    options = {"rtol": rtol, "solver": Tsit5(), "progress": progress, "resume": resume}
     horizon = 1e6
     times = sweep(
         build,
@@ -100,7 +111,6 @@ def vanishing_init(
         until=Until(LogNorm(), above=float(np.log(ESCAPED))),
         save_params=False,
         store=store,
-        resume=resume,
         max_steps=1_000_000,
         **options,
     )
@@ -127,9 +137,32 @@ def vanishing_init(
         steps = -np.diff([list(logs.values())[k] for k in order])
         found["slope"] = (("width", "seed"), np.diff(found.escape_time.values[:, :, order])[..., 0] / steps[0])
     found["cartesian_time"] = (tuple(axes), _cartesian(problem, model, axes, logs, horizon))
-    found = found.merge(_full_runs(problem, model, axes, logs, members, found, saves, rtol))
+    beside = None if store is None else pathlib.Path(store).with_name(f"{pathlib.Path(store).stem}-paths.zarr")
+    chosen = min(logs, key=lambda e: abs(e - 12))
+    longest = 2.5 * float(np.nanmax(found.escape_time.values[:, :, list(logs).index(chosen)]))
+
+    def begin(width: int, seed: int) -> tuple[NeuronPolarFlow, Polar]:
+        start = Polar(model(width, seed), logs[chosen])
+        return NeuronPolarFlow(problem), Polar(start.direction, _neuron_logs(start))
+
+    paths = sweep(
+        begin,
+        {name: axes[name] for name in ("width", "seed")},
+        np.linspace(0, longest, saves),
+        observe={
+            "risk": Loss(problem),
+            "residual": KKTResidual(problem),
+            "logs": LogNorm(),
+            "directions": _Directions(),
+        },
+        store=beside,
+        max_steps=300_000,
+        **options,
+    )
+    found = found.merge(_at_the_escape(paths, members, found.escape_time.sel(exponent=chosen).values, logs[chosen]))
     found = found.merge(_limit(problem, model(widths[0], seeds[0]), float(found.log), rounds))
-    about = {"study": "vanishing-init", "data": str(getattr(dataset, "name", "unnamed")), "smoothing": smoothing}
+    about = {"study": "vanishing-init", "data": str(getattr(dataset, "name", "unnamed"))}
+    about |= {"loss": loss, "smoothing": smoothing}
     return found.assign_attrs({**times.attrs, **about})
 
 
@@ -161,42 +194,42 @@ def _cartesian(problem: EmpiricalRisk, model: Any, axes: dict[str, list[Any]], l
     return times
 
 
-def _full_runs(
-    problem: EmpiricalRisk, model: Any, axes: Any, logs: Any, members: Any, found: xr.Dataset, saves: int, rtol: float
-) -> xr.Dataset:
-    """Runs well past the escape, with every neuron in its own coordinates."""
-    chosen = min(logs, key=lambda e: abs(e - 12))
-    log, at = logs[chosen], list(logs).index(chosen)
-    width = max(axes["width"])
-    shape = (len(axes["width"]), len(axes["seed"]))
-    longest = 2.5 * float(np.nanmax(found.escape_time.values[:, :, at]))
-    ts = np.linspace(0, longest, saves)
-    risk, angles = np.full((*shape, saves), np.nan), np.full((*shape, saves, width), np.nan)
+class _Directions(eqx.Module):
+    """Directions of all neurons, in coordinates neuron by neuron."""
+
+    sees_coordinates: ClassVar[bool] = True
+
+    def __call__(self, params: Polar) -> Array:
+        return neuron_rows(params.direction)
+
+
+def _neuron_logs(start: Polar) -> Array:
+    """Log-norms of the neurons of a start in coordinates of the whole; none underflows."""
+    return start.log_norm + jnp.log(unit_rows(neuron_rows(start.direction))[1])
+
+
+def _at_the_escape(paths: xr.Dataset, members: Any, escapes: np.ndarray, log: float) -> xr.Dataset:
+    """What runs past the escape, with every neuron in its own coordinates, say of the directions foretold."""
+    ts, dims = paths.time.values, ("width", "seed")
+    shape, widest = escapes.shape, paths.logs.shape[-1]
+    angles = np.full((*shape, ts.size, widest), np.nan)
     residual, worst = np.full(shape, np.nan), np.full(shape, np.nan)
     aligned, collapsed = np.zeros(shape, int), np.zeros(shape, int)
     for (i, j), member in members.items():
-        start = Polar.of(Polar(model(axes["width"][i], axes["seed"][j]), log).ordinary(), neurons=True)
-        observe = {"risk": Loss(problem), "residual": KKTResidual(problem), "logs": LogNorm()}
-        flow = NeuronPolarFlow(problem)
-        sol = solve(flow, start, ts, observe=observe, rtol=rtol, solver=Tsit5(), throw=False, max_steps=300_000)
-        directions = np.asarray(jax.vmap(neuron_rows)(_history(sol.params)))
-        cosines = np.clip(np.einsum("tjk,jk->tj", directions, member.directions), -1, 1)
-        angle = np.arccos(cosines)
-        angles[i, j, :, : angle.shape[1]] = angle
-        risk[i, j] = sol.observed["risk"]
-        escape = found.escape_time.values[i, j, at]
-        row = min(int(np.searchsorted(ts, escape)), saves - 1)
-        norms = np.asarray(sol.observed["logs"])
-        residual[i, j] = float(sol.observed["residual"][row])
+        width = len(member.values)
+        directions, norms = paths.directions.values[i, j, :, :width], paths.logs.values[i, j, :, :width]
+        angle = np.arccos(np.clip(np.einsum("tjk,jk->tj", directions, member.directions), -1, 1))
+        angles[i, j, :, :width] = angle
+        row = min(int(np.searchsorted(ts, escapes[i, j])), ts.size - 1)
+        residual[i, j] = paths.residual.values[i, j, row]
         carrying = norms[row] > np.max(norms[row]) - np.log(10)
         worst[i, j] = np.max(angle[row][carrying]) if carrying.any() else np.nan
         grown = norms[row] - norms[0]
         stayed = grown < 0.01 * np.max(grown)
         aligned[i, j], collapsed[i, j] = int(np.sum(~stayed & (angle[row] < 0.1))), int(np.sum(stayed))
-    dims = ("width", "seed")
     return xr.Dataset(
         {
-            "risk": ((*dims, "time"), risk),
+            "risk": ((*dims, "time"), paths.risk.values),
             "neuron_angle": ((*dims, "time", "neuron"), angles),
             "residual": (dims, residual),
             "angle": (dims, worst),
@@ -208,11 +241,6 @@ def _full_runs(
     )
 
 
-def _history(params: Any) -> Any:
-    """Directions at all save times."""
-    return params.direction
-
-
 def _limit(problem: EmpiricalRisk, model: TwoLayer, log: float, rounds: int) -> xr.Dataset:
     """Saddles foretold by alternating gradient flow, for one network."""
     rows, sizes = unit_rows(neuron_rows(model))
@@ -222,66 +250,10 @@ def _limit(problem: EmpiricalRisk, model: TwoLayer, log: float, rounds: int) -> 
     return xr.Dataset({"saddle_time": ("saddle", limit.times), "saddle_loss": ("saddle", limit.losses)})
 
 
-def circle_illustration(
-    dataset: Any,
-    *,
-    width: int = 20,
-    scale: float = 1e-5,
-    learning_rate: float = 5e-5,
-    steps: int = 50_000,
-    seed: int = 0,
-    saves: int = 251,
-    rtol: float = 1e-6,
-) -> xr.Dataset:
-    """Squared-ReLU neurons on the circle: gradient descent in the settings of the source, its flow beside it.
-
-    `H(x; w) = sum_j max(0, w_j . x)^2`, 50 unit inputs, labels `5 max(0, x_1)^2 + 4 max(0, x_2)^2`, square loss summed
-    over samples, learning rate 5e-5 for 50,000 iterations, Gaussian weights of standard deviation 1e-5. The norm stays
-    tiny while the angles of the neurons converge to those of KKT points; then the loss falls. The width is not stated
-    there.
-
-    **Arguments**: `dataset`: inputs in the plane, such as `gradflow.data.circle()`. `width`, `scale`, `learning_rate`,
-    `steps`, `seed`: of network and descent. `saves`: about as many rows. `rtol`: of the flow.
-
-    **Returns** an `xarray.Dataset` over `(run, time)`: `risk`, `norm`, and by neuron `polar_angle`, with runs
-    `"descent"` and `"flow"`; and `kkt_angle`, the angles of the KKT points of one neuron.
-
-    **Raises** `ValueError` for inputs that do not lie in the plane.
-
-    Source: A. Kumar and J. Haupt (2024), arXiv 2402.09226, Figure 1.
-
-    >>> import gradflow as gf
-    >>> ds = gf.studies.circle_illustration(gf.data.circle(20), width=4, steps=2000, saves=21)
-    >>> dict(ds.polar_angle.sizes)
-    {'run': 2, 'time': 21, 'neuron': 4}
-    """
-    x, y = (np.asarray(part) for part in dataset)
-    if x.shape[1:] != (2,) or y.ndim != 1:
-        raise _checks.fail("dataset", "have inputs in the plane and one target each", f"of shape {x.shape}, {y.shape}")
-    problem = EmpiricalRisk(x, y, losses.square, reduction="sum")
-    model = OneLayer(2, width, init_scale=scale, key=jax.random.key(seed))
-    every = max(1, steps // (saves - 1))
-    observe = {"risk": Loss(problem), "norm": ParameterNorm(), "polar_angle": NeuronAngles()}
-    descent = iterate(GradientDescent(problem, learning_rate), model, steps, observe=observe, save_every=every)
-    flow = solve(NeuronPolarFlow(problem), model, descent.ts, observe=observe, rtol=rtol)
-    correlation = NeuralCorrelation(problem)
-    ends, values = nearest_points(correlation, model, unit_rows(neuron_rows(model))[0])
-    angles = np.unique(np.round(np.arctan2(ends[:, 1], ends[:, 0])[values > 0], 6))
-    data = {
-        name: (
-            ("run", "time", *(["neuron"] if name == "polar_angle" else [])),
-            np.stack([np.asarray(run.observed[name]) for run in (descent, flow)]),
-        )
-        for name in observe
-    }
-    about = {"study": "circle", "width": width, "scale": scale, "learning_rate": learning_rate}
-    coordinates = {"run": ["descent", "flow"], "time": np.asarray(descent.ts), "kkt": np.arange(angles.size)}
-    return xr.Dataset(data | {"kkt_angle": ("kkt", angles)}, coordinates, about)
-
-
 def vanishing_init_table(ds: xr.Dataset) -> str:
     """What `vanishing_init` found, as text: one line per network and start, and a summary."""
-    lines = [f"data: {ds.attrs['data']}; ReLU smoothed over {ds.attrs['smoothing']:g}"]
+    about = ds.attrs
+    lines = [f"data: {about['data']}; {about['loss']} loss; ReLU smoothed over {about['smoothing']:g}"]
     lines.append(f"{'width':>6} {'seed':>5} {'scale':>8} {'escape':>10} {'foretold':>10} {'gradients':>10}")
     for width in ds.width.values:
         for seed in ds.seed.values:
@@ -311,24 +283,3 @@ def vanishing_init_table(ds: xr.Dataset) -> str:
     lines.append(f"saddles foretold by alternating gradient flow, from 1e-{exponent:g}, first network: {saddles}")
     lines.append("escape: |w| = 1e-2. foretold: to leading order in ln(1/scale); what alignment takes comes on top")
     return "\n".join(lines)
-
-
-def circle_table(ds: xr.Dataset) -> str:
-    """What `circle_illustration` found, as text."""
-    risk = ds.risk.values
-    kkt = np.rad2deg(ds.kkt_angle.values)
-    small = np.flatnonzero(ds.norm.sel(run="flow").values < ESCAPED)
-    row = int(small[-1]) if small.size else 0
-    angle, norm = ds.polar_angle.sel(run="flow").values[row], float(ds.norm.sel(run="flow")[row])
-    nearest = np.min(np.abs(np.angle(np.exp(1j * (angle[:, None] - ds.kkt_angle.values)))), axis=1)
-    gap = float(np.max(np.abs(risk[0] - risk[1])) / risk[1, 0])
-    return "\n".join(
-        [
-            f"width {ds.attrs['width']}, scale {ds.attrs['scale']:g}, learning rate {ds.attrs['learning_rate']:g}",
-            f"KKT points of one neuron at {', '.join(f'{a:.1f}' for a in kkt)} degrees",
-            f"at |w| = {norm:.1e}, t = {float(ds.time[row]):.3f}: "
-            f"{int(np.sum(nearest < 0.05))} of {angle.size} neurons within .05 of one of them",
-            f"loss {risk[1, 0]:.4g} -> {risk[1, -1]:.4g} along the flow, {risk[0, -1]:.4g} by descent",
-            f"gap between the two loss curves: {gap:.1e} of the first loss at most",
-        ]
-    )

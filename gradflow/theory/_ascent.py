@@ -12,6 +12,9 @@ from jaxtyping import Array, Float, PyTree
 from gradflow._tree import full_precision, join
 from gradflow.problems import NeuralCorrelation
 
+FARTHEST = 0.1
+"""Length of the longest step of the ascent, in radians."""
+
 
 class WholeCorrelation(eqx.Module):
     """`N` as a function of all parameters as one vector."""
@@ -43,7 +46,8 @@ def ascend(
     def ends(value: Callable[[Array], Array], start: Array) -> tuple[Array, ...]:
         def step(_: Any, state: tuple[Array, ...]) -> tuple[Array, ...]:
             u, n, g, length = state
-            v = u + length * g / scale
+            move = length * g / scale
+            v = u + move * jnp.minimum(1, FARTHEST / jnp.maximum(jnp.linalg.norm(move), 1e-30))
             v = v / jnp.linalg.norm(v)
             new, slope = tangent(value, v)
             better = new >= n
@@ -52,8 +56,8 @@ def ascend(
 
         u = start / jnp.linalg.norm(start)
         n, g = tangent(value, u)
-        # The first step is a tenth of a radian, so that the basin of the start is not left.
-        first = 0.1 * scale / jnp.maximum(jnp.linalg.norm(g), 1e-30)
+        # Steps are short, so that the basin of the start is not left; one that starts at rest is to stay there.
+        first = FARTHEST * scale / jnp.maximum(jnp.linalg.norm(g), 1e-3 * scale)
         u, n, g, length = jax.lax.fori_loop(0, iterations, step, (u, n, g, first.astype(u.dtype)))
         u = newton(value, degree, u)
         n, g = tangent(value, u)
