@@ -169,11 +169,19 @@ def test_linear_net_visits_the_predicted_saddles(staircase):
         assert abs(f.predicted - f.left) < 3 / f.rate
 
 
-def test_linear_saddles_need_whitened_inputs():
+def test_linear_saddles_need_modes_that_do_not_mix():
     found = gf.theory.linear_saddles(np.eye(2), np.array([[2.0, 0.0], [0.0, 1.0]]), depth=3)
     np.testing.assert_allclose(found.times, [0, 1, 2])
-    with pytest.raises(ValueError, match="`x` must be whitened"):
-        gf.theory.linear_saddles(np.diag([1.0, 2.0]), np.eye(2))
+    # Principal axes of unequal variances, 4 and 1: the predictors are those of least squares.
+    rng = np.random.default_rng(0)
+    turn = np.linalg.qr(rng.normal(size=(5, 2)))[0]
+    x, y = turn * np.array([2.0, 1.0]), turn @ np.diag([1.0, 3.0])
+    found = gf.theory.linear_saddles(x, y, **SUM)
+    np.testing.assert_allclose(found.times, [0, 1 / 3, 1 / 2])
+    np.testing.assert_allclose(found.predictors[-1], np.linalg.lstsq(x, y)[0].T, atol=1e-12)
+    np.testing.assert_allclose(found.losses, [5, 0.5, 0], atol=1e-12)
+    with pytest.raises(ValueError, match="`x` must have the modes as principal axes"):
+        gf.theory.linear_saddles(np.diag([1.0, 2.0]), np.array([[1.0, 0.5], [0.5, 1.0]]))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Linear networks on whitened inputs: every singular mode of the data grows, and saturates, for itself."""
+"""Linear networks whose modes decouple: every singular mode of the data grows, and saturates, for itself."""
 
 from typing import Any
 
@@ -10,19 +10,21 @@ from gradflow.theory._diagonal import Saddles
 
 
 def linear_saddles(x: Any, y: Any, *, depth: int = 2, reduction: str = "mean") -> Saddles:
-    """Saddles of a linear network of `depth` layers on whitened inputs, square loss, at vanishing initialisation.
+    """Saddles of a linear network of `depth` layers, square loss, at vanishing initialisation, where modes decouple.
 
     Mode `k` has the singular value `s_k` of the correlation `y^T x` (over `n` for a mean); the network learns modes in
     order of size, at the times
 
         depth 2: t_k = 1 / s_k,  in units of ln(1/delta)      depth L > 2: t_k = 1 / ((L - 2) s_k),  of delta^(2 - L)
 
-    for layers whose singular values start at `delta`; plateau losses are `sum_{i > k} s_i^2 / 2` (over the variance of
-    the inputs) above the loss that no linear map can undo.
+    for layers whose singular values start at `delta`; plateau losses are `sum_{i > k} s_i^2 / (2 v_i)` above the loss
+    that no linear map can undo, with `v_i` the variance of the inputs along the right singular vector of the mode. It
+    takes inputs whose covariance has these as eigenvectors, as whitened ones do. Elsewhere modes mix as they saturate:
+    the first time still holds, and the rest is for the flow, with `gradflow.find_saddles`.
 
-    **Arguments**: `x (n, d)` with `x^T x` (over `n`) a multiple of the identity; `y (n, k)`; `depth`; `reduction`.
+    **Arguments**: `x (n, d)`; `y (n, k)`; `depth`; `reduction`.
 
-    **Raises** `ValueError` for inputs that are not whitened, and other shapes.
+    **Raises** `ValueError` for inputs whose covariance mixes the modes, and other shapes.
 
     Source: A. Saxe, J. McClelland and S. Ganguli (2014), arXiv 1312.6120.
 
@@ -40,20 +42,22 @@ def linear_saddles(x: Any, y: Any, *, depth: int = 2, reduction: str = "mean") -
     check_count("depth", depth, least=2)
     check_choice("reduction", reduction, ("mean", "sum"))
     weight = 1 / len(y) if reduction == "mean" else 1.0
-    covariance = weight * x.T @ x
-    variance = float(np.mean(np.diagonal(covariance)))
-    if np.max(np.abs(covariance - variance * np.eye(x.shape[1]))) > 1e-8 * variance:
-        advice = "Multiply them by the inverse square root of their covariance, or use gradflow.alternating_flow."
-        raise fail("x", "be whitened", "such that its covariance is no multiple of the identity", advice)
     left, s, right = np.linalg.svd(weight * y.T @ x)
     s = s[s > 1e-12 * max(s[0], 1e-300)] if s.size else s
-    modes = np.stack(
-        [np.zeros((y.shape[1], x.shape[1])), *(np.outer(left[:, k], right[k]) * s[k] for k in range(len(s)))]
-    )
-    least = weight / 2 * np.sum(y**2) - np.sum(s**2) / (2 * variance)
-    losses = least + np.append(np.cumsum(s[::-1] ** 2)[::-1], 0.0) / (2 * variance)
+    along = right[: len(s)]
+    turned = weight * (along @ x.T) @ x
+    variances = np.sum(turned * along, axis=1)
+    if np.max(np.abs(turned - variances[:, None] * along), initial=0.0) > 1e-8 * np.max(variances, initial=0.0):
+        advice = "Multiply them by the inverse square root of their covariance, or integrate the flow and take"
+        advice += " gradflow.find_saddles."
+        raise fail("x", "have the modes as principal axes, as whitened inputs do", "such that it mixes them", advice)
+    modes = left[:, : len(s)].T[:, :, None] * along[:, None, :] * (s / variances)[:, None, None]
+    predictors = np.concatenate([np.zeros((1, y.shape[1], x.shape[1])), np.cumsum(modes, axis=0)])
+    gains = s**2 / (2 * variances)
+    least = weight / 2 * np.sum(y**2) - np.sum(gains)
+    losses = least + np.append(np.cumsum(gains[::-1])[::-1], 0.0)
     times = np.append(0.0, 1 / (s if depth == 2 else (depth - 2) * s))
-    return Saddles(times, np.cumsum(modes, axis=0) / variance, losses)
+    return Saddles(times, predictors, losses)
 
 
 def saxe_mode(t: Any, s: float, start: float) -> Float[np.ndarray, "*times"]:
