@@ -165,10 +165,11 @@ def _kind(spectrum: np.ndarray, size: Any, kinks: Any, rising: Any) -> str:
 
 
 def _first(found: Settled) -> Settled:
-    """Of what was tried from each start, the one of least residual."""
+    """Of what was tried from each start, the one of least residual that has not lost height on the way."""
     columns = [np.asarray(part) for part in found]
-    residuals = np.where(np.isfinite(columns[2]), columns[2], np.inf)
-    best = np.argmin(residuals, axis=1)
+    values, residuals = columns[1], columns[2]
+    good = np.isfinite(residuals) & (values >= values[:, :1] - 1e-3 * np.abs(values[:, :1]))
+    best = np.argmin(np.where(good, residuals, np.inf), axis=1)
     return Settled(*(part[np.arange(len(best)), best] for part in columns))
 
 
