@@ -112,12 +112,15 @@ def test_study_resumes_and_is_told_and_drawn(study, tmp_path):
 
 
 def test_study_of_logistic_loss():
-    """Labels `y / 2`: two orthogonal inputs with one label each, `N = 1 / (4 n)` for either sign, or no growth."""
+    """Labels `y / 2`: two orthogonal inputs of either sign have `N = 1 / (4 n)` each.
+
+    Each lies on the kink of the other, whose rounding turns the neurons by .01 at most: `1 - cos .01 = 5e-5`.
+    """
     data = (np.eye(2), np.array([1.0, -1.0]))
     few = {"exponents": (30, 300), "widths": (2,), "seeds": (0,), "saves": 41, "rounds": 1, "progress": False}
     ds = studies.vanishing_init(data, loss="logistic", **few)
-    np.testing.assert_allclose(ds.predicted_slope, 4, rtol=1e-6)
-    np.testing.assert_allclose(ds.slope, 4, rtol=1e-4)
+    np.testing.assert_allclose(ds.predicted_slope, 4, rtol=5e-5)
+    np.testing.assert_allclose(ds.slope, ds.predicted_slope, rtol=1e-5)
     assert "logistic loss" in studies.vanishing_init_table(ds)
 
 
