@@ -118,10 +118,12 @@ def kkt_points(
         resting = np.zeros(starts, bool)
     dead = int(np.sum((table.values <= _floor(table.values)) & (table.residuals <= CERTAIN * float(scale))))
     if every and kinked:
-        table = _with(table, settle_on_kinks(correlation, trainable, frozen, drawn), degree)
+        # An ascent may jam at a kink, short of a KKT point.
+        table = _with(_certain(table, degree), settle_on_kinks(correlation, trainable, frozen, drawn), degree)
+        resting = np.zeros(0, bool)
     elif every:
         table = _with(table, stationary(target, degree, drawn, 80), degree)
-    resting = np.append(resting, np.zeros(len(table.values) - starts, bool))
+    resting = np.append(resting, np.zeros(len(table.values) - len(resting), bool))
     chosen, found = _distinct(table.units, table.values, tolerance)
     if not chosen.size:
         raise fail("correlation", "be positive somewhere", f"not in {starts} starts", "Are there starts enough?")
@@ -176,7 +178,12 @@ def _first(found: Settled) -> Settled:
 def _with(table: Settled, more: Settled, degree: int) -> Settled:
     """The table, and those of the other points that are certain."""
     columns = [np.asarray(part) for part in more]
-    batch = columns[1].shape
-    rows = Settled(*(part.reshape(-1, *part.shape[len(batch) :]) for part in columns))
-    certain = rows.residuals <= CERTAIN * degree * np.abs(rows.values)
-    return Settled(*(np.concatenate([old, new[certain]]) for old, new in zip(table, rows, strict=True)))
+    batch = columns[1].ndim
+    rows = _certain(Settled(*(part.reshape(-1, *part.shape[batch:]) for part in columns)), degree)
+    return Settled(*(np.concatenate(pair) for pair in zip(table, rows, strict=True)))
+
+
+def _certain(table: Settled, degree: int) -> Settled:
+    """The rows whose residual vanishes."""
+    certain = table.residuals <= CERTAIN * degree * np.abs(table.values)
+    return Settled(*(part[certain] for part in table))
