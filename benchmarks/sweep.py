@@ -2,10 +2,11 @@
 
 Batches of bias-free two-layer tanh networks on handwritten digits 0 and 1, square loss, float64. "mixed": scales
 1e-6 ... 1, widths 8 ... 128, seeds; "uneven": the same up to scale 10, where training is lazy and stiff; "alike": one
-scale, one width, seeds; "many": thousands of tiny ones on a circle of 16 points. Each runs in flight and as `vmap(diffrax.diffeqsolve)` of equal solver, tolerances and save times, or,
-where diffrax does not have the solver, as `vmap(gradflow.solve)`; one program per width there. The useful share is that
-of the gradients which members need by themselves in all that are evaluated, those that slots evaluate while they wait
-for others included. Seconds contain no compilation: all is run twice, and the second time counts. "first result" is
+scale, one width, seeds; "many": thousands of tiny ones on a circle of 16 points. Each runs in flight and as
+`vmap(diffrax.diffeqsolve)` of equal solver, tolerances and save times, or, where diffrax does not have the solver, as
+`vmap(gradflow.solve)`; one program per width there. The useful share is that of the gradients which members need by
+themselves in all that are evaluated, those that slots evaluate while they wait for others included. Seconds contain no
+compilation: all is run twice, and the second time counts. "first result" is
 what a new process takes until its first segment has been computed, without and with a filled compilation cache.
 
     python benchmarks/sweep.py [--quick] [--out FOLDER]
