@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree, Scalar
+from jaxtyping import Array, Int, PyTree
 
 from gradflow._iterate import RuleSetup, attempt_rule, begin_rule, finish_rule, prepare_rule
 from gradflow._loop import Setup, attempt, begin, finish
@@ -136,11 +136,6 @@ def nearest_iterates(rule: AbstractRule, ts: Array, most: int) -> np.ndarray:
         later = 0.5 * (clock(middle) + clock(middle + 1)) >= times
         low, high = np.where(later, low, middle + 1), np.where(later, middle, high)
     return low
-
-
-def cost_of(solution: Solution) -> Scalar:
-    """What the queue expects a member like this one to take."""
-    return jnp.asarray(solution.stats["steps"])
 
 
 def at(tree: PyTree, index: Any) -> PyTree:
