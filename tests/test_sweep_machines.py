@@ -260,7 +260,7 @@ def test_submitit_runs_the_jobs(tmp_path):
         ({"launch": object(), "store": "a.zarr"}, "`launch` must be an executor with `submit`"),
         ({"launch": concurrent.futures.ThreadPoolExecutor(1)}, "`store` must be a path when jobs share a sweep"),
     ],
-    ids=str,
+    ids=["end", "number", "no store", "fresh", "no executor", "jobs without store"],
 )
 def test_bad_ways_to_share_are_refused(options, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
