@@ -274,7 +274,9 @@ def test_damaged_idx_files_are_refused(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(
-    "content", [gzip.compress(GOOD)[:-12], b"not compressed", gzip.compress(GOOD)[:30] + b"x" * 40]
+    "content",
+    [gzip.compress(GOOD)[:-12], b"not compressed", gzip.compress(GOOD)[:30] + b"x" * 40],
+    ids=["cut short", "not compressed", "overwritten"],
 )
 def test_damaged_compression_is_refused(tmp_path, content):
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(content)

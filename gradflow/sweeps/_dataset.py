@@ -3,8 +3,8 @@
 import datetime
 import hashlib
 import json
+import pathlib
 import platform
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
@@ -102,16 +102,18 @@ def put(array: np.ndarray, index: tuple[int, ...], value: np.ndarray) -> None:
     array[(*index, *corner(value.shape))] = value
 
 
-def template(grid: dict[str, np.ndarray], roster: Roster, options: Options, config: dict[str, Any]) -> xr.Dataset:
+def template(
+    grid: dict[str, np.ndarray], roster: Roster, rows: list[Row], options: Options, config: dict[str, Any]
+) -> xr.Dataset:
     """The data set with nothing in it yet: every variable at its largest shape."""
     shapes: dict[str, tuple[int, ...]] = {}
     kinds: dict[str, Any] = {}
-    for kind in roster.kinds:
+    for kind, row in zip(roster.kinds, rows, strict=True):
         for name in kind.run[2]:
             if name in TAKEN or name in grid or name.startswith("drift_"):
                 advice = "Names of axes and of the variables that every sweep has are taken."
                 raise fail("observe", "have names of its own", f"with the name {name!r}", advice)
-        for name, value in row_of(kind.run, options).items():
+        for name, value in row.items():
             before = shapes[name] if name in shapes else (0,) * value.ndim
             if len(before) != value.ndim:
                 actual = f"with {name!r} of {len(before)} and of {value.ndim} axes"
@@ -176,17 +178,19 @@ def _provenance(roster: Roster, options: Options, config: dict[str, Any]) -> dic
 
 
 def _commit() -> str:
-    """The commit that this package was taken from, or "unknown": an installed one does not know."""
-    import pathlib
-
+    """The commit that is checked out where this package lies, or "unknown": an installed one does not know."""
+    folder = pathlib.Path(__file__).resolve().parents[2] / ".git"
     try:
-        root = pathlib.Path(__file__).resolve().parents[2]
-        found = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
+        head = (folder / "HEAD").read_text().strip()
+        if not head.startswith("ref: "):
+            return head
+        name = head.removeprefix("ref: ")
+        if (folder / name).exists():
+            return (folder / name).read_text().strip()
+        packed = (folder / "packed-refs").read_text().splitlines()
+    except OSError:
         return "unknown"
-    return found.stdout.strip() if (root / ".git").exists() else "unknown"
+    return next((line.split()[0] for line in packed if line.endswith(f" {name}")), "unknown")
 
 
 def _times(ts: np.ndarray) -> list[Any]:

@@ -117,14 +117,14 @@ def sweep(
     roster = Roster(build, {name: values.tolist() for name, values in grid.items()}, _check_observe(observe))
     options = _options(roster, ts, solver, rtol, atol, until, max_steps, save_params)
     groups = group_members(roster, options, pad)
-    empty = template(grid, roster, options, configuration(grid, roster, options))
+    rows = [row_of(kind.run, options) for kind in roster.kinds]
+    empty = template(grid, roster, rows, options, configuration(grid, roster, options))
     target = None if store is None else Store(store, empty, resume=resume, alone=share.whole)
     found = empty.copy(deep=True) if target is None or target.found is None else target.found
     arrays = {str(name): found[name].values for name in found.data_vars}
 
     mine = {number for number, place in enumerate(roster.places) if share.holds(place, roster.shape)}
     todo = {number for number in mine if arrays["status"][roster.places[number]] == MISSING}
-    rows = {i: row_of(kind.run, options) for i, kind in enumerate(roster.kinds)}
     tally: dict[str, Any] = {}
     runs = [(g, [number for number in group.members if number in todo]) for g, group in enumerate(groups)]
     runs = [(g, missing) for g, missing in runs if missing]
