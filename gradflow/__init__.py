@@ -38,11 +38,13 @@ from gradflow.flows import OrderParameterFlow as OrderParameterFlow
 from gradflow.flows import PolarFlow as PolarFlow
 from gradflow.flows import PrincipalFlow as PrincipalFlow
 from gradflow.flows import SecondOrderFlow as SecondOrderFlow
+from gradflow.flows import SGDFlow as SGDFlow
 from gradflow.problems import EmpiricalRisk as EmpiricalRisk
 from gradflow.problems import NeuralCorrelation as NeuralCorrelation
 from gradflow.problems import OrderParameters as OrderParameters
 from gradflow.problems import TeacherStudent as TeacherStudent
 from gradflow.problems import losses as losses
+from gradflow.rules import SGD as SGD
 from gradflow.rules import AbstractRule as AbstractRule
 from gradflow.rules import GradientDescent as GradientDescent
 from gradflow.rules import HeavyBall as HeavyBall

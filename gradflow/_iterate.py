@@ -10,9 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from gradflow import _checks, _solution
-from gradflow._record import Record, blank_record, write_row
+from gradflow._record import Record, blank_record, check_observe, write_row
 from gradflow._solution import Solution, SolveInterrupted
-from gradflow._solve import check_observe
 from gradflow._tree import Extents, full_precision, join, split, within
 from gradflow._until import Until
 from gradflow.rules import AbstractRule

@@ -1,6 +1,6 @@
 """Rows written at the save times of a run: parameters and observables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
+from gradflow._checks import check_callable, fail
 from gradflow._tree import method_of
 
 
@@ -73,3 +74,15 @@ def write_row(
 def _blank(rows: int, shape: tuple[int, ...], dtype: Any) -> Array:
     empty = jnp.nan if jnp.issubdtype(dtype, jnp.inexact) else 0
     return jnp.full((rows, *shape), empty, dtype)
+
+
+def check_observe(observe: Any) -> dict[str, Callable[[Any], Any]]:
+    """A dictionary of named functions, or a complaint."""
+    if observe is None:
+        return {}
+    if not isinstance(observe, Mapping):
+        actual = f"of type {type(observe).__name__}"
+        raise fail("observe", "be a dictionary name -> function of the parameters", actual)
+    for name, fn in observe.items():
+        check_callable(f"observe[{name!r}]", fn, "fn(params) -> array")
+    return dict(observe)

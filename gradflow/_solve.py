@@ -15,11 +15,13 @@ from jaxtyping import ArrayLike, Float, Int, PyTree
 
 from gradflow import _checks, _solution
 from gradflow._loop import Carry, Setup, advance, begin, finish
+from gradflow._record import check_observe
 from gradflow._solution import Solution, SolveInterrupted
+from gradflow._stochastic import solve_stochastic
 from gradflow._tree import split, tree_norm
 from gradflow._until import Until
-from gradflow.flows import AbstractFlow
-from gradflow.solvers import AbstractMethod, OneStep, StepControl, default_solver
+from gradflow.flows import AbstractFlow, AbstractStochasticFlow
+from gradflow.solvers import AbstractMethod, AbstractStochasticMethod, OneStep, StepControl, default_solver
 
 
 def solve(
@@ -28,7 +30,7 @@ def solve(
     ts: ArrayLike | Sequence[float],
     *,
     observe: Mapping[str, Callable[[Any], Any]] | None = None,
-    solver: diffrax.AbstractSolver | AbstractMethod | None = None,
+    solver: diffrax.AbstractSolver | AbstractMethod | AbstractStochasticMethod | None = None,
     rtol: float | ArrayLike = 1e-5,
     atol: float | ArrayLike | None = None,
     save_params: bool = True,
@@ -57,7 +59,9 @@ def solve(
     - `progress`: show a bar; a keyboard interrupt then raises `SolveInterrupted` with the part computed so far.
     - `throw`: raise `SolveError`, which holds the partial result, when a run fails; otherwise return that result.
       Inside `jit`, `vmap` or `grad` nothing can be raised: look at the status.
-    - `key`: random key, for stochastic flows only.
+    - `key`: random key, for stochastic flows only. These take steps of fixed size, so `rtol` and `atol` play no part;
+      `solver` is `gradflow.solvers.EulerMaruyama`, `SmallNoise` (the default where the flow is of second order) or
+      `FixedSteps`; `until` is looked at at the save times.
 
     **Returns** a `gradflow.Solution`. Works inside `jax.jit` and `jax.vmap` and under forward-mode differentiation.
     The second call with arrays of the same shapes compiles nothing. For reverse mode, hand `flow.terms()` to
@@ -71,6 +75,13 @@ def solve(
     >>> sol.status, sol.observed["norm"].shape
     ('ok', (5,))
     """
+    if isinstance(flow, AbstractStochasticFlow):
+        times = check_times(ts, flow.t0)
+        options = {"observe": observe, "until": until, "save_params": save_params, "progress": progress}
+        return solve_stochastic(flow, params, times, solver, key, max_steps, throw=throw, **options)
+    if isinstance(solver, AbstractStochasticMethod):
+        advice = "See gradflow.solvers."
+        raise _checks.fail("solver", "be one for a flow without noise", f"of type {type(solver).__name__}", advice)
     setup = prepare(
         flow,
         params,
@@ -113,7 +124,10 @@ def prepare(
     if not isinstance(flow, AbstractFlow):
         advice = "Wrap a loss as gradflow.GradientFlow(loss)."
         raise _checks.fail("flow", "be a gradflow flow", f"of type {type(flow).__name__}", advice)
-    if not flow.stochastic and key is not None:
+    if flow.stochastic:
+        advice = "Use gradflow.solve with a key, under jax.vmap for many; or sweep over its rule, such as gradflow.SGD."
+        raise _checks.fail("flow", "be deterministic", f"a {type(flow).__name__}, which is not", advice)
+    if key is not None:
         raise _checks.fail("key", "be None for a deterministic flow", "a key", "Only stochastic flows draw numbers.")
     trainable, frozen = split(params)
     _checks.check_finite("params", trainable, "A flow cannot start from there.")
@@ -256,15 +270,3 @@ def _prepare_solver(solver: Any, control: StepControl, trainable: PyTree) -> Abs
     open_ones = [n for n in own if hasattr(finder, n) and "UseStepSizeTol" in type(getattr(finder, n)).__name__]
     where = lambda s: [getattr(s.root_finder, name) for name in open_ones]  # noqa: E731
     return OneStep(eqx.tree_at(where, solver, [own[name] for name in open_ones]) if open_ones else solver)
-
-
-def check_observe(observe: Any) -> dict[str, Callable[[Any], Any]]:
-    """A dictionary of named functions, or a complaint."""
-    if observe is None:
-        return {}
-    if not isinstance(observe, Mapping):
-        actual = f"of type {type(observe).__name__}"
-        raise _checks.fail("observe", "be a dictionary name -> function of the parameters", actual)
-    for name, fn in observe.items():
-        _checks.check_callable(f"observe[{name!r}]", fn, "fn(params) -> array")
-    return dict(observe)

@@ -1,6 +1,7 @@
 """Data sets as plain arrays: embedded ones, loaders for local and downloadable ones, synthetic generators."""
 
 from gradflow.data._circle import circle as circle
+from gradflow.data._correlated import correlated as correlated
 from gradflow.data._dataset import Dataset as Dataset
 from gradflow.data._embedded import digits as digits
 from gradflow.data._embedded import mnist_subset as mnist_subset

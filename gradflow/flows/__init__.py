@@ -1,6 +1,7 @@
 """Continuous time: each flow is a vector field with its state, its clock and its declared traits."""
 
 from gradflow.flows._base import AbstractFlow as AbstractFlow
+from gradflow.flows._base import AbstractStochasticFlow as AbstractStochasticFlow
 from gradflow.flows._gradient_flow import GradientFlow as GradientFlow
 from gradflow.flows._heavy_ball_flow import HeavyBallFlow as HeavyBallFlow
 from gradflow.flows._linearised_flow import LinearisedFlow as LinearisedFlow
@@ -21,3 +22,4 @@ from gradflow.flows._schedule import InterpolatedSchedule as InterpolatedSchedul
 from gradflow.flows._second_order import AbstractSecondOrderFlow as AbstractSecondOrderFlow
 from gradflow.flows._second_order import MomentumState as MomentumState
 from gradflow.flows._second_order import SecondOrderFlow as SecondOrderFlow
+from gradflow.flows._sgd_flow import SGDFlow as SGDFlow

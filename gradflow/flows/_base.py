@@ -95,3 +95,30 @@ class AbstractFlow(eqx.Module):
 
     def check_values(self, trainable: PyTree, frozen: PyTree) -> None:
         """Raises `ValueError` for values that the flow cannot start from; runs where these are known."""
+
+
+class AbstractStochasticFlow(AbstractFlow):
+    """A stochastic differential equation `dy = F(t, y) dt + G(t, y) dW` in Ito's sense, with independent `W_i`."""
+
+    @property
+    @abc.abstractmethod
+    def noise_size(self) -> int:
+        """Number of Brownian motions."""
+
+    @property
+    @abc.abstractmethod
+    def weak_order(self) -> int:
+        """Order to which means agree with those of what the flow stands for; the default method has to keep it."""
+
+    @property
+    @abc.abstractmethod
+    def time_step(self) -> Scalar:
+        """The step in time that suits, unless a solver says otherwise."""
+
+    @abc.abstractmethod
+    def noise(self, t: Scalar, state: PyTree, frozen: PyTree, increments: Float[Array, " n"]) -> PyTree:
+        """`G(t, y) increments`."""
+
+    @abc.abstractmethod
+    def moved(self, t: Scalar, dt: Scalar, state: PyTree, frozen: PyTree, increments: Float[Array, " n"]) -> PyTree:
+        """`y + F(t, y) dt + G(t, y) increments`, as cheaply as the two can be had together."""

@@ -4,6 +4,7 @@ from gradflow.models import laws as laws
 from gradflow.models._deep_linear import DeepLinear as DeepLinear
 from gradflow.models._diagonal_linear import DiagonalLinear as DiagonalLinear
 from gradflow.models._log_diagonal import LogDiagonal as LogDiagonal
+from gradflow.models._mild import mild_two_layer as mild_two_layer
 from gradflow.models._mlp import MLP as MLP
 from gradflow.models._one_layer import OneLayer as OneLayer
 from gradflow.models._one_layer import squared_relu as squared_relu

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int8, Key
 
 from gradflow._checks import check_callable, check_count
 from gradflow.models._parametrisation import check_scale, resolve_dtype
+from gradflow.models._smoothed import length, smooth
 
 
 class SignedTwoLayer(eqx.Module):
@@ -55,9 +56,26 @@ class SignedTwoLayer(eqx.Module):
         self.signs = jax.random.rademacher(second, (width,), jnp.int8)
         self.activation = activation
 
-    def __call__(self, x: Float[Array, " in_size"]) -> Float[Array, ""]:
-        hidden = self.activation(self.weight @ x)
+    def __call__(
+        self, x: Float[Array, " in_size"], smoothing: Float[Array, ""] | float | None = None
+    ) -> Float[Array, ""]:
+        """The prediction; with `smoothing`, with kinks rounded where `|w . x| < smoothing |w| |x|`, see `Smoothed`."""
+        z = self.preactivations(x)
+        if smoothing is None:
+            return self.readout(self.activation(z))
+        return self.readout(smooth(self.activation, z, self.preactivation_bounds(x), smoothing))
+
+    def readout(self, hidden: Float[Array, " width"]) -> Float[Array, ""]:
+        """The prediction from the activations of all neurons."""
         return self.signs.astype(hidden.dtype) @ hidden / self.signs.size**0.5
+
+    def preactivations(self, x: Float[Array, " in_size"]) -> Float[Array, " width"]:
+        """`w_r . x` of every neuron."""
+        return self.weight @ x
+
+    def preactivation_bounds(self, x: Float[Array, " in_size"]) -> Float[Array, " width"]:
+        """`|w_r| |x|` of every neuron: the size that `smoothing` is relative to."""
+        return length(self.weight) * length(x)
 
     def neurons(self) -> Float[Array, "width in_size"]:
         """Incoming weights of every neuron."""

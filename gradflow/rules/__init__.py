@@ -6,3 +6,4 @@ from gradflow.rules._heavy_ball import HeavyBall as HeavyBall
 from gradflow.rules._nesterov import Nesterov as Nesterov
 from gradflow.rules._one_pass_sgd import OnePassSGD as OnePassSGD
 from gradflow.rules._optax import OptaxRule as OptaxRule
+from gradflow.rules._sgd import SGD as SGD

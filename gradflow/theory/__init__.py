@@ -13,6 +13,8 @@ from gradflow.theory._momentum import effective_mu as effective_mu
 from gradflow.theory._momentum import faster_method as faster_method
 from gradflow.theory._momentum import momentum_rates as momentum_rates
 from gradflow.theory._momentum import stable_step as stable_step
+from gradflow.theory._partition import PartitionCondition as PartitionCondition
+from gradflow.theory._partition import partition_condition as partition_condition
 from gradflow.theory._phase_diagram import GREEN_TAIL as GREEN_TAIL
 from gradflow.theory._phase_diagram import PhaseRegion as PhaseRegion
 from gradflow.theory._phase_diagram import finite_dim_plateau as finite_dim_plateau

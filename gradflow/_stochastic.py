@@ -1,0 +1,108 @@
+"""Paths of stochastic flows, in steps of fixed size between the save times."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree, Scalar
+
+from gradflow import _checks
+from gradflow._iterate import iterate_to
+from gradflow._solution import Solution
+from gradflow._until import Until
+from gradflow.flows import AbstractStochasticFlow
+from gradflow.rules import AbstractRule
+from gradflow.solvers import AbstractStochasticMethod, EulerMaruyama, SmallNoise
+
+
+class Path(AbstractRule):
+    """One path as a rule: step `k` of an interval that `counts` steps divide."""
+
+    sde: AbstractStochasticFlow
+    method: AbstractStochasticMethod
+    key: Key[Array, ""]
+    edges: Float[Array, " intervals_1"]
+    counts: Int[Array, " intervals"]
+
+    @property
+    def before(self) -> Int[Array, " intervals"]:
+        """Steps taken before each interval."""
+        return jnp.cumsum(self.counts) - self.counts
+
+    def locate(self, k: Any) -> tuple[Any, Any]:
+        """Time at step `k`, and the size of that step."""
+        index = jnp.clip(jnp.searchsorted(self.before, k, side="right") - 1, 0, self.counts.size - 1)
+        sizes = (self.edges[1:] - self.edges[:-1]) / jnp.maximum(self.counts, 1)
+        return self.edges[index] + (k - self.before[index]) * sizes[index], sizes[index]
+
+    def time(self, k: Any) -> Any:
+        return self.locate(k)[0]
+
+    def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
+        return self.sde.init(trainable, frozen)
+
+    def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
+        t, dt = self.locate(k)
+        new = self.method.step(self.sde, frozen, t, dt, state, jax.random.fold_in(self.key, k))
+        # The loss is looked at where it is saved; a step need not know it.
+        return new, jnp.zeros(())
+
+    def params(self, state: PyTree) -> PyTree:
+        return self.sde.params(state)
+
+    def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
+        found = self.sde.loss(state, frozen)
+        return jnp.zeros(()) if found is None else found
+
+    def flow(self, order: int = 1) -> AbstractStochasticFlow:
+        return self.sde
+
+    def with_learning_rate(self, learning_rate: float | Scalar) -> "AbstractRule":
+        raise NotImplementedError
+
+    def check(self, trainable: PyTree, frozen: PyTree) -> None:
+        self.sde.check(trainable, frozen)
+
+
+def solve_stochastic(
+    flow: AbstractStochasticFlow,
+    params: PyTree,
+    ts: Float[Array, " T"],
+    solver: Any,
+    key: Any,
+    max_steps: Any,
+    *,
+    observe: Mapping[str, Callable[[Any], Any]] | None,
+    until: Until | None,
+    save_params: bool,
+    progress: bool,
+    throw: bool,
+) -> Solution:
+    """`solve` for stochastic flows; see there."""
+    if key is None:
+        raise _checks.fail("key", "be a random key for a stochastic flow", "None", "For instance jax.random.key(0).")
+    if solver is None:
+        solver = SmallNoise() if flow.weak_order > 1 else EulerMaruyama()
+    if not isinstance(solver, AbstractStochasticMethod):
+        advice = "For instance gradflow.solvers.EulerMaruyama(dt); see FixedSteps for those of diffrax."
+        actual = f"of type {type(solver).__name__}"
+        raise _checks.fail("solver", "be a method for stochastic flows", actual, advice)
+    largest = flow.time_step if solver.dt is None else solver.dt
+    edges = jnp.concatenate([jnp.asarray(flow.t0, ts.dtype)[None], ts])
+    # A step that fits a whole number of times, up to rounding, is taken that often.
+    counts = jnp.ceil((edges[1:] - edges[:-1]) / largest * (1 - 1e-9)).astype(int)
+    if _checks.is_concrete((counts, max_steps)) and int(jnp.sum(counts)) > int(max_steps):
+        actual = f"{int(max_steps)} for a run of {int(jnp.sum(counts))} steps"
+        raise _checks.fail("max_steps", "be at least the number of steps", actual, "Raise it, or take larger steps.")
+    rule = Path(flow, solver, key, edges, counts)
+    options: dict[str, Any] = {"observe": observe, "until": until, "save_params": save_params, "progress": progress}
+    sol = iterate_to(rule, params, jnp.cumsum(counts), **options, throw=False)
+    gradients, products = solver.evaluations(flow)
+    cost = {"gradient_evaluations": gradients, "hessian_vector_products": products}
+    stats = sol.stats | {name: sol.stats["steps"] * n if n >= 0 else jnp.asarray(-1) for name, n in cost.items()}
+    fields = {name: getattr(sol, name) for name in sol.__dataclass_fields__}
+    solution = Solution(**fields | {"ts": ts, "stats": stats, "title": type(flow).__name__, "method": solver.name})
+    if throw:
+        solution.check()
+    return solution
