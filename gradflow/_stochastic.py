@@ -44,7 +44,9 @@ class Path(AbstractRule):
 
     def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         t, dt = self.locate(k)
-        new = self.method.step(self.sde, frozen, t, dt, state, jax.random.fold_in(self.key, k))
+        dtype = jnp.result_type(*jax.tree_util.tree_leaves(state))
+        drawn = jax.random.normal(jax.random.fold_in(self.key, k), (self.sde.noise_size,), dtype)
+        new = self.method.step(self.sde, frozen, t, dt, state, jnp.sqrt(dt).astype(dtype) * drawn)
         # The loss is looked at where it is saved; a step need not know it.
         return new, jnp.zeros(())
 

@@ -59,7 +59,7 @@ class SGDFlow(AbstractStochasticFlow):
 
     def __init__(
         self,
-        problem: EmpiricalRisk,
+        problem: Any,
         learning_rate: Any,
         batch_size: int,
         order: int = 1,
@@ -121,8 +121,11 @@ class SGDFlow(AbstractStochasticFlow):
     def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
         return self.problem(join(state, frozen))
 
-    def terms(self, path: diffrax.AbstractPath | None = None) -> diffrax.AbstractTerm:
-        """Drift and noise as diffrax terms with `args = frozen`; `path`: a Brownian motion of shape `(n,)`."""
+    def terms(self, path: Any = None) -> diffrax.AbstractTerm:
+        """Drift and noise as diffrax terms with `args = frozen`.
+
+        `path`: a Brownian motion of diffrax of shape `(n,)`, or a function `(t0, t1) -> (n,)` of its increments.
+        """
         if path is None:
             advice = f"For instance diffrax.VirtualBrownianTree(t0, t1, tol, ({self.noise_size},), key)."
             raise fail("path", "be a Brownian motion", "None", advice)

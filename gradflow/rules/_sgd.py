@@ -56,9 +56,7 @@ class SGD(AbstractRule):
     batch_size: int = eqx.field(static=True)
     sampling: Literal["replacement", "batch", "epochs"] = eqx.field(static=True)
 
-    def __init__(
-        self, problem: EmpiricalRisk, learning_rate: Any, *, batch_size: int, key: Any, sampling: Any = "replacement"
-    ):
+    def __init__(self, problem: Any, learning_rate: Any, *, batch_size: int, key: Any, sampling: Any = "replacement"):
         check_batches(problem, batch_size)
         check_learning_rate(learning_rate)
         check_choice("sampling", sampling, SAMPLINGS)

@@ -7,7 +7,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, PyTree, Scalar
+from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import check_positive, fail
 
@@ -29,8 +29,8 @@ class AbstractStochasticMethod(eqx.Module):
         return type(self).__name__
 
     @abc.abstractmethod
-    def step(self, flow: Any, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, key: Key[Array, ""]) -> PyTree:
-        """The state after one step."""
+    def step(self, flow: Any, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, dw: Float[Array, " n"]) -> PyTree:
+        """The state after one step, `dw` being the increments of the Brownian motions."""
 
     def evaluations(self, flow: Any) -> tuple[int, int]:
         """Gradients and Hessian-vector products of a step."""
@@ -59,8 +59,8 @@ class EulerMaruyama(AbstractStochasticMethod):
     def __init__(self, dt: Any = None):
         self.dt = _step(dt)
 
-    def step(self, flow: Any, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, key: Key[Array, ""]) -> PyTree:
-        return flow.moved(t, dt, y, frozen, _increments(flow, y, dt, key))
+    def step(self, flow: Any, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, dw: Float[Array, " n"]) -> PyTree:
+        return flow.moved(t, dt, y, frozen, dw)
 
     def evaluations(self, flow: Any) -> tuple[int, int]:
         # The drift of order 2 takes a gradient of its own, besides that which the noise shares.
@@ -94,11 +94,11 @@ class SmallNoise(AbstractStochasticMethod):
     def __init__(self, dt: Any = None):
         self.dt = _step(dt)
 
-    def step(self, flow: Any, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, key: Key[Array, ""]) -> PyTree:
+    def step(self, flow: Any, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, dw: Float[Array, " n"]) -> PyTree:
         first = flow.vector_field(t, y, frozen)
         ahead = jax.tree_util.tree_map(lambda a, f: a + dt.astype(a.dtype) * f, y, first)
         second = flow.vector_field(t + dt, ahead, frozen)
-        kick = flow.noise(t, y, frozen, _increments(flow, y, dt, key))
+        kick = flow.noise(t, y, frozen, dw)
         return jax.tree_util.tree_map(
             lambda a, f, g, b: a + dt.astype(a.dtype) / 2 * (f + g) + b, y, first, second, kick
         )
@@ -138,10 +138,8 @@ class FixedSteps(AbstractStochasticMethod):
     def name(self) -> str:
         return type(self.solver).__name__
 
-    def step(self, flow: Any, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, key: Key[Array, ""]) -> PyTree:
-        dtype = jnp.result_type(*jax.tree_util.tree_leaves(y))
-        path = diffrax.UnsafeBrownianPath(jax.ShapeDtypeStruct((flow.noise_size,), dtype), key)
-        terms = flow.terms(path)
+    def step(self, flow: Any, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, dw: Float[Array, " n"]) -> PyTree:
+        terms = flow.terms(lambda t0, t1: dw)
         state = self.solver.init(terms, t, t + dt, y, frozen)
         y1, *_ = self.solver.step(terms, t, t + dt, y, frozen, state, made_jump=False)
         return y1
@@ -155,8 +153,3 @@ def _step(dt: Any) -> Scalar | None:
         return None
     check_positive("dt", dt, "It is the largest step in time.")
     return jnp.asarray(dt, float)
-
-
-def _increments(flow: Any, y: PyTree, dt: Scalar, key: Key[Array, ""]) -> Float[Array, " n"]:
-    dtype = jnp.result_type(*jax.tree_util.tree_leaves(y))
-    return jnp.sqrt(dt).astype(dtype) * jax.random.normal(key, (flow.noise_size,), dtype)
