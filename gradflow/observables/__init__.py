@@ -13,6 +13,9 @@ from gradflow.observables._loss import Accuracy as Accuracy
 from gradflow.observables._loss import Loss as Loss
 from gradflow.observables._loss_rate import LossRate as LossRate
 from gradflow.observables._lyapunov import Lyapunov as Lyapunov
+from gradflow.observables._margins import Margins as Margins
+from gradflow.observables._margins import MaxMarginResidual as MaxMarginResidual
+from gradflow.observables._margins import NormalisedMargin as NormalisedMargin
 from gradflow.observables._movement import NeuronMovement as NeuronMovement
 from gradflow.observables._neuron_partition import NeuronPartition as NeuronPartition
 from gradflow.observables._neuron_partition import PartitionCounts as PartitionCounts
