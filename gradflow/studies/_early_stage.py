@@ -1,0 +1,250 @@
+"""Early training of mildly wide ReLU networks: how far the loss falls within `1/eta` steps, and who is alive."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from gradflow import observables, theory
+from gradflow._checks import check_choice, check_count, fail
+from gradflow._iterate import iterate, iterate_to
+from gradflow._solution import STATUS
+from gradflow._solve import solve
+from gradflow.flows import GradientFlow
+from gradflow.models import Smoothed, TwoLayer, mild_two_layer
+from gradflow.problems import EmpiricalRisk, losses
+from gradflow.rules import SGD, GradientDescent
+from gradflow.solvers import Tsit5
+
+LOSSES: dict[str, Callable[..., Any]] = {
+    "exponential": losses.exponential,
+    "logistic": losses.logistic,
+    "hinge": losses.hinge,
+    "square": losses.square,
+    "cross-entropy": losses.cross_entropy,
+}
+LATE = ("exponential", "logistic", "cross-entropy")
+"""Exponential-type losses, whose late phase is followed."""
+PARTS = ("false-dead", "false-living", "true-dead", "true-living")
+NEAR = 0.1
+"""A drop counts as that of a wide network if it is within a tenth of it."""
+
+
+def early_stage(
+    dataset: Any,
+    *,
+    widths: Sequence[int] = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
+    rates: Sequence[float] = (0.1, 0.03, 0.01, 0.003, 0.001),
+    batches: Sequence[int] = (1, 2, 8),
+    losses: Sequence[str] | None = None,
+    kappa: float = 0.1,
+    runs: int = 16,
+    horizon: float = 1e8,
+    saves: int = 61,
+    smoothing: float = 0.01,
+    max_steps: int = 20_000,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Two-layer ReLU networks from a start with large output weights (`gradflow.models.mild_two_layer`).
+
+    Four questions. How far does the loss fall in the first `1/eta` steps (one unit of flow time) of descent, over
+    widths at the middle rate and over rates at the middle width, and of SGD, over batches at the middle width, the mean
+    of `runs` runs? Does the partition of neurons into true or false and living or dead keep the order that theory
+    gives it, along descent, SGD and flow, on these data and on the same inputs with random labels? How does it
+    evolve? And what becomes of `t L(t)`, and of the direction, up to the time `horizon`?
+
+    **Arguments**
+
+    - `dataset`: inputs `x (n, d)`; targets of signs, class indices, or one-hot rows.
+    - `widths`, `rates` (decreasing), `batches`, `losses`: what to compare; by default all losses that suit the targets.
+    - `kappa`: size of the start. `runs`: of SGD. `horizon`, `saves`: of the flow, on a logarithmic clock. `smoothing`,
+      `max_steps`: of that flow, whose kinks are rounded; it may end early, as `late_status` tells.
+
+    **Returns** a data set with `drop_width (loss, width)`, `drop_rate (loss, rate)`, `drop_batch (loss, batch)` and its
+    standard error `drop_batch_error`, all in units of the loss; `width_needed (loss)`, the least width from which on
+    the drop is within a tenth of that of the widest; `violations (data, path)` and `events`; `partition (late_time,
+    part)`, shares of all pairs of neuron and sample; over `(late_loss, late_time)`: `risk`, `margin`, normalised,
+    `residual`.
+
+    **Raises** `ValueError` for bad input.
+
+    Source: M. Wang and C. Ma (2022), arXiv 2206.02139.
+
+    >>> import gradflow as gf
+    >>> data = gf.data.correlated(6, 3)
+    >>> few = {"widths": (4, 8), "rates": (0.1, 0.05), "batches": (2,), "losses": ("square",), "runs": 2}
+    >>> ds = gf.studies.early_stage(data, **few, horizon=10.0, saves=5)
+    >>> int(ds.violations.sel(data="given").sum())
+    0
+    """
+    x, y = jnp.asarray(dataset.x, float), _targets(dataset.y)
+    signs = y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.floating)
+    names = _losses(losses, y, bool(signs))
+    for name, values in (("widths", widths), ("batches", batches)):
+        for value in values:
+            check_count(name, value)
+    outputs = None if signs else (int(np.max(np.asarray(y))) + 1 if y.ndim == 1 else y.shape[1])
+    widths, rates = sorted(widths), sorted(rates, reverse=True)
+    middle, rate = widths[len(widths) // 2], rates[len(rates) // 2]
+    start = lambda width: mild_two_layer(x.shape[1], width, outputs, kappa=kappa, key=jax.random.key(seed))  # noqa: E731
+    problems = {name: EmpiricalRisk(x, _encoded(y, name, outputs), LOSSES[name]) for name in names}
+
+    found: dict[str, Any] = {"drop_width": [], "drop_rate": [], "drop_batch": [], "drop_batch_error": []}
+    for problem in problems.values():
+        found["drop_width"].append([_drop(GradientDescent(problem, rate), start(width)) for width in widths])
+        model = start(middle)
+        found["drop_rate"].append([_drop(GradientDescent(problem, eta), model) for eta in rates])
+        drops = np.array([_sgd_drops(problem, rate, min(b, len(x)), model, runs, seed) for b in batches])
+        found["drop_batch"].append(drops.mean(axis=1))
+        found["drop_batch_error"].append(drops.std(axis=1) / max(runs - 1, 1) ** 0.5)
+    dims = {"drop_width": "width", "drop_rate": "rate", "drop_batch": "batch", "drop_batch_error": "batch"}
+    variables: dict[str, Any] = {name: (("loss", dims[name]), np.array(found[name])) for name in found}
+    variables["width_needed"] = ("loss", [_needed(widths, row) for row in found["drop_width"]])
+
+    first = problems[names[0]]
+    control = EmpiricalRisk(x, jax.random.permutation(jax.random.key(seed + 1), first.y), first.loss)
+    counted = [_events(problem, start(middle), rate, seed) for problem in (first, control)]
+    for i, name in enumerate(("violations", "events")):
+        variables[name] = (("data", "path"), [[pair[i] for pair in row] for row in counted])
+
+    ts = np.concatenate([[0.0], np.geomspace(min(0.01, horizon / 2), horizon, saves - 1)])
+    late = [name for name in names if name in LATE] or [names[0]]
+    followed = [_late(problems[name], start(middle), ts, smoothing, max_steps) for name in late]
+    for name, dim in {"risk": (), "margin": (), "residual": ("kkt",)}.items():
+        variables[name] = (("late_loss", "late_time", *dim), np.stack([run[name] for run in followed]))
+    variables["late_status"] = ("late_loss", [run["status"] for run in followed])
+    variables["late_gradients"] = ("late_loss", [run["gradients"] for run in followed])
+    variables["partition"] = (("late_time", "part"), followed[0]["partition"])
+    coords = {"loss": list(names), "width": widths, "rate": rates, "batch": list(batches), "late_loss": late}
+    coords |= {"late_time": ts, "part": list(PARTS), "data": ["given", "random labels"]}
+    coords |= {"path": ["descent", "SGD", "flow"], "kkt": ["stationarity", "slackness"]}
+    attrs: dict[str, Any] = {"study": "early-stage", "data": repr(dataset), "kappa": kappa, "middle_width": middle}
+    attrs |= {"middle_rate": rate, "runs": runs, "seed": seed, "smoothing": smoothing}
+    attrs |= {"condition": _condition(x, y, bool(signs)), "control_condition": _condition(x, control.y, bool(signs))}
+    return xr.Dataset(variables, coords=coords, attrs=attrs)
+
+
+def _targets(y: Any) -> jax.Array:
+    """Signs as floats, indices as integers, one-hot rows as floats."""
+    kind = observables.NeuronPartition(np.ones((len(y), 1)), y).kind
+    return jnp.asarray(y, int) if kind == "indices" else jnp.asarray(y, float)
+
+
+def _losses(wanted: Sequence[str] | None, y: jax.Array, signs: bool) -> tuple[str, ...]:
+    suiting = ("exponential", "logistic", "square", "hinge") if signs else ("cross-entropy", "square")
+    chosen = suiting if wanted is None else tuple(wanted)
+    for name in chosen:
+        check_choice("losses", name, suiting, f"Others do not suit targets of shape {y.shape}.")
+    if not chosen:
+        raise fail("losses", "name at least one loss", "empty")
+    return chosen
+
+
+def _encoded(y: jax.Array, loss: str, outputs: int | None) -> jax.Array:
+    """Targets as the loss wants them: the square of vector outputs takes rows."""
+    return jax.nn.one_hot(y, outputs) if loss == "square" and jnp.issubdtype(y.dtype, jnp.integer) else y
+
+
+def _drop(rule: GradientDescent, model: TwoLayer) -> float:
+    """How far the loss falls in `1/eta` steps."""
+    steps = max(1, round(1 / float(rule.learning_rate)))
+    loss = iterate_to(rule, model, np.array([0, steps]), save_params=False, throw=False).loss
+    return float("nan") if loss is None else float(loss[0] - loss[1])
+
+
+def _sgd_drops(problem: EmpiricalRisk, rate: float, size: int, model: TwoLayer, runs: int, seed: int) -> np.ndarray:
+    steps = np.array([0, max(1, round(1 / rate))])
+
+    @jax.jit
+    def one(key: jax.Array) -> Any:
+        rule = SGD(problem, rate, batch_size=size, key=key)
+        loss = iterate_to(rule, model, steps, save_params=False, throw=False).loss
+        return 0.0 if loss is None else loss[0] - loss[1]
+
+    return np.asarray(jax.vmap(one)(jax.random.split(jax.random.key(seed + 2), runs)))
+
+
+def _needed(widths: Sequence[int], drops: Sequence[float]) -> float:
+    """The least width from which on the drop is within a tenth of that of the widest."""
+    near = np.abs(np.array(drops) / drops[-1] - 1) <= NEAR
+    return float(widths[len(widths) - int(np.argmin(near[::-1]))]) if not near.all() else float(widths[0])
+
+
+def _events(problem: EmpiricalRisk, model: TwoLayer, rate: float, seed: int) -> list[tuple[int, int]]:
+    """Violations and all events along descent, SGD and flow, up to `t = 3`."""
+    observe: dict[str, Any] = {"codes": observables.NeuronPartition(problem.x, problem.y)}
+    options: dict[str, Any] = {"observe": observe, "save_params": False, "throw": False}
+    steps = max(1, round(3 / rate))
+    noisy = SGD(problem, rate, batch_size=min(2, len(problem.x)), key=jax.random.key(seed + 3))
+    sols = [iterate(rule, model, steps, save_every=1, **options) for rule in (GradientDescent(problem, rate), noisy)]
+    ts = np.linspace(0, 3, 101)
+    sols.append(solve(GradientFlow(problem), model, ts, rtol=1e-4, solver=Tsit5(), max_steps=5000, **options))
+    counts = []
+    for sol in sols:
+        reached = sol.reached
+        found = observables.switches(np.asarray(sol.ts)[reached], np.asarray(sol.observed["codes"])[reached])
+        counts.append((found.violations, len(found.time)))
+    return counts
+
+
+def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: float, max_steps: int) -> dict[str, Any]:
+    smooth = EmpiricalRisk(problem.x, problem.y, problem.loss, predict=Smoothed(smoothing))
+    observe: dict[str, Any] = {"risk": smooth, "partition": observables.PartitionCounts(problem.x, problem.y)}
+    observe |= {"margin": observables.NormalisedMargin(smooth), "residual": observables.MaxMarginResidual(smooth)}
+    options: dict[str, Any] = {"observe": observe, "save_params": False, "throw": False, "max_steps": max_steps}
+    sol = solve(GradientFlow(smooth), model, ts, **options)
+    found: dict[str, Any] = {name: np.asarray(sol.observed[name], float) for name in observe}
+    found["partition"][~sol.reached] = np.nan
+    found["partition"] /= problem.x.shape[0] * model.weight.shape[0]
+    return found | {"status": STATUS.index(sol.status), "gradients": int(sol.stats["gradient_evaluations"])}
+
+
+def _condition(x: jax.Array, y: jax.Array, signs: bool) -> str:
+    """In words, whether the data keep the condition for monotone sets."""
+    if not signs:
+        return "for two classes only"
+    found = theory.partition_condition(x, y)
+    return "holds" if found.holds else f"violated by {found.violations} of {found.pairs} pairs"
+
+
+def early_stage_table(ds: xr.Dataset) -> str:
+    """What the study found, as text."""
+    lines = [
+        f"loss drop within 1/eta steps, at width {ds.attrs['middle_width']} and eta {ds.attrs['middle_rate']:g}",
+        f"{'loss':<14} {'over widths':>20} {'over rates':>20} {'SGD / descent':>20} {'width needed':>13}",
+    ]
+    for name in ds.loss.values:
+        row = ds.sel(loss=name)
+        middle = float(row.drop_rate.sel(rate=ds.attrs["middle_rate"]))
+        spans = [f"{float(v.min()):.4g} ... {float(v.max()):.4g}" for v in (row.drop_width, row.drop_rate)]
+        ratio = row.drop_batch / middle
+        lines.append(
+            f"{name!s:<14} {spans[0]:>20} {spans[1]:>20}"
+            f" {f'{float(ratio.min()):.3f} ... {float(ratio.max()):.3f}':>20} {float(row.width_needed):13g}"
+        )
+    lines.append(
+        f"condition for monotone sets: {ds.attrs['condition']}; labels shuffled: {ds.attrs['control_condition']}"
+    )
+    for kind in ds["data"].values:
+        row = ds.sel(data=kind)
+        said = ", ".join(
+            f"{path} {int(row.violations.sel(path=path))} of {int(row.events.sel(path=path))}"
+            for path in ds.path.values
+        )
+        lines.append(f"switches out of true-living or false-dead, {kind}: {said}")
+    for name in ds.late_loss.values:
+        row = ds.sel(late_loss=name)
+        risk = row.risk.values
+        last = int(np.flatnonzero(np.isfinite(risk))[-1])
+        t = float(ds.late_time[last])
+        told = "" if float(row.margin[last]) > 0 else " (not told apart: no maximum-margin problem)"
+        lines.append(
+            f"{name}: t * loss = {t * risk[last]:.3g} at t = {t:.2g} ({STATUS[int(row.late_status)]},"
+            f" {int(row.late_gradients)} gradients), at most {np.nanmax(ds.late_time.values * risk):.3g};"
+            f" normalised margin {float(row.margin[last]):.3g}, KKT residual {float(row.residual[last, 0]):.2g},"
+            f" {float(row.residual[last, 1]):.2g}{told}"
+        )
+    return "\n".join(lines)
