@@ -39,7 +39,17 @@ def out(tmp_path_factory):
     return tmp_path_factory.mktemp("out") / "deep"
 
 
-COMMANDS = ["small-init", "compare", "momentum", "phase-diagram", "vanishing-init", "plot", "export", "info"]
+COMMANDS = [
+    "small-init",
+    "compare",
+    "momentum",
+    "phase-diagram",
+    "vanishing-init",
+    "early-stage",
+    "plot",
+    "export",
+    "info",
+]
 
 
 def test_help_lists_every_command(gradflow):
@@ -73,6 +83,10 @@ def test_help_lists_every_command(gradflow):
         (
             "vanishing-init",
             ["--quick", "--data", "--path", "--samples", "--classes", "--all-classes", "--out", "--fresh", "--seeds"],
+        ),
+        (
+            "early-stage",
+            ["--quick", "--data", "--path", "--samples", "--classes", "--all-classes", "--out", "--seed"],
         ),
         ("plot", ["--out", "STORE"]),
         ("export", ["STORE", "FILE"]),

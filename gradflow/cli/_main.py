@@ -1,4 +1,4 @@
-"""`gradflow small-init | vanishing-init | compare | momentum | phase-diagram | plot | export | info`."""
+"""`gradflow small-init | vanishing-init | compare | momentum | phase-diagram | early-stage | plot | export | info`."""
 
 import contextlib
 import pathlib
@@ -243,6 +243,54 @@ def vanishing_init(
             ds = studies.vanishing_init(dataset, loss=loss, **few, store=out / f"{name}-runs.zarr", resume=not fresh)
         table = studies.vanishing_init_table(ds)
     write_dataset(ds, store)
+    _report(table, store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+
+
+@app.command("early-stage")
+def early_stage(
+    quick: Quick = False,
+    data: Annotated[
+        str,
+        typer.Option("--data", help="`correlated`, `two-directions`, or a name from `gradflow info`."),
+    ] = "correlated",
+    path: Path = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Number of samples; 20 made ones, 100 of a data set.")
+    ] = None,
+    classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes to tell apart.")] = (0, 1),
+    every_class: Annotated[bool, typer.Option("--all-classes", help="All classes, with one output each.")] = False,
+    out: Out = pathlib.Path("gradflow-out"),
+    seed: Annotated[int, typer.Option("--seed", help="Of the starts.")] = 0,
+) -> None:
+    """Early training of ReLU networks: loss drop in 1/eta steps, who lives and dies, t * loss in the late phase.
+
+    Over widths, learning rates, losses and batches of SGD, with shuffled labels as a control. With
+    `--data two-directions`: plateau, escape and sliding neurons on two nearby inputs, beside descent that gets stuck.
+    """
+    _enable_float64()
+    from gradflow import data as sets
+    from gradflow import plot, studies
+    from gradflow.sweeps import check_writable, write_dataset
+
+    name = f"early-stage-{data}" + ("-quick" if quick else "")
+    check_writable("out", out / f"{name}.zarr")
+    if data == "two-directions":
+        few: dict[str, Any] = {"angles": (0.1, 0.05, 0.025), "steps": 4000, "saves": 201} if quick else {}
+        ds = studies.two_directions(**few, seed=seed)
+        table = studies.two_directions_table(ds)
+    else:
+        if data == "correlated":
+            dataset = sets.correlated(20 if samples is None else samples, 8, seed=seed)
+        else:
+            kind = {"labels": "index"} if every_class else {"classes": classes, "labels": "pm1"}
+            size = (40 if quick else 100) if samples is None else samples
+            dataset = _load(data, path, size, centre=True, unit_norm=True, **kind)
+        few = {"widths": (8, 64), "rates": (0.1, 0.01), "batches": (2,), "saves": 41} if quick else {}
+        if quick and not every_class:
+            few |= {"losses": ("exponential", "square")}
+        ds = studies.early_stage(dataset, **few, seed=seed)
+        table = studies.early_stage_table(ds)
+    store = write_dataset(ds, out / f"{name}.zarr")
     _report(table, store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
 
 

@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 
 from gradflow._checks import fail
 from gradflow.plot._compare import compare
+from gradflow.plot._early_stage import early_stage, two_directions
 from gradflow.plot._momentum import momentum
 from gradflow.plot._phase_diagram import phase_diagram
 from gradflow.plot._small_init import small_init
@@ -17,6 +18,8 @@ FIGURES = {
     "compare": compare,
     "momentum": momentum,
     "phase-diagram": phase_diagram,
+    "early-stage": early_stage,
+    "two-directions": two_directions,
 }
 
 

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jaxtyping import Array, Float
 
 from gradflow import observables, theory
 from gradflow._checks import check_choice, check_count, fail
@@ -41,7 +43,7 @@ def early_stage(
     batches: Sequence[int] = (1, 2, 8),
     losses: Sequence[str] | None = None,
     kappa: float = 0.1,
-    runs: int = 16,
+    runs: int = 8,
     horizon: float = 1e8,
     saves: int = 61,
     smoothing: float = 0.01,
@@ -51,20 +53,20 @@ def early_stage(
     """Two-layer ReLU networks from a start with large output weights (`gradflow.models.mild_two_layer`).
 
     Four questions. How far does the loss fall in the first `1/eta` steps (one unit of flow time) of descent, over
-    widths at the middle rate and over rates at the middle width, and of SGD, over batches at the middle width, the mean
-    of `runs` runs? Does the partition of neurons into true or false and living or dead keep the order that theory
-    gives it, along descent, SGD and flow, on these data and on the same inputs with random labels? How does it
-    evolve? And what becomes of `t L(t)`, and of the direction, up to the time `horizon`?
+    widths at the middle rate and over rates at the middle width, and of SGD, over batches at the middle width, in the
+    mean over `runs` starts? Does the partition of neurons into true or false and living or dead keep the order that
+    theory gives it, along descent, SGD and flow, on these data and on the same inputs with random labels? How does
+    it evolve? And what becomes of `t L(t)`, and of the direction, up to the time `horizon`?
 
     **Arguments**
 
     - `dataset`: inputs `x (n, d)`; targets of signs, class indices, or one-hot rows.
     - `widths`, `rates` (decreasing), `batches`, `losses`: what to compare; by default all losses that suit the targets.
-    - `kappa`: size of the start. `runs`: of SGD. `horizon`, `saves`: of the flow, on a logarithmic clock. `smoothing`,
-      `max_steps`: of that flow, whose kinks are rounded; it may end early, as `late_status` tells.
+    - `kappa`: size of the start. `runs`: number of starts. `horizon`, `saves`: of the flow, on a logarithmic clock;
+      `smoothing`, `max_steps`: its kinks are rounded, and it may end early, as `late_status` tells.
 
-    **Returns** a data set with `drop_width (loss, width)`, `drop_rate (loss, rate)`, `drop_batch (loss, batch)` and its
-    standard error `drop_batch_error`, all in units of the loss; `width_needed (loss)`, the least width from which on
+    **Returns** a data set with `drop_width (loss, width)`, `drop_rate (loss, rate)`, `drop_batch (loss, batch)`,
+    with their standard deviations over starts `..._spread`; `width_needed (loss)`, the least width from which on
     the drop is within a tenth of that of the widest; `violations (data, path)` and `events`; `partition (late_time,
     part)`, shares of all pairs of neuron and sample; over `(late_loss, late_time)`: `risk`, `margin`, normalised,
     `residual`.
@@ -89,30 +91,39 @@ def early_stage(
     outputs = None if signs else (int(np.max(np.asarray(y))) + 1 if y.ndim == 1 else y.shape[1])
     widths, rates = sorted(widths), sorted(rates, reverse=True)
     middle, rate = widths[len(widths) // 2], rates[len(rates) // 2]
-    start = lambda width: mild_two_layer(x.shape[1], width, outputs, kappa=kappa, key=jax.random.key(seed))  # noqa: E731
+    keys = jax.random.split(jax.random.key(seed), runs)
+
+    def starts(width: int) -> TwoLayer:
+        return eqx.filter_vmap(lambda key: mild_two_layer(x.shape[1], width, outputs, kappa=kappa, key=key))(keys)
+
+    first_of = eqx.partition(starts(middle), eqx.is_array)
+    model = eqx.combine(jax.tree_util.tree_map(lambda leaf: leaf[0], first_of[0]), first_of[1])
     problems = {name: EmpiricalRisk(x, _encoded(y, name, outputs), LOSSES[name]) for name in names}
 
-    found: dict[str, Any] = {"drop_width": [], "drop_rate": [], "drop_batch": [], "drop_batch_error": []}
+    rows: dict[str, list[Any]] = {"width": [], "rate": [], "batch": []}
     for problem in problems.values():
-        found["drop_width"].append([_drop(GradientDescent(problem, rate), start(width)) for width in widths])
-        model = start(middle)
-        found["drop_rate"].append([_drop(GradientDescent(problem, eta), model) for eta in rates])
-        drops = np.array([_sgd_drops(problem, rate, min(b, len(x)), model, runs, seed) for b in batches])
-        found["drop_batch"].append(drops.mean(axis=1))
-        found["drop_batch_error"].append(drops.std(axis=1) / max(runs - 1, 1) ** 0.5)
-    dims = {"drop_width": "width", "drop_rate": "rate", "drop_batch": "batch", "drop_batch_error": "batch"}
-    variables: dict[str, Any] = {name: (("loss", dims[name]), np.array(found[name])) for name in found}
-    variables["width_needed"] = ("loss", [_needed(widths, row) for row in found["drop_width"]])
+        rows["width"].append([_drops(GradientDescent(problem, rate), starts(width), keys) for width in widths])
+        many = starts(middle)
+        rows["rate"].append([_drops(GradientDescent(problem, eta), many, keys) for eta in rates])
+        noisy = [SGD(problem, rate, batch_size=min(size, len(x)), key=keys[0]) for size in batches]
+        rows["batch"].append([_drops(rule, many, keys) for rule in noisy])
+    variables: dict[str, Any] = {}
+    for dim, drops in rows.items():
+        found = np.array(drops)
+        variables[f"drop_{dim}"] = (("loss", dim), found.mean(axis=2))
+        variables[f"drop_{dim}_spread"] = (("loss", dim), found.std(axis=2))
+    wide = variables["drop_width"][1]
+    variables["width_needed"] = ("loss", [_needed(widths, row) for row in wide])
 
-    first = problems[names[0]]
-    control = EmpiricalRisk(x, jax.random.permutation(jax.random.key(seed + 1), first.y), first.loss)
-    counted = [_events(problem, start(middle), rate, seed) for problem in (first, control)]
+    plain = problems[names[0]]
+    control = EmpiricalRisk(x, jax.random.permutation(jax.random.key(seed + 1), plain.y), plain.loss)
+    counted = [_events(problem, model, rate, seed) for problem in (plain, control)]
     for i, name in enumerate(("violations", "events")):
         variables[name] = (("data", "path"), [[pair[i] for pair in row] for row in counted])
 
     ts = np.concatenate([[0.0], np.geomspace(min(0.01, horizon / 2), horizon, saves - 1)])
     late = [name for name in names if name in LATE] or [names[0]]
-    followed = [_late(problems[name], start(middle), ts, smoothing, max_steps) for name in late]
+    followed = [_late(problems[name], model, ts, smoothing, max_steps) for name in late]
     for name, dim in {"risk": (), "margin": (), "residual": ("kkt",)}.items():
         variables[name] = (("late_loss", "late_time", *dim), np.stack([run[name] for run in followed]))
     variables["late_status"] = ("late_loss", [run["status"] for run in followed])
@@ -148,23 +159,17 @@ def _encoded(y: jax.Array, loss: str, outputs: int | None) -> jax.Array:
     return jax.nn.one_hot(y, outputs) if loss == "square" and jnp.issubdtype(y.dtype, jnp.integer) else y
 
 
-def _drop(rule: GradientDescent, model: TwoLayer) -> float:
-    """How far the loss falls in `1/eta` steps."""
-    steps = max(1, round(1 / float(rule.learning_rate)))
-    loss = iterate_to(rule, model, np.array([0, steps]), save_params=False, throw=False).loss
-    return float("nan") if loss is None else float(loss[0] - loss[1])
+@eqx.filter_jit
+def _drops(rule: GradientDescent | SGD, models: TwoLayer, keys: jax.Array) -> Float[Array, " runs"]:
+    """How far the loss falls in `1/eta` steps, from each of the models; SGD with each of the keys."""
+    ks = jnp.stack([jnp.zeros(()), jnp.maximum(1, jnp.round(1 / rule.learning_rate))]).astype(int)
 
+    def one(model: TwoLayer, key: jax.Array) -> Float[Array, ""]:
+        own = eqx.tree_at(lambda r: r.key, rule, key) if isinstance(rule, SGD) else rule
+        loss = iterate_to(own, model, ks, save_params=False, throw=False).loss
+        return jnp.zeros(()) if loss is None else loss[0] - loss[1]
 
-def _sgd_drops(problem: EmpiricalRisk, rate: float, size: int, model: TwoLayer, runs: int, seed: int) -> np.ndarray:
-    steps = np.array([0, max(1, round(1 / rate))])
-
-    @jax.jit
-    def one(key: jax.Array) -> Any:
-        rule = SGD(problem, rate, batch_size=size, key=key)
-        loss = iterate_to(rule, model, steps, save_params=False, throw=False).loss
-        return 0.0 if loss is None else loss[0] - loss[1]
-
-    return np.asarray(jax.vmap(one)(jax.random.split(jax.random.key(seed + 2), runs)))
+    return eqx.filter_vmap(one)(models, keys)
 
 
 def _needed(widths: Sequence[int], drops: Sequence[float]) -> float:
@@ -195,7 +200,8 @@ def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: fl
     observe: dict[str, Any] = {"risk": smooth, "partition": observables.PartitionCounts(problem.x, problem.y)}
     observe |= {"margin": observables.NormalisedMargin(smooth), "residual": observables.MaxMarginResidual(smooth)}
     options: dict[str, Any] = {"observe": observe, "save_params": False, "throw": False, "max_steps": max_steps}
-    sol = solve(GradientFlow(smooth), model, ts, **options)
+    # The curvature falls like 1/t, so that the steps of an explicit method grow in proportion to time.
+    sol = solve(GradientFlow(smooth), model, ts, solver=Tsit5(), **options)
     found: dict[str, Any] = {name: np.asarray(sol.observed[name], float) for name in observe}
     found["partition"][~sol.reached] = np.nan
     found["partition"] /= problem.x.shape[0] * model.weight.shape[0]
