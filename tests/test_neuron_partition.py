@@ -53,7 +53,9 @@ def runs():
         made[name, "descent"] = gf.iterate(descent, start, 400, save_every=1, **options)
         made[name, "sgd"] = gf.iterate(sgd, start, 400, save_every=1, **options)
         flow = gf.GradientFlow(problem)
-        made[name, "flow"] = gf.solve(flow, start, np.linspace(0, 20, 201), rtol=1e-4, **options)
+        made[name, "flow"] = gf.solve(
+            flow, start, np.linspace(0, 20, 201), rtol=1e-4, solver=gf.solvers.Bosh3(), **options
+        )
     return made
 
 

@@ -132,6 +132,7 @@ def test_covariance_is_that_of_all_batches(reduction, sampling, key):
     np.testing.assert_allclose(kicks.T @ kicks / 0.3, np.cov(means.T, bias=True), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_one_gradient_moves_as_drift_and_noise_do(line):
     w, xi = jnp.array([0.7]), jax.random.normal(jax.random.key(3), (SAMPLES,))
     zero, dt = jnp.zeros(()), jnp.asarray(0.2)

@@ -275,7 +275,7 @@ def early_stage(
     name = f"early-stage-{data}" + ("-quick" if quick else "")
     check_writable("out", out / f"{name}.zarr")
     if data == "two-directions":
-        few: dict[str, Any] = {"angles": (0.1, 0.05, 0.025), "steps": 4000, "saves": 201} if quick else {}
+        few: dict[str, Any] = {"angles": (0.1, 0.05, 0.025), "steps": 20_000, "saves": 201} if quick else {}
         ds = studies.two_directions(**few, seed=seed)
         table = studies.two_directions_table(ds)
     else:

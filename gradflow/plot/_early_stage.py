@@ -6,7 +6,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gradflow.plot._style import STYLE, figure, shades
+from gradflow.plot._style import STYLE, figure, label_decades, shades
 
 MARKERS = ["o", "s", "^", "D", "v"]
 PARTS = {"true-living": "tab:green", "true-dead": "#b7e0b7", "false-living": "tab:red", "false-dead": "#f3c1c1"}
@@ -34,6 +34,7 @@ def _drop(ax: Axes, ds: xr.Dataset, dim: str, label: str) -> None:
         error = spread / max(ds.attrs["runs"] - 1, 1) ** 0.5
         ax.errorbar(row[dim], values, error, marker=MARKERS[i % 5], markersize=4, color=colour, capsize=2, label=name)
     ax.set(xscale="log", title=r"loss drop within $1/\eta$ steps of descent", xlabel=label, ylabel="loss drop")
+    label_decades(ax)
     ax.set_ylim(bottom=0, top=1.3 * float(ds[f"drop_{dim}"].max()))
     ax.legend(ncols=2, loc="upper right")
 
@@ -47,6 +48,8 @@ def _batches(ax: Axes, ds: xr.Dataset) -> None:
         ax.errorbar(ds.batch, ratio, error, marker=MARKERS[i % 5], markersize=4, color=colour, capsize=2, label=name)
     ax.axhline(1, color="0.5", linewidth=0.8, linestyle=":")
     ax.set(title="loss drop of SGD / of descent", xlabel="batch size $B$", ylabel="ratio", xticks=ds.batch.values)
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, 0.95), max(high, 1.05))
     ax.legend()
 
 
@@ -67,8 +70,8 @@ def _violations(ax: Axes, ds: xr.Dataset) -> None:
         ax.bar_label(bars, [str(int(v)) for v in ds.violations.values[i]], fontsize=7)
     ax.set(title="switches out of true-living or false-dead, $t < 3$", ylabel="share of all switches")
     ax.set_xticks(place, [str(p) for p in ds.path.values])
-    ax.set_ylim(0, max(0.1, 1.25 * float(share.max())))
-    ax.legend()
+    ax.set_ylim(0, max(0.1, 1.5 * float(share.max())))
+    ax.legend(loc="upper right")
 
 
 def _late(ax: Axes, ds: xr.Dataset) -> None:
@@ -76,10 +79,16 @@ def _late(ax: Axes, ds: xr.Dataset) -> None:
     other = ax.twinx()
     for i, name in enumerate(ds.late_loss.values):
         row, colour = ds.sel(late_loss=name).isel(late_time=slice(1, None)), shades(max(ds.sizes["late_loss"], 2))[i]
-        ax.plot(t, t * row.risk, color=colour, label=f"{name}: $t L$")
+        ax.plot(t, t * row.risk, color=colour, label=str(name))
         margin = np.where(row.margin > 0, row.margin, np.nan)
-        other.plot(t, margin, color=colour, linestyle="--", label=f"{name}: margin")
-    ax.set(xscale="log", yscale="log", title="late phase", xlabel="flow time $t$", ylabel=r"$t \cdot$ loss")
+        other.plot(t, margin, color=colour, linestyle="--")
+    ax.set(
+        xscale="log",
+        yscale="log",
+        title="late phase, $t L(t)$ and margin",
+        xlabel="flow time $t$",
+        ylabel=r"$t \cdot$ loss (solid)",
+    )
     other.set_ylabel("normalised margin (dashed)")
     other.grid(False)
     ax.legend(loc="lower center")
@@ -107,11 +116,11 @@ def two_directions(ds: xr.Dataset) -> Figure:
         ends = ds.phase_end
         times.loglog(ds.angle, ends.sel(phase="plateau"), "o", color="black", markersize=4, label="escape")
         times.loglog(ds.angle, ds.foretold, "-", color="0.5", label="foretold")
-        times.loglog(
-            ds.angle, ends.sel(phase="condensation"), "s", color="tab:blue", markersize=4, label="plateau begins"
-        )
-        times.loglog(ds.angle, ends.sel(phase="escape"), "^", color="tab:green", markersize=4, label="told apart")
+        for phase, mark, label in (("condensation", "s", "plateau begins"), ("escape", "^", "told apart")):
+            times.loglog(ds.angle, ends.sel(phase=phase), mark, color="0.4", markersize=4, label=label)
         times.set(title="ends of the phases", xlabel="angle $D$", ylabel="flow time $t$")
+        times.set_ylim(top=30 * float(ends.max()))
+        label_decades(times)
         times.legend()
         _phases(phases, ds)
         _stuck(stuck, ds, plateau)
@@ -142,4 +151,5 @@ def _stuck(ax: Axes, ds: xr.Dataset, plateau: float) -> None:
     ax.axhline(1 / (1 + ds.attrs["ratio"]), color="0.5", linewidth=0.8, linestyle=":", label="$1/(1+p)$")
     ax.set(xscale="log", yscale="log", title=f"large steps kill what slides, $D={float(ds.angle[0]):g}$")
     ax.set(xlabel="flow time $t$", ylabel="loss")
+    label_decades(ax)
     ax.legend(loc="lower left")

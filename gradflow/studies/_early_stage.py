@@ -156,7 +156,7 @@ def _losses(wanted: Sequence[str] | None, y: jax.Array, signs: bool) -> tuple[st
 
 def _encoded(y: jax.Array, loss: str, outputs: int | None) -> jax.Array:
     """Targets as the loss wants them: the square of vector outputs takes rows."""
-    return jax.nn.one_hot(y, outputs) if loss == "square" and jnp.issubdtype(y.dtype, jnp.integer) else y
+    return y if outputs is None or loss != "square" or y.ndim == 2 else jax.nn.one_hot(y, outputs)
 
 
 @eqx.filter_jit

@@ -22,7 +22,7 @@ class TwoDirections(NamedTuple):
 
     def loss(self, t: Float[np.ndarray, "*times"]) -> Float[np.ndarray, "*times"]:
         """The loss at times counted from the beginning of the plateau."""
-        return self.plateau / (1 + self.rate * np.asarray(t, float))
+        return np.asarray(self.plateau / (1 + self.rate * np.asarray(t, float)))
 
     def escape_time(self, drop: float = 0.1) -> float:
         """When the loss has fallen below the plateau by the fraction `drop`.
@@ -34,7 +34,7 @@ class TwoDirections(NamedTuple):
         return drop / (1 - drop) / self.rate
 
 
-def two_directions(ratio: float, angle: float, share: float) -> TwoDirections:
+def two_directions(ratio: float | int, angle: float, share: float) -> TwoDirections:
     """The plateau and the escape from it, for exponential loss (a mean) and trained input weights `w_k`, `a_k` fixed:
 
         plateau = 2 sqrt(p) / (1 + p),        L(t) = plateau / (1 + rate t)
