@@ -53,6 +53,7 @@ def linear(w, x):
     return x @ w
 
 
+@pytest.mark.slow
 def test_a_linear_model_finds_the_widest_street():
     """Three support vectors and one sample beyond: direction `(1, 0)`, margin 1, known without training."""
     x, y = np.array([[1.0, 1.0], [1.0, -2.0], [-1.0, 0.5], [3.0, 4.0]]), np.array([1.0, 1.0, -1.0, 1.0])

@@ -222,6 +222,7 @@ def test_averages_of_sgd_on_a_network(key):
     assert abs(off[1]) > 4
 
 
+@pytest.mark.slow
 def test_batches_are_what_the_sampling_says(line, key):
     def draws(sampling, size, steps):
         rule = gf.SGD(line, 0.1, batch_size=size, key=key, sampling=sampling)
@@ -239,6 +240,7 @@ def test_batches_are_what_the_sampling_says(line, key):
     assert draws("epochs", 3, 4).shape == (4, 3)  # one sample of each pass is left out
 
 
+@pytest.mark.slow
 def test_full_batches_are_gradient_descent(line, key):
     rule = gf.SGD(line, 0.3, batch_size=SAMPLES, key=key, sampling="batch")
     exact = gf.iterate(gf.GradientDescent(line, 0.3), jnp.array([START]), 10).final
@@ -260,6 +262,7 @@ class Counting(eqx.Module):
         return x @ w
 
 
+@pytest.mark.slow
 def test_paths_one_by_one_and_together_are_the_same(key):
     problem = gf.EmpiricalRisk(X, Y, gf.losses.square, predict=Counting())
     flow = gf.SGDFlow(problem, 0.1, 1)

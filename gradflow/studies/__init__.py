@@ -22,7 +22,5 @@ from gradflow.studies._small_init import small_init_table as small_init_table
 from gradflow.studies._two_directions import escape_slopes as escape_slopes
 from gradflow.studies._two_directions import two_directions as two_directions
 from gradflow.studies._two_directions import two_directions_table as two_directions_table
-from gradflow.studies._vanishing_init import circle_illustration as circle_illustration
-from gradflow.studies._vanishing_init import circle_table as circle_table
 from gradflow.studies._vanishing_init import vanishing_init as vanishing_init
 from gradflow.studies._vanishing_init import vanishing_init_table as vanishing_init_table
