@@ -34,8 +34,8 @@ def _drop(ax: Axes, ds: xr.Dataset, dim: str, label: str) -> None:
         error = spread / max(ds.attrs["runs"] - 1, 1) ** 0.5
         ax.errorbar(row[dim], values, error, marker=MARKERS[i % 5], markersize=4, color=colour, capsize=2, label=name)
     ax.set(xscale="log", title=r"loss drop within $1/\eta$ steps of descent", xlabel=label, ylabel="loss drop")
-    label_decades(ax)
     ax.set_ylim(bottom=0, top=1.3 * float(ds[f"drop_{dim}"].max()))
+    label_decades(ax)
     ax.legend(ncols=2, loc="upper right")
 
 
