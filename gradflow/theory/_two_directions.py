@@ -14,7 +14,7 @@ class TwoDirections(NamedTuple):
     >>> import gradflow as gf
     >>> theory = gf.theory.two_directions(ratio=3.0, angle=0.1, share=0.375)
     >>> round(theory.plateau, 4), round(theory.escape_time(0.1), 1)
-    (0.866, 136.9)
+    (0.866, 137.0)
     """
 
     plateau: float
