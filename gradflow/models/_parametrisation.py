@@ -51,33 +51,39 @@ class Parametrisation(eqx.Module):
         return power * float(in_size) ** -of_input if layer == "input" else power
 
     def multipliers(self, layers: Sequence[str], *, fan_in: int, in_size: int) -> "Multipliers":
-        """The factors of several layers, with the width as a number that may differ between networks of one program."""
+        """The factors of several layers."""
         powers = tuple(-self.a[_LAYERS.index(layer)] for layer in layers)
         constants = tuple(float(in_size) ** -self.input_a if layer == "input" else 1.0 for layer in layers)
-        return Multipliers(jnp.asarray(fan_in) if any(powers) else None, powers, constants)
+        return Multipliers(fan_in if any(powers) else 1, powers, constants)
 
 
 class Multipliers(eqx.Module):
-    """Factors `constant * width ** power` of the layers of a network.
+    """Factors `constant * width ** power` of the layers of a network, part of the program rather than of its numbers.
 
-    The width is an integer leaf, which does not flow, rather than part of the program: networks of several widths,
-    padded to one shape, then share it.
+    Networks of several widths, padded to one shape, share a program if the width is a number: `with_array()`.
 
     >>> import gradflow as gf
     >>> factors = gf.models.ntk.multipliers(["input", "output"], fan_in=100, in_size=4)
-    >>> factors.of(0, float), round(float(factors.of(1, float)), 6)
+    >>> factors.of(0, float), factors.of(1, float)
     (0.5, 0.1)
     """
 
-    width: Int[Array, ""] | None
+    width: int = eqx.field(static=True)
     powers: tuple[float, ...] = eqx.field(static=True)
     constants: tuple[float, ...] = eqx.field(static=True)
+    array: Int[Array, ""] | None = None  # takes the place of `width`
 
     def of(self, layer: int, dtype: Any) -> float | Float[Array, ""]:
-        """The factor of a layer, by number; a Python number where the width does not enter."""
-        if self.width is None or self.powers[layer] == 0:
-            return self.constants[layer]
-        return self.constants[layer] * self.width.astype(dtype) ** self.powers[layer]
+        """The factor of a layer, by number."""
+        if self.array is None or self.powers[layer] == 0:
+            return self.constants[layer] * float(self.width) ** self.powers[layer]
+        return self.constants[layer] * self.array.astype(dtype) ** self.powers[layer]
+
+    def with_array(self) -> "Multipliers":
+        """The same factors, with the width in an integer array, which does not flow."""
+        if not any(self.powers):
+            return self
+        return Multipliers(1, self.powers, self.constants, jnp.asarray(self.width))
 
 
 _LAYERS = ("input", "hidden", "output")

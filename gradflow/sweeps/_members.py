@@ -21,6 +21,7 @@ from gradflow._checks import fail
 from gradflow._solve import check_size
 from gradflow._tree import split
 from gradflow.flows import AbstractFlow
+from gradflow.models._parametrisation import Multipliers
 from gradflow.rules import AbstractRule
 
 KEPT = 256 * 2**20
@@ -104,9 +105,9 @@ class Roster:
             if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], AbstractFlow | AbstractRule)):
                 raise fail("build", "return a pair (flow, params) or (rule, params)", f"returning {_kind(built)}")
             what, params = built
-            run = jax.tree_util.tree_map(
-                functools.partial(_as_jax, self._converted), (what, params, self._observe(what))
-            )
+            run = what, params, self._observe(what)
+            run = jax.tree_util.tree_map(functools.partial(_as_jax, self._converted), run)
+            run = jax.tree_util.tree_map(_with_array, run, is_leaf=_is_multipliers)
             if kinds is not None and known is not None:
                 shape = signature(run)
                 # Members of equal shapes stand or fall together, and a check traces the problem.
@@ -211,6 +212,15 @@ def _size(params: PyTree) -> float:
     flowing = [np.asarray(leaf, float) for leaf in jax.tree_util.tree_leaves(params) if eqx.is_inexact_array(leaf)]
     largest = max((float(np.max(np.abs(leaf), initial=0.0)) for leaf in flowing), default=0.0)
     return largest if np.isfinite(largest) else np.inf
+
+
+def _is_multipliers(node: Any) -> bool:
+    return isinstance(node, Multipliers)
+
+
+def _with_array(node: Any) -> Any:
+    """The width as a number, where it enters a network other than by shapes."""
+    return node.with_array() if isinstance(node, Multipliers) else node
 
 
 def _kind(built: Any) -> str:
