@@ -19,6 +19,7 @@ from gradflow.observables import (
     GradientNorm,
     HessianEigenvalues,
     Loss,
+    LossRate,
     NeuronAngles,
     NeuronNorms,
     NTKEigenvalues,
@@ -428,6 +429,7 @@ def case(dtype=float):
 def every(problem):
     return {
         "loss": Loss(problem),
+        "loss_rate": LossRate(problem),
         "accuracy": Accuracy(problem),
         "parameter_norm": ParameterNorm(),
         "gradient_norm": GradientNorm(problem),
@@ -454,8 +456,11 @@ SHAPES = {
 
 
 def test_the_cases_are_all_observables():
-    # ReLU, whose runs differ from batch to batch, coordinates of small starts and states with a momentum: see there.
+    # ReLU, whose runs differ from batch to batch, coordinates of small starts, states with a momentum, and classes: see
+    # the tests of these.
     elsewhere = {"SlidingNeurons", "Aligned", "Correlation", "KKTResidual", "LogNorm", "Lyapunov", "NeuronMovement"}
+    elsewhere |= {"GradientBound", "NeuronPartition", "PartitionCounts", "Switches"}
+    elsewhere |= {"Margins", "MaxMarginResidual", "NormalisedMargin"}
     assert {type(fn).__name__ for fn in every(case()[0]).values()} == {
         name for name in vars(gf.observables) if name[0].isupper() and name not in elsewhere
     }
