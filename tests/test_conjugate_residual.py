@@ -136,6 +136,7 @@ class Linear(AbstractFlow):
         return state
 
 
+@pytest.mark.slow
 def test_stiff_flow_without_symmetry():
     """Against the matrix exponential: as accurate as asked for, at a small part of the explicit method's cost."""
     rng = np.random.default_rng(0)

@@ -54,6 +54,7 @@ def test_linear_regression_from_zero(quadratic, rtol):
         assert relative(row, exact) <= 10 * rtol
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rtol", TOLERANCES)
 @pytest.mark.parametrize("scale", [1e-1, 1e-6, 1e-12])
 def test_saxe_mode_and_its_escape(scale, rtol):

@@ -94,6 +94,7 @@ def step_by_simulation(W, teacher, v, g, noise, samples, seed, normalised=True, 
     return [(np.mean(change, axis=0), np.std(change, axis=0) / np.sqrt(len(change))) for change in scaled]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("normalised", "batch"), [(True, 1), (False, 1), (False, 4)])
 def test_expected_step_of_sgd_is_met_exactly_at_any_dim(normalised, batch):
     """Six inputs, a step large enough that its square matters, noise and a second layer; 4 10^5 samples.
@@ -145,6 +146,7 @@ def test_groups_of_terms_add_up():
     assert set(REGIMES["green"]) | set(REGIMES["orange"]) == set(REGIMES["blue"]) == set(REGIMES["full"])
 
 
+@pytest.mark.slow
 def test_state_stays_a_covariance_to_a_million(long_runs):
     """`Q` is symmetric by construction; `[[Q, M], [M^T, P]]`, of rank four of twelve at the start, stays semi-definite.
 

@@ -529,6 +529,7 @@ def test_large_numpy_data_decide_about_resuming(tmp_path):
         run(other)
 
 
+@pytest.mark.slow
 def test_the_order_of_the_axes_counts(tmp_path):
     def build(a, b):
         return decay(1.0)
@@ -649,6 +650,7 @@ def test_bad_axes(axes, said, counted):
     assert len(counted) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [np.array([0.5, 1.0]), jnp.array([0.5, 1.0]), (0.5, 1.0), {0.5: "", 1.0: ""}.keys()])
 def test_axes_may_be_any_collection(values):
     ds = quietly(decay, {"rate": values}, observe={"w": first})

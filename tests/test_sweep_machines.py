@@ -269,6 +269,7 @@ def test_bad_ways_to_share_are_refused(options, said, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_chunks_fill_a_store_in_any_order(tmp_path):
     axes = {"group": range(3), "i": range(2)}
 
@@ -288,7 +289,7 @@ def test_chunks_fill_a_store_in_any_order(tmp_path):
 # Members that fail, among many
 
 
-@pytest.mark.parametrize("slots", [1, 8])
+@pytest.mark.parametrize("slots", [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_members_that_fail_among_many_change_no_bit_of_the_others(slots, monkeypatch):
     """One that starts at NaN, one that runs into it, and one so stiff that its budget ends."""
     wrong = {7: {"start": jnp.nan}, 20: {"edge": 0.7}, 41: {"rate": 1e7}}

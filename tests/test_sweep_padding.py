@@ -96,6 +96,7 @@ def averaged(width):
     return gf.GradientFlow(CIRCLE), Mean(jax.random.normal(jax.random.key(0), (width, 2)))
 
 
+@pytest.mark.slow
 def test_models_that_look_at_their_width_are_not_padded():
     ds = gf.sweep(averaged, {"width": [5, 7]}, TS, observe={"risk": CIRCLE}, solver=gf.solvers.Tsit5(), progress=False)
     assert programs(ds) == 2
