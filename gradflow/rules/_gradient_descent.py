@@ -3,19 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree, Scalar
+from jaxtyping import Array, Float, Int, PyTree
 
 from gradflow._checks import check_callable
-from gradflow._tree import join
 from gradflow.flows import AbstractFlow, GradientFlow, ModifiedFlow
-from gradflow.flows._gradient_flow import check_scalar
-from gradflow.rules._base import AbstractRule, check_learning_rate, unknown_order
+from gradflow.rules._base import check_learning_rate, unknown_order
+from gradflow.rules._descent import AbstractDescent
 
 
-class GradientDescent(AbstractRule):
+class GradientDescent(AbstractDescent):
     """Gradient descent with a constant learning rate:
 
         theta_{k+1} = theta_k - eta grad L(theta_k)
@@ -48,30 +45,10 @@ class GradientDescent(AbstractRule):
     def orders(self) -> tuple[int, ...]:
         return (1, 2, 3)
 
-    def time(self, k: Any) -> Any:
-        return k * self.learning_rate
-
-    def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
-        return trainable
-
     def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
-        loss, gradient = jax.value_and_grad(lambda p: self.problem(join(p, frozen)))(state)
-        return jax.tree_util.tree_map(lambda p, g: p - self.learning_rate.astype(p.dtype) * g, state, gradient), loss
-
-    def params(self, state: PyTree) -> PyTree:
-        return state
-
-    def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
-        return self.problem(join(state, frozen))
+        return self.descend(self.problem, state, frozen)
 
     def flow(self, order: int = 1) -> AbstractFlow:
         if order not in self.orders:
             raise unknown_order(self, order)
         return GradientFlow(self.problem) if order == 1 else ModifiedFlow(self.problem, self.learning_rate, order=order)
-
-    def with_learning_rate(self, learning_rate: float | Scalar) -> "AbstractRule":
-        check_learning_rate(learning_rate)
-        return eqx.tree_at(lambda rule: rule.learning_rate, self, jnp.asarray(learning_rate, float))
-
-    def check(self, trainable: PyTree, frozen: PyTree) -> None:
-        check_scalar(self.problem, join(trainable, frozen))

@@ -5,20 +5,19 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree, Scalar
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from gradflow._checks import check_choice, fail
-from gradflow._tree import join
 from gradflow.flows import AbstractFlow, GradientFlow, SGDFlow
-from gradflow.flows._gradient_flow import check_scalar
 from gradflow.flows._sgd_flow import check_batches
 from gradflow.problems import EmpiricalRisk
-from gradflow.rules._base import AbstractRule, check_learning_rate, unknown_order
+from gradflow.rules._base import check_learning_rate, unknown_order
+from gradflow.rules._descent import AbstractDescent
 
 SAMPLINGS = ("replacement", "batch", "epochs")
 
 
-class SGD(AbstractRule):
+class SGD(AbstractDescent):
     """Stochastic gradient descent with a constant learning rate, on batches of `B` out of `n` samples:
 
         theta_{k+1} = theta_k - eta (1/B) sum_{i in batch k} grad l_i(theta_k)
@@ -69,9 +68,6 @@ class SGD(AbstractRule):
     def orders(self) -> tuple[int, ...]:
         return (1,) if self.sampling == "epochs" else (1, 2)
 
-    def time(self, k: Any) -> Any:
-        return k * self.learning_rate
-
     def batch(self, k: Int[Array, ""]) -> Int[Array, " batch_size"]:
         """The indices of the samples of step `k`."""
         n, size = self.problem.x.shape[0], self.batch_size
@@ -84,22 +80,12 @@ class SGD(AbstractRule):
             return jax.random.permutation(key, n)[:size]
         return jax.random.randint(key, (size,), 0, n)
 
-    def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
-        return trainable
-
     def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         chosen = self.batch(k)
         drawn = (self.problem.x[chosen], self.problem.y[chosen])
         problem = eqx.tree_at(lambda p: (p.x, p.y), self.problem, drawn)
         share = 1.0 if self.problem.reduction == "mean" else self.problem.x.shape[0] / self.batch_size
-        loss, gradient = jax.value_and_grad(lambda p: share * problem(join(p, frozen)))(state)
-        return jax.tree_util.tree_map(lambda p, g: p - self.learning_rate.astype(p.dtype) * g, state, gradient), loss
-
-    def params(self, state: PyTree) -> PyTree:
-        return state
-
-    def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
-        return self.problem(join(state, frozen))
+        return self.descend(lambda p: share * problem(p), state, frozen)
 
     def flow(self, order: int = 1) -> AbstractFlow:
         if order not in self.orders:
@@ -107,10 +93,3 @@ class SGD(AbstractRule):
         if self.sampling == "epochs":
             return GradientFlow(self.problem)
         return SGDFlow(self.problem, self.learning_rate, self.batch_size, order=order, sampling=self.sampling)
-
-    def with_learning_rate(self, learning_rate: float | Scalar) -> "AbstractRule":
-        check_learning_rate(learning_rate)
-        return eqx.tree_at(lambda rule: rule.learning_rate, self, jnp.asarray(learning_rate, float))
-
-    def check(self, trainable: PyTree, frozen: PyTree) -> None:
-        check_scalar(self.problem, join(trainable, frozen))
