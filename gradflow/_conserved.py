@@ -17,6 +17,20 @@ class Conserved(NamedTuple):
     magnitude: Float[Array, "..."]
 
 
+def degree_one_slopes(activation: Callable[[Array], Array]) -> tuple[float, float] | None:
+    """The slopes left and right of zero of an activation of degree one, such as ReLU; `None` for others.
+
+    >>> import jax
+    >>> degree_one_slopes(jax.nn.relu), degree_one_slopes(jax.nn.gelu)
+    ((0.0, 1.0), None)
+    """
+    if not is_degree_one(activation):
+        return None
+    with jax.core.eval_context():
+        left, right = np.asarray(activation(jnp.array([-1.0, 1.0], jnp.float32)), float)
+    return float(0.0 - left), float(right)
+
+
 def is_degree_one(activation: Callable[[Array], Array]) -> bool:
     """Whether `s(c z) = c s(z)` for `c > 0`, found by trying: then `|a_j|^2 - |w_j|^2` is conserved."""
     # Not `ensure_compile_time_eval`: under vmap, that leaves functions with derivative rules of their own traced.

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import check_callable, fail, is_concrete
-from gradflow._conserved import Conserved, is_degree_one
+from gradflow._conserved import Conserved, degree_one_slopes
 from gradflow._tree import method_of
 
 
@@ -128,9 +128,8 @@ def slopes(activation: Callable[[Array], Array]) -> tuple[float, float]:
     >>> slopes(jax.nn.relu)
     (0.0, 1.0)
     """
-    if not is_degree_one(activation):
+    found = degree_one_slopes(activation)
+    if found is None:
         actual = f"{getattr(activation, '__name__', repr(activation))}, which is not"
         raise fail("activation", "be homogeneous of degree one, such as ReLU", actual, "Others need no smoothing.")
-    with jax.core.eval_context():
-        left, right = np.asarray(activation(jnp.array([-1.0, 1.0])), float)
-    return float(0.0 - left), float(right)
+    return found

@@ -6,10 +6,9 @@ import jax
 import jax.core
 import jax.flatten_util
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from gradflow._conserved import is_degree_one
+from gradflow._conserved import degree_one_slopes
 from gradflow._tree import full_precision, join, method_of, split
 from gradflow.problems._empirical_risk import EmpiricalRisk
 
@@ -35,8 +34,8 @@ def has_kinks(problem: EmpiricalRisk, params: PyTree) -> bool:
     """Whether the model is one layer of (leaky) ReLU neurons with a linear readout, as `TwoLayer` is."""
     if problem.predict is not None or None in [method_of(params, name) for name in _NEEDED]:
         return False
-    left, right = _slopes(params)
-    return left != right
+    found = degree_one_slopes(params.activation)
+    return found is not None and found[0] != found[1]
 
 
 @full_precision
@@ -53,8 +52,8 @@ def nearest_element(correlation: Any, params: PyTree, reach: Any) -> Clarke:
     trainable, frozen = split(params)
     flat, unflatten = jax.flatten_util.ravel_pytree(trainable)
     x, labels = correlation.problem.x.astype(flat.dtype), correlation.labels.astype(flat.dtype)
-    left, right = _slopes(params)
     activation: Any = params.activation
+    left, right = degree_one_slopes(activation) or (1.0, 1.0)
     before = jax.vmap(params.preactivations)(x)
     bounds = jax.vmap(params.preactivation_bounds)(x)
     on = jnp.abs(before) <= jnp.asarray(reach, flat.dtype) * bounds
@@ -104,13 +103,3 @@ def nearest_element(correlation: Any, params: PyTree, reach: Any) -> Clarke:
 
 
 _NEEDED = ("preactivations", "preactivation_bounds", "readout")
-
-
-def _slopes(params: PyTree) -> tuple[float, float]:
-    """Slopes of the activation left and right of zero; twice the same for one that is not piecewise linear."""
-    activation: Any = params.activation
-    if not is_degree_one(activation):
-        return 1.0, 1.0
-    with jax.core.eval_context():
-        left, right = np.asarray(activation(jnp.array([-1.0, 1.0], jnp.float32)), float)
-    return float(0.0 - left), float(right)
