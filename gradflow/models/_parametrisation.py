@@ -38,17 +38,12 @@ class Parametrisation(eqx.Module):
 
     def multiplier(self, layer: str, *, fan_in: int, in_size: int) -> float:
         """Factor of a layer in the forward pass; `fan_in` is the width (for the input layer, the width it feeds)."""
-        return self._power(layer, self.a, self.input_a, fan_in, in_size)
+        return float(self.multipliers((layer,), fan_in=fan_in, in_size=in_size).of(0, float))
 
     def std(self, layer: str, *, fan_in: int, in_size: int) -> float:
         """Standard deviation of the entries of a layer at `init_scale=1`."""
-        return self._power(layer, self.b, self.input_b, fan_in, in_size)
-
-    def _power(
-        self, layer: str, exponents: tuple[float, float, float], of_input: float, width: int, in_size: int
-    ) -> float:
-        power = float(width) ** -exponents[_LAYERS.index(layer)]
-        return power * float(in_size) ** -of_input if layer == "input" else power
+        power = float(fan_in) ** -self.b[_LAYERS.index(layer)]
+        return power * float(in_size) ** -self.input_b if layer == "input" else power
 
     def multipliers(self, layers: Sequence[str], *, fan_in: int, in_size: int) -> "Multipliers":
         """The factors of several layers."""
