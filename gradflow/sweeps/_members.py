@@ -26,6 +26,8 @@ from gradflow.rules import AbstractRule
 
 KEPT = 256 * 2**20
 """Bytes of members that are kept rather than built again."""
+HELD = 64
+"""Arrays that are remembered by identity, and so kept alive."""
 
 
 class Kind(NamedTuple):
@@ -68,9 +70,6 @@ class Roster:
             room -= sum(leaf.nbytes for leaf, a in zip(shared, base, strict=True) if leaf is not a)
             if room >= 0:
                 self._kept[number] = shared
-        if len(self._kept) < len(self.places):
-            # Arrays that the user's function makes anew are kept alive no longer than needed.
-            self._converted.clear()
 
     @property
     def fingerprint(self) -> str:
@@ -149,7 +148,7 @@ class Digest:
             return _hashed(leaf)
         # Large arrays that come again are hashed once; they are held, so that their numbers stay theirs.
         if id(leaf) not in self._seen:
-            if len(self._seen) > 64:
+            if len(self._seen) >= HELD:
                 self._seen.clear()
             self._seen[id(leaf)] = leaf, _hashed(leaf)
         return self._seen[id(leaf)][1]
@@ -199,10 +198,13 @@ def with_arrays(run: PyTree, leaves: list[Any]) -> PyTree:
 
 
 def _as_jax(converted: dict[int, tuple[Any, Any]], leaf: Any) -> Any:
-    """NumPy arrays as JAX arrays, so that they are batched, shared and hashed like these; each converted once."""
+    """NumPy arrays as JAX arrays, so that they are batched, shared and hashed like these; each converted once
+    as long as no more than `HELD` others come between."""
     if not isinstance(leaf, np.ndarray | np.generic) or leaf.dtype.kind not in "biufc":
         return leaf
     if id(leaf) not in converted:
+        if len(converted) >= HELD:
+            converted.clear()
         converted[id(leaf)] = leaf, jnp.asarray(leaf)
     return converted[id(leaf)][1]
 
