@@ -1,5 +1,6 @@
 """Paths of stochastic flows, in steps of fixed size between the save times."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -61,7 +62,7 @@ class Path(AbstractRule):
         return self.sde
 
     def with_learning_rate(self, learning_rate: float | Scalar) -> "AbstractRule":
-        raise NotImplementedError
+        raise NotImplementedError("the steps of a path are those of its solver")
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         self.sde.check(trainable, frozen)
@@ -103,8 +104,7 @@ def solve_stochastic(
     gradients, products = solver.evaluations(flow)
     cost = {"gradient_evaluations": gradients, "hessian_vector_products": products}
     stats = sol.stats | {name: sol.stats["steps"] * n if n >= 0 else jnp.asarray(-1) for name, n in cost.items()}
-    fields = {name: getattr(sol, name) for name in sol.__dataclass_fields__}
-    solution = Solution(**fields | {"ts": ts, "stats": stats, "title": type(flow).__name__, "method": solver.name})
+    solution = dataclasses.replace(sol, ts=ts, stats=stats, title=type(flow).__name__, method=solver.name)
     if throw:
         solution.check()
     return solution

@@ -238,8 +238,7 @@ def vanishing_init(
         )
         few: dict[str, Any] = {"exponents": (4, 12, 300), "widths": (4,), "saves": 101, "rounds": 1} if quick else {}
         few |= {"seeds": range((1 if quick else 3) if seeds is None else seeds)}
-        again = [word for word in sys.argv[1:] if word != "--fresh"]
-        with _resumable(" ".join(["gradflow", *again])):
+        with _resumable(_again()):
             ds = studies.vanishing_init(dataset, loss=loss, **few, store=out / f"{name}-runs.zarr", resume=not fresh)
         table = studies.vanishing_init_table(ds)
     write_dataset(ds, store)
