@@ -1,11 +1,13 @@
 """Early training and two nearby directions: what theory says, measured; the studies, their tables and figures."""
 
+import equinox as eqx
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 import gradflow as gf
 from gradflow import plot, studies
+from gradflow.studies._early_stage import _within_span
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,7 @@ def test_the_early_drop_depends_neither_on_width_nor_on_rate(early):
     ratio = early.drop_batch.values[0] / early.drop_rate.sel(rate=0.01).values[0]
     assert np.all(np.abs(ratio - 1) < 0.05)
     assert early.width_needed.values.tolist() == [8]
+    assert float(early.deserted.sel(width=64)[0]) == 0
 
 
 @pytest.mark.slow
@@ -100,6 +103,8 @@ def test_the_study_counts_violations_where_there_are_any(early):
     assert early.attrs["condition"] == "holds"
     np.testing.assert_allclose(early.partition.sum("part"), 1)
     assert np.all(np.diff(early.partition.sel(part="true-living")) >= 0)
+    share = (early.bound / early.norm).values
+    assert np.all((share > 0.7) & (share <= 1))
 
 
 @pytest.mark.slow
@@ -113,19 +118,35 @@ def test_the_study_is_told_and_drawn(early, tmp_path):
 
 @pytest.mark.slow
 def test_the_study_takes_classes_and_data_that_cannot_be_told_apart():
-    rng = np.random.default_rng(0)
-    x = np.repeat(rng.normal(size=(6, 3)), 2, axis=0)  # every input twice, with another label
-    clash = gf.data.Dataset(x, np.tile([1.0, -1.0], 6), name="clash")
+    x = np.repeat(np.random.default_rng(0).normal(size=(6, 3)), 2, axis=0)  # every input twice, with another label
+    clash = gf.data.Dataset(x, np.tile([0, 1, 2, 0], 3), name="clash")
     few = {"rates": (0.1,), "batches": (2,), "runs": 2, "horizon": 100.0, "saves": 5}
-    ds = studies.early_stage(clash, widths=(4,), losses=("logistic",), **few)
-    assert "not told apart" in studies.early_stage_table(ds)
-    assert np.all(np.isnan(ds.residual.values))
-    digits = gf.data.digits(n=20, centre=True, unit_norm=True, labels="index")
-    ds = studies.early_stage(digits, widths=(8, 16), **few)
+    ds = studies.early_stage(clash, widths=(8,), **few)
     assert ds.loss.values.tolist() == ["cross-entropy", "square"]
     assert np.all(ds.drop_width > 0)
-    assert "two classes only" in studies.early_stage_table(ds)
+    assert np.all(np.isnan(ds.residual.values))
+    table = studies.early_stage_table(ds)
+    assert "not told apart" in table
+    assert "two classes only" in table
     assert isinstance(plot.draw(ds), Figure)
+
+
+def test_what_lies_outside_the_span_of_the_inputs_does_not_matter(key):
+    """Descent in six dimensions against descent in the two that the inputs span, with projected weights."""
+    x = np.random.default_rng(0).normal(size=(3, 6))
+    x[2] = x[0] + x[1]
+    within = _within_span(x)
+    assert within.shape == (3, 2)
+    np.testing.assert_allclose(within @ within.T, x @ x.T, atol=1e-12)
+    assert _within_span(x[:, :2]).shape == (3, 2)
+    model = gf.models.mild_two_layer(6, 5, key=key)
+    inside = eqx.tree_at(lambda m: m.weight, model, model.weight @ np.linalg.pinv(x) @ within)
+    found = [
+        gf.iterate(gf.GradientDescent(gf.EmpiricalRisk(inputs, np.array([1.0, -1.0, 1.0]), gf.losses.exponential), 0.1),
+                   start, 20, save_params=False).loss[1]
+        for inputs, start in ((x, model), (within, inside))
+    ]  # fmt: skip
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
 
 
 def test_bad_input_is_refused():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import fail
-from gradflow._tree import full_precision, method_of
+from gradflow._tree import full_precision, method_of, scaled_norm
 from gradflow.models._smoothed import slopes
 from gradflow.observables._neuron_partition import output_weights
 from gradflow.problems import EmpiricalRisk
@@ -17,13 +17,14 @@ from gradflow.problems import EmpiricalRisk
 class GradientBound(eqx.Module):
     """Lower bound on `|grad L|` of a two-layer ReLU network, from its living neurons:
 
-        |grad L|^2 >= sum_k a_k^2 ( sum_i (|x_i|^2 - mu) p_i^2 + mu (sum_i |p_i|)^2 )        inner sums: w_k . x_i > 0
-        mu = min over i != j of  sign(p_i p_j) x_i . x_j,        p_i = -dL/df_i
+        |grad L|^2 >= sum_k a_k^2 max(A_k, B_k^2),                                inner sums: i with w_k . x_i > 0
+        A_k = sum_i (|x_i|^2 - mu) p_i^2 + mu (sum_i |p_i|)^2,        mu = min over i != j of  sign(p_i p_j) x_i . x_j
+        B_k = sum_i p_i x_i . v,        v = sum_i p_i x_i over all samples, of length one,        p_i = -dL/df_i
 
     It takes no more of the weights than who is alive and how large `|a_k|` is, for the part of the gradient in the
     input weights alone. It holds always; where `y_i y_j x_i . x_j >= 0` and the loss pulls towards the labels, `mu` is
-    not negative and the bound grows with the living set. Where it says nothing it is zero. Hold it against
-    `GradientNorm`.
+    not negative and `A_k` grows with the living set. A single pair of samples that breaks this makes `A_k` say nothing,
+    while `B_k` goes by how far the samples agree on the whole. Hold the bound against `GradientNorm`.
 
     **Arguments**: `problem`: an `EmpiricalRisk` with scalar outputs and inputs `(n, in_size)`.
 
@@ -68,4 +69,7 @@ class GradientBound(eqx.Module):
         alive = (z > 0).astype(z.dtype)
         own = (pull**2 * (jnp.diagonal(gram) - mu)) @ alive
         both = mu * (jnp.abs(pull) @ alive) ** 2
-        return jnp.sqrt(jnp.maximum(jnp.sum(a**2 * (own + both)), 0))
+        total = pull @ x
+        length = scaled_norm(total)
+        along = (pull * (x @ (total / jnp.where(length > 0, length, 1)))) @ alive
+        return jnp.sqrt(jnp.sum(a**2 * jnp.maximum(own + both, along**2)))

@@ -89,4 +89,4 @@ class PartitionCounts(eqx.Module):
 
 def output_weights(params: PyTree, width: int, dtype: Any) -> Float[Array, "neurons *classes"]:
     """What each neuron contributes to the outputs for an activation of one, multiplier included."""
-    return jax.vmap(params.readout)(jnp.eye(width, dtype=dtype))
+    return jnp.moveaxis(jax.jacrev(params.readout)(jnp.zeros(width, dtype)), -1, 0)

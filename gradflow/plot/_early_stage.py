@@ -13,16 +13,19 @@ PARTS = {"true-living": "tab:green", "true-dead": "#b7e0b7", "false-living": "ta
 
 
 def early_stage(ds: xr.Dataset) -> Figure:
-    """Loss drop over widths, rates and batches; the partition over time; switches that theory forbids; `t * loss`."""
+    """Loss drop over widths, rates and batches; samples deserted; switches that theory forbids; and over time the
+    partition, the bound on the gradient, and `t * loss`."""
     with matplotlib.rc_context(STYLE):
-        drawn = figure(figsize=(10, 5.2))
-        panels = drawn.subplots(2, 3).ravel()
+        drawn = figure(figsize=(12.5, 5.2))
+        panels = drawn.subplots(2, 4).ravel()
         _drop(panels[0], ds, "width", "width $m$")
         _drop(panels[1], ds, "rate", r"learning rate $\eta$")
-        _partition(panels[2], ds)
-        _batches(panels[3], ds)
-        _violations(panels[4], ds)
-        _late(panels[5], ds)
+        _batches(panels[2], ds)
+        _deserted(panels[3], ds)
+        _partition(panels[4], ds)
+        _violations(panels[5], ds)
+        _bound(panels[6], ds)
+        _late(panels[7], ds)
         return drawn
 
 
@@ -32,7 +35,8 @@ def _drop(ax: Axes, ds: xr.Dataset, dim: str, label: str) -> None:
         values, spread = row[f"drop_{dim}"].values, row[f"drop_{dim}_spread"].values
         colour = shades(ds.sizes["loss"])[i]
         error = spread / max(ds.attrs["runs"] - 1, 1) ** 0.5
-        ax.errorbar(row[dim], values, error, marker=MARKERS[i % 5], markersize=4, color=colour, capsize=2, label=name)
+        style = {"marker": MARKERS[i % 5], "markersize": max(8 - 2 * i, 3), "color": colour, "capsize": 2}
+        ax.errorbar(row[dim], values, error, label=name, **style)
     ax.set(xscale="log", title=r"loss drop within $1/\eta$ steps of descent", xlabel=label, ylabel="loss drop")
     ax.set_ylim(bottom=0, top=1.3 * float(ds[f"drop_{dim}"].max()))
     label_decades(ax)
@@ -51,6 +55,34 @@ def _batches(ax: Axes, ds: xr.Dataset) -> None:
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, 0.95), max(high, 1.05))
     ax.legend()
+
+
+def _deserted(ax: Axes, ds: xr.Dataset) -> None:
+    for i, name in enumerate(ds.loss.values):
+        row = ds.deserted.sel(loss=name)
+        style = {"marker": MARKERS[i % 5], "markersize": max(8 - 2 * i, 3), "color": shades(ds.sizes["loss"])[i]}
+        ax.plot(ds.width, row, label=name, **style)
+    ax.set(xscale="log", title="samples deserted by their class, $t = 1$", xlabel="width $m$", ylabel="samples")
+    ax.set_ylim(-0.03 * float(ds.deserted.max()) - 0.01, 1.2 * float(ds.deserted.max()) + 0.1)
+    label_decades(ax)
+    ax.legend()
+
+
+def _bound(ax: Axes, ds: xr.Dataset) -> None:
+    t = ds.late_time.values[1:]
+    ax.set(xscale="log", yscale="log", title="gradient norm and its lower bound", xlabel="flow time $t$")
+    if not np.any(np.isfinite(ds.norm)):
+        ax.text(0.5, 0.5, "for two classes only", ha="center", va="center", transform=ax.transAxes)
+        ax.set(xlim=(t[0], t[-1]), yticks=[])
+        return
+    for i, name in enumerate(ds.late_loss.values):
+        row, colour = ds.sel(late_loss=name).isel(late_time=slice(1, None)), shades(max(ds.sizes["late_loss"], 2))[i]
+        ax.plot(t, row.norm, color=colour, label=f"{name}, norm")
+        some = bool(np.any(row.bound > 0))
+        bound = np.where(row.bound > 0, row.bound, np.nan)
+        ax.plot(t, bound, color=colour, linestyle="--", label="bound" if some else "bound (zero)")
+    ax.set_ylabel(r"$|\nabla L|$")
+    ax.legend(loc="lower left")
 
 
 def _partition(ax: Axes, ds: xr.Dataset) -> None:
@@ -76,12 +108,13 @@ def _violations(ax: Axes, ds: xr.Dataset) -> None:
 
 def _late(ax: Axes, ds: xr.Dataset) -> None:
     t = ds.late_time.values[1:]
-    other = ax.twinx()
+    other, separated = ax.twinx(), False
     for i, name in enumerate(ds.late_loss.values):
         row, colour = ds.sel(late_loss=name).isel(late_time=slice(1, None)), shades(max(ds.sizes["late_loss"], 2))[i]
         ax.plot(t, t * row.risk, color=colour, label=str(name))
         margin = np.where(row.margin > 0, row.margin, np.nan)
         other.plot(t, margin, color=colour, linestyle="--")
+        separated |= bool(np.any(row.margin > 0))
     ax.set(
         xscale="log",
         yscale="log",
@@ -89,8 +122,11 @@ def _late(ax: Axes, ds: xr.Dataset) -> None:
         xlabel="flow time $t$",
         ylabel=r"$t \cdot$ loss (solid)",
     )
-    other.set_ylabel("normalised margin (dashed)")
     other.grid(False)
+    if separated:
+        other.set_ylabel("normalised margin (dashed)")
+    else:
+        other.set(yticks=[], ylabel="not told apart: no margin")
     ax.legend(loc="lower center")
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from gradflow import observables, theory
 from gradflow._checks import check_choice, check_count, fail
@@ -19,7 +19,7 @@ from gradflow.flows import GradientFlow
 from gradflow.models import Smoothed, TwoLayer, mild_two_layer
 from gradflow.problems import EmpiricalRisk, losses
 from gradflow.rules import SGD, GradientDescent
-from gradflow.solvers import Tsit5
+from gradflow.solvers import RKC2, Tsit5
 
 LOSSES: dict[str, Callable[..., Any]] = {
     "exponential": losses.exponential,
@@ -65,11 +65,15 @@ def early_stage(
     - `kappa`: size of the start. `runs`: number of starts. `horizon`, `saves`: of the flow, on a logarithmic clock;
       `smoothing`, `max_steps`: its kinks are rounded, and it may end early, as `late_status` tells.
 
+    Only what lies in the span of the inputs matters, and is computed: no method here moves the rest of an input weight.
+
     **Returns** a data set with `drop_width (loss, width)`, `drop_rate (loss, rate)`, `drop_batch (loss, batch)`,
     with their standard deviations over starts `..._spread`; `width_needed (loss)`, the least width from which on
-    the drop is within a tenth of that of the widest; `violations (data, path)` and `events`; `partition (late_time,
-    part)`, shares of all pairs of neuron and sample; over `(late_loss, late_time)`: `risk`, `margin`, normalised,
-    `residual`.
+    the drop is within a tenth of that of the widest; `deserted (loss, width)`, the number of samples on which no neuron
+    of their own class lives after these steps (none can be fitted later while that lasts); `violations (data, path)`
+    and `events`; `partition (late_time, part)`, shares of all pairs of neuron and sample; over `(late_loss,
+    late_time)`: `risk`, `margin`, normalised, `residual`, `deserted_late`, and `norm` of the gradient with its `bound`
+    from living neurons.
 
     **Raises** `ValueError` for bad input.
 
@@ -82,41 +86,51 @@ def early_stage(
     >>> int(ds.violations.sel(data="given").sum())
     0
     """
-    x, y = jnp.asarray(dataset.x, float), _targets(dataset.y)
-    signs = y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.floating)
-    names = _losses(losses, y, bool(signs))
+    y, size = _targets(dataset.y), np.shape(dataset.x)[1]
+    x = _within_span(np.asarray(dataset.x, float))
+    signs = y.ndim == 1
+    names = _losses(losses, y, signs)
     for name, values in (("widths", widths), ("batches", batches)):
         for value in values:
             check_count(name, value)
-    outputs = None if signs else (int(np.max(np.asarray(y))) + 1 if y.ndim == 1 else y.shape[1])
+    outputs = None if signs else y.shape[1]
     widths, rates = sorted(widths), sorted(rates, reverse=True)
     middle, rate = widths[len(widths) // 2], rates[len(rates) // 2]
     keys = jax.random.split(jax.random.key(seed), runs)
+    # The part within the span of weights drawn in all dimensions.
+    within = kappa * (x.shape[1] / size) ** 0.5
 
     def starts(width: int) -> TwoLayer:
-        return eqx.filter_vmap(lambda key: mild_two_layer(x.shape[1], width, outputs, kappa=kappa, key=key))(keys)
+        return eqx.filter_vmap(lambda key: mild_two_layer(x.shape[1], width, outputs, kappa=within, key=key))(keys)
 
-    first_of = eqx.partition(starts(middle), eqx.is_array)
-    model = eqx.combine(jax.tree_util.tree_map(lambda leaf: leaf[0], first_of[0]), first_of[1])
-    problems = {name: EmpiricalRisk(x, _encoded(y, name, outputs), LOSSES[name]) for name in names}
+    many = starts(middle)
+    model = _first(many)
+    # One program for all losses.
+    chosen = tuple(LOSSES[name] for name in names)
+    problems = {name: EmpiricalRisk(x, y, _Chosen(chosen, jnp.asarray(i))) for i, name in enumerate(names)}
 
     rows: dict[str, list[Any]] = {"width": [], "rate": [], "batch": []}
-    for problem in problems.values():
-        rows["width"].append([_drops(GradientDescent(problem, rate), starts(width), keys) for width in widths])
-        many = starts(middle)
-        rows["rate"].append([_drops(GradientDescent(problem, eta), many, keys) for eta in rates])
-        noisy = [SGD(problem, rate, batch_size=min(size, len(x)), key=keys[0]) for size in batches]
+    for width in widths:
+        models = starts(width)
+        rows["width"].append([_drops(GradientDescent(problem, rate), models, keys) for problem in problems.values()])
+    for eta in rates:
+        rows["rate"].append([_drops(GradientDescent(problem, eta), many, keys) for problem in problems.values()])
+    for batch in batches:
+        noisy = [SGD(problem, rate, batch_size=min(batch, len(x)), key=keys[0]) for problem in problems.values()]
         rows["batch"].append([_drops(rule, many, keys) for rule in noisy])
     variables: dict[str, Any] = {}
     for dim, drops in rows.items():
-        found = np.array(drops)
-        variables[f"drop_{dim}"] = (("loss", dim), found.mean(axis=2))
-        variables[f"drop_{dim}_spread"] = (("loss", dim), found.std(axis=2))
+        # Over `dim`, loss, the two things measured, and starts.
+        found = np.array(drops).swapaxes(0, 1)
+        variables[f"drop_{dim}"] = (("loss", dim), found[:, :, 0].mean(axis=2))
+        variables[f"drop_{dim}_spread"] = (("loss", dim), found[:, :, 0].std(axis=2))
+        if dim == "width":
+            variables["deserted"] = (("loss", dim), found[:, :, 1].mean(axis=2))
     wide = variables["drop_width"][1]
     variables["width_needed"] = ("loss", [_needed(widths, row) for row in wide])
 
     plain = problems[names[0]]
-    control = EmpiricalRisk(x, jax.random.permutation(jax.random.key(seed + 1), plain.y), plain.loss)
+    control = EmpiricalRisk(x, jax.random.permutation(jax.random.key(seed + 1), y), plain.loss)
     counted = [_events(problem, model, rate, seed) for problem in (plain, control)]
     for i, name in enumerate(("violations", "events")):
         variables[name] = (("data", "path"), [[pair[i] for pair in row] for row in counted])
@@ -124,8 +138,9 @@ def early_stage(
     ts = np.concatenate([[0.0], np.geomspace(min(0.01, horizon / 2), horizon, saves - 1)])
     late = [name for name in names if name in LATE] or [names[0]]
     followed = [_late(problems[name], model, ts, smoothing, max_steps) for name in late]
-    for name, dim in {"risk": (), "margin": (), "residual": ("kkt",)}.items():
-        variables[name] = (("late_loss", "late_time", *dim), np.stack([run[name] for run in followed]))
+    for name in ("risk", "margin", "residual", "deserted_late", "norm", "bound"):
+        dims = ("late_loss", "late_time", *(("kkt",) if name == "residual" else ()))
+        variables[name] = (dims, np.stack([run[name] for run in followed]))
     variables["late_status"] = ("late_loss", [run["status"] for run in followed])
     variables["late_gradients"] = ("late_loss", [run["gradients"] for run in followed])
     variables["partition"] = (("late_time", "part"), followed[0]["partition"])
@@ -134,14 +149,25 @@ def early_stage(
     coords |= {"path": ["descent", "SGD", "flow"], "kkt": ["stationarity", "slackness"]}
     attrs: dict[str, Any] = {"study": "early-stage", "data": repr(dataset), "kappa": kappa, "middle_width": middle}
     attrs |= {"middle_rate": rate, "runs": runs, "seed": seed, "smoothing": smoothing}
-    attrs |= {"condition": _condition(x, y, bool(signs)), "control_condition": _condition(x, control.y, bool(signs))}
+    attrs |= {"condition": _condition(x, y), "control_condition": _condition(x, control.y)}
     return xr.Dataset(variables, coords=coords, attrs=attrs)
 
 
 def _targets(y: Any) -> jax.Array:
-    """Signs as floats, indices as integers, one-hot rows as floats."""
+    """Signs or one-hot rows, which suit every loss."""
     kind = observables.NeuronPartition(np.ones((len(y), 1)), y).kind
-    return jnp.asarray(y, int) if kind == "indices" else jnp.asarray(y, float)
+    return jnp.asarray(y if kind != "indices" else np.eye(int(np.max(y)) + 1)[np.asarray(y)], float)
+
+
+def _within_span(x: Float[np.ndarray, "n d"]) -> Float[Array, "n rank"]:
+    """The inputs in an orthonormal basis of their span; as they are if that is the whole space."""
+    rank = int(np.linalg.matrix_rank(x))
+    return jnp.asarray(x if rank == x.shape[1] else x @ np.linalg.svd(x, full_matrices=False)[2][:rank].T)
+
+
+def _first(models: TwoLayer) -> TwoLayer:
+    """The first of a batch."""
+    return jax.tree_util.tree_map(lambda leaf: leaf[0] if eqx.is_array(leaf) else leaf, models)
 
 
 def _losses(wanted: Sequence[str] | None, y: jax.Array, signs: bool) -> tuple[str, ...]:
@@ -154,22 +180,39 @@ def _losses(wanted: Sequence[str] | None, y: jax.Array, signs: bool) -> tuple[st
     return chosen
 
 
-def _encoded(y: jax.Array, loss: str, outputs: int | None) -> jax.Array:
-    """Targets as the loss wants them: the square of vector outputs takes rows."""
-    return y if outputs is None or loss != "square" or y.ndim == 2 else jax.nn.one_hot(y, outputs)
+class _Deserted(eqx.Module):
+    """How many samples no neuron of their own class lives on."""
+
+    partition: observables.NeuronPartition
+
+    def __call__(self, params: TwoLayer) -> Int[Array, ""]:
+        return jnp.sum(~jnp.any(self.partition(params) == PARTS.index("true-living"), axis=1))
+
+
+class _Chosen(eqx.Module):
+    """One of several losses, chosen at run time."""
+
+    losses: tuple[Callable[..., Any], ...] = eqx.field(static=True)
+    index: Int[Array, ""] = eqx.field(converter=jnp.asarray)
+
+    def __call__(self, prediction: Float[Array, "*out"], target: Float[Array, "*out"]) -> Float[Array, ""]:
+        return jax.lax.switch(self.index, self.losses, prediction, target)
 
 
 @eqx.filter_jit
-def _drops(rule: GradientDescent | SGD, models: TwoLayer, keys: jax.Array) -> Float[Array, " runs"]:
-    """How far the loss falls in `1/eta` steps, from each of the models; SGD with each of the keys."""
+def _drops(rule: GradientDescent | SGD, models: TwoLayer, keys: jax.Array) -> Float[Array, "2 runs"]:
+    """How far the loss falls in `1/eta` steps, from each of the models, and how many samples no neuron of their own
+    class then lives on; SGD with each of the keys."""
     ks = jnp.stack([jnp.zeros(()), jnp.maximum(1, jnp.round(1 / rule.learning_rate))]).astype(int)
+    problem: Any = rule.problem
+    deserted = _Deserted(observables.NeuronPartition(problem.x, problem.y))
 
-    def one(model: TwoLayer, key: jax.Array) -> Float[Array, ""]:
+    def one(model: TwoLayer, key: jax.Array) -> Float[Array, "2"]:
         own = eqx.tree_at(lambda r: r.key, rule, key) if isinstance(rule, SGD) else rule
-        loss = iterate_to(own, model, ks, save_params=False, throw=False).loss
-        return jnp.zeros(()) if loss is None else loss[0] - loss[1]
+        sol = iterate_to(own, model, ks, save_params=False, throw=False)
+        return jnp.stack([problem(model) - problem(sol.final), deserted(sol.final)])
 
-    return eqx.filter_vmap(one)(models, keys)
+    return eqx.filter_vmap(one, out_axes=1)(models, keys)
 
 
 def _needed(widths: Sequence[int], drops: Sequence[float]) -> float:
@@ -196,21 +239,25 @@ def _events(problem: EmpiricalRisk, model: TwoLayer, rate: float, seed: int) -> 
 
 
 def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: float, max_steps: int) -> dict[str, Any]:
-    smooth = EmpiricalRisk(problem.x, problem.y, problem.loss, predict=Smoothed(smoothing))
-    observe: dict[str, Any] = {"risk": smooth, "partition": observables.PartitionCounts(problem.x, problem.y)}
+    x, y = problem.x, problem.y
+    smooth = EmpiricalRisk(x, y, problem.loss, predict=Smoothed(smoothing))
+    observe: dict[str, Any] = {"risk": smooth, "partition": observables.PartitionCounts(x, y)}
+    observe |= {"deserted_late": _Deserted(observables.NeuronPartition(x, y))}
     observe |= {"margin": observables.NormalisedMargin(smooth), "residual": observables.MaxMarginResidual(smooth)}
+    if y.ndim == 1:
+        observe |= {"norm": observables.GradientNorm(problem), "bound": observables.GradientBound(problem)}
     options: dict[str, Any] = {"observe": observe, "save_params": False, "throw": False, "max_steps": max_steps}
-    # The curvature falls like 1/t, so that the steps of an explicit method grow in proportion to time.
-    sol = solve(GradientFlow(smooth), model, ts, solver=Tsit5(), **options)
-    found: dict[str, Any] = {name: np.asarray(sol.observed[name], float) for name in observe}
-    found["partition"][~sol.reached] = np.nan
-    found["partition"] /= problem.x.shape[0] * model.weight.shape[0]
+    # The curvature falls like 1/t, so that steps grow in proportion to time; but not where neurons slide.
+    sol = solve(GradientFlow(smooth), model, ts, solver=RKC2(), **options)
+    found: dict[str, Any] = {name: np.full(len(ts), np.nan) for name in ("norm", "bound")}
+    found |= {name: np.where(sol.reached, np.asarray(sol.observed[name], float).T, np.nan).T for name in observe}
+    found["partition"] /= x.shape[0] * model.weight.shape[0]
     return found | {"status": STATUS.index(sol.status), "gradients": int(sol.stats["gradient_evaluations"])}
 
 
-def _condition(x: jax.Array, y: jax.Array, signs: bool) -> str:
+def _condition(x: jax.Array, y: jax.Array) -> str:
     """In words, whether the data keep the condition for monotone sets."""
-    if not signs:
+    if y.ndim > 1:
         return "for two classes only"
     found = theory.partition_condition(x, y)
     return "holds" if found.holds else f"violated by {found.violations} of {found.pairs} pairs"
@@ -231,6 +278,13 @@ def early_stage_table(ds: xr.Dataset) -> str:
             f"{name!s:<14} {spans[0]:>20} {spans[1]:>20}"
             f" {f'{float(ratio.min()):.3f} ... {float(ratio.max()):.3f}':>20} {float(row.width_needed):13g}"
         )
+    narrow, wide = int(ds.width[0]), int(ds.width[-1])
+    left = [
+        f"{name} {float(row[0]):g}, {float(row[-1]):g}" for name, row in zip(ds.loss.values, ds.deserted, strict=True)
+    ]
+    lines.append(
+        f"samples without a living neuron of their class then, at widths {narrow} and {wide}: {'; '.join(left)}"
+    )
     lines.append(
         f"condition for monotone sets: {ds.attrs['condition']}; labels shuffled: {ds.attrs['control_condition']}"
     )
@@ -247,6 +301,8 @@ def early_stage_table(ds: xr.Dataset) -> str:
         last = int(np.flatnonzero(np.isfinite(risk))[-1])
         t = float(ds.late_time[last])
         told = "" if float(row.margin[last]) > 0 else " (not told apart: no maximum-margin problem)"
+        left = int(row.deserted_late[last])
+        told += f"; {left} samples without a living neuron of their class" if left else ""
         lines.append(
             f"{name}: t * loss = {t * risk[last]:.3g} at t = {t:.2g} ({STATUS[int(row.late_status)]},"
             f" {int(row.late_gradients)} gradients), at most {np.nanmax(ds.late_time.values * risk):.3g};"
