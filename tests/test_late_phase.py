@@ -97,7 +97,7 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="be a gradflow"):
         Margins(lambda w: w)
     with pytest.raises(ValueError, match=r"`y` must hold labels \+1 and -1, or class indices, but is 0\.3"):
-        MaxMarginResidual(gf.EmpiricalRisk(np.eye(2), np.array([1.0, 0.3]), gf.losses.exponential, predict=linear))
+        MaxMarginResidual(gf.EmpiricalRisk(np.eye(2), np.array([1.0, 0.3]), gf.losses.square, predict=linear))
     problem = gf.EmpiricalRisk(np.eye(2), np.ones(2), gf.losses.exponential, predict=linear)
     with pytest.raises(ValueError, match="`degree` must be an integer of at least 1"):
         NormalisedMargin(problem, degree=0)

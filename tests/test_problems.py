@@ -252,6 +252,24 @@ def test_bad_data(x, y, message):
         gf.EmpiricalRisk(x, y, gf.losses.square)
 
 
+@pytest.mark.parametrize("loss", ["logistic", "exponential", "hinge"])
+def test_margin_losses_ask_for_signs(loss):
+    fn, linear = getattr(gf.losses, loss), lambda w, x: x @ w
+    for y, first in (([1, 0, 0], "2 of 3 entries, first 0"), ([1.0, -1.0, 0.9], "1 of 3 entries, first 0.9")):
+        message = f"`y` must hold [+]1 and -1 for the loss `{loss}`, but is something else in {first}. Labels 0 and 1"
+        with pytest.raises(ValueError, match=message):
+            gf.EmpiricalRisk(GOOD, y, fn, linear)
+    with pytest.raises(ValueError, match="something else in 2 of 3"):
+        gf.EmpiricalRisk(GOOD, np.array([True, False, False]), fn, linear)
+    for kind in ("int8", "float32"):
+        assert gf.EmpiricalRisk(GOOD, np.array([1, -1, 1], kind), fn, linear).y.dtype == kind
+    # Traced targets cannot be looked at, a loss of the user's own is left alone, and so are probabilities.
+    risk = jax.vmap(lambda y: gf.EmpiricalRisk(GOOD, y, fn, linear)(jnp.zeros(3)))(jnp.array([[1.0, 0, 0], [1, -1, 1]]))
+    assert risk[0] == risk[1]
+    gf.EmpiricalRisk(GOOD, [1.0, 0.5, 0.0], lambda p, y: fn(p, 2 * y - 1), linear)
+    gf.EmpiricalRisk(GOOD, np.full((3, 2), 0.5), gf.losses.cross_entropy)
+
+
 def test_lists_and_integers_become_arrays():
     problem = gf.EmpiricalRisk([[1, 2], [3, 4]], [1, 0], gf.losses.square, lambda w, x: x @ w)
     assert float(problem(jnp.ones(2))) == 0.25 * (2**2 + 7**2)

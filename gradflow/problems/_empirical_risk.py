@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from gradflow._checks import check_callable, check_choice, check_finite, fail
 from gradflow._conserved import Conserved
 from gradflow._tree import full_precision, method_of
+from gradflow.problems.losses import check_targets
 
 
 class EmpiricalRisk(eqx.Module):
@@ -31,8 +32,9 @@ class EmpiricalRisk(eqx.Module):
       `None`, `params` itself is called on each sample, as Equinox models are.
     - `reduction`: `"mean"` or `"sum"`.
 
-    **Raises** `ValueError` for data that are empty, not finite or of different lengths; and, when first evaluated, for
-    a loss that is not scalar per sample.
+    **Raises** `ValueError` for data that are empty, not finite or of different lengths, for targets other than +1 and
+    -1 of a margin loss (traced ones cannot be looked at); and, when first evaluated, for a loss that is not scalar per
+    sample.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.ones(2), loss=gf.losses.square, predict=lambda w, x: x @ w)
@@ -66,6 +68,7 @@ class EmpiricalRisk(eqx.Module):
         advice = "Remove or impute the samples concerned."
         check_finite("x", x, advice)
         check_finite("y", y, advice)
+        check_targets(loss, y)
         self.x, self.y, self.loss, self.predict, self.reduction = x, y, loss, predict, reduction
 
     def predictions(self, params: PyTree, x: Shaped[Array, "m ..."] | None = None) -> Shaped[Array, "m ..."]:
