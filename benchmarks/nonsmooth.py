@@ -1,12 +1,13 @@
 """ReLU networks, whose gradient field jumps: what does an accuracy cost, unsmoothed, smoothed and extrapolated?
 
-Two cases. "two directions": three copies of one input, one of another at an angle of .6, labels +1 and -1, exponential
-loss, four neurons up to t = 60; first the negative neurons, then the positive ones slide along a kink. The reference
-is Filippov's solution, from one smooth piece to the next by event location (Piiroinen & Kuznetsov 2008). "digits": 80
-digits, ten classes, square loss, 16 neurons up to t = 30; the reference is brute force, the unsmoothed flow at
-`rtol=1e-7`, good to 6e-5. Errors are distances between parameters over the distance travelled, the largest over
-the run and that at the end; of the loss, relative and the largest over the run. Counts of gradients are independent
-of the machine; wall times are of the second of two runs.
+Two problems, each up to an earlier and a later time. "two directions": three copies of one input, one of another at an
+angle of .6, labels +1 and -1, exponential loss, four neurons; first the negative neurons, then the positive ones slide
+along a kink. The reference is Filippov's solution, from one smooth piece to the next by event location (Piiroinen &
+Kuznetsov 2008). "digits": 80 digits, ten classes, square loss, 16 neurons; the reference is brute force, descent with a
+step of .002, from which the unsmoothed flow at `rtol=1e-7` differs by 6e-5 at `t = 30`. Errors are distances between
+parameters over the distance travelled, the largest over the run and that at the end; of the loss, relative and the
+largest over the run. "Euler" is descent with small steps. Smoothed runs have a tolerance of a tenth of the smoothing.
+Counts of gradients are independent of the machine; wall times are of the second of two runs.
 
     python benchmarks/nonsmooth.py [--quick] [--out FOLDER]
 """
@@ -28,6 +29,7 @@ import gradflow as gf  # noqa: E402
 from gradflow.plot._style import STYLE, figure, label_decades, save  # noqa: E402
 
 OFF, ON, SLIDING = 0, 1, 2
+ACCURACY = 2e-3
 
 
 class Events:
@@ -117,21 +119,19 @@ def two_directions(horizon=60.0):
     return problem, model, ts, reference, log
 
 
-def digits(quick):
-    samples, width, horizon = (30, 8, 5.0) if quick else (80, 16, 30.0)
+def digits(horizon=30.0, samples=80, width=16):
     dataset = gf.data.digits(n=samples, centre=True, unit_norm=True, labels="onehot")
     model = gf.models.TwoLayer(64, width, 10, key=jax.random.key(0))
     ts = np.linspace(0, horizon, 31)
     problem = gf.EmpiricalRisk(*dataset, gf.losses.square)
-    brute = gf.solve(
-        gf.GradientFlow(problem),
-        model,
-        ts,
-        rtol=1e-6 if quick else 1e-7,
-        max_steps=1_000_000,
-        solver=gf.solvers.Tsit5(),
-    )
-    return problem, model, ts, history(brute.params)
+    return problem, model, ts, history(descend(problem, model, ts, 0.002).params)
+
+
+def descend(problem, model, ts, step):
+    """Descent with a step that divides the spacing of the save times and is at most `step`."""
+    every = int(np.ceil((ts[1] - ts[0]) / step - 1e-9))
+    rule = gf.GradientDescent(problem, (ts[1] - ts[0]) / every)
+    return gf.iterate(rule, model, every * (len(ts) - 1), save_every=every)
 
 
 def history(params):
@@ -146,8 +146,8 @@ def smoothed(problem):
     return lambda s: gf.GradientFlow(gf.EmpiricalRisk(x, y, loss, predict=gf.models.Smoothed(s)))
 
 
-def measure(problem, model, ts, reference, tolerances, widths):
-    """A row for every way of integrating."""
+def measure(problem, model, ts, reference, steps, tolerances, widths, solvers):
+    """A row for every way of integrating; `solvers` are those of the smoothed flow."""
     travelled = np.linalg.norm(reference[-1] - reference[0])
     leaves, structure = jax.tree_util.tree_flatten(model)
     splits = np.cumsum([leaf.size for leaf in leaves])[:-1]
@@ -158,12 +158,18 @@ def measure(problem, model, ts, reference, tolerances, widths):
 
     losses = jax.jit(jax.vmap(loss))
     exact = losses(jnp.asarray(reference))
-    ways = [("unsmoothed", rtol, lambda rtol=rtol: gf.solve(gf.GradientFlow(problem), model, ts, rtol=rtol,
-             max_steps=1_000_000, solver=gf.solvers.Tsit5())) for rtol in tolerances]  # fmt: skip
-    build = smoothed(problem)
-    options = {"rtol": 1e-6, "max_steps": 1_000_000, "solver": gf.solvers.Tsit5()}
-    ways += [("smoothed", s, lambda s=s: gf.solve(build(s), model, ts, **options)) for s in widths]
-    ways += [("extrapolated", s, lambda s=s: gf.filippov(build, model, ts, smoothing=s, **options)) for s in widths]
+    ways = [("Euler", step, lambda step=step: descend(problem, model, ts, step)) for step in steps]
+    ways += [("unsmoothed", rtol, lambda rtol=rtol: gf.solve(gf.GradientFlow(problem), model, ts, rtol=rtol,
+              max_steps=1_000_000, solver=gf.solvers.Tsit5())) for rtol in tolerances]  # fmt: skip
+    build, budget = smoothed(problem), {"max_steps": 1_000_000}
+    for solver in solvers:
+        name, options = f"smoothed, {type(solver).__name__}", budget | {"solver": solver}
+        ways += [(name, s, lambda s=s, o=options: gf.solve(build(s), model, ts, rtol=s / 10, **o)) for s in widths]
+    options = budget | {"solver": gf.solvers.Bosh3()}
+    ways += [
+        ("extrapolated", s, lambda s=s: gf.filippov(build, model, ts, smoothing=s, rtol=s / 300, **options))
+        for s in widths
+    ]
     rows = []
     for method, setting, run in ways:
         jax.block_until_ready(run().final)
@@ -183,10 +189,38 @@ def measure(problem, model, ts, reference, tolerances, widths):
         }
         if method == "extrapolated":
             row |= {"estimate at the end": float(found.error[-1]) / travelled, "order": float(found.order[-1])}
-        else:
+        elif method != "Euler":
             row["energy drift"] = float(found.drift["energy"])
         rows.append(row)
     return rows
+
+
+def cost(rows, method, error=ACCURACY):
+    """Gradients for an error over the run, between the two settings on either side of it; infinite if none reaches it.
+
+    Coarser settings than the last one that misses the error do not count: they may meet it by luck.
+    """
+    own = sorted((row["gradients"], row["error"]) for row in rows if row["method"] == method)
+    missed = [i for i, (_, found) in enumerate(own) if found > error]
+    if not missed or missed[-1] == len(own) - 1:
+        return float(own[0][0]) if not missed else np.inf
+    (g0, e0), (g1, e1) = own[missed[-1]], own[missed[-1] + 1]
+    share = np.log(e0 / error) / np.log(e0 / e1)
+    return float(np.exp(np.log(g0) + share * np.log(g1 / g0)))
+
+
+def comparison(results):
+    """What the accuracy costs in every case, and how many times less than Euler's method takes."""
+    methods = list(dict.fromkeys(row["method"] for rows in results.values() for row in rows))
+    lines = [f"gradients for an error of {ACCURACY:g} over the run", f"{'':<28}" + "".join(f"{m:>17}" for m in methods)]
+    costs = {}
+    for name, rows in results.items():
+        costs[name] = {method: cost(rows, method) for method in methods}
+        best = min(value for method, value in costs[name].items() if method != "Euler")
+        costs[name]["Euler / best"] = costs[name]["Euler"] / best
+        cells = "".join(f"{costs[name][m]:17.0f}" for m in methods)
+        lines.append(f"{name:<28}{cells}   Euler takes {costs[name]['Euler / best']:.1f} times the best")
+    return costs, "\n".join(lines)
 
 
 def stiffness(problem, model, ts, widths=(1e-2, 1e-3, 1e-4)):
@@ -202,35 +236,37 @@ def stiffness(problem, model, ts, widths=(1e-2, 1e-3, 1e-4)):
 
 def table(rows):
     lines = [
-        f"{'method':<14} {'rtol or width':>13} {'gradients':>10} {'error':>8} {'at end':>8} {'of loss':>8} {'run s':>8}"
-        f" {'drift':>8} {'estimate':>9} {'order':>6}"
+        f"{'method':<15} {'step, rtol, width':>17} {'gradients':>10} {'error':>8} {'at end':>8} {'of loss':>8}"
+        f" {'run s':>8} {'drift':>8} {'estimate':>9} {'order':>6}"
     ]
     for row in rows:
-        text = f"{row['method']:<14} {row['setting']:13.3g} {row['gradients']:10d} {row['error']:8.1e}"
+        text = f"{row['method']:<15} {row['setting']:17.3g} {row['gradients']:10d} {row['error']:8.1e}"
         text += f" {row['error at the end']:8.1e} {row['error of the loss']:8.1e} {row['run']:8.3f}"
         if "order" in row:
             text += f" {'':>8} {row['estimate at the end']:9.1e} {row['order']:6.2f}"
-        else:
+        elif "energy drift" in row:
             text += f" {row['energy drift']:8.1e}"
         lines.append(text)
     return "\n".join(lines)
 
 
 def draw(results):
-    """Error at the end against gradients, one panel per case."""
+    """The largest error over the run against gradients, one panel per case."""
     with matplotlib.rc_context(STYLE):
-        drawn = figure(figsize=(6.6, 2.8))
-        panels = drawn.subplots(1, len(results))
-        marks = {"unsmoothed": ("o", "0.6"), "smoothed": ("s", "C0"), "extrapolated": ("^", "C3")}
+        drawn = figure(figsize=(2.9 * len(results), 2.9))
+        panels = np.ravel(drawn.subplots(1, len(results), sharey=True))
+        marks = {"Euler": ("D", "black"), "unsmoothed": ("o", "0.6"), "smoothed, Bosh3": ("s", "C0")}
+        marks |= {"smoothed, NDF": ("v", "C2"), "extrapolated": ("^", "C3")}
         for ax, (name, rows) in zip(panels, results.items(), strict=True):
-            for method, (mark, colour) in marks.items():
+            present = {row["method"] for row in rows}
+            for method, (mark, colour) in ((m, style) for m, style in marks.items() if m in present):
                 own = [row for row in rows if row["method"] == method]
-                cost, error = [row["gradients"] for row in own], [row["error at the end"] for row in own]
-                ax.loglog(cost, error, marker=mark, markersize=4, color=colour, label=method)
-            ax.set_title(name)
-            ax.set_xlabel("gradient evaluations")
+                steps, error = [row["gradients"] for row in own], [row["error"] for row in own]
+                ax.loglog(steps, error, marker=mark, markersize=4, color=colour, label=method)
+            ax.axhline(ACCURACY, color="0.7", linewidth=0.8, linestyle=":")
+            ax.set(title=name, xlabel="gradient evaluations")
             label_decades(ax)
-        panels[0].set_ylabel("error at the end / distance travelled")
+        panels[0].set_ylabel("error over the run / distance travelled")
         panels[0].legend()
         return drawn
 
@@ -238,18 +274,27 @@ def draw(results):
 def main():
     arguments = records.arguments(__doc__)
     quick = arguments.quick
-    widths = [0.1, 0.02] if quick else [0.1, 0.03, 0.01, 0.003, 0.001]
-    *case, log = two_directions(20.0 if quick else 60.0)
-    results = {"two directions": measure(*case, [1e-2, 1e-3] if quick else [1e-2, 1e-3, 1e-4, 1e-5], widths)}
-    results["digits"] = measure(*digits(quick), [1e-3, 1e-4] if quick else [1e-3, 1e-4, 1e-5, 1e-6], widths)
+    widths = [0.1, 0.02] if quick else [0.03, 0.01, 0.003, 0.001, 0.0003]
+    steps = [0.1, 0.02] if quick else [0.5, 0.2, 0.1, 0.05, 0.02]
+    tolerances = [1e-2, 1e-3] if quick else [1e-2, 1e-3, 1e-4, 1e-5]
+    solvers = [gf.solvers.Bosh3()] if quick else [gf.solvers.Bosh3(), gf.solvers.NDF()]
+    results = {}
+    for horizon in (20.0,) if quick else (6000.0, 600.0, 60.0):
+        *case, log = two_directions(horizon)
+        results[f"two directions, t = {horizon:g}"] = measure(*case, steps, tolerances, widths, solvers)
+    for horizon in (5.0,) if quick else (30.0, 300.0):
+        several = digits(horizon, *((30, 8) if quick else ()))
+        results[f"digits, t = {horizon:g}"] = measure(*several, steps, tolerances, widths, solvers)
     for name, rows in results.items():
         print(f"{name}\n{table(rows)}\n")
+    costs, told = comparison(results)
+    print(f"{told}\n")
     slid = sum(kind == SLIDING for *_, kind in log)
     print(f"two directions: {slid} neurons began to slide in the reference, the first at t = {log[0][0]:.3g}")
     stiff = {} if quick else stiffness(*case[:3])
     for solver, counts in stiff.items():
         print(f"two directions, {solver}, gradients by smoothing: {counts}")
-    record = {"benchmark": "nonsmooth", "quick": quick, "events": log, "rows": results}
+    record = {"benchmark": "nonsmooth", "quick": quick, "events": log, "rows": results, "costs": costs}
     target = records.write(record | {"gradients by smoothing": stiff}, arguments.out)
     print(f"\nwritten: {target}, {save(draw(results), arguments.out / 'nonsmooth.png')}")
 
