@@ -60,8 +60,8 @@ def solve(
     - `throw`: raise `SolveError`, which holds the partial result, when a run fails; otherwise return that result.
       Inside `jit`, `vmap` or `grad` nothing can be raised: look at the status.
     - `key`: random key, for stochastic flows only. These take steps of fixed size, so `rtol` and `atol` play no part;
-      `solver` is `gradflow.solvers.EulerMaruyama`, `SmallNoise` (the default where the flow is of second order) or
-      `FixedSteps`; `until` is looked at at the save times.
+      `solver` is `gradflow.solvers.EulerMaruyama`, `SmallNoise` (the default where the flow is of second order),
+      `SKROCK` (for stiff ones) or `FixedSteps`; `until` is looked at at the save times.
 
     **Returns** a `gradflow.Solution`. Works inside `jax.jit` and `jax.vmap` and under forward-mode differentiation.
     The second call with arrays of the same shapes compiles nothing. For reverse mode, hand `flow.terms()` to

@@ -196,6 +196,7 @@ def cases(key):
         "OneStep": gf.solvers.OneStep(gf.solvers.Tsit5()),
         "RKC2": gf.solvers.RKC2(),
         "ROCK2": gf.solvers.ROCK2(),
+        "SKROCK": gf.solvers.SKROCK(0.1, stages=3),
         "SmallNoise": gf.solvers.SmallNoise(),
         "StepControl": gf.solvers.StepControl(jax.numpy.array(1e-3), None),
         "Until": gf.Until(problem, below=0.1),

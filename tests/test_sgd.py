@@ -9,6 +9,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.polynomial import chebyshev
 from scipy.linalg import expm
 
 import gradflow as gf
@@ -106,6 +107,103 @@ def test_schemes_with_steps_of_the_learning_rate_keep_the_order(line, solver, or
     else:
         slopes = np.log2(np.array(gaps[:-1]) / np.array(gaps[1:]))
         np.testing.assert_allclose(slopes[-2:], expected, atol=0.15)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 9])
+def test_the_stabilised_method_is_of_weak_order_one(line, stages):
+    """In few stages and in many, against the exact moments of the flow, whose noise depends on the state."""
+    flow = gf.SGDFlow(line, 0.2, 1)
+    exact, gaps = moments_of_flow(*drift_and_variance(flow)), []
+    solver = gf.solvers.SKROCK(0.1, stages=stages)
+    for steps in (20, 40, 80, 160, 320):
+        found = mean_and_variance(flow, solver, jnp.asarray(HORIZON / steps))
+        gaps.append(np.abs(moments_of_scheme(*found, steps) - exact))
+    slopes = np.log2(np.array(gaps[:-1]) / np.array(gaps[1:]))
+    np.testing.assert_allclose(slopes[-2:], 1, atol=0.15)
+
+
+@pytest.mark.parametrize("stages", [2, 5, 20])
+def test_the_stabilised_method_is_stable_as_far_as_it_says(stages):
+    """Its step on `dy = -l y dt + dW`, against Chebyshev polynomials, up to the end of the interval of stability."""
+    end = 1.9333 * (stages - 0.5) ** 2 - 1.5
+    rates = np.linspace(0.01, end, 400)
+    flow = OrnsteinUhlenbeck(jnp.asarray(rates))
+    solver = gf.solvers.SKROCK(1.0, spectral_radius=end)
+    assert solver.stages == stages
+    run = jax.jit(lambda y, dw: solver.step(flow, None, jnp.zeros(()), jnp.ones(()), y, dw))
+    factor, kick = (np.asarray(run(jnp.full(400, a), jnp.full(400, 1 - a))) for a in (1.0, 0.0))
+    w0, top = 1 + 0.05 / stages**2, np.eye(stages + 1)[stages]
+    slope = chebyshev.chebder(top)
+    w1 = chebyshev.chebval(w0, top) / chebyshev.chebval(w0, slope)
+    inside = w0 - w1 * rates
+    np.testing.assert_allclose(factor, chebyshev.chebval(inside, top) / chebyshev.chebval(w0, top), atol=1e-11)
+    expected = chebyshev.chebval(inside, slope) / chebyshev.chebval(w0, slope) * (1 - w1 * rates / 2)
+    np.testing.assert_allclose(kick, expected, atol=1e-11)
+    assert np.all(np.abs(factor) < 1)
+    # The noise of a direction never piles up: the stationary variance stays below the exact one, and reaches it.
+    ratio = 2 * rates * kick**2 / (1 - factor**2)
+    assert ratio.max() <= 1
+    assert ratio[0] > 0.99
+
+
+class OrnsteinUhlenbeck(gf.flows.AbstractStochasticFlow):
+    """`dy_i = -rate_i y_i dt + dW_i`."""
+
+    rates: jax.Array
+    noise_size = property(lambda self: self.rates.size)
+    weak_order = 1
+    time_step = property(lambda self: jnp.ones(()))
+
+    def init(self, trainable, frozen):
+        return trainable
+
+    def params(self, state):
+        return state
+
+    def vector_field(self, t, state, frozen):
+        return -self.rates * state
+
+    def noise(self, t, state, frozen, increments):
+        return increments
+
+    def moved(self, t, dt, state, frozen, increments):
+        return state + dt * self.vector_field(t, state, frozen) + increments
+
+
+def test_the_stabilised_method_on_a_stiff_process(key):
+    """Mean and variance of a slow direction beside one a thousand times faster, which stays bounded."""
+    flow, steps, paths = OrnsteinUhlenbeck(jnp.array([1.0, 1000.0])), 20, 2000
+    solver = gf.solvers.SKROCK(1 / steps, spectral_radius=1000.0)
+
+    @jax.jit
+    @jax.vmap
+    def run(key):
+        return gf.solve(flow, jnp.array([3.0, 0.0]), [1.0], solver=solver, key=key, save_params=False)
+
+    sol = run(jax.random.split(key, paths))
+    assert int(sol.stats["gradient_evaluations"][0]) == steps * (solver.stages + 1) < 200
+    slow, fast = np.asarray(sol.final).T
+    variance = (1 - np.exp(-2)) / 2
+    assert abs(slow.mean() - 3 * np.exp(-1)) < 4 * np.sqrt(variance / paths) + 0.06
+    assert abs(slow.var() / variance - 1) < 4 * np.sqrt(2 / paths) + 0.02
+    assert fast.var() < 1 / 2000
+
+
+def test_the_stabilised_method_refuses_bad_input():
+    build = gf.solvers.SKROCK
+    assert build(0.1, spectral_radius=450.0).stages == 6
+    for options, message in (
+        ({}, "`spectral_radius` must be given, or else `stages`, but is missing"),
+        ({"spectral_radius": 1.0, "stages": 2}, "but is given together with `stages`"),
+        ({"spectral_radius": -1.0}, "`spectral_radius` must be positive"),
+        ({"stages": 0}, "`stages` must be an integer of at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build(0.1, **options)
+    with pytest.raises(ValueError, match="`dt` must be positive"):
+        build(None, stages=2)
+    with pytest.raises(ValueError, match="`spectral_radius` must be known when the solver is built"):
+        jax.jit(lambda r: build(0.1, spectral_radius=r).dt)(1.0)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

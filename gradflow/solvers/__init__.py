@@ -19,6 +19,7 @@ from gradflow.solvers._ndf import NDF as NDF
 from gradflow.solvers._rkc2 import RKC2 as RKC2
 from gradflow.solvers._rock2 import ROCK2 as ROCK2
 from gradflow.solvers._runge_kutta import OneStep as OneStep
+from gradflow.solvers._sk_rock import SKROCK as SKROCK
 from gradflow.solvers._stabilised import AbstractStabilised as AbstractStabilised
 from gradflow.solvers._stochastic import AbstractStochasticMethod as AbstractStochasticMethod
 from gradflow.solvers._stochastic import EulerMaruyama as EulerMaruyama
