@@ -240,6 +240,26 @@ def test_one_gradient_moves_as_drift_and_noise_do(line):
         np.testing.assert_allclose(flow.moved(zero, dt, w, None, xi), apart, rtol=1e-13)
 
 
+def largest(jaxpr):
+    """Entries of the largest array that a program forms, its inner programs included."""
+    sizes = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars]
+    inner = [p for eqn in jaxpr.eqns for p in jax.tree_util.tree_leaves(list(eqn.params.values()))]
+    sizes += [largest(getattr(p, "jaxpr", p)) for p in inner if hasattr(p, "jaxpr") or hasattr(p, "eqns")]
+    return max(sizes, default=0)
+
+
+def test_no_matrix_of_parameters_by_parameters_is_formed(key):
+    """Three samples, 420 parameters: nothing larger than what a gradient takes, in any scheme."""
+    model = gf.models.TwoLayer(20, 20, key=key)
+    trainable, frozen = eqx.partition(model, eqx.is_inexact_array)
+    problem = gf.EmpiricalRisk(np.ones((3, 20)), np.ones(3), gf.losses.logistic)
+    flow, now = gf.SGDFlow(problem, 0.1, 1, order=2), jnp.asarray(0.1)
+    for solver in (gf.solvers.EulerMaruyama(), gf.solvers.SmallNoise(), gf.solvers.SKROCK(0.1, stages=3)):
+        step = jax.make_jaxpr(lambda y, dw, s=solver: s.step(flow, frozen, now, now, y, dw))(trainable, jnp.ones(3))
+        assert largest(step.jaxpr) <= 3 * 20 * 20
+    assert largest(jax.make_jaxpr(lambda v: jnp.outer(v, v).sum())(jnp.ones(420)).jaxpr) == 420**2
+
+
 class Shifts(eqx.Module):
     """`l_i = |A (w - z_i)|^2 / 2`, so that gradients differ by constants: an Ornstein-Uhlenbeck process."""
 
