@@ -157,6 +157,9 @@ def test_bad_input_is_refused():
         studies.early_stage(data, widths=(0,))
     with pytest.raises(ValueError, match=r"labels \+1 and -1"):
         studies.early_stage(gf.data.Dataset(np.ones((2, 2)), np.array([0.5, 1.0])))
+    for x, message in ((np.zeros((2, 2)), "samples other than zero"), (np.full((2, 2), np.nan), "must be finite")):
+        with pytest.raises(ValueError, match=message):
+            studies.early_stage(gf.data.Dataset(x, np.array([1.0, -1.0])))
     with pytest.raises(ValueError, match="`angles` must be a decreasing sequence"):
         studies.two_directions((0.1, 0.2))
     with pytest.raises(ValueError, match="`ratio` must be an integer of at least 2"):

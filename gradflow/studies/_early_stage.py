@@ -86,7 +86,7 @@ def early_stage(
     >>> int(ds.violations.sel(data="given").sum())
     0
     """
-    y, size = _targets(dataset.y), np.shape(dataset.x)[1]
+    y, size = _targets(np.asarray(dataset.x, float), dataset.y), np.shape(dataset.x)[1]
     x = _within_span(np.asarray(dataset.x, float))
     signs = y.ndim == 1
     names = _losses(losses, y, signs)
@@ -153,9 +153,9 @@ def early_stage(
     return xr.Dataset(variables, coords=coords, attrs=attrs)
 
 
-def _targets(y: Any) -> jax.Array:
-    """Signs or one-hot rows, which suit every loss."""
-    kind = observables.NeuronPartition(np.ones((len(y), 1)), y).kind
+def _targets(x: np.ndarray, y: Any) -> jax.Array:
+    """Signs or one-hot rows, which suit every loss; raises `ValueError` for data that have no partition."""
+    kind = observables.NeuronPartition(x, y).kind
     return jnp.asarray(y if kind != "indices" else np.eye(int(np.max(y)) + 1)[np.asarray(y)], float)
 
 
@@ -238,6 +238,13 @@ def _events(problem: EmpiricalRisk, model: TwoLayer, rate: float, seed: int) -> 
     return counts
 
 
+@eqx.filter_jit
+def _along(observe: dict[str, Any], history: TwoLayer) -> dict[str, Array]:
+    """Observables along a history of parameters; compiled once, where a run would do so at its start and within."""
+    moving, rest = eqx.partition(history, eqx.is_inexact_array)
+    return jax.lax.map(lambda m: {name: fn(eqx.combine(m, rest)) for name, fn in observe.items()}, moving)
+
+
 def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: float, max_steps: int) -> dict[str, Any]:
     x, y = problem.x, problem.y
     smooth = EmpiricalRisk(x, y, problem.loss, predict=Smoothed(smoothing))
@@ -246,11 +253,11 @@ def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: fl
     observe |= {"margin": observables.NormalisedMargin(smooth), "residual": observables.MaxMarginResidual(smooth)}
     if y.ndim == 1:
         observe |= {"norm": observables.GradientNorm(problem), "bound": observables.GradientBound(problem)}
-    options: dict[str, Any] = {"observe": observe, "save_params": False, "throw": False, "max_steps": max_steps}
     # The curvature falls like 1/t, so that steps grow in proportion to time; but not where neurons slide.
-    sol = solve(GradientFlow(smooth), model, ts, solver=RKC2(), **options)
+    sol = solve(GradientFlow(smooth), model, ts, solver=RKC2(), max_steps=max_steps, throw=False)
     found: dict[str, Any] = {name: np.full(len(ts), np.nan) for name in ("norm", "bound")}
-    found |= {name: np.where(sol.reached, np.asarray(sol.observed[name], float).T, np.nan).T for name in observe}
+    for name, values in _along(observe, sol.params).items():
+        found[name] = np.where(sol.reached, np.asarray(values, float).T, np.nan).T
     found["partition"] /= x.shape[0] * model.weight.shape[0]
     return found | {"status": STATUS.index(sol.status), "gradients": int(sol.stats["gradient_evaluations"])}
 
