@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from gradflow import observables, theory
 from gradflow._checks import check_choice, check_count, fail
@@ -239,7 +239,7 @@ def _events(problem: EmpiricalRisk, model: TwoLayer, rate: float, seed: int) -> 
 
 
 @eqx.filter_jit
-def _along(observe: dict[str, Any], history: TwoLayer) -> dict[str, Array]:
+def _along(observe: dict[str, Any], history: PyTree) -> dict[str, Array]:
     """Observables along a history of parameters; compiled once, where a run would do so at its start and within."""
     moving, rest = eqx.partition(history, eqx.is_inexact_array)
     return jax.lax.map(lambda m: {name: fn(eqx.combine(m, rest)) for name, fn in observe.items()}, moving)
