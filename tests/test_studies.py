@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 import gradflow as gf
 from gradflow import plot, studies
 from gradflow.studies import _small_init
+from gradflow.studies._foretold import foretell
 from gradflow.sweeps import _queue
 
 # Whole studies, each with several programs to compile.
@@ -53,6 +54,32 @@ def small(digits, store):
 def start_of(loss, scale, seed, digits):
     problem = gf.EmpiricalRisk(*digits, LOSSES[loss])
     return problem, gf.models.TwoLayer(64, 4, init_scale=scale, key=jax.random.key(seed))
+
+
+def test_what_is_foretold_of_two_neurons_and_orthogonal_inputs():
+    """Each neuron has an input of its own, with `N = 1/4`: everything can be said by hand."""
+    problem = gf.EmpiricalRisk(np.eye(2), np.array([1.0, -1.0]), gf.losses.square)
+    found = foretell(problem)
+    np.testing.assert_allclose(found.values, 0.25)
+    np.testing.assert_allclose(found.escape.directions, np.eye(2), atol=1e-7)
+    model = gf.models.TwoLayer(2, 3, key=jax.random.key(0))
+    norms = np.array([1e-6, 2e-6, 1e-8])
+    rows = np.array([[1, 0, 1], [1, 0, 1], [0, 1, -1]]) * norms[:, None] / np.sqrt(2)
+    model = model.with_neuron_weights(jnp.asarray(rows))
+    np.testing.assert_allclose(found.time(model, 0.05), np.log(0.05 / (0.25 * np.sum(norms**2))))
+    times, losses = found.saddles(model)
+    np.testing.assert_allclose(times, [0, -2 * np.log(np.sqrt(5) * 1e-6), -2 * np.log(1e-8)], rtol=1e-3)
+    np.testing.assert_allclose(losses, [0.5, 0.25, 0], atol=1e-3)
+    alone = model.with_neuron_weights(jnp.asarray(rows[:2]))
+    assert len(found.saddles(alone)[0]) == 2
+
+
+def test_escapes_are_later_than_foretold_by_a_time_that_does_not_depend_on_the_scale(small):
+    """What is foretold leaves out the alignment."""
+    late = (small.escape_time - small.predicted_time).sel(scale=SCALES[1:])
+    assert np.all(late > 0)
+    assert float((late.max("scale") - late.min("scale")).max()) < 0.02 * float(small.escape_time.min())
+    assert np.all(small.aligned.sel(scale=1e-6) > 0.99)
 
 
 @pytest.mark.slow
@@ -512,10 +539,13 @@ def test_table_of_small_init_holds_the_numbers(small):
         for line, scale in zip(lines[2:], SCALES, strict=False):
             row = part.sel(scale=scale)
             times = row.escape_time.values.ravel()
-            shown, mean, spread, cost, error, steps = numbers(line.replace("+-", " "))
+            found = numbers(line.replace("+-", " ").replace("%", ""))
+            shown, mean, spread, foretold, aligned, cost, error, steps = found
             assert shown == scale
             assert mean == pytest.approx(np.mean(times), abs=0.006)
             assert spread == pytest.approx(np.std(times), abs=0.006)
+            assert foretold == pytest.approx(float(row.predicted_time.mean()), abs=0.006)
+            assert aligned == pytest.approx(100 * float(row.aligned.mean()), abs=0.5)
             assert cost == pytest.approx(float(row.gradient_evaluations.mean()), abs=0.5)
             assert error == pytest.approx(float(row.flow_error), rel=0.05)
             assert steps == pytest.approx(float(row.descent_steps), abs=0.5)
@@ -576,23 +606,26 @@ def test_figure_of_small_init(small, tmp_path):
         member = part.sel(width=4, seed=0)
         risk, norm, angle, escape = drawn.axes[4 * row : 4 * row + 4]
         assert loss in risk.get_title()
-        for ax, name in ((risk, "risk"), (norm, "norm")):
-            for line, scale in zip(ax.lines, SCALES, strict=True):
+        *curves, marks = risk.lines
+        for lines, name in ((curves, "risk"), (norm.lines, "norm")):
+            for line, scale in zip(lines, SCALES, strict=True):
                 np.testing.assert_array_equal(line.get_ydata(), member[name].sel(scale=scale))
+        seen = part.saddle_time.values <= float(small.time[-1])
+        np.testing.assert_array_equal(marks.get_xydata(), np.stack([part.saddle_time, part.saddle_loss], 1)[seen])
         assert norm.get_yscale() == "log"
         neurons = drawn_lines(angle, small.sizes["time"])
         np.testing.assert_allclose([n.get_ydata() for n in neurons], np.rad2deg(member.angle.sel(scale=1e-6)).T)
         (marker,) = [line for line in angle.lines if len(line.get_xdata()) == 2]
         assert float(marker.get_xdata()[0]) == float(member.escape_time.sel(scale=1e-6))
         assert "1e-06" in angle.get_title()
-        fitted, predicted = drawn_lines(escape, 4)
-        for line, slope in ((fitted, part.slope[0]), (predicted, part.predicted_slope)):
-            rise = np.diff(line.get_ydata()) / np.diff(np.log(1 / np.array(SCALES)))
-            np.testing.assert_allclose(rise, float(slope), rtol=1e-10)
+        fitted, foretold = drawn_lines(escape, 4)
+        rise = np.diff(fitted.get_ydata()) / np.diff(np.log(1 / np.array(SCALES)))
+        np.testing.assert_allclose(rise, float(part.slope[0]), rtol=1e-10)
+        np.testing.assert_array_equal(foretold.get_ydata(), part.predicted_time.mean(("width", "seed")))
         shown = legend_of(escape)
         assert shown == [
             f"width 4, slope {float(part.slope[0]):.2f}",
-            f"predicted slope {float(part.predicted_slope):.2f}",
+            f"foretold, slope {float(part.predicted_slope):.2f}",
         ]
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["1e-03", "1e-04", "1e-05", "1e-06"]
     for name in ("a.png", "b.pdf", "deep/c.svg"):

@@ -71,9 +71,9 @@ def small_init(
 ) -> None:
     """Escape of two-layer ReLU networks from small initial weights: the main job.
 
-    Gradient flow for square and logistic loss over scales 1e-1 ... 1e-6, widths and seeds; escape times against
-    ln(1/scale), directions of the neurons, the cost of the flow and of gradient descent of equal accuracy.
-    Scales that no float holds, and predictions without training, are those of `gradflow vanishing-init`.
+    Gradient flow for square and logistic loss over scales 1e-1 ... 1e-6, widths and seeds; escape times, directions of
+    the neurons and saddles beside what theory foretells, the cost of the flow and of gradient descent as accurate.
+    Scales that no float holds, and other data sets, are those of `gradflow vanishing-init`.
     """
     _enable_float64()
     from gradflow import plot, studies

@@ -12,9 +12,10 @@ from gradflow.plot._style import STYLE, figure, shades
 def small_init(ds: xr.Dataset) -> Figure:
     """Loss, weight norm, neuron angles and escape times, one row per loss.
 
-    Curves are of the middle width and the first seed, one shade per scale (darker is smaller); angles are those of
-    every neuron at the smallest scale to the direction predicted for positive output weights. The last column shows
-    every member, the fitted lines and, dashed, the predicted slope.
+    Curves are of the middle width and the first seed, one shade per scale (darker is smaller); beside the loss, the
+    saddles foretold for the smallest scale. Angles are those of every neuron at the smallest scale to the direction
+    predicted for positive output weights. The last column shows every member, the fitted lines and, dashed, what is
+    foretold to leading order, without the time that alignment takes.
     """
     with matplotlib.rc_context(STYLE):
         rows = ds.sizes["loss"]
@@ -25,6 +26,7 @@ def small_init(ds: xr.Dataset) -> Figure:
             part = ds.sel(loss=loss)
             member = part.sel(width=width).isel(seed=0)
             _curves(row[0], member, "risk", f"{loss} loss", "training loss", log=False)
+            _saddles(row[0], part)
             _curves(row[1], member, "norm", f"norm of the weights, width {width}", r"$\|\theta\|$", log=True)
             _angles(row[2], member)
             _escape(row[3], part)
@@ -41,6 +43,13 @@ def _curves(ax: Axes, member: xr.Dataset, name: str, title: str, label: str, *, 
         ax.set_yscale("log")
     else:
         ax.set_ylim(bottom=0)
+
+
+def _saddles(ax: Axes, part: xr.Dataset) -> None:
+    times = part.saddle_time.values
+    shown = np.isfinite(times) & (times <= float(part.time[-1]))
+    ax.plot(times[shown], part.saddle_loss.values[shown], "k_", markersize=9, label="_saddle foretold")
+    ax.legend(ax.lines[-1:], ["saddle foretold"], loc="center right")
 
 
 def _angles(ax: Axes, member: xr.Dataset) -> None:
@@ -69,10 +78,8 @@ def _escape(ax: Axes, part: xr.Dataset) -> None:
             slope = float(part.slope.sel(width=width))
             ax.plot(x, np.nanmean(mean) + slope * (x - np.mean(x[np.isfinite(mean)])), color=colour, linewidth=0.8)
             ax.plot([], [], label=f"width {width}, slope {slope:.2f}", markersize=3, linewidth=0.8, **style)
-    if "predicted_slope" in part and np.isfinite(part.escape_time.values).any():
-        slope, all_times = float(part.predicted_slope), part.escape_time.values
-        middle = np.nanmean(all_times), np.mean(np.broadcast_to(x[:, None], all_times.shape)[np.isfinite(all_times)])
-        ax.plot(x, middle[0] + slope * (x - middle[1]), "k--", linewidth=0.8, label=f"predicted slope {slope:.2f}")
+    foretold = part.predicted_time.mean(("width", "seed"))
+    ax.plot(x, foretold, "k--", linewidth=0.8, label=f"foretold, slope {float(part.predicted_slope):.2f}")
     ax.set(title="escape: a tenth of the loss gone", xlabel=r"$\ln(1/\mathrm{scale})$", ylabel="flow time $t$")
     entries = len(ax.get_legend_handles_labels()[0])
     if entries:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
@@ -17,11 +16,14 @@ from gradflow.problems import EmpiricalRisk, losses
 from gradflow.rules import GradientDescent
 from gradflow.solvers import Tsit5
 from gradflow.studies._discrete_gap import extrapolate_steps
+from gradflow.studies._foretold import Foretold, foretell
 from gradflow.sweeps import sweep
-from gradflow.theory import ReLUEscape, relu_escape
 
 ESCAPED = 0.1
 """Share of the initial loss whose disappearance counts as the escape."""
+
+ALIGNED = 0.1
+"""Angle to a direction foretold within which a neuron counts as aligned."""
 
 AFTERWARDS = 12.0
 """How long a run goes on after the escape, in units of the predicted slope."""
@@ -58,13 +60,19 @@ def small_init(
     - `saves`: number of save times. `store`, `resume`, `chunk`, `progress`: as for `sweep`. As long as other chunks
       are missing, only what the runs themselves give is returned.
 
-    **Returns** an `xarray.Dataset` over `(loss, width, scale, seed, time)`: `risk`, `accuracy`, `norm`, `angle` of
-    every neuron to the direction that theory predicts for positive output weights, `escape_time` (a tenth of the
-    initial loss gone); over `(loss, width)`: `slope` of the escape time against `ln(1/scale)`, and over `loss` the
-    `predicted_slope`; over `(loss, scale)`, for the middle width and the first seed: `flow_error` (largest distance of
-    the loss curve from that of a flow at `rtol / 30`, over the initial loss; since at kinks neither error falls in
-    proportion to the tolerance, it is good to a factor of two or three), `flow_gradients`, and `descent_steps`,
-    the steps of gradient descent for the same error, extrapolated from two learning rates with the order measured.
+    **Returns** an `xarray.Dataset`:
+
+    - over `(loss, width, scale, seed, time)`: `risk`, `accuracy`, `norm`, and `angle`, `angle_negative` of every neuron
+      to the directions that theory predicts for positive and for negative output weights;
+    - over `(loss, width, scale, seed)`: `escape_time` (a tenth of the initial loss gone), `predicted_time` to leading
+      order in `ln(1/scale)`, and `aligned`, the share of neurons within .1 of either direction at the escape;
+    - over `(loss, width)`: `slope` of the escape time against `ln(1/scale)`; over `loss`: `predicted_slope`;
+    - over `(loss, saddle)`, for the middle width, the smallest scale and the first seed: `saddle_time` and
+      `saddle_loss`, the saddles that alternating gradient flow foretells, zero included;
+    - over `(loss, scale)`, for the middle width and the first seed: `flow_error` (largest distance of the loss curve
+      from that of a flow at `rtol / 30`, over the initial loss; since at kinks neither error falls in proportion to the
+      tolerance, it is good to a factor of two or three), `flow_gradients`, and `descent_steps`, the steps of gradient
+      descent for the same error, extrapolated from two learning rates with the order measured.
 
     **Raises** `ValueError` for targets other than +1 and -1, unknown losses, and what `sweep` refuses.
 
@@ -89,8 +97,8 @@ def small_init(
         raise _checks.fail("scales", "hold at least one value", repr(scales))
     _checks.check_positive("scales", np.asarray(scales, float), "Zero is a saddle: nothing would move.")
     problems = {name: EmpiricalRisk(x, y, known[name]) for name in loss_names}
-    predicted = {name: _predict(problem) for name, problem in problems.items()}
-    towards = predicted[loss_names[0]].directions[0]
+    predicted = {name: foretell(problem) for name, problem in problems.items()}
+    positive, negative = predicted[loss_names[0]].escape.directions
 
     def build(loss: str, width: int, scale: float, seed: int) -> tuple[GradientFlow, TwoLayer]:
         model = TwoLayer(x.shape[1], int(width), init_scale=scale, key=jax.random.key(int(seed)))
@@ -101,7 +109,8 @@ def small_init(
             "risk": Loss(problem),
             "accuracy": Accuracy(problem),
             "norm": ParameterNorm(),
-            "angle": NeuronAngles(towards),
+            "angle": NeuronAngles(positive),
+            "angle_negative": NeuronAngles(negative),
         }
         for name, problem in problems.items()
     }
@@ -110,7 +119,7 @@ def small_init(
         return next(watched[name] for name, problem in problems.items() if problem is flow.problem)
 
     # The escape of the smallest scale, and about as long again for the fit that follows.
-    longest = max(escape.slope for escape in predicted.values())
+    longest = max(found.escape.slope for found in predicted.values())
     horizon = longest * (np.log(1 / np.min(scales)) + AFTERWARDS)
     axes = {"loss": list(loss_names), "width": list(widths), "scale": list(scales), "seed": list(seeds)}
     ts = np.linspace(0, horizon, saves)
@@ -132,19 +141,14 @@ def small_init(
         return ds
     derived = _escape(ds)
     about = {"long_name": "predicted slope of the escape time against ln(1/scale)", "units": "1"}
-    derived["predicted_slope"] = ("loss", [predicted[name].slope for name in ds.loss.values], about)
+    derived["predicted_slope"] = ("loss", [predicted[name].escape.slope for name in ds.loss.values], about)
+    derived = derived.merge(_beside_theory(ds, derived.escape_time.values, predicted, build))
     derived = derived.merge(_against_descent(build, ds, observe, rtol, progress))
     # A store's attributes are replaced as a whole, so the old ones go along.
     derived.attrs = {**ds.attrs, "study": "small-init", "data": str(getattr(dataset, "name", "unnamed"))}
     if store is not None:
         derived.to_zarr(store, mode="a", zarr_format=2)
     return ds.merge(derived).assign_attrs(derived.attrs)
-
-
-def _predict(problem: EmpiricalRisk) -> ReLUEscape:
-    """Theory of the escape, from the derivative of the loss at zero."""
-    pull = -jax.jit(jax.vmap(jax.grad(problem.loss)))(jnp.zeros_like(problem.y), problem.y)
-    return relu_escape(np.asarray(problem.x), np.asarray(pull))
 
 
 def _gap(risk: np.ndarray, reference: np.ndarray) -> float:
@@ -169,6 +173,35 @@ def _escape(ds: xr.Dataset) -> xr.Dataset:
         about = {"long_name": "slope of the escape time against ln(1/scale)", "units": "1"}
         found["slope"] = (("loss", "width"), slopes, about)
     return found
+
+
+def _beside_theory(ds: xr.Dataset, escapes: np.ndarray, predicted: dict[str, Foretold], build: Any) -> xr.Dataset:
+    """Escape times foretold of every member, neurons that point where foretold, and the saddles of one member."""
+    dims = ("loss", "width", "scale", "seed")
+    times, aligned = np.full(escapes.shape, np.nan), np.full(escapes.shape, np.nan)
+    near = np.fmin(ds.angle.values, ds.angle_negative.values) < ALIGNED
+    for index in np.ndindex(escapes.shape):
+        loss, width, scale, seed = (ds[name].values[k] for name, k in zip(dims, index, strict=True))
+        drop = ESCAPED * float(ds.risk.values[index][0])
+        times[index] = predicted[str(loss)].time(build(str(loss), int(width), float(scale), int(seed))[1], drop)
+        if np.isfinite(escapes[index]):
+            row = min(int(np.searchsorted(ds.time.values, escapes[index])), ds.sizes["time"] - 1)
+            aligned[index] = np.mean(near[index][row][: int(width)])
+    width, scale, seed = ds.width.values[ds.sizes["width"] // 2], float(np.min(ds.scale.values)), ds.seed.values[0]
+    found = [fore.saddles(build(loss, int(width), scale, int(seed))[1]) for loss, fore in predicted.items()]
+    most = max(len(times) for times, _ in found)
+    # Fewer saddles of one loss than of another are followed by nothing.
+    saddles = np.array([[np.pad(row, (0, most - len(row)), constant_values=np.nan) for row in pair] for pair in found])
+    about = {"width": int(width), "scale": scale, "seed": int(seed)}
+    return xr.Dataset(
+        {
+            "predicted_time": (dims, times, {"long_name": "escape time foretold, to leading order", "units": "1"}),
+            "aligned": (dims, aligned, {"long_name": "share of neurons that point where foretold at the escape"}),
+            "saddle_time": (("loss", "saddle"), saddles[:, 0], {"long_name": "arrival foretold at a saddle", **about}),
+            "saddle_loss": (("loss", "saddle"), saddles[:, 1], {"long_name": "loss foretold of a saddle", **about}),
+        },
+        {name: ds[name] for name in dims},
+    )
 
 
 def _crossing(ts: np.ndarray, lost: np.ndarray, level: float) -> float:
@@ -240,7 +273,8 @@ def small_init_table(ds: xr.Dataset) -> str:
         widths, seeds = (", ".join(str(int(value)) for value in ds[name].values) for name in ("width", "seed"))
         lines.append(f"{loss} loss, width {widths}, seed {seeds}, data: {ds.attrs['data']}")
         lines.append(
-            f"{'scale':>9} {'escape time':>18} {'flow gradients':>15} {'flow error':>11} {'descent steps to match':>23}"
+            f"{'scale':>9} {'escape time':>18} {'foretold':>9} {'aligned':>8} {'flow gradients':>15} {'flow error':>11}"
+            f" {'descent steps to match':>23}"
         )
         for scale in ds.scale.values:
             row = part.sel(scale=scale)
@@ -250,7 +284,8 @@ def small_init_table(ds: xr.Dataset) -> str:
             cost = float(row.gradient_evaluations.mean())
             steps = float(row.descent_steps)
             needed = f"{steps:,.0f}" if np.isfinite(steps) else "-"
-            lines.append(f"{scale:9.0e} {spread:>18} {cost:15.0f} {float(row.flow_error):11.1e} {needed:>23}")
+            fore = f"{float(row.predicted_time.mean()):9.2f} {f'{100 * float(row.aligned.mean()):.0f} %':>8}"
+            lines.append(f"{scale:9.0e} {spread:>18} {fore} {cost:15.0f} {float(row.flow_error):11.1e} {needed:>23}")
         if "slope" in ds:
             slopes = ", ".join(
                 f"{float(s):.3f} (width {int(w)})" for w, s in zip(ds.width.values, part.slope.values, strict=True)
@@ -258,11 +293,17 @@ def small_init_table(ds: xr.Dataset) -> str:
             lines.append(
                 f"slope of the escape time against ln(1/scale): {slopes}; predicted {float(part.predicted_slope):.3f}"
             )
+        known = np.isfinite(part.saddle_time.values)
+        pairs = zip(part.saddle_time.values[known], part.saddle_loss.values[known], strict=True)
+        saddles = ", ".join(f"{time:.1f} (loss {value:.3g})" for time, value in pairs)
+        lines.append(f"saddles foretold from scale {ds.saddle_time.attrs['scale']:.0e}: {saddles}")
         lines.append("")
     failed = int(np.count_nonzero(ds.status.values != 0))
     lines.append(f"{ds.status.size} flows, {failed} did not reach the end")
     width, seed = ds.descent_steps.attrs["width"], ds.descent_steps.attrs["seed"]
     lines.append("escape time: a tenth of the initial loss is gone; mean and standard deviation over widths and seeds")
+    lines.append("foretold: to leading order in ln(1/scale); the time that alignment takes comes on top")
+    lines.append("aligned: share of the neurons that point where foretold at the escape, within .1")
     lines.append("flow gradients: gradients evaluated by the flow, mean over widths and seeds")
     lines.append(f"flow error: of the loss curve, over the initial loss (width {width}, seed {seed})")
     lines.append("descent steps to match: of gradient descent for that error, extrapolated from two learning rates;")
