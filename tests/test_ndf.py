@@ -13,6 +13,7 @@ from gradflow import _loop
 from gradflow._conserved import Conserved
 from gradflow._loop import Setup, advance, begin
 from gradflow._solution import RUNNING
+from gradflow._tree import split
 from gradflow.flows import AbstractFlow
 from gradflow.solvers import _differences
 from gradflow.solvers._conjugate_gradient import conjugate_gradient
@@ -743,3 +744,30 @@ def test_flow_that_oscillates_is_integrated_explicitly():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         gf.solvers.NDF(**options)
+
+
+RELU = gf.models.TwoLayer(2, 3, key=jax.random.key(0))
+ONES = gf.EmpiricalRisk(jnp.eye(2), jnp.ones(2), gf.losses.square)
+
+
+@pytest.mark.parametrize(
+    ("model", "kinked"),
+    [
+        (RELU, True),
+        (gf.models.MLP(2, 3, activation=lambda z: jax.nn.leaky_relu(z, 0.2), key=jax.random.key(0)), True),
+        (gf.models.TwoLayer(2, 3, activation=lambda z: z, key=jax.random.key(0)), False),
+        (gf.models.MLP(2, 3, key=jax.random.key(0)), False),
+        ({"activation": jnp.ones(2)}, False),
+    ],
+    ids=["ReLU", "leaky", "linear", "tanh", "other"],
+)
+def test_networks_with_kinks_are_known(model, kinked):
+    assert gf.GradientFlow(ONES).kinked(*split(model)) == kinked
+
+
+def test_kinks_get_a_stabilised_method_unless_smoothed_or_integrated_to_many_digits():
+    flow = gf.GradientFlow(ONES)
+    assert gf.solve(flow, RELU, [0.1]).method == "ROCK2"
+    assert isinstance(gf.solvers.default_solver(1e-8, flow, kinked=True), gf.solvers.Automatic)
+    smoothed = gf.GradientFlow(gf.EmpiricalRisk(ONES.x, ONES.y, ONES.loss, predict=gf.models.Smoothed(0.1)))
+    assert not smoothed.kinked(*split(RELU))

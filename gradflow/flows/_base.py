@@ -46,6 +46,10 @@ class AbstractFlow(eqx.Module):
         """Hessian-vector products that an evaluation of the vector field takes, besides its gradient."""
         return 0
 
+    def kinked(self, trainable: PyTree, frozen: PyTree) -> bool:
+        """Whether the field is known to jump along surfaces that trajectories cross, as with ReLU."""
+        return False
+
     @abc.abstractmethod
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         """State at `t0` for the given parameters."""

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, fail
-from gradflow._conserved import Conserved
+from gradflow._conserved import Conserved, has_kinks
 from gradflow._tree import join, method_of
 from gradflow.flows._base import AbstractFlow
+from gradflow.models import Smoothed
 
 
 class GradientFlow(AbstractFlow):
@@ -60,6 +61,10 @@ class GradientFlow(AbstractFlow):
 
     def params(self, state: PyTree) -> PyTree:
         return state[0]
+
+    def kinked(self, trainable: PyTree, frozen: PyTree) -> bool:
+        smoothed = isinstance(getattr(self.problem, "predict", None), Smoothed)
+        return not smoothed and has_kinks(join(trainable, frozen))
 
     def controlled(self, state: PyTree) -> PyTree:
         return state[0]

@@ -191,10 +191,10 @@ def _options(
     firsts = [kind.run for kind in roster.kinds]
     dtypes = {jnp.result_type(*jax.tree_util.tree_leaves(split(params)[0])) for _, params, _ in firsts}
     control = check_tolerances(rtol, atol, max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps)))
-    flows = [what for what, _, _ in firsts if isinstance(what, AbstractFlow)]
+    flows = [(what, params) for what, params, _ in firsts if isinstance(what, AbstractFlow)]
     if solver is None and flows:
-        suited = max(flows, key=lambda flow: flow.oscillatory or flow.limited)
-        solver = default_solver(float(control.rtol), suited)
+        suited, _ = max(flows, key=lambda run: run[0].oscillatory or run[0].limited)
+        solver = default_solver(float(control.rtol), suited, any(flow.kinked(*split(start)) for flow, start in flows))
     elif solver is None:
         solver = diffrax.Tsit5()  # Nobody asks it anything.
     times = check_times(ts, roster.latest)
