@@ -27,7 +27,7 @@ def degree_one_slopes(activation: Callable[[Array], Array]) -> tuple[float, floa
     if not is_degree_one(activation):
         return None
     with jax.core.eval_context():
-        left, right = np.asarray(activation(jnp.array([-1.0, 1.0], jnp.float32)), float)
+        left, right = np.asarray(activation(jnp.array([-1.0, 1.0])), float)
     return float(0.0 - left), float(right)
 
 

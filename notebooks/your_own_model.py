@@ -128,3 +128,26 @@ steps = gf.studies.steps_to_match(gap, error)
 gradients = int(ours.stats["gradient_evaluations"])
 print(f"flow: {gradients} gradients, error {error:.1e}; gradient descent for that error: {steps:,.0f} steps")
 assert steps > 10 * gradients
+
+# %% [markdown]
+# ## Plain functions, Flax, optax
+#
+# Parameters may be any pytree with a function `predict(params, x)` of all inputs, which is how a Flax model comes in:
+# `predict=lambda params, x: module.apply(params, x)`. And the rule beside the flow may be any optax optimiser.
+
+# %%
+import optax
+
+
+def predict(params, x):
+    return jnp.tanh(x @ params["first"].T) @ params["second"]
+
+
+plain = gf.EmpiricalRisk(data.x, data.y, loss=gf.losses.square, predict=predict)
+params = {"first": net.first, "second": net.second}
+same = gf.solve(gf.GradientFlow(plain), params, [60.0], rtol=1e-5)
+assert np.allclose(same.final["second"], gf.solve(flow, net, [60.0], rtol=1e-5).final.second, atol=1e-10)
+
+momentum = gf.OptaxRule(plain, lambda rate: optax.sgd(rate, momentum=0.9), learning_rate=0.02)
+own = gf.iterate(gf.HeavyBall(plain, 0.02, momentum=0.9), params, 300).final
+assert np.allclose(gf.iterate(momentum, params, 300).final["first"], own["first"], atol=1e-12)

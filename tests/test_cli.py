@@ -118,7 +118,8 @@ def test_small_init(gradflow, out, monkeypatch):
     store, figure = out / "small-init-quick.zarr", out / "small-init-quick.png"
     assert figure.read_bytes()[:4] == b"\x89PNG"
     ds = xr.open_zarr(store).load()
-    assert dict(ds.sizes) == {"loss": 2, "width": 1, "scale": 3, "seed": 1, "time": 121, "angle_0": 16}
+    neurons = {"angle_0": 16, "angle_negative_0": 16}
+    assert dict(ds.sizes) == {"loss": 2, "width": 1, "scale": 3, "seed": 1, "time": 121, **neurons, "saddle": 3}
     assert ds.attrs["dtype"] == "float64"
     assert gf.studies.small_init_table(ds) in said
     assert f"store:  {store}" in said

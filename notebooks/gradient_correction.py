@@ -1,0 +1,109 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What Nesterov's gradient correction does
+#
+# Heavy ball and Nesterov's method differ by one term: Nesterov's takes the difference of two gradients along. In
+# continuous time that term is $\sqrt{s}\,\nabla^2 L\,\dot X$, a damping in proportion to curvature. Low-resolution
+# equations, without it, cannot tell the two methods apart.
+
+# %%
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+
+import gradflow as gf
+
+jax.config.update("jax_enable_x64", True)
+
+curvatures = jnp.array([0.05, 0.2, 1.0])
+s, mu = 0.04, 0.02
+
+
+def problem(w):
+    return 0.5 * jnp.sum(curvatures * w**2)
+
+
+start, steps = jnp.ones(3), 500
+rules = {"heavy ball": gf.HeavyBall(problem, s, mu=mu), "Nesterov": gf.Nesterov(problem, s, mu=mu)}
+
+# %% [markdown]
+# ## Two methods, three equations
+#
+# Each method beside its high-resolution equation, and the low-resolution one that both share.
+
+# %%
+runs = {name: gf.iterate(rule, start, steps, save_every=1) for name, rule in rules.items()}
+ts = runs["Nesterov"].ts
+high = {
+    "heavy ball": gf.solve(gf.HeavyBallFlow(problem, mu, s), start, ts),
+    "Nesterov": gf.solve(gf.NesterovFlow(problem, mu, s), start, ts),
+}
+low = gf.solve(gf.HeavyBallFlow(problem, mu, s, resolution="low"), start, ts)
+
+fig, axes = plt.subplots(1, 2, figsize=(7.5, 2.8), layout="constrained")
+for ax, name in zip(axes, runs, strict=True):
+    ax.plot(ts, runs[name].params[:, 2], "o", markersize=2.5, color="0.6", label="method")
+    ax.plot(ts, high[name].params[:, 2], color="black", label="high resolution")
+    ax.plot(ts, low.params[:, 2], color="tab:red", linestyle="--", linewidth=0.9, label="low resolution")
+    ax.set(title=f"{name}, mode of curvature 1", xlabel=r"$t = k\sqrt{s}$", ylabel="coordinate", xlim=(0, 30))
+axes[0].legend()
+plt.show()
+
+# %%
+gaps = {}
+for name, run in runs.items():
+    gaps[name] = [float(jnp.max(jnp.abs(run.params - flow.params))) for flow in (high[name], low)]
+    print(f"{name:10}: largest gap to the high resolution {gaps[name][0]:.3f}, to the low one {gaps[name][1]:.3f}")
+assert all(fine < coarse for fine, coarse in gaps.values())
+assert gaps["Nesterov"][1] > 5 * gaps["Nesterov"][0]
+
+# %% [markdown]
+# ## Which is faster?
+#
+# A mode of curvature $\lambda$ decays at $\sqrt\mu$ with the heavy ball, whatever $\lambda$; with Nesterov's method at
+# $\sqrt\mu + \sqrt{s}\lambda/2$. So Nesterov wins while $\mu$ is below the smallest curvature, they tie at
+# $\mu = \lambda_{\min}$, and above it the heavy ball is the faster one.
+
+# %%
+values = np.geomspace(0.005, 0.3, 60)
+predicted = [gf.theory.faster_method(curvatures, float(value), s) for value in values]
+fig, ax = plt.subplots(figsize=(4.5, 2.8), layout="constrained")
+ax.semilogx(values, [found.heavy_ball for found in predicted], color="black", label="heavy ball")
+ax.semilogx(values, [found.nesterov for found in predicted], color="tab:red", linestyle="--", label="Nesterov")
+ax.axvline(float(curvatures[0]), color="0.6", linestyle=":", label=r"$\mu=\lambda_{\min}$")
+
+
+def measured(flow):
+    """Minus the slope of the logarithm of the slowest coordinate, at its maxima where it oscillates."""
+    times = np.linspace(40, 160, 2401)
+    size = np.abs(np.asarray(gf.solve(flow, start, times, rtol=1e-9).params[:, 0]))
+    peaks = 1 + np.flatnonzero((size[1:-1] > size[:-2]) & (size[1:-1] > size[2:]))
+    chosen = peaks if len(peaks) > 2 else np.arange(len(times))
+    return -np.polyfit(times[chosen], np.log(size[chosen]), 1)[0]
+
+
+for value in (0.01, 0.03, 0.2):
+    rates = [measured(kind(problem, value, s)) for kind in (gf.HeavyBallFlow, gf.NesterovFlow)]
+    ax.plot([value], rates[:1], "ks", markersize=5)
+    ax.plot([value], rates[1:], "o", color="tab:red", markersize=5)
+    found = gf.theory.faster_method(curvatures, value, s)
+    assert np.allclose(rates, [found.heavy_ball, found.nesterov], rtol=0.02)
+    told = f"{found.heavy_ball:.4f}, {found.nesterov:.4f}"
+    print(f"mu = {value}: measured {rates[0]:.4f}, {rates[1]:.4f}, foretold {told}: {found.name}")
+ax.set(xlabel=r"$\mu$", ylabel="rate of the slowest mode")
+ax.legend()
+plt.show()
+names = [gf.theory.faster_method(curvatures, value, s).name for value in (0.01, 0.05, 0.2)]
+assert names == ["nesterov", "tie", "heavy_ball"]

@@ -1,0 +1,92 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Small initialisation: direction before norm, then saddle to saddle
+#
+# A network that starts small sits near a saddle, zero. While it is small its weights turn, to a direction that is known
+# before training: a KKT point of the *neural correlation function* $N(u)$ on the unit sphere. Only then does the norm
+# grow, like $e^{2Nt}$, and the loss falls. What follows is a sequence of saddles, one feature at a time.
+
+# %%
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+import gradflow as gf
+
+jax.config.update("jax_enable_x64", True)
+
+# %% [markdown]
+# ## Four features, in order
+#
+# A linear network of two layers, whose targets have four singular values. Started at a norm of $10^{-12}$, its loss is
+# a staircase. In polar coordinates nothing is lost to underflow; `find_saddles` reads the sequence off the run.
+
+# %%
+strengths = np.array([1.0, 0.7, 0.45, 0.25])
+problem = gf.EmpiricalRisk(np.eye(4), np.diag(strengths), gf.losses.square, reduction="sum")
+model = gf.models.TwoLayer(4, 6, 4, activation=lambda z: z, key=jax.random.key(0))
+start = gf.Polar(model, log_norm=np.log(1e-12))
+ts = np.linspace(0, 150, 1501)
+sol = gf.solve(gf.PolarFlow(problem), start, ts, observe={"loss": problem, "log": gf.observables.LogNorm()})
+seen = gf.find_saddles(sol, problem)
+levels = 0.5 * np.cumsum(np.append(strengths, 0)[::-1] ** 2)[::-1]
+for saddle, level in zip(seen, levels, strict=False):
+    print(f"entered at t = {saddle.entered:6.1f}, loss {saddle.loss:.4f}, foretold {level:.4f}")
+assert len(seen) == 5
+assert max(abs(saddle.loss - level) for saddle, level in zip(seen, levels, strict=True)) < 1e-3
+
+fig, axes = plt.subplots(1, 2, figsize=(7.5, 2.8), layout="constrained")
+axes[0].plot(sol.ts, sol.observed["loss"], color="black")
+for level in levels:
+    axes[0].axhline(level, color="0.6", linestyle=":")
+for saddle in seen[:-1]:
+    # Each saddle, met, tells by its unstable direction when the run will leave it.
+    axes[0].axvline(saddle.predicted, color="tab:red", linestyle="--", linewidth=0.8)
+axes[0].set(xlabel="flow time $t$", ylabel="loss", title="levels and jumps foretold")
+axes[1].plot(sol.ts, np.asarray(sol.observed["log"]) / np.log(10), color="black")
+axes[1].set(xlabel="flow time $t$", ylabel=r"$\log_{10}\|w\|$", title="norm of the weights")
+plt.show()
+
+# %% [markdown]
+# ## Where neurons turn
+#
+# Two classes of digits and a ReLU network, its kinks rounded over an angle of .01. The neural correlation function
+# needs no training; its KKT points of positive value are what neurons may turn to.
+
+# %%
+data = gf.data.digits(classes=(0, 1), n=100, centre=True, unit_norm=True, labels="pm1")
+risk = gf.EmpiricalRisk(data.x, data.y, gf.losses.square, predict=gf.models.Smoothed(0.01))
+relu = gf.models.TwoLayer(64, 8, key=jax.random.key(1))
+correlation = gf.NeuralCorrelation(risk)
+points = gf.theory.kkt_points(correlation, gf.models.TwoLayer(64, 1, key=jax.random.key(0)), starts=16)
+print("values of the KKT points found:", np.round(points.values, 5))
+
+# %% [markdown]
+# ## From any size
+#
+# The time of the escape grows like $\ln(1/\delta)/(2N)$ plus a constant, the time that alignment takes. One run until
+# the direction rests serves every $\delta$, also those that no floating-point number holds.
+
+# %%
+sizes = [1e-10, 1e-100, 1e-300, "1e-1000"]
+times = []
+for size in sizes:
+    log_norm = float(str(size).split("e")[1]) * np.log(10)
+    found = gf.first_escape(risk, gf.Polar(relu, log_norm), rtol=1e-6, tolerance=1e-4)
+    times.append(float(found.time))
+    leading = gf.theory.escape(float(points.values[0]), log_norm).time
+    print(f"delta = {size}: |w| = 1e-3 at t = {times[-1]:9.3f}; ln(1/delta) / (2 N) = {leading:9.3f};", end=" ")
+    print(f"{int(found.gradient_evaluations)} gradients")
+slope = (times[-1] - times[0]) / (990 * np.log(10))
+assert abs(2 * float(points.values[0]) * slope - 1) < 1e-4
