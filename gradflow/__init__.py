@@ -8,10 +8,12 @@ from gradflow import observables as observables
 from gradflow import solvers as solvers
 from gradflow import theory as theory
 from gradflow._checks import PrecisionWarning as PrecisionWarning
+from gradflow._checks import TheoryWarning as TheoryWarning
 from gradflow._escape import FirstEscape as FirstEscape
 from gradflow._escape import first_escape as first_escape
 from gradflow._filippov import Extrapolated as Extrapolated
 from gradflow._filippov import filippov as filippov
+from gradflow._infinite_width import infinite_width as infinite_width
 from gradflow._iterate import iterate as iterate
 from gradflow._polar import Polar as Polar
 from gradflow._pursuit import Pursuit as Pursuit
@@ -29,6 +31,7 @@ from gradflow.flows import GradientFlow as GradientFlow
 from gradflow.flows import HeavyBallFlow as HeavyBallFlow
 from gradflow.flows import LinearisedFlow as LinearisedFlow
 from gradflow.flows import LogDiagonalFlow as LogDiagonalFlow
+from gradflow.flows import MeanFieldFlow as MeanFieldFlow
 from gradflow.flows import ModifiedFlow as ModifiedFlow
 from gradflow.flows import MomentumFlow as MomentumFlow
 from gradflow.flows import NesterovConvexFlow as NesterovConvexFlow
@@ -42,6 +45,7 @@ from gradflow.flows import SGDFlow as SGDFlow
 from gradflow.problems import EmpiricalRisk as EmpiricalRisk
 from gradflow.problems import NeuralCorrelation as NeuralCorrelation
 from gradflow.problems import OrderParameters as OrderParameters
+from gradflow.problems import PopulationRisk as PopulationRisk
 from gradflow.problems import TeacherStudent as TeacherStudent
 from gradflow.problems import losses as losses
 from gradflow.rules import SGD as SGD

@@ -18,6 +18,10 @@ class PrecisionWarning(UserWarning):
     """The floating-point type in use cannot meet what was asked for."""
 
 
+class TheoryWarning(UserWarning):
+    """What is asked for can be computed, but lies outside of the theory that gives it its meaning."""
+
+
 def fail(argument: str, must: str, actual: Any, advice: str = "") -> ValueError:
     """The error "Argument `argument` must `must`, but is `actual`. `advice`", to be raised by the caller."""
     message = f"Argument `{argument}` must {must}, but is {actual}."

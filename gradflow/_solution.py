@@ -53,6 +53,8 @@ class Solution(eqx.Module):
     - `stats`: exact counts `"steps"` (attempted), `"accepted"`, `"rejected"`, `"gradient_evaluations"` (initial step
       size and rejected steps included; -1 where the solver does not tell), `"hessian_vector_products"`.
     - `loss`: first and last value, where there is a loss. `drift`: name -> relative change of each conserved quantity.
+    - `errors`: name -> estimated error of an observable, the largest over the run, from runs that look for it, such as
+      `gradflow.infinite_width`; `None` from all others.
     """
 
     ts: Float[Array, "*batch T"]
@@ -68,6 +70,7 @@ class Solution(eqx.Module):
     rtol: Float[Array, "*batch"] | None
     title: str = eqx.field(static=True)
     method: str = eqx.field(static=True)
+    errors: dict[str, Float[Array, "*batch"]] | None = None
 
     @property
     def status(self) -> Any:
@@ -121,6 +124,9 @@ def _summary(sol: Solution) -> str:
     if sol.drift:
         drift = ", ".join(f"{name} {float(value):.1e}" for name, value in sol.drift.items())
         lines.append(("drift", f"{drift} (relative change of what the exact flow conserves)"))
+    if sol.errors:
+        errors = ", ".join(f"{name} {float(value):.1e}" for name, value in sol.errors.items())
+        lines.append(("errors", f"{errors} (estimates, the largest over the run)"))
     if sol.observed:
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in sol.observed.items())
         lines.append(("observed", shapes))

@@ -27,7 +27,7 @@ RANKS = [
     ["models"],
     ["data"],
     ["flows", "rules", "solvers", "observables", "theory"],
-    ["_loop", "_solve", "_stochastic", "_iterate", "_filippov", "_escape", "_pursuit", "_saddles"],
+    ["_loop", "_solve", "_stochastic", "_iterate", "_filippov", "_infinite_width", "_escape", "_pursuit", "_saddles"],
     ["sweeps"],
     ["studies"],
     ["plot"],

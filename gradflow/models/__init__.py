@@ -1,9 +1,13 @@
 """Small architectures of the theory, their initial laws and parametrisations, as Equinox modules."""
 
 from gradflow.models import laws as laws
+from gradflow.models import nodes as nodes
 from gradflow.models._deep_linear import DeepLinear as DeepLinear
 from gradflow.models._diagonal_linear import DiagonalLinear as DiagonalLinear
 from gradflow.models._log_diagonal import LogDiagonal as LogDiagonal
+from gradflow.models._mean_field_net import MeanFieldNet as MeanFieldNet
+from gradflow.models._mean_field_start import MeanFieldNodes as MeanFieldNodes
+from gradflow.models._mean_field_start import MeanFieldStart as MeanFieldStart
 from gradflow.models._mild import mild_two_layer as mild_two_layer
 from gradflow.models._mlp import MLP as MLP
 from gradflow.models._one_layer import OneLayer as OneLayer

@@ -103,6 +103,11 @@ class EmpiricalRisk(eqx.Module):
         slopes = jax.vmap(jax.grad(self.loss))(predictions, self.y)
         return -slopes / self.x.shape[0] if self.reduction == "mean" else -slopes
 
+    def of_predictions(self, predictions: Float[Array, "n ..."]) -> Float[Array, ""]:
+        """The risk of given predictions."""
+        losses = jax.vmap(self.loss)(predictions, self.y)
+        return jnp.mean(losses) if self.reduction == "mean" else jnp.sum(losses)
+
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, ""]:
         losses = self.per_sample(params)
