@@ -26,6 +26,8 @@ from gradflow._solution import SolveError as SolveError
 from gradflow._solution import SolveInterrupted as SolveInterrupted
 from gradflow._solve import solve as solve
 from gradflow._until import Until as Until
+from gradflow._width_fluctuations import WidthFluctuations as WidthFluctuations
+from gradflow._width_fluctuations import width_fluctuations as width_fluctuations
 from gradflow.flows import AbstractFlow as AbstractFlow
 from gradflow.flows import GradientFlow as GradientFlow
 from gradflow.flows import HeavyBallFlow as HeavyBallFlow
@@ -52,6 +54,7 @@ from gradflow.rules import SGD as SGD
 from gradflow.rules import AbstractRule as AbstractRule
 from gradflow.rules import GradientDescent as GradientDescent
 from gradflow.rules import HeavyBall as HeavyBall
+from gradflow.rules import MeanFieldSGD as MeanFieldSGD
 from gradflow.rules import Nesterov as Nesterov
 from gradflow.rules import OnePassSGD as OnePassSGD
 from gradflow.rules import OptaxRule as OptaxRule

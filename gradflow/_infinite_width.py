@@ -43,7 +43,8 @@ def infinite_width(
     A tensor rule is refined by half as many nodes again in each dimension, at a third of the solver's tolerance, until
     two runs in a row agree; what they differ by is the estimate, and the finer run is returned, which is usually more
     accurate by a factor. A random rule runs in replicates, four times the nodes at a time; the mean of what they
-    observe is returned, with the half-width of its 95 % interval for an estimate, and the parameters of the first.
+    observe is returned, with the half-width of its 95 % interval and the solver's tolerance for an estimate, and the
+    parameters of the first.
 
     **Time unit**: as for `gradflow.MeanFieldFlow`.
 
@@ -129,7 +130,8 @@ def _by_replicates(run: _Runs, rules: tuple[AbstractNodeRule, ...], accuracy: fl
     from scipy.stats import t
 
     quantile = float(t.ppf(0.975, replicates - 1))
-    many = eqx.filter_vmap(lambda nodes: run(nodes, accuracy / 3, throw=False))
+    rtol = min(accuracy / 30, 1e-4)
+    many = eqx.filter_vmap(lambda nodes: run(nodes, rtol, throw=False))
     while True:
         drawn = [run.start.nodes(tuple(rule.replicate(r) for rule in rules)) for r in range(replicates)]
         stacked: Any = jax.tree_util.tree_map(lambda *leaves: jnp.stack(leaves), *drawn)
@@ -137,7 +139,7 @@ def _by_replicates(run: _Runs, rules: tuple[AbstractNodeRule, ...], accuracy: fl
         all_of_them.check()
         means = {name: jnp.mean(value, axis=0) for name, value in all_of_them.observed.items()}
         errors = {
-            name: quantile * jnp.max(jnp.std(value, axis=0, ddof=1)) / replicates**0.5
+            name: quantile * jnp.max(jnp.std(value, axis=0, ddof=1)) / replicates**0.5 + rtol * jnp.max(jnp.abs(value))
             for name, value in all_of_them.observed.items()
         }
         reached = float(errors["predictions"])

@@ -21,13 +21,14 @@ ROOT = pathlib.Path(gf.__file__).parent
 
 # A file may import from its own rank and from ranks above it. Rooms of one rank leave each other alone,
 # except that a rule names its flows.
+WIDTH = ["_infinite_width", "_width_fluctuations"]
 RANKS = [
     ["_checks", "_tree", "_linalg", "_conserved", "_polar", "_record", "_solution", "_until"],
     ["problems"],
     ["models"],
     ["data"],
     ["flows", "rules", "solvers", "observables", "theory"],
-    ["_loop", "_solve", "_stochastic", "_iterate", "_filippov", "_infinite_width", "_escape", "_pursuit", "_saddles"],
+    ["_loop", "_solve", "_stochastic", "_iterate", "_filippov", "_escape", "_pursuit", "_saddles", *WIDTH],
     ["sweeps"],
     ["studies"],
     ["plot"],

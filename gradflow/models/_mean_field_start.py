@@ -1,6 +1,7 @@
 """Initial laws of mean-field networks: draws of any width, and nodes for width infinity."""
 
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from gradflow._checks import check_callable, check_count, fail
+from gradflow._checks import TheoryWarning, check_callable, check_count, fail
 from gradflow.models._mean_field_net import MeanFieldNet
 from gradflow.models._parametrisation import resolve_dtype
 from gradflow.models.nodes import AbstractLaw, AbstractNodeRule, Uniform, default_rule
@@ -91,7 +92,7 @@ class MeanFieldStart(eqx.Module):
     - `activation`: elementwise. `dtype`: of the weights.
     - `interior`: law of the labels of interior layers, by default uniform on `[0, 1]`.
 
-    **Raises** `ValueError` for laws of the wrong number or kind.
+    **Raises** `ValueError` for laws of the wrong number or kind. `nodes` **warns** (`TheoryWarning`) of unbounded laws.
 
     **Source**: Sirignano and Spiliopoulos 2019, arXiv 1903.04440; labels and kernels: Nguyen and Pham 2020, arXiv
     2001.11443.
@@ -169,6 +170,13 @@ class MeanFieldStart(eqx.Module):
     def nodes(self, rule: Any = None) -> MeanFieldNodes:
         """Width infinity: nodes of a rule, or of one rule for each hidden layer; see `rules`."""
         rules = self.rules(rule)
+        if not all(law.bounded for law in (*self.first, *self.output, *filter(_is_law, self.middle))):
+            warnings.warn(
+                "The theorems on mean-field limits ask for initial laws of bounded support, which a Gaussian is not."
+                " Nodes reach as far as their rule does.",
+                TheoryWarning,
+                stacklevel=2,
+            )
         labels, weights = [], []
         for laws, layer_rule in zip(self.labels, rules, strict=True):
             points, mass = layer_rule(laws) if laws else (np.zeros((1, 0)), np.ones(1))
@@ -178,7 +186,7 @@ class MeanFieldStart(eqx.Module):
         return MeanFieldNodes(self._assemble(labels, middle), tuple(weights))
 
     def draw(self, width: Any, key: Key[Array, ""]) -> MeanFieldNodes:
-        """A finite network; one width, or one for each hidden layer."""
+        """A finite network; one width, or one for each hidden layer. `jax.vmap` over keys draws many."""
         widths = (width,) * self.depth if np.ndim(width) == 0 else tuple(width)
         if len(widths) != self.depth:
             raise fail("width", f"be one number, or {self.depth}", f"{len(widths)} numbers")
@@ -186,7 +194,7 @@ class MeanFieldStart(eqx.Module):
             check_count("width", n)
         keys = (jax.random.fold_in(key, number) for number in itertools.count())
         labels = [
-            np.stack([np.asarray(law.draw(next(keys), (int(n),)), float) for law in laws], axis=1)
+            jnp.stack([law.draw(next(keys), (int(n),), self.dtype) for law in laws], axis=1)
             if laws
             else np.zeros((int(n), 0))
             for laws, n in zip(self.labels, widths, strict=True)
@@ -221,6 +229,10 @@ class MeanFieldStart(eqx.Module):
         first = jnp.asarray(labels[0][:, :size], self.dtype)
         output = jnp.asarray(labels[-1] if self.depth > 1 else labels[-1][:, size:], self.dtype)
         return MeanFieldNet((first, *middle), output[:, 0] if self.out_size is None else output, self.activation)
+
+
+def _is_law(entry: Any) -> bool:
+    return isinstance(entry, AbstractLaw)
 
 
 def _laws(argument: str, given: Any, count: int) -> tuple[AbstractLaw, ...]:

@@ -39,12 +39,9 @@ class AbstractLaw(eqx.Module):
     def legendre(self, n: int) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
         """Nodes and weights of sum one; for the expectation of a smooth function the error falls geometrically."""
 
+    @abc.abstractmethod
     def draw(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = None) -> Float[Array, "..."]:
-        """Independent draws."""
-        dtype = jnp.result_type(float) if dtype is None else dtype
-        tiny = np.finfo(float).eps
-        u = np.clip(np.asarray(jax.random.uniform(key, shape, dtype), float), tiny, 1 - tiny)
-        return jnp.asarray(self.quantile(u), dtype)
+        """Independent draws; may be traced."""
 
 
 class Uniform(AbstractLaw):
@@ -74,6 +71,9 @@ class Uniform(AbstractLaw):
 
     def quantile(self, u: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         return self.low + (self.high - self.low) * u
+
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = None) -> Float[Array, "..."]:
+        return jax.random.uniform(key, shape, _float(dtype), self.low, self.high)
 
     def legendre(self, n: int) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
         x, w = np.polynomial.legendre.leggauss(n)
@@ -110,6 +110,9 @@ class Gaussian(AbstractLaw):
         from scipy.special import ndtri
 
         return self.location + self.std * ndtri(u)
+
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = None) -> Float[Array, "..."]:
+        return self.location + self.std * jax.random.normal(key, shape, _float(dtype))
 
     def legendre(self, n: int) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
         x, w = np.polynomial.legendre.leggauss(n)
@@ -155,8 +158,16 @@ class Discrete(AbstractLaw):
         steps = np.cumsum(self.probabilities)[:-1]
         return self.values[np.searchsorted(steps, u, side="right")]
 
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = None) -> Float[Array, "..."]:
+        values = jnp.asarray(self.values, _float(dtype))
+        return jax.random.choice(key, values, shape, p=jnp.asarray(self.probabilities))
+
     def legendre(self, n: int) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
         return self.values, self.probabilities
+
+
+def _float(dtype: Any) -> Any:
+    return jnp.result_type(float) if dtype is None else dtype
 
 
 def _number(argument: str, value: Any) -> float:
