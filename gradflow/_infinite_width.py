@@ -43,8 +43,8 @@ def infinite_width(
     A tensor rule is refined by half as many nodes again in each dimension, at a third of the solver's tolerance, until
     two runs in a row agree; what they differ by is the estimate, and the finer run is returned, which is usually more
     accurate by a factor. A random rule runs in replicates, four times the nodes at a time; the mean of what they
-    observe is returned, with the half-width of its 95 % interval and the solver's tolerance for an estimate, and the
-    parameters of the first.
+    observe is returned, with the half-width of its 99 % interval (it has to hold for all predictions at once) and
+    the solver's tolerance for an estimate, and the parameters of the first.
 
     **Time unit**: as for `gradflow.MeanFieldFlow`.
 
@@ -129,7 +129,7 @@ def _by_refinement(run: _Runs, rules: tuple[AbstractNodeRule, ...], accuracy: fl
 def _by_replicates(run: _Runs, rules: tuple[AbstractNodeRule, ...], accuracy: float, replicates: int) -> Solution:
     from scipy.stats import t
 
-    quantile = float(t.ppf(0.975, replicates - 1))
+    quantile = float(t.ppf(0.995, replicates - 1))
     rtol = min(accuracy / 30, 1e-4)
     many = eqx.filter_vmap(lambda nodes: run(nodes, rtol, throw=False))
     while True:

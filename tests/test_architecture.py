@@ -121,11 +121,15 @@ def cases(key):
     mean = gf.OrderParameterFlow(teaching, gamma_over_p=0.5)
     fluctuating = gf.flows.FluctuationFlow(mean, 2, dim=20, samples=32, key=key)
     field = gf.solvers.Field(gf.GradientFlow(problem), None, zero, zero)
+    averaging = gf.models.MeanFieldStart(64, first=gf.models.nodes.Uniform(-1, 1), output=gf.models.nodes.Uniform(0, 1))
+    net, node_weights = averaging.draw(4, key)
     attempt = gf.solvers.Attempt(zero, zero, zero, None, None, None, yes, jax.numpy.asarray(1), jax.numpy.asarray(0))
     return model, {
         "EmpiricalRisk": problem,
         "TwoLayer": model,
         "MLP": gf.models.MLP(64, 4, key=key),
+        "MeanFieldNet": net,
+        "MeanFieldStart": averaging,
         "DeepLinear": gf.models.DeepLinear(64, 4, key=key),
         "TeacherStudent": teaching,
         "OrderParameters": overlaps,
@@ -138,6 +142,7 @@ def cases(key):
         "GradientFlow": gf.GradientFlow(problem),
         "HeavyBallFlow": gf.HeavyBallFlow(problem, 0.1, 0.1),
         "LinearisedFlow": gf.LinearisedFlow(problem, model),
+        "MeanFieldFlow": gf.MeanFieldFlow(problem, node_weights),
         "ModifiedFlow": gf.ModifiedFlow(problem, 0.1),
         "MomentumFlow": gf.MomentumFlow(problem, 0.1, 0.9),
         "NesterovConvexFlow": gf.NesterovConvexFlow(problem, 0.1),
@@ -153,6 +158,8 @@ def cases(key):
         "OnePassSGD": gf.OnePassSGD(teaching, 0.5, key=key),
         "SGD": gf.SGD(problem, 0.1, batch_size=2, key=key),
         "SGDFlow": gf.SGDFlow(problem, 0.1, batch_size=2),
+        "MeanFieldSGD": gf.MeanFieldSGD(problem, node_weights, key=key),
+        "PopulationRisk": gf.PopulationRisk(problem.x, problem.y, np.full(10, 0.1), gf.losses.square),
         "LogDiagonalFlow": gf.LogDiagonalFlow(problem),
         "NeuronPolarFlow": gf.NeuronPolarFlow(problem),
         "PolarFlow": gf.PolarFlow(problem),
@@ -185,6 +192,7 @@ def cases(key):
         "SlidingNeurons": gf.observables.SlidingNeurons(problem, 0.01),
         "Aligned": gf.observables.Aligned(problem),
         "Correlation": gf.observables.Correlation(problem),
+        "ParticleHistogram": gf.observables.ParticleHistogram([0.0, 1.0]),
         "KKTResidual": gf.observables.KKTResidual(problem),
         "LogNorm": gf.observables.LogNorm(),
         "LossRate": gf.observables.LossRate(problem),

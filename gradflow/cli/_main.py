@@ -1,4 +1,4 @@
-"""`gradflow small-init | vanishing-init | compare | momentum | phase-diagram | early-stage | plot | export | info`."""
+"""`gradflow small-init | vanishing-init | compare | mean-field | momentum | phase-diagram | early-stage | plot | export | info`."""
 
 import contextlib
 import pathlib
@@ -134,6 +134,41 @@ def compare(
     ds = studies.discrete_gap(dataset, rule=rule, **cast(dict[str, Any], size))
     store = write_dataset(ds, out / f"{name}.zarr")
     _report(studies.compare_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+
+
+@app.command("mean-field")
+def mean_field(
+    quick: Quick = False,
+    data: Annotated[
+        str, typer.Option("--data", help="`sine`, a regression in one dimension, or a name: two components of it.")
+    ] = "sine",
+    path: Path = None,
+    samples: Annotated[int | None, typer.Option("--samples", help="Number of samples; 20, 100 of a data set.")] = None,
+    classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes to tell apart.")] = (0, 1),
+    out: Out = pathlib.Path("gradflow-out"),
+    fresh: Fresh = False,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds of the widest; 16, or 4 with --quick.")] = None,
+) -> None:
+    """Infinite width as one more width: networks of 8 ... 1024 nodes, and SGD, beside their limit.
+
+    Deviation and bias by width and depth beside what theory foretells, rules of nodes, test particles.
+    """
+    _enable_float64()
+    from gradflow import plot, studies
+    from gradflow.sweeps import check_writable, write_dataset
+
+    name = f"mean-field-{data}" + ("-quick" if quick else "")
+    check_writable("out", out / f"{name}.zarr")
+    dataset = _planar_data(data, path, samples, classes)
+    few: dict[str, Any] = {}
+    if quick:
+        few = {"widths": (8, 32), "depths": (2, 3), "sgd_widths": (8, 32), "saves": 6, "horizon": 3.0}
+        few |= {"node_counts": (16, 64), "nodes": 8, "accuracy": 1e-5}
+    few["seeds"] = (4 if quick else 16) if seeds is None else seeds
+    with _resumable(_again()):
+        ds = studies.mean_field(dataset, **few, store=out / f"{name}-runs.zarr", resume=not fresh)
+    store = write_dataset(ds, out / f"{name}.zarr")
+    _report(studies.mean_field_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
 
 
 @app.command("momentum")
@@ -371,6 +406,22 @@ def _small_data(name: str, path: str | None, samples: int | None, classes: tuple
         return data.orthogonal_inputs(count, count)
     kind = {"classes": classes, "labels": "pm1"} if classes is not None else {"labels": "onehot"}
     return _load(name, path, samples, centre=True, unit_norm=True, **kind)
+
+
+def _planar_data(name: str, path: str | None, samples: int | None, classes: tuple[int, int]) -> Any:
+    """Inputs of two entries: points on a line beside a constant, or two principal components of a data set."""
+    import numpy as np
+
+    from gradflow.data import Dataset
+
+    if name == "sine":
+        line = np.linspace(-1, 1, 20 if samples is None else samples)
+        return Dataset(np.stack([line, np.ones_like(line)], axis=1), np.sin(np.pi * line), name="sine")
+    found = _load(name, path, 100 if samples is None else samples, classes=classes, centre=True, labels="pm1")
+    x = np.asarray(found.x, float).reshape(len(found), -1)
+    parts = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
+    projected = parts[0][:, :2] * parts[1][:2]
+    return Dataset(projected / np.abs(projected).max(), np.asarray(found.y, float), name=f"{name}, two components")
 
 
 def _say_what_is_there(store: pathlib.Path, fresh: bool) -> None:

@@ -25,6 +25,9 @@ from gradflow.observables._norms import GradientNorm as GradientNorm
 from gradflow.observables._norms import ParameterNorm as ParameterNorm
 from gradflow.observables._ntk import NTK as NTK
 from gradflow.observables._ntk import NTKEigenvalues as NTKEigenvalues
+from gradflow.observables._particles import ParticleHistogram as ParticleHistogram
+from gradflow.observables._particles import particle_distance as particle_distance
+from gradflow.observables._particles import wasserstein as wasserstein
 from gradflow.observables._sliding import SlidingNeurons as SlidingNeurons
 from gradflow.observables._switches import Switches as Switches
 from gradflow.observables._switches import survivors as survivors

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from gradflow._checks import fail
 from gradflow.plot._compare import compare
 from gradflow.plot._early_stage import early_stage, two_directions
+from gradflow.plot._mean_field import mean_field
 from gradflow.plot._momentum import momentum
 from gradflow.plot._phase_diagram import phase_diagram
 from gradflow.plot._small_init import small_init
@@ -16,6 +17,7 @@ FIGURES = {
     "vanishing-init": vanishing_init,
     "circle": circle,
     "compare": compare,
+    "mean-field": mean_field,
     "momentum": momentum,
     "phase-diagram": phase_diagram,
     "early-stage": early_stage,

@@ -9,6 +9,8 @@ from gradflow.studies._discrete_gap import steps_to_match as steps_to_match
 from gradflow.studies._early_stage import early_stage as early_stage
 from gradflow.studies._early_stage import early_stage_table as early_stage_table
 from gradflow.studies._exponent_map import exponent_map as exponent_map
+from gradflow.studies._mean_field import mean_field as mean_field
+from gradflow.studies._mean_field import mean_field_table as mean_field_table
 from gradflow.studies._momentum import momentum as momentum
 from gradflow.studies._momentum import momentum_table as momentum_table
 from gradflow.studies._momentum import movement_slope as movement_slope

@@ -25,6 +25,8 @@ from gradflow.theory._relu_escape import relu_escape as relu_escape
 from gradflow.theory._relu_gram import relu_gram as relu_gram
 from gradflow.theory._two_directions import TwoDirections as TwoDirections
 from gradflow.theory._two_directions import two_directions as two_directions
+from gradflow.theory._width_limits import BIAS as BIAS
+from gradflow.theory._width_limits import FLUCTUATION as FLUCTUATION
 from gradflow.theory._width_limits import ExtrapolatedWidth as ExtrapolatedWidth
 from gradflow.theory._width_limits import WidthLimit as WidthLimit
 from gradflow.theory._width_limits import extrapolate_width as extrapolate_width

@@ -3,6 +3,7 @@
 from gradflow.models.nodes._laws import AbstractLaw as AbstractLaw
 from gradflow.models.nodes._laws import Discrete as Discrete
 from gradflow.models.nodes._laws import Gaussian as Gaussian
+from gradflow.models.nodes._laws import Radius as Radius
 from gradflow.models.nodes._laws import Uniform as Uniform
 from gradflow.models.nodes._rules import AbstractNodeRule as AbstractNodeRule
 from gradflow.models.nodes._rules import GaussLegendre as GaussLegendre

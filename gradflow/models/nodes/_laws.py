@@ -1,6 +1,7 @@
 """Laws of single numbers, with what quadrature asks of them: mean, quantiles, and Gauss-Legendre nodes."""
 
 import abc
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from gradflow._checks import check_finite, check_positive, fail
+from gradflow._checks import check_count, check_finite, check_positive, fail
 
 
 class AbstractLaw(eqx.Module):
@@ -119,6 +120,48 @@ class Gaussian(AbstractLaw):
         reach = min(8.0, 1.1 * np.sqrt(n))
         mass = w * np.exp(-((reach * x) ** 2) / 2)
         return self.location + self.std * reach * x, mass / np.sum(mass)
+
+
+class Radius(AbstractLaw):
+    """Law of the length of a vector of independent Gaussian entries: `std` times chi with `dim` degrees of freedom.
+
+    **Raises** `ValueError` for a dimension below one, and a standard deviation that is not positive.
+
+    >>> from gradflow.models.nodes import Radius
+    >>> x, w = Radius(5).legendre(40)
+    >>> round(float(w @ x**2), 9)
+    5.0
+    """
+
+    dim: int
+    std: float
+    bounded: ClassVar[bool] = False
+
+    def __init__(self, dim: int, std: Any = 1.0):
+        check_count("dim", dim)
+        self.dim, self.std = int(dim), _number("std", std)
+        check_positive("std", self.std)
+
+    @property
+    def mean(self) -> float:
+        return self.std * math.sqrt(2) * math.exp(math.lgamma((self.dim + 1) / 2) - math.lgamma(self.dim / 2))
+
+    def quantile(self, u: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        from scipy.special import gammaincinv
+
+        return self.std * np.sqrt(2 * gammaincinv(self.dim / 2, u))
+
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = None) -> Float[Array, "..."]:
+        return self.std * jnp.sqrt(jax.random.chisquare(key, self.dim, shape=shape, dtype=_float(dtype)))
+
+    def legendre(self, n: int) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
+        x, w = np.polynomial.legendre.leggauss(n)
+        reach, middle = min(8.0, 1.1 * np.sqrt(n)), np.sqrt(max(self.dim - 1, 0))
+        low = max(0.0, middle - reach)
+        r = low + (middle + reach - low) * (x + 1) / 2
+        logs = (self.dim - 1) * np.log(r) - r**2 / 2
+        mass = w * np.exp(logs - np.max(logs))
+        return self.std * r, mass / np.sum(mass)
 
 
 class Discrete(AbstractLaw):

@@ -1,0 +1,270 @@
+"""Infinite width: networks of growing width beside their limit, its error, and what theory foretells of the gap."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from gradflow import _checks
+from gradflow._infinite_width import infinite_width
+from gradflow._solve import solve
+from gradflow._width_fluctuations import width_fluctuations
+from gradflow.flows import MeanFieldFlow
+from gradflow.models import MeanFieldNodes, MeanFieldStart
+from gradflow.models.nodes import AbstractNodeRule, GaussLegendre, MonteCarlo, Sobol, Uniform
+from gradflow.problems import EmpiricalRisk, losses
+from gradflow.rules import MeanFieldSGD
+from gradflow.sweeps import sweep
+
+RULES = ("Gauss-Legendre", "Sobol", "Monte Carlo")
+PARTICLES = np.stack(np.meshgrid([-0.9, -0.3, 0.3, 0.9], [-0.8, 0.8], indexing="ij"), axis=-1).reshape(-1, 2)
+"""Labels of the test particles, in units of the half-width of the law of the first layer."""
+
+
+def mean_field(
+    dataset: Any,
+    *,
+    widths: Sequence[int] = (8, 16, 32, 64, 128, 256, 512, 1024),
+    seeds: int = 16,
+    depths: Sequence[int] = (2, 3, 4),
+    sgd_widths: Sequence[int] = (8, 16, 32, 64, 128, 256),
+    horizon: float = 5.0,
+    saves: int = 11,
+    nodes: int = 12,
+    node_counts: Sequence[int] = (16, 64, 256, 1024),
+    scale: float = 2.0,
+    accuracy: float = 1e-6,
+    rtol: float = 1e-5,
+    store: Any = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Tanh networks in mean-field scaling, of finite widths and of width infinity, on one data set.
+
+    Laws: first layer uniform on `[-scale, scale]`, between layers on `[0, 2]`, output on `[-1, 2]`.
+
+    **Arguments**
+
+    - `dataset`: inputs `(n, 2)`, targets `(n,)`.
+    - `widths`, `seeds` (a number), `depths`: of networks under gradient flow; a narrow one takes more seeds, up to 16
+      times as many, so that its bias shows. `sgd_widths`: of two hidden layers under SGD, of learning rate `1 / N`.
+    - `horizon`: flow time. `saves`: save times. `rtol`: of the networks.
+    - `nodes`: per dimension, for width infinity in the sweep; `accuracy`: of that for two hidden layers by refinement.
+    - `node_counts`: nodes of the first layer when rules are compared.
+    - `store`, `resume`, `progress`: as for `sweep`; SGD has a store beside it, named `...-sgd`.
+
+    **Returns** an `xarray.Dataset`:
+
+    - over `(depth, width)`: `deviation` of a network from the limit, root mean square over seeds, inputs and times;
+      `bias`, that of the mean over seeds, and `bias_noise`, what scatter alone would make of it; `foretold`, the
+      deviation by `gradflow.width_fluctuations` (two layers); `sgd_deviation` over `sgd_width`;
+    - over `(depth, time)`: `limit_risk`; over `(depth, width, time)`: `risk` of the first seed; `drift` of the energy;
+    - `limit (time, sample)` for two layers with `limit_error`, its estimate, and `foretold_std` at width one;
+    - over `(rule, node_count)`: `node_error`, with `nodes_used`; `particle (particle, time, entry)`: paths of weights.
+
+    **Raises** `ValueError` for data of another shape, and what `sweep` refuses.
+
+    >>> import gradflow as gf
+    >>> few = {"widths": [4, 8], "seeds": 2, "depths": [2], "sgd_widths": [4, 8], "node_counts": [16], "nodes": 4}
+    >>> ds = gf.studies.mean_field(gf.data.circle(6), **few, saves=3, progress=False, accuracy=1e-3)
+    >>> dict(ds.deviation.sizes)
+    {'depth': 1, 'width': 2}
+    """
+    x, y = (np.asarray(part, float) for part in dataset)
+    if x.ndim != 2 or x.shape[1] != 2 or y.shape != x.shape[:1]:
+        raise _checks.fail("dataset", "have inputs (n, 2) and targets (n,)", f"{x.shape} and {y.shape}")
+    _checks.check_count("seeds", seeds, 2, "The scatter over seeds is what is measured.")
+    _checks.check_positive("horizon", horizon)
+    problem = EmpiricalRisk(x, y, losses.square)
+    ts = np.linspace(0, horizon, saves)
+    starts = {int(depth): _start(int(depth), scale) for depth in depths}
+    options: dict[str, Any] = {"rtol": rtol, "progress": progress, "resume": resume}
+
+    runs = _networks(problem, starts, widths, seeds, nodes, ts, store, options)
+    exact = infinite_width(problem, starts[2], ts[1:], accuracy=accuracy, rule=GaussLegendre(max(nodes, 4)))
+    found = _deviations(runs, list(starts), widths, seeds)
+    foretold = width_fluctuations(problem, starts[2], ts, rule=GaussLegendre(min(nodes, 6)))
+    per_node = float(jnp.sqrt(jnp.mean(foretold.std(1) ** 2)))
+    found["foretold"] = ("width", per_node / np.sqrt(np.asarray(widths, float)))
+    found["foretold_std"] = (("time", "sample"), np.asarray(foretold.std(1)))
+    found["limit"] = (("time", "sample"), runs.g.sel(depth=2, width=np.inf, seed=0).values)
+    beside = None if store is None else pathlib.Path(store).with_name(f"{pathlib.Path(store).stem}-sgd.zarr")
+    found["sgd_deviation"] = _descent(problem, starts[2], sgd_widths, seeds, ts, found.limit.values, beside, options)
+    found = found.merge(_rules(problem, starts[2], node_counts, ts, np.asarray(exact.observed["predictions"])))
+    found["particle"] = _paths(problem, starts[2], nodes, ts, scale)
+    errors: Any = exact.errors
+    found["limit_error"] = float(errors["predictions"])
+    found["x"], found["y"] = (("sample", "entry"), x), ("sample", y)
+    found["slope"] = ("depth", [_slope(found.width.values, row) for row in found.deviation.values])
+    found["sgd_slope"] = _slope(found.sgd_width.values, found.sgd_deviation.values)
+    about = {"study": "mean-field", "data": str(getattr(dataset, "name", "unnamed")), "seeds": seeds, "scale": scale}
+    return found.assign_attrs({**runs.attrs, **about})
+
+
+def _start(depth: int, scale: float) -> MeanFieldStart:
+    laws = {"first": Uniform(-scale, scale), "output": Uniform(-1, 2)}
+    return MeanFieldStart(2, middle=[Uniform(0, 2)] * (depth - 1), **laws)
+
+
+def _networks(problem: Any, starts: Any, widths: Any, seeds: int, nodes: int, ts: Any, store: Any, options: Any) -> Any:
+    """All widths, infinity among them, in one sweep; seeds beyond those of a width repeat no work: they are not run."""
+
+    def build(depth: int, width: float, seed: int) -> tuple[MeanFieldFlow, Any]:
+        key = jax.random.key(1000 * int(seed) + int(depth))
+        net, weights = starts[int(depth)].at(width, key, GaussLegendre(nodes))
+        return MeanFieldFlow(problem, weights), net
+
+    parts = []
+    groups: dict[int, list[float]] = {}
+    for width in [*map(float, widths), np.inf]:
+        groups.setdefault(_seeds(width, widths, seeds), []).append(width)
+    for number, group in groups.items():
+        path = None if store is None else pathlib.Path(store).with_name(f"{pathlib.Path(store).stem}-{number}.zarr")
+        axes = {"depth": list(starts), "width": group, "seed": range(number)}
+        parts.append(
+            sweep(
+                build,
+                axes,
+                ts,
+                observe=lambda flow: {"g": flow.predictions, "risk": flow.risk},
+                solver=diffrax.Tsit5(),
+                store=path,
+                **options,
+            )
+        )
+    return xr.concat(parts, "width", join="outer", combine_attrs="override")
+
+
+def _seeds(width: float, widths: Any, seeds: int) -> int:
+    """Seeds of a width: so many more for a narrow one as keeps them at most about as dear as the widest."""
+    if np.isinf(width):
+        return 1
+    return seeds * int(min(16, max(1, max(widths) / width)))
+
+
+def _deviations(runs: Any, depths: Any, widths: Any, seeds: int) -> xr.Dataset:
+    limit = runs.g.sel(width=np.inf, seed=0)
+    finite = runs.sel(width=[float(width) for width in widths])
+    off = finite.g - limit
+    counts = np.array([_seeds(float(width), widths, seeds) for width in widths])
+    inner = ["time", "g_0"]
+    scatter = (finite.g.var("seed", ddof=1) / xr.DataArray(counts, dims="width")).mean(inner)
+    dims = ("depth", "width")
+    return xr.Dataset(
+        {
+            "deviation": (dims, np.sqrt((off**2).mean(["seed", *inner])).transpose(*dims).values),
+            "bias": (dims, np.sqrt((off.mean("seed") ** 2).mean(inner)).transpose(*dims).values),
+            "bias_noise": (dims, np.sqrt(scatter).transpose(*dims).values),
+            "risk": ((*dims, "time"), finite.risk.sel(seed=0).transpose(*dims, "time").values),
+            "limit_risk": (("depth", "time"), runs.risk.sel(width=np.inf, seed=0).values),
+            "drift": (dims, finite.drift_energy.max("seed").transpose(*dims).values),
+            "some_g": (("width", "some", "sample"), _some(finite)),
+        },
+        {"depth": list(depths), "width": list(widths), "time": runs.time.values},
+    )
+
+
+def _some(finite: Any) -> np.ndarray:
+    """Predictions at the end of the first two networks of each width, of two layers."""
+    return finite.g.sel(depth=2, seed=[0, 1]).isel(time=-1).transpose("width", "seed", "g_0").values
+
+
+def _descent(
+    problem: Any, start: Any, widths: Any, seeds: int, ts: Any, limit: Any, store: Any, options: Any
+) -> xr.DataArray:
+    """Deviation of SGD, one sample at a time, from the limit."""
+
+    def build(sgd_width: int, seed: int) -> tuple[MeanFieldSGD, Any]:
+        first, second = jax.random.split(jax.random.key(int(seed)))
+        net, weights = start.draw(int(sgd_width), first)
+        return MeanFieldSGD(problem, weights, key=second), net
+
+    runs = sweep(
+        build,
+        {"sgd_width": list(widths), "seed": range(seeds)},
+        ts,
+        observe=lambda rule: {"g": rule.flow().predictions},
+        store=store,
+        **options,
+    )
+    off = runs.g - xr.DataArray(limit, dims=("time", "g_0"))
+    found = np.sqrt((off**2).mean(["seed", "time", "g_0"]))
+    return xr.DataArray(found.values, {"sgd_width": list(widths)}, ("sgd_width",))
+
+
+def _rules(problem: Any, start: MeanFieldStart, counts: Any, ts: Any, exact: np.ndarray) -> xr.Dataset:
+    """Errors of the predictions by rule and number of nodes of the first layer, the largest over inputs and times."""
+
+    @eqx.filter_jit
+    @eqx.filter_vmap
+    def predictions(nodes: MeanFieldNodes) -> Any:
+        flow = MeanFieldFlow(problem, nodes.weights)
+        options = {"observe": {"g": flow.predictions}, "save_params": False, "throw": False}
+        return solve(flow, nodes.net, ts[1:], rtol=1e-9, solver=diffrax.Dopri8(), **options).observed["g"]
+
+    chosen = [[_rule(name, int(count), 8 * r) for r in range(4)] for name in RULES for count in counts]
+    drawn = [start.nodes((rule, GaussLegendre(12))) for row in chosen for rule in row]
+    most = max(nodes.net.widths[0] for nodes in drawn)
+    stacked = jax.tree_util.tree_map(lambda *leaves: jnp.stack(leaves), *(n.padded((most, 12)) for n in drawn))
+    errors = np.max(np.abs(np.asarray(predictions(stacked)) - exact[None]), axis=(1, 2)).reshape(len(RULES), -1, 4)
+    used = np.array([nodes.net.widths[0] for nodes in drawn]).reshape(len(RULES), -1, 4)[..., 0]
+    dims = ("rule", "node_count")
+    values = {"node_error": (dims, np.sqrt(np.mean(errors**2, axis=2))), "nodes_used": (dims, used)}
+    return xr.Dataset(values, {"rule": list(RULES), "node_count": list(counts)})
+
+
+def _rule(name: str, count: int, seed: int) -> AbstractNodeRule:
+    if name == "Gauss-Legendre":
+        return GaussLegendre(max(2, round(count**0.5)))
+    return Sobol(count, seed) if name == "Sobol" else MonteCarlo(count, seed)
+
+
+def _paths(problem: Any, start: MeanFieldStart, nodes: int, ts: Any, scale: float) -> xr.DataArray:
+    """Incoming weights of test particles along the limit."""
+    net, weights = start.nodes(GaussLegendre(nodes)).with_particles(first=scale * PARTICLES)
+    flow, count = MeanFieldFlow(problem, weights), len(PARTICLES)
+    observe = {"rows": lambda params: params.layers[0][-count:]}
+    sol = solve(flow, net, ts, rtol=1e-6, observe=observe, solver=diffrax.Tsit5(), save_params=False)
+    return xr.DataArray(np.asarray(sol.observed["rows"]).transpose(1, 0, 2), dims=("particle", "time", "entry"))
+
+
+def _slope(widths: Any, values: Any) -> float:
+    if len(widths) < 2:
+        return float("nan")
+    return float(np.polyfit(np.log(np.asarray(widths, float)), np.log(values), 1)[0])
+
+
+def mean_field_table(ds: xr.Dataset) -> str:
+    """What `mean_field` found, as text."""
+    lines = [
+        f"data: {ds.attrs['data']}, {ds.sizes['sample']} samples; tanh, mean-field scaling, to t = {ds.time[-1]:g}"
+    ]
+    lines.append(f"limit of two hidden layers: predictions to {float(ds.limit_error):.1e} (estimate)")
+    lines.append(f"{'depth':>5} {'width':>6} {'deviation':>10} {'foretold':>9} {'bias':>9} {'its noise':>9}")
+    for depth in ds.depth.values:
+        for width in ds.width.values:
+            row = ds.sel(depth=depth, width=width)
+            foretold = f"{float(row.foretold):9.2e}" if depth == 2 else " " * 9
+            lines.append(
+                f"{depth:5d} {width:6d} {float(row.deviation):10.2e} {foretold} {float(row.bias):9.2e}"
+                f" {float(row.bias_noise):9.2e}"
+            )
+    for depth in ds.depth.values:
+        row = ds.sel(depth=depth)
+        seen = (row.bias > 3 * row.bias_noise).values
+        said = f"slope of the deviation, depth {depth}: {float(row.slope):+.2f} (theory -1/2)"
+        if seen.sum() > 1:
+            said += f"; of the bias, where it shows: {_slope(row.width.values[seen], row.bias.values[seen]):+.2f} (-1)"
+        lines.append(said)
+    lines.append(f"slope of the deviation of SGD: {float(ds.sgd_slope):+.2f} (theory -1/2)")
+    for rule in ds.rule.values:
+        row = ds.sel(rule=rule)
+        cells = ", ".join(f"{n}: {e:.1e}" for n, e in zip(row.nodes_used.values, row.node_error.values, strict=True))
+        lines.append(f"error by nodes of the first layer, {rule}: {cells}")
+    return "\n".join(lines)
