@@ -34,6 +34,7 @@ def infinite_width(
     rule: Any = None,
     decay: Any = 0.0,
     observe: Callable[[MeanFieldFlow], dict[str, Any]] | None = None,
+    particles: dict[str, Any] | None = None,
     replicates: int = 8,
     solver: Any = None,
     save_params: bool = True,
@@ -55,6 +56,7 @@ def infinite_width(
     - `rule`: where to begin, see `start.rules`. `decay`: weight decay, as for `MeanFieldFlow`.
     - `observe`: function `flow -> dictionary of observables`, such as `lambda flow: {"risk": flow.risk}`; besides
       `predictions (T, n)` and `risk (T,)`, which are always there.
+    - `particles`: test particles, the arguments of `MeanFieldNodes.with_particles`; they are the last of their layers.
     - `replicates`: of random rules. `solver`: explicit by default, `Tsit5` or `Dopri8`; on long runs, where the flow
       is stiff, `gradflow.solvers.Automatic()`.
 
@@ -78,7 +80,7 @@ def infinite_width(
     _checks.check_count("replicates", replicates, 2, "Their scatter is the estimate of the error.")
     if solver is None:
         solver = diffrax.Tsit5() if accuracy >= TIGHT else diffrax.Dopri8()
-    run = _Runs(problem, start, ts, decay, observe, solver, save_params)
+    run = _Runs(problem, start, ts, decay, observe, particles or {}, solver, save_params)
     rules = start.rules(rule)
     if any(one.random for one in rules):
         return _by_replicates(run, rules, float(accuracy), replicates)
@@ -89,13 +91,22 @@ class _Runs:
     """Runs on nodes, and what they have in common."""
 
     def __init__(
-        self, problem: Any, start: MeanFieldStart, ts: Any, decay: Any, observe: Any, solver: Any, save_params: bool
+        self,
+        problem: Any,
+        start: MeanFieldStart,
+        ts: Any,
+        decay: Any,
+        observe: Any,
+        particles: dict[str, Any],
+        solver: Any,
+        save_params: bool,
     ):
         self.problem, self.start, self.ts, self.decay = problem, start, ts, decay
-        self.observe, self.solver, self.save_params = observe, solver, save_params
+        self.observe, self.particles, self.solver, self.save_params = observe, particles, solver, save_params
         self.least = 64 * float(np.finfo(np.dtype(start.dtype)).eps)
 
     def __call__(self, nodes: MeanFieldNodes, rtol: float, throw: bool = True) -> Solution:
+        nodes = nodes.with_particles(**self.particles)
         flow = MeanFieldFlow(self.problem, nodes.weights, self.decay)
         observe = {"predictions": flow.predictions, "risk": flow.risk}
         observe |= {} if self.observe is None else self.observe(flow)

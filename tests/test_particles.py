@@ -78,7 +78,7 @@ def test_particles_in_ten_dimensions_tend_to_the_radial_reduction():
     reduced = radial(radii, mass, lambda r: np.exp(-(r**2) / 20), shells)
     errors = []
     for n in (10, 200):
-        x = np.random.default_rng(n).normal(size=(4000, dim))
+        x = np.random.default_rng(1).normal(size=(4000, dim))
         problem = gf.EmpiricalRisk(x, np.exp(-np.sum(x**2, axis=1) / 20), gf.losses.square)
         plain = gf.models.MeanFieldStart(dim, first=Gaussian(0, 0.3), output=Discrete([1.0]), activation=bump)
         net, weights = plain.draw(n, jax.random.key(0))

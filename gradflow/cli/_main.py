@@ -1,4 +1,4 @@
-"""`gradflow small-init | vanishing-init | compare | mean-field | momentum | phase-diagram | early-stage | plot | export | info`."""
+"""The command `gradflow`: small-init, vanishing-init, compare, mean-field, momentum and other studies, and tools."""
 
 import contextlib
 import pathlib
@@ -147,7 +147,7 @@ def mean_field(
     classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes to tell apart.")] = (0, 1),
     out: Out = pathlib.Path("gradflow-out"),
     fresh: Fresh = False,
-    seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds of the widest; 16, or 4 with --quick.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds of the widest; 16, or 8 with --quick.")] = None,
 ) -> None:
     """Infinite width as one more width: networks of 8 ... 1024 nodes, and SGD, beside their limit.
 
@@ -162,9 +162,9 @@ def mean_field(
     dataset = _planar_data(data, path, samples, classes)
     few: dict[str, Any] = {}
     if quick:
-        few = {"widths": (8, 32), "depths": (2, 3), "sgd_widths": (8, 32), "saves": 6, "horizon": 3.0}
-        few |= {"node_counts": (16, 64), "nodes": 8, "accuracy": 1e-5}
-    few["seeds"] = (4 if quick else 16) if seeds is None else seeds
+        few = {"widths": (16,), "depths": (2,), "sgd_widths": (16,), "saves": 6, "horizon": 3.0, "more": 1}
+        few |= {"node_counts": (), "nodes": 4, "accuracy": 1e-3}
+    few["seeds"] = (8 if quick else 16) if seeds is None else seeds
     with _resumable(_again()):
         ds = studies.mean_field(dataset, **few, store=out / f"{name}-runs.zarr", resume=not fresh)
     store = write_dataset(ds, out / f"{name}.zarr")

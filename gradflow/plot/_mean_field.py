@@ -36,9 +36,9 @@ def _risk(ax: Axes, ds: xr.Dataset) -> None:
 
 def _deviation(ax: Axes, ds: xr.Dataset) -> None:
     row, colours = ds.sel(depth=2), shades(3)
-    ax.loglog(ds.width, row.deviation, "o", color=colours[2], markersize=4, label=f"flow: {float(row.slope):+.2f}")
+    ax.loglog(ds.width, row.deviation, "o", color=colours[2], markersize=4, label=_said("flow", row.slope))
     ax.loglog(ds.width, ds.foretold, "-", color=colours[2], linewidth=0.9, label="flow, foretold")
-    ax.loglog(ds.sgd_width, ds.sgd_deviation, "^", color=colours[1], markersize=4, label=f"SGD: {ds.sgd_slope:+.2f}")
+    ax.loglog(ds.sgd_width, ds.sgd_deviation, "^", color=colours[1], markersize=4, label=_said("SGD", ds.sgd_slope))
     seen = (row.bias > 3 * row.bias_noise).values
     if seen.any():
         ax.loglog(ds.width[seen], row.bias[seen], "s", color=colours[0], markersize=4, label="bias of the mean")
@@ -49,10 +49,15 @@ def _deviation(ax: Axes, ds: xr.Dataset) -> None:
     ax.legend()
 
 
+def _said(name: str, slope: xr.DataArray) -> str:
+    """A name and its fitted slope, if there is one."""
+    return f"{name}: {float(slope):+.2f}" if np.isfinite(float(slope)) else name
+
+
 def _depth(ax: Axes, ds: xr.Dataset) -> None:
     for i, (colour, depth) in enumerate(zip(shades(ds.sizes["depth"]), ds.depth.values, strict=True)):
         row = ds.sel(depth=depth)
-        label = f"{depth} hidden layers: {float(row.slope):+.2f}"
+        label = _said(f"{depth} hidden layers", row.slope)
         ax.loglog(ds.width, row.deviation, MARKERS[i % 4] + "-", color=colour, markersize=4, label=label)
     width = ds.width.values.astype(float)
     line = float(ds.deviation.max()) * (width / width[0]) ** -0.5
@@ -63,16 +68,21 @@ def _depth(ax: Axes, ds: xr.Dataset) -> None:
 
 
 def _rules(ax: Axes, ds: xr.Dataset) -> None:
+    if not ds.sizes["node_count"]:
+        ax.text(0.5, 0.5, "rules of nodes: not compared\nin the quick form", ha="center", transform=ax.transAxes)
+        ax.set_axis_off()
+        return
     for i, (colour, rule) in enumerate(zip(shades(ds.sizes["rule"]), ds.rule.values, strict=True)):
         row = ds.sel(rule=rule)
         ax.loglog(row.nodes_used, row.node_error, MARKERS[i] + "-", color=colour, markersize=4, label=str(rule))
     ax.axhline(float(ds.limit_error), color="0.5", linestyle=":", linewidth=0.9, label="estimate of the reference")
     ax.set(title="width infinity: error by rule", xlabel="nodes of the first layer", ylabel="largest error")
+    label_decades(ax)
     ax.legend()
 
 
 def _particles(ax: Axes, ds: xr.Dataset) -> None:
-    for path in ds.particle.values:
+    for path in ds.particle_path.values:
         ax.plot(path[:, 0], path[:, 1], color=shades(1)[0], linewidth=1)
         ax.plot(*path[0], "o", color="0.5", markersize=3)
         ax.plot(*path[-1], ">", color="black", markersize=3)

@@ -32,6 +32,7 @@ def mean_field(
     *,
     widths: Sequence[int] = (8, 16, 32, 64, 128, 256, 512, 1024),
     seeds: int = 16,
+    more: int = 16,
     depths: Sequence[int] = (2, 3, 4),
     sgd_widths: Sequence[int] = (8, 16, 32, 64, 128, 256),
     horizon: float = 5.0,
@@ -52,11 +53,12 @@ def mean_field(
     **Arguments**
 
     - `dataset`: inputs `(n, 2)`, targets `(n,)`.
-    - `widths`, `seeds` (a number), `depths`: of networks under gradient flow; a narrow one takes more seeds, up to 16
-      times as many, so that its bias shows. `sgd_widths`: of two hidden layers under SGD, of learning rate `1 / N`.
+    - `widths`, `seeds` (a number), `depths`: of networks under gradient flow; narrow ones take more seeds, up to `more`
+      times as many, so that the bias of their mean shows. `sgd_widths`: of two hidden layers under SGD.
     - `horizon`: flow time. `saves`: save times. `rtol`: of the networks.
-    - `nodes`: per dimension, for width infinity in the sweep; `accuracy`: of that for two hidden layers by refinement.
-    - `node_counts`: nodes of the first layer when rules are compared.
+    - `nodes`: per dimension of the first layer, for width infinity in the sweep; `accuracy`: of width infinity for
+      two hidden layers, by refinement.
+    - `node_counts`: nodes of the first layer when rules are compared; none, for no comparison.
     - `store`, `resume`, `progress`: as for `sweep`; SGD has a store beside it, named `...-sgd`.
 
     **Returns** an `xarray.Dataset`:
@@ -66,7 +68,7 @@ def mean_field(
       deviation by `gradflow.width_fluctuations` (two layers); `sgd_deviation` over `sgd_width`;
     - over `(depth, time)`: `limit_risk`; over `(depth, width, time)`: `risk` of the first seed; `drift` of the energy;
     - `limit (time, sample)` for two layers with `limit_error`, its estimate, and `foretold_std` at width one;
-    - over `(rule, node_count)`: `node_error`, with `nodes_used`; `particle (particle, time, entry)`: paths of weights.
+    - over `(rule, node_count)`: `node_error`, with `nodes_used`; `particle_path (particle, time, entry)`.
 
     **Raises** `ValueError` for data of another shape, and what `sweep` refuses.
 
@@ -86,9 +88,19 @@ def mean_field(
     starts = {int(depth): _start(int(depth), scale) for depth in depths}
     options: dict[str, Any] = {"rtol": rtol, "progress": progress, "resume": resume}
 
-    runs = _networks(problem, starts, widths, seeds, nodes, ts, store, options)
-    exact = infinite_width(problem, starts[2], ts[1:], accuracy=accuracy, rule=GaussLegendre(max(nodes, 4)))
-    found = _deviations(runs, list(starts), widths, seeds)
+    counts = {width: _seeds(width, widths, seeds, more) for width in [*map(float, widths), np.inf]}
+    runs = _networks(problem, starts, counts, nodes, ts, store, options)
+    exact = infinite_width(
+        problem,
+        starts[2],
+        ts,
+        accuracy=accuracy,
+        rule=GaussLegendre(max(nodes, 6)),
+        particles={"first": scale * PARTICLES},
+        observe=lambda flow: {"rows": _last_rows},
+        save_params=False,
+    )
+    found = _deviations(runs, list(starts), widths, counts)
     foretold = width_fluctuations(problem, starts[2], ts, rule=GaussLegendre(min(nodes, 6)))
     per_node = float(jnp.sqrt(jnp.mean(foretold.std(1) ** 2)))
     found["foretold"] = ("width", per_node / np.sqrt(np.asarray(widths, float)))
@@ -96,8 +108,9 @@ def mean_field(
     found["limit"] = (("time", "sample"), runs.g.sel(depth=2, width=np.inf, seed=0).values)
     beside = None if store is None else pathlib.Path(store).with_name(f"{pathlib.Path(store).stem}-sgd.zarr")
     found["sgd_deviation"] = _descent(problem, starts[2], sgd_widths, seeds, ts, found.limit.values, beside, options)
-    found = found.merge(_rules(problem, starts[2], node_counts, ts, np.asarray(exact.observed["predictions"])))
-    found["particle"] = _paths(problem, starts[2], nodes, ts, scale)
+    found = found.merge(_rules(problem, starts[2], node_counts, ts, np.asarray(exact.observed["predictions"])[1:]))
+    rows = np.asarray(exact.observed["rows"])
+    found["particle_path"] = (("particle", "time", "entry"), rows.transpose(1, 0, 2))
     errors: Any = exact.errors
     found["limit_error"] = float(errors["predictions"])
     found["x"], found["y"] = (("sample", "entry"), x), ("sample", y)
@@ -108,23 +121,23 @@ def mean_field(
 
 
 def _start(depth: int, scale: float) -> MeanFieldStart:
-    laws = {"first": Uniform(-scale, scale), "output": Uniform(-1, 2)}
-    return MeanFieldStart(2, middle=[Uniform(0, 2)] * (depth - 1), **laws)
+    middle = [Uniform(0, 2)] * (depth - 1)
+    return MeanFieldStart(2, first=Uniform(-scale, scale), middle=middle, output=Uniform(-1, 2))
 
 
-def _networks(problem: Any, starts: Any, widths: Any, seeds: int, nodes: int, ts: Any, store: Any, options: Any) -> Any:
-    """All widths, infinity among them, in one sweep; seeds beyond those of a width repeat no work: they are not run."""
+def _networks(problem: Any, starts: Any, counts: Any, nodes: int, ts: Any, store: Any, options: Any) -> Any:
+    """All widths, infinity among them; one sweep for each number of seeds."""
 
     def build(depth: int, width: float, seed: int) -> tuple[MeanFieldFlow, Any]:
         key = jax.random.key(1000 * int(seed) + int(depth))
-        net, weights = starts[int(depth)].at(width, key, GaussLegendre(nodes))
+        net, weights = starts[int(depth)].at(
+            width, key, [GaussLegendre(nodes)] * (int(depth) - 1) + [GaussLegendre(16)]
+        )
         return MeanFieldFlow(problem, weights), net
 
     parts = []
-    groups: dict[int, list[float]] = {}
-    for width in [*map(float, widths), np.inf]:
-        groups.setdefault(_seeds(width, widths, seeds), []).append(width)
-    for number, group in groups.items():
+    for number in sorted(set(counts.values())):
+        group = [width for width, count in counts.items() if count == number]
         path = None if store is None else pathlib.Path(store).with_name(f"{pathlib.Path(store).stem}-{number}.zarr")
         axes = {"depth": list(starts), "width": group, "seed": range(number)}
         parts.append(
@@ -141,20 +154,25 @@ def _networks(problem: Any, starts: Any, widths: Any, seeds: int, nodes: int, ts
     return xr.concat(parts, "width", join="outer", combine_attrs="override")
 
 
-def _seeds(width: float, widths: Any, seeds: int) -> int:
+def _seeds(width: float, widths: Any, seeds: int, more: int) -> int:
     """Seeds of a width: so many more for a narrow one as keeps them at most about as dear as the widest."""
     if np.isinf(width):
-        return 1
-    return seeds * int(min(16, max(1, max(widths) / width)))
+        return 1 if more > 1 else seeds
+    return seeds * int(min(more, max(1, max(widths) / width)))
 
 
-def _deviations(runs: Any, depths: Any, widths: Any, seeds: int) -> xr.Dataset:
+def _last_rows(net: Any) -> Any:
+    """Incoming weights of the test particles, which are the last nodes of the first layer."""
+    return net.layers[0][-len(PARTICLES) :]
+
+
+def _deviations(runs: Any, depths: Any, widths: Any, counts: Any) -> xr.Dataset:
     limit = runs.g.sel(width=np.inf, seed=0)
     finite = runs.sel(width=[float(width) for width in widths])
     off = finite.g - limit
-    counts = np.array([_seeds(float(width), widths, seeds) for width in widths])
+    seeds = xr.DataArray([counts[float(width)] for width in widths], dims="width")
     inner = ["time", "g_0"]
-    scatter = (finite.g.var("seed", ddof=1) / xr.DataArray(counts, dims="width")).mean(inner)
+    scatter = (finite.g.var("seed", ddof=1) / seeds).mean(inner)
     dims = ("depth", "width")
     return xr.Dataset(
         {
@@ -201,12 +219,17 @@ def _descent(
 def _rules(problem: Any, start: MeanFieldStart, counts: Any, ts: Any, exact: np.ndarray) -> xr.Dataset:
     """Errors of the predictions by rule and number of nodes of the first layer, the largest over inputs and times."""
 
+    if not len(counts):
+        empty = np.zeros((len(RULES), 0))
+        values = {"node_error": (("rule", "node_count"), empty), "nodes_used": (("rule", "node_count"), empty)}
+        return xr.Dataset(values, {"rule": list(RULES), "node_count": np.zeros(0, int)})
+
     @eqx.filter_jit
     @eqx.filter_vmap
     def predictions(nodes: MeanFieldNodes) -> Any:
         flow = MeanFieldFlow(problem, nodes.weights)
         options = {"observe": {"g": flow.predictions}, "save_params": False, "throw": False}
-        return solve(flow, nodes.net, ts[1:], rtol=1e-9, solver=diffrax.Dopri8(), **options).observed["g"]
+        return solve(flow, nodes.net, ts[1:], rtol=1e-8, solver=diffrax.Tsit5(), **options).observed["g"]
 
     chosen = [[_rule(name, int(count), 8 * r) for r in range(4)] for name in RULES for count in counts]
     drawn = [start.nodes((rule, GaussLegendre(12))) for row in chosen for rule in row]
@@ -223,15 +246,6 @@ def _rule(name: str, count: int, seed: int) -> AbstractNodeRule:
     if name == "Gauss-Legendre":
         return GaussLegendre(max(2, round(count**0.5)))
     return Sobol(count, seed) if name == "Sobol" else MonteCarlo(count, seed)
-
-
-def _paths(problem: Any, start: MeanFieldStart, nodes: int, ts: Any, scale: float) -> xr.DataArray:
-    """Incoming weights of test particles along the limit."""
-    net, weights = start.nodes(GaussLegendre(nodes)).with_particles(first=scale * PARTICLES)
-    flow, count = MeanFieldFlow(problem, weights), len(PARTICLES)
-    observe = {"rows": lambda params: params.layers[0][-count:]}
-    sol = solve(flow, net, ts, rtol=1e-6, observe=observe, solver=diffrax.Tsit5(), save_params=False)
-    return xr.DataArray(np.asarray(sol.observed["rows"]).transpose(1, 0, 2), dims=("particle", "time", "entry"))
 
 
 def _slope(widths: Any, values: Any) -> float:
@@ -255,15 +269,17 @@ def mean_field_table(ds: xr.Dataset) -> str:
                 f"{depth:5d} {width:6d} {float(row.deviation):10.2e} {foretold} {float(row.bias):9.2e}"
                 f" {float(row.bias_noise):9.2e}"
             )
-    for depth in ds.depth.values:
+    for depth in ds.depth.values if ds.sizes["width"] > 1 else []:
         row = ds.sel(depth=depth)
         seen = (row.bias > 3 * row.bias_noise).values
         said = f"slope of the deviation, depth {depth}: {float(row.slope):+.2f} (theory -1/2)"
         if seen.sum() > 1:
             said += f"; of the bias, where it shows: {_slope(row.width.values[seen], row.bias.values[seen]):+.2f} (-1)"
         lines.append(said)
-    lines.append(f"slope of the deviation of SGD: {float(ds.sgd_slope):+.2f} (theory -1/2)")
-    for rule in ds.rule.values:
+    cells = ", ".join(f"{n}: {d:.1e}" for n, d in zip(ds.sgd_width.values, ds.sgd_deviation.values, strict=True))
+    slope = f"; slope {float(ds.sgd_slope):+.2f} (theory -1/2)" if ds.sizes["sgd_width"] > 1 else ""
+    lines.append(f"deviation of SGD by width: {cells}{slope}")
+    for rule in ds.rule.values if ds.sizes["node_count"] else []:
         row = ds.sel(rule=rule)
         cells = ", ".join(f"{n}: {e:.1e}" for n, e in zip(row.nodes_used.values, row.node_error.values, strict=True))
         lines.append(f"error by nodes of the first layer, {rule}: {cells}")
