@@ -42,6 +42,7 @@ def out(tmp_path_factory):
 COMMANDS = [
     "small-init",
     "compare",
+    "mean-field",
     "momentum",
     "phase-diagram",
     "vanishing-init",

@@ -83,6 +83,8 @@ def mean_field(
         raise _checks.fail("dataset", "have inputs (n, 2) and targets (n,)", f"{x.shape} and {y.shape}")
     _checks.check_count("seeds", seeds, 2, "The scatter over seeds is what is measured.")
     _checks.check_positive("horizon", horizon)
+    if 2 not in depths or min(depths) < 2:
+        raise _checks.fail("depths", "hold 2, and nothing less", f"{tuple(depths)}", "Rates are foretold for it.")
     problem = EmpiricalRisk(x, y, losses.square)
     ts = np.linspace(0, horizon, saves)
     starts = {int(depth): _start(int(depth), scale) for depth in depths}

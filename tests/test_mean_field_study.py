@@ -1,0 +1,59 @@
+"""The study of infinite width: what it measures, what it prints and draws, and what it refuses."""
+
+import sys
+
+import numpy as np
+import pytest
+
+import gradflow as gf
+from gradflow import plot, studies
+from gradflow.cli import main
+
+LINE = np.linspace(-1, 1, 8)
+SINE = gf.data.Dataset(np.stack([LINE, np.ones(8)], axis=1), np.sin(np.pi * LINE), name="sine")
+
+
+@pytest.mark.slow
+def test_mean_field_study(tmp_path):
+    """Deviations as foretold, rules of nodes in their order, test particles at their labels at the start."""
+    sizes = {"widths": (16,), "depths": (2,), "sgd_widths": (16,), "seeds": 24, "more": 1}
+    ds = studies.mean_field(SINE, **sizes, node_counts=(16, 64), nodes=4, accuracy=1e-4, saves=4, progress=False)
+    assert float(ds.deviation[0, 0] / ds.foretold[0]) == pytest.approx(1, abs=0.35)
+    assert float(ds.limit_error) <= 1e-4
+    assert np.all(ds.drift < 1e-5)
+    errors = ds.node_error.sel(node_count=64)
+    assert errors[0] < errors[1] < errors[2]
+    np.testing.assert_allclose(ds.particle_path[0, 0], [-1.8, -1.6])
+    assert float(np.abs(ds.particle_path[:, -1] - ds.particle_path[:, 0]).max()) > 0.05
+    table = studies.mean_field_table(ds)
+    assert "limit of two hidden layers: predictions to" in table
+    assert "error by nodes of the first layer, Sobol: 16:" in table
+    assert plot.save(plot.draw(ds), tmp_path / "m.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_command(tmp_path, monkeypatch, capsys):
+    words = ["mean-field", "--quick", "--data", "digits", "--samples", "30", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gradflow", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    said = capsys.readouterr().out
+    ds = gf.sweeps.open_store(tmp_path / "mean-field-digits-quick.zarr")
+    assert ds.attrs["data"] == "digits, two components"
+    assert said.startswith(studies.mean_field_table(ds))
+    assert (tmp_path / "mean-field-digits-quick.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dataset": gf.data.Dataset(np.ones((3, 1)), np.ones(3))}, r"`dataset` must have inputs \(n, 2\)"),
+        ({"seeds": 1}, "`seeds` must be an integer of at least 2"),
+        ({"horizon": 0.0}, "`horizon` must be positive"),
+        ({"depths": (3,)}, "`depths` must hold 2"),
+    ],
+)
+def test_mistakes(options, said):
+    with pytest.raises(ValueError, match=said):
+        studies.mean_field(**({"dataset": SINE, "progress": False} | options))
