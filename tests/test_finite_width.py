@@ -61,7 +61,12 @@ def limit(start, ts=TS):
 # SGD
 
 
-@pytest.mark.parametrize(("depth", "batch_size"), [(1, 3), (2, 1), (4, 2)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("depth", "batch_size"), [(2, 1), pytest.param(1, 3, marks=SLOW), pytest.param(4, 2, marks=SLOW)]
+)
 def test_sgd_is_an_euler_step_of_the_field(depth, batch_size):
     """The literal update by automatic gradients, against the drift on the same samples, to rounding."""
     start = gf.models.MeanFieldStart(2, middle=[Uniform(0, 2)] * (depth - 1), **LAWS)
@@ -185,7 +190,7 @@ def test_deep_networks_approach_the_collapsed_limit(depth):
 # Parametrisations
 
 
-@pytest.mark.parametrize("kind", ["mean_field", "mup"])
+@pytest.mark.parametrize("kind", [pytest.param("mean_field", marks=SLOW), "mup"])
 def test_two_layer_networks_as_nodes(kind):
     """Gradient flow of the network, by automatic gradients, is the mean-field flow at another pace."""
     model = gf.models.TwoLayer(2, 4, activation=jnp.tanh, parametrisation=kind, key=jax.random.key(0))

@@ -70,11 +70,11 @@ def test_gauss_legendre_falls_geometrically(legendre):
 
 @pytest.mark.slow
 def test_sobol_and_monte_carlo(legendre):
-    """Root mean square over 32 replicates, of the largest error over inputs and times; 32 to 1024 nodes."""
-    sizes, replicates, slopes = (32, 64, 128, 256, 512, 1024), 32, {}
+    """Root mean square over 32 replicates, of the largest error over inputs and times; 32 to 512 nodes."""
+    sizes, replicates, slopes = (32, 128, 512), 32, {}
     for rule in (Sobol, MonteCarlo):
         seeds = [(n, 1000 * n + r) for n in sizes for r in range(replicates)]
-        nodes = [START.nodes((rule(n, seed), GaussLegendre(6))).padded((1024, 16)) for n, seed in seeds]
+        nodes = [START.nodes((rule(n, seed), GaussLegendre(6))).padded((512, 16)) for n, seed in seeds]
         errors = np.max(np.abs(np.asarray(predictions(stacked(nodes))) - legendre[2]), axis=(1, 2)).reshape(
             len(sizes), -1
         )
@@ -197,10 +197,8 @@ def test_nodes_of_weight_zero_are_inert():
     """Padding with copies of weight zero changes the field of the others by rounding at most."""
     flow, net = build(np.inf, 0)
     wide = gf.models.MeanFieldNodes(net, flow.weights).padded((16, 16))
-    both = [
-        nodes.net.velocity(jnp.asarray(X), nodes.weights, PROBLEM.pulls)
-        for nodes in (gf.models.MeanFieldNodes(net, flow.weights), wide)
-    ]
+    velocity = eqx.filter_jit(lambda nodes: nodes.net.velocity(PROBLEM.x, nodes.weights, PROBLEM.pulls))
+    both = [velocity(nodes) for nodes in (gf.models.MeanFieldNodes(net, flow.weights), wide)]
     for a, b in zip((*both[0].layers, both[0].output), (*both[1].layers, both[1].output), strict=True):
         own = b[tuple(slice(size) for size in a.shape)]
         np.testing.assert_allclose(own, a, rtol=1e-13, atol=1e-17)

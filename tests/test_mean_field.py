@@ -67,11 +67,11 @@ def test_field_of_two_hidden_layers_by_hand():
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("depth", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_finite_networks_follow_scaled_gradients(depth):
     """The gradient of the plain network, times the nodes that an entry joins; three outputs."""
     start = layered([WIDE] * (depth - 1), out_size=3)
-    nodes = start.draw([5, 3, 4, 2][:depth], jax.random.key(2))
+    nodes = start.draw([5, 3, 4][:depth], jax.random.key(2))
     problem = gf.EmpiricalRisk(X, np.stack([Y, -Y, Y**2], axis=1), gf.losses.square)
     found = drift(problem, nodes)
     gradient = jax.grad(problem)(nodes.net)
@@ -82,6 +82,7 @@ def test_finite_networks_follow_scaled_gradients(depth):
     np.testing.assert_allclose(found.output, -widths[-1] * gradient.output, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_one_hidden_layer_is_the_two_layer_network_at_another_pace():
     """`gf.models.TwoLayer` in mean-field parametrisation takes `N t` for `t`."""
     model = gf.models.TwoLayer(2, 4, activation=jnp.tanh, parametrisation="mean_field", key=jax.random.key(0))

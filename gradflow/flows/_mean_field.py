@@ -154,7 +154,7 @@ class MeanFieldFlow(AbstractFlow):
         warn_unbounded(trainable.activation)
         if len(self.weights) < 3 or not is_concrete((self, trainable)):
             return
-        drift = self.vector_field(jnp.zeros(()), self.init(trainable, frozen), frozen)[0]
+        drift = _drift(self, trainable, frozen)
         largest = max(float(jnp.max(jnp.abs(leaf), initial=0.0)) for leaf in jax.tree_util.tree_leaves(drift))
         if largest < 1e-13 * max(float(jnp.max(jnp.abs(self.problem.y), initial=0.0)), 1e-300):
             warnings.warn(
@@ -170,6 +170,11 @@ class MeanFieldFlow(AbstractFlow):
 
     def _rates(self, dtype: Any) -> Float[Array, " layers"]:
         return jnp.broadcast_to(self.decay.astype(dtype), (len(self.weights) + 1,))
+
+
+@eqx.filter_jit
+def _drift(flow: MeanFieldFlow, trainable: PyTree, frozen: PyTree) -> PyTree:
+    return flow.vector_field(jnp.zeros(()), flow.init(trainable, frozen), frozen)[0]
 
 
 def warn_unbounded(activation: Any) -> None:
