@@ -37,7 +37,7 @@ def _risk(ax: Axes, ds: xr.Dataset) -> None:
 def _deviation(ax: Axes, ds: xr.Dataset) -> None:
     row, colours = ds.sel(depth=2), shades(3)
     ax.loglog(ds.width, row.deviation, "o", color=colours[2], markersize=4, label=_said("flow", row.slope))
-    ax.loglog(ds.width, ds.foretold, "-", color=colours[2], linewidth=0.9, label="flow, foretold")
+    ax.loglog(ds.width, ds.foretold, "_-", color=colours[2], linewidth=0.9, label="flow, foretold")
     ax.loglog(ds.sgd_width, ds.sgd_deviation, "^", color=colours[1], markersize=4, label=_said("SGD", ds.sgd_slope))
     seen = (row.bias > 3 * row.bias_noise).values
     if seen.any():
