@@ -82,6 +82,15 @@ def main():
         "sharpness": [float(ds.sharpness[0]), float(ds.sharpness[-1])],
         "measured order": float(ds.order[0]),
         "rows": rows,
+        "comparisons": [
+            records.comparison(
+                f"tanh network, t = {ds.attrs['horizon']:g}, error {row['error']:.0e}",
+                "gradient descent",
+                row["descent steps to match"] / row["gradients"],
+            )
+            for row in rows
+            if "descent steps to match" in row
+        ],
     }
     target = records.write(record, arguments.out)
     figure = plot.save(plot.draw(ds), arguments.out / "discrete_gap.png")

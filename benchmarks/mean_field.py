@@ -132,6 +132,12 @@ def main():
     worth = random["widths"][-1] * (random["deviations"][-1] / gap) ** (-1 / power)
     print(table(rows, random, worth))
     record = {"benchmark": "mean_field", "quick": arguments.quick, "rows": rows, "random": random, "worth": worth}
+    ours, other = rows[-2:]
+    what = f"two hidden layers at width infinity, to {gap:.0e}"
+    record["comparisons"] = [
+        records.comparison(what, other["what"], other[name] / ours[name], of)
+        for name, of in (("products", "products"), ("run", "seconds"))
+    ]
     target = records.write(record, arguments.out)
     draw(random, gap, worth, arguments.out / "mean_field.png")
     print(f"\nwritten: {target}, {arguments.out / 'mean_field.png'}")

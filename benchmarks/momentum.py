@@ -129,7 +129,17 @@ def main():
     arguments = records.arguments(__doc__)
     rows = measure(arguments.quick)
     print(table(rows))
-    target = records.write({"benchmark": "momentum", "quick": arguments.quick, "rows": rows}, arguments.out)
+    found = [
+        records.comparison(
+            f"flow, {row['case']}, step x sharpness = {row['s sharpness']:.3g}, error 1e-3",
+            f"{row['method']}, which strays {row['gap']:.0e}",
+            1 / row["default"]["1e-03"],
+        )
+        for row in rows
+        if row["status"] == "ok"
+    ]
+    record = {"benchmark": "momentum", "quick": arguments.quick, "rows": rows, "comparisons": found}
+    target = records.write(record, arguments.out)
     print(f"\nwritten: {target}, {plot.save(draw(rows), arguments.out / 'momentum.png')}")
 
 

@@ -295,6 +295,10 @@ def main():
     for solver, counts in stiff.items():
         print(f"two directions, {solver}, gradients by smoothing: {counts}")
     record = {"benchmark": "nonsmooth", "quick": quick, "events": log, "rows": results, "costs": costs}
+    record["comparisons"] = [
+        records.comparison(f"ReLU, {name}, error {ACCURACY:g}", "Euler's method", found["Euler / best"])
+        for name, found in costs.items()
+    ]
     target = records.write(record | {"gradients by smoothing": stiff}, arguments.out)
     print(f"\nwritten: {target}, {save(draw(results), arguments.out / 'nonsmooth.png')}")
 

@@ -181,6 +181,8 @@ def main():
     print(f"     risk off by at most {last:.1e} at the end, {largest:.1e} at any time ({len(mapped['errors'])} points)")
     record = {"benchmark": "order_parameters", "quick": arguments.quick, "risk": exact, "rows": rows}
     record |= {"euler_over_best": ratio, "map": mapped}
+    what = f"order parameters, error of the risk {TARGET:.0e}"
+    record["comparisons"] = [records.comparison(what, "Euler's method", ratio, "seconds")]
     target = records.write(record, arguments.out)
     print(f"\nwritten: {target}, {plot.save(draw(rows), arguments.out / 'order_parameters.png')}")
 

@@ -126,6 +126,15 @@ def main():
     slopes = fits(rows)
     print("\ncost grows like " + ", ".join(f"({TITLES[axis]})^{power:.2f}" for axis, power in slopes.items()))
     record = {"benchmark": "scaling", "quick": arguments.quick, "rtol": arguments.rtol, "rows": rows, "slopes": slopes}
+    record["comparisons"] = [
+        records.comparison(
+            f"tanh network, sharpness x t = {row['sharpness x T']:.0f}, rtol {arguments.rtol:.0e}",
+            "gradient descent, 1 / sharpness",
+            row["sharpness x T"] / row["equivalents"],
+        )
+        for row in rows
+        if row["axis"] == "horizon" and row["status"] == "ok"
+    ]
     target = records.write(record, arguments.out)
     path = plot.save(draw(rows, slopes), arguments.out / "scaling.png")
     print(f"\nwritten: {target}, {path}")

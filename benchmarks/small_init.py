@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+from scipy.integrate import solve_ivp
 
 jax.config.update("jax_enable_x64", True)
 
@@ -86,10 +87,6 @@ def single_precision(tree):
 
 def jumps():
     """Relative errors of the four jump times from 1e-12, and gradients, at default tolerances."""
-    try:
-        from scipy.integrate import solve_ivp
-    except ImportError:
-        return []
     problem, model = network()
     start = gf.Polar(model, np.log(1e-12))
     plain, ts = start.ordinary(), np.linspace(0, 45, 4501)
@@ -172,9 +169,18 @@ def main():
     rows = escapes([4, 30] if arguments.quick else [4, 8, 12, 30, 100, 300])
     later = [] if arguments.quick else jumps()
     print(table(rows, later))
-    target = records.write(
-        {"benchmark": "small_init", "quick": arguments.quick, "escapes": rows, "jumps": later}, arguments.out
-    )
+    base = {row["exponent"]: row["gradients"] for row in rows if row["method"] == "first_escape"}
+    found = [
+        records.comparison(
+            f"escape from 1e-{row['exponent']:g}, first_escape",
+            f"{row['method']}, off by {row['error']:.0e}",
+            row["gradients"] / base[row["exponent"]],
+        )
+        for row in rows
+        if row["method"] != "first_escape"
+    ]
+    record = {"benchmark": "small_init", "quick": arguments.quick, "escapes": rows, "jumps": later}
+    target = records.write(record | {"comparisons": found}, arguments.out)
     print(f"\nwritten: {target}, {plot.save(draw(rows), arguments.out / 'small_init.png')}")
 
 

@@ -260,12 +260,14 @@ def draw(rows):
 def main():
     arguments = records.arguments(__doc__)
     rows = measure(arguments.quick)
+    found = []
     for batch, solver in dict.fromkeys((row["batch"], row["solver"]) for row in rows):
         mine, theirs = (r for r in rows if (r["batch"], r["solver"]) == (batch, solver))
         ratio = mine["flows"] / mine["seconds"] / (theirs["flows"] / theirs["seconds"])
         print(f"{batch}, {solver}: {ratio:.2f} times the flows per second of lockstep")
+        found.append(records.comparison(f"sweep, {batch}, {solver}", "vmap over a solve", ratio, "seconds"))
     record = {"benchmark": "sweep", "quick": arguments.quick, "rows": rows, "slots": slots(arguments.quick)}
-    record |= {"first_result": first_result(), "memory": memory(arguments.quick)}
+    record |= {"comparisons": found, "first_result": first_result(), "memory": memory(arguments.quick)}
     target = records.write(record, arguments.out)
     print(f"\nwritten: {target}, {plot.save(draw(rows), arguments.out / 'sweep.png')}")
 

@@ -165,6 +165,12 @@ def write(out, quick, abouts, rows, skipped, figures):
         "rows": rows,
         "summary": {"targets": TARGETS, "entries": summary},
         "skipped": skipped,
+        "comparisons": [
+            records.comparison(f"{entry['case']}, error {target:.0e}", entry["method"], ratio)
+            for entry in summary
+            for target, ratio in zip(TARGETS, entry["ratio to default"], strict=True)
+            if target == 1e-5 and ratio is not None and entry["method"] != "default"
+        ],
     }
     paths = [records.write(record, out)]
     for x, label in (("equivalents", "gradient equivalents"), ("run", "seconds")) if figures else ():

@@ -33,6 +33,7 @@ RANKS = [
     ["studies"],
     ["plot"],
     ["cli"],
+    ["__main__"],
 ]
 RANK = {room: rank for rank, rooms in enumerate(RANKS) for room in rooms}
 MODULES = sorted(info.name for info in pkgutil.walk_packages([str(ROOT)], prefix="gradflow."))

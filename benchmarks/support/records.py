@@ -43,8 +43,13 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def comparison(what: str, peer: str, times: float, of: str = "gradients") -> dict[str, Any]:
+    """How many times as much a peer takes as gradflow, in units `of` gradients, seconds, ..., for the same."""
+    return {"what": what, "peer": peer, "times": float(times), "of": of}
+
+
 def write(record: dict[str, Any], folder: pathlib.Path) -> pathlib.Path:
-    """Writes `record` as `<benchmark>.json`, and returns its path."""
+    """Writes `record` as `<benchmark>.json`, and returns its path. Its `comparisons` go into the table of all."""
     device = jax.devices()[0]
     record = record | {"versions": versions(), "device": f"{device.platform}: {device.device_kind}"}
     folder.mkdir(parents=True, exist_ok=True)
