@@ -342,3 +342,13 @@ print("done")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "done", done.stderr
+
+
+def test_a_model_of_other_inputs_than_the_data_is_refused():
+    problem = gf.EmpiricalRisk(np.ones((5, 3)), np.ones(5), gf.losses.square)
+    model = gf.models.TwoLayer(4, 8, key=jax.random.key(0))
+    said = r"Argument `params` must give predictions at inputs of shape \(3,\)"
+    with pytest.raises(ValueError, match=said):
+        gf.solve(gf.GradientFlow(problem), model, [1.0])
+    with pytest.raises(ValueError, match=said):
+        gf.iterate(gf.GradientDescent(problem, 0.1), model, 3)

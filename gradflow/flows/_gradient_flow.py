@@ -88,7 +88,14 @@ def energy_and_balances(problem: Any, loss: Scalar, spent: Scalar, params: PyTre
 
 def check_scalar(problem: Callable[[Any], Any], params: PyTree) -> None:
     """Refuses a problem whose value is not a real floating-point scalar, without evaluating it."""
-    value = eqx.filter_eval_shape(problem, params)
+    try:
+        value = eqx.filter_eval_shape(problem, params)
+    except TypeError as error:
+        x = getattr(problem, "x", None)
+        if x is None:
+            raise
+        actual = f"a {type(params).__name__} that fails on them ({str(error).splitlines()[0]})"
+        raise fail("params", f"give predictions at inputs of shape {x.shape[1:]}", actual) from error
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         actual = f"returning {'shape ' + str(shape) if shape is not None else type(value).__name__}"
