@@ -456,11 +456,11 @@ SHAPES = {
 
 
 def test_the_cases_are_all_observables():
-    # ReLU, whose runs differ from batch to batch, coordinates of small starts, states with a momentum, and classes: see
-    # the tests of these.
+    # ReLU, whose runs differ from batch to batch, coordinates of small starts, states with a momentum, classes, and
+    # particles: see the tests of these.
     elsewhere = {"SlidingNeurons", "Aligned", "Correlation", "KKTResidual", "LogNorm", "Lyapunov", "NeuronMovement"}
     elsewhere |= {"GradientBound", "NeuronPartition", "PartitionCounts", "Switches"}
-    elsewhere |= {"Margins", "MaxMarginResidual", "NormalisedMargin"}
+    elsewhere |= {"Margins", "MaxMarginResidual", "NormalisedMargin", "ParticleHistogram"}
     assert {type(fn).__name__ for fn in every(case()[0]).values()} == {
         name for name in vars(gf.observables) if name[0].isupper() and name not in elsewhere
     }
