@@ -131,6 +131,7 @@ def test_the_study_takes_classes_and_data_that_cannot_be_told_apart():
     assert isinstance(plot.draw(ds), Figure)
 
 
+@pytest.mark.slow
 def test_what_lies_outside_the_span_of_the_inputs_does_not_matter(key):
     """Descent in six dimensions against descent in the two that the inputs span, with projected weights."""
     x = np.random.default_rng(0).normal(size=(3, 6))

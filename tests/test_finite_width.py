@@ -163,6 +163,7 @@ def test_fluctuations_are_foretold(ensembles):
         np.testing.assert_allclose(np.std(found[n], axis=0), foretold.std(n), rtol=within)
 
 
+@pytest.mark.slow
 def test_fluctuations_at_the_start():
     """Those of averages of independent terms, in closed form for one layer."""
     start = gf.models.MeanFieldStart(2, **LAWS)

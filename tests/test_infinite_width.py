@@ -123,6 +123,7 @@ def test_estimates_bound_the_errors_of_sobol_points():
     assert bounded >= 9
 
 
+@pytest.mark.slow
 def test_two_grids_tell_the_error(legendre):
     sol = gf.infinite_width(PROBLEM, START, TS, accuracy=1e-4, rule=GaussLegendre(8))
     error = float(np.max(np.abs(np.asarray(sol.observed["predictions"]) - legendre[2])))

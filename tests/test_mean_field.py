@@ -281,6 +281,7 @@ def test_frozen_case_warns():
 # Input
 
 
+@pytest.mark.slow
 def test_small_and_single():
     """Width one, one sample, float32."""
     problem = gf.EmpiricalRisk(X[:1], Y[:1], gf.losses.square)

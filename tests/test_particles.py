@@ -40,6 +40,7 @@ def target(r):
     return np.exp(-(r**2) / 4)
 
 
+@pytest.mark.slow
 def test_particles_in_the_plane_are_those_of_the_radial_reduction():
     """Isotropic Gaussian data in two dimensions, weights on circles: positions, outputs, predictions, risk."""
     radii, mass = GaussLegendre(10)([Radius(2)])
@@ -125,6 +126,7 @@ def test_histograms_count_with_weights():
     np.testing.assert_allclose(sol.observed["w"][1], by_hand, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_distances():
     """On a line against scipy; of a shifted cloud; between draws of one law, falling with their number."""
     rng = np.random.default_rng(0)
