@@ -91,8 +91,11 @@ def alternating_flow(
     logs = np.broadcast_to(np.asarray(log_norms, float), (width,))
     excess = degree - 2
     thresholds = -logs if degree == 2 else (np.exp(-excess * logs) - 1) / excess
-    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    units = unit_rows(rows)
     dtype = neuron_rows(model).dtype
+    # What a flow keeps of the first directions, and rounding may have lost: without it a direction that has turned all
+    # the way to one label would stay there when another label is what is left.
+    trace = float(np.sqrt(np.finfo(dtype).eps)) * units
     grown, active = np.zeros(width), np.zeros(width, bool)
     weights = np.zeros_like(rows)
     times, losses = [0.0], [float(problem(with_rows(model, jnp.zeros_like(neuron_rows(model)))))]
@@ -108,7 +111,7 @@ def alternating_flow(
             ended = "nothing grows"
             break
         correlation = NeuralCorrelation(problem, degree, labels=labels)
-        turned, values = nearest_points(correlation, model, jnp.asarray(units, dtype))
+        turned, values = nearest_points(correlation, model, jnp.asarray(unit_rows(units + trace), dtype))
         units[dormant] = turned[dormant]
         speed = degree * values
         floor = 1e-6 * float(jnp.linalg.norm(labels))
@@ -209,6 +212,10 @@ def neuron_pursuit(
 def _labels(problem: EmpiricalRisk, model: PyTree) -> Array:
     """First labels at the origin."""
     return problem.pulls(jnp.zeros_like(problem.predictions(model)))
+
+
+def unit_rows(rows: Float[np.ndarray, "width size"]) -> Float[np.ndarray, "width size"]:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 class _NeuronCorrelation(eqx.Module):

@@ -1,7 +1,27 @@
 """Strict settings for every test: float64, no silent broadcasting, run-time shape checks, warnings as errors."""
 
-import jax
-from jaxtyping import install_import_hook
+import os
+import subprocess
+import sys
+
+QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0"
+"""Compilation is most of the time that tests take, and takes a third of it this way. Set XLA_FLAGS, be it to nothing,
+for the programs that users get; the commands, the notebooks and the benchmarks run those."""
+
+
+def understood(flags: str) -> bool:
+    """Whether this version of XLA knows all flags; it ends the process over one that it does not know."""
+    program = [sys.executable, "-c", "import jax; jax.devices()"]
+    return (
+        subprocess.run(program, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, check=False).returncode == 0
+    )
+
+
+if "XLA_FLAGS" not in os.environ:  # the workers of pytest-xdist inherit what the first process sets
+    os.environ["XLA_FLAGS"] = QUICK_TO_COMPILE if understood(QUICK_TO_COMPILE) else ""
+
+import jax  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -74,7 +74,7 @@ def mean_field(
 
     >>> import gradflow as gf
     >>> few = {"widths": [4, 8], "seeds": 2, "depths": [2], "sgd_widths": [4, 8], "node_counts": [16], "nodes": 4}
-    >>> ds = gf.studies.mean_field(gf.data.circle(6), **few, saves=3, progress=False, accuracy=1e-3)
+    >>> ds = gf.studies.mean_field(gf.data.circle(6), **few, saves=3, progress=False, accuracy=1e-2, horizon=1.0)
     >>> dict(ds.deviation.sizes)
     {'depth': 1, 'width': 2}
     """
