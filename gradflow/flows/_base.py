@@ -46,6 +46,11 @@ class AbstractFlow(eqx.Module):
         """Hessian-vector products that an evaluation of the vector field takes, besides its gradient."""
         return 0
 
+    @property
+    def velocity_free(self) -> bool:
+        """Whether the state is one of positions and velocities with `X'' = -damping X' + F(X)`, the damping constant."""
+        return False
+
     def kinked(self, trainable: PyTree, frozen: PyTree) -> bool:
         """Whether the field is known to jump along surfaces that trajectories cross, as with ReLU."""
         return False

@@ -63,8 +63,7 @@ class GradientFlow(AbstractFlow):
         return state[0]
 
     def kinked(self, trainable: PyTree, frozen: PyTree) -> bool:
-        smoothed = isinstance(getattr(self.problem, "predict", None), Smoothed)
-        return not smoothed and has_kinks(join(trainable, frozen))
+        return field_kinked(self.problem, join(trainable, frozen))
 
     def controlled(self, state: PyTree) -> PyTree:
         return state[0]
@@ -102,3 +101,9 @@ def check_scalar(problem: Callable[[Any], Any], params: PyTree) -> None:
         actual += f" of type {dtype}" if dtype is not None else ""
         advice = "Reduce it, for instance with jax.numpy.mean."
         raise fail("problem", "return a real floating-point scalar", actual, advice)
+
+
+def field_kinked(problem: Any, params: PyTree) -> bool:
+    """Whether the gradient is known to jump where activations change: ReLU that has not been smoothed."""
+    smoothed = isinstance(getattr(problem, "predict", None), Smoothed)
+    return not smoothed and has_kinks(params)

@@ -56,6 +56,10 @@ class MomentumFlow(AbstractSecondOrderFlow):
         self.problem, self.nesterov = problem, bool(nesterov)
         self.learning_rate, self.momentum = jnp.asarray(learning_rate, float), jnp.asarray(momentum, float)
 
+    @property
+    def velocity_free(self) -> bool:
+        return not self.nesterov
+
     def damping(self, t: Scalar) -> Scalar:
         return self._rate().astype(t.dtype)
 

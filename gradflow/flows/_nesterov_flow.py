@@ -72,6 +72,10 @@ class NesterovFlow(AbstractSecondOrderFlow):
         self.problem, self.resolution, self.start = problem, resolution, start
         self.mu, self.s = jnp.asarray(mu, float), jnp.asarray(s, float)
 
+    @property
+    def velocity_free(self) -> bool:
+        return self.resolution == "low"
+
     def damping(self, t: Scalar) -> Scalar:
         return (2 * jnp.sqrt(self.mu)).astype(t.dtype)
 

@@ -16,6 +16,7 @@ from gradflow.solvers._method import AbstractMethod as AbstractMethod
 from gradflow.solvers._method import Attempt as Attempt
 from gradflow.solvers._method import Field as Field
 from gradflow.solvers._ndf import NDF as NDF
+from gradflow.solvers._nystrom import Nystrom as Nystrom
 from gradflow.solvers._rkc2 import RKC2 as RKC2
 from gradflow.solvers._rock2 import ROCK2 as ROCK2
 from gradflow.solvers._runge_kutta import OneStep as OneStep

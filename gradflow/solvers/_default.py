@@ -6,13 +6,16 @@ import diffrax
 
 from gradflow.solvers._automatic import Automatic
 from gradflow.solvers._method import AbstractMethod
+from gradflow.solvers._nystrom import Nystrom
 from gradflow.solvers._rock2 import ROCK2
 
 TIGHT = 1e-7
 """Tolerance below which the explicit method is one of order eight."""
 OSCILLATING = 3e-6
-"""The same for flows that oscillate, where fast modes have to be followed for many periods: on smooth problems order
-eight is the cheaper one from errors of 1e-2 down, by a sixth at 1e-5, but on ReLU networks it takes ten times more."""
+"""The same for flows that oscillate, where fast modes have to be followed for many periods."""
+LOOSE = 5e-4
+"""Tolerance from which on oscillations that the Hessian damps, as in Nesterov's flow, are left to a method of order
+three: stability is what limits its steps, and costs it least."""
 KINKED = 1e-6
 """Tolerance from which on flows with kinks get a stabilised method."""
 
@@ -25,6 +28,8 @@ def default_solver(rtol: float, flow: Any = None, kinked: bool = False) -> diffr
     `ROCK2` takes a third to four fifths of the gradients of `Automatic` on networks of one and two hidden layers. (Its
     order shows in the time of an escape from a small initialisation, for which `Tsit5` is the better choice.)
 
+    Smooth flows that oscillate get `Nystrom` where no velocity but constant damping enters, as with the heavy ball.
+
     The explicit method, alone or within `Automatic`, is `Tsit5`, of order five, or `Dopri8`, of order eight, where the
     tolerance is tight, or somewhat earlier, where the flow oscillates.
 
@@ -34,6 +39,10 @@ def default_solver(rtol: float, flow: Any = None, kinked: bool = False) -> diffr
     """
     oscillates = getattr(flow, "oscillatory", False)
     explicit = diffrax.Tsit5() if rtol >= (OSCILLATING if oscillates else TIGHT) else diffrax.Dopri8()
+    if oscillates and not kinked and flow.velocity_free:
+        return Nystrom()
+    if oscillates and rtol >= LOOSE:
+        explicit = diffrax.Bosh3()
     if oscillates or getattr(flow, "limited", False):
         return explicit
     return ROCK2() if kinked and rtol >= KINKED else Automatic(explicit)
