@@ -203,6 +203,7 @@ def cases(key):
         "Field": field,
         "FixedSteps": gf.solvers.FixedSteps(__import__("diffrax").Euler()),
         "NDF": gf.solvers.NDF(),
+        "Nystrom": gf.solvers.Nystrom(),
         "OneStep": gf.solvers.OneStep(gf.solvers.Tsit5()),
         "RKC2": gf.solvers.RKC2(),
         "ROCK2": gf.solvers.ROCK2(),

@@ -48,7 +48,7 @@ class AbstractFlow(eqx.Module):
 
     @property
     def velocity_free(self) -> bool:
-        """Whether the state is one of positions and velocities with `X'' = -damping X' + F(X)`, the damping constant."""
+        """Whether the state is one of positions and velocities, `X'' = -damping X' + F(X)` with constant damping."""
         return False
 
     def kinked(self, trainable: PyTree, frozen: PyTree) -> bool:

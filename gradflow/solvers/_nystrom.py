@@ -25,9 +25,8 @@ from gradflow._tree import flatten
 from gradflow.solvers._control import DORMANT, StepControl
 from gradflow.solvers._method import AbstractMethod, Attempt, Field
 
-
 LENIENT = 20.0
-"""Times the tolerance that the order-six result is held to: that of order eight, which is kept, then errs by about it."""
+"""Times the tolerance that the result of order six is held to; that of order eight, which is kept, errs by about it."""
 LOOSEST = 0.03
 """Tolerance up to which that goes: beyond, steps come near the limit of stability."""
 
@@ -159,8 +158,8 @@ class _Step:
 
     def inside(self, share: Scalar, accelerations: Float[Array, "stages size"]) -> tuple[Array, Array, Array]:
         """`Y` and `Y'` after a share of the step, and the weights of the stages in the integral up to there."""
-        powers = share ** jnp.arange(1, len(coefficients().nodes) + 1, dtype=self.h.dtype)
         once, twice = (jnp.asarray(part, self.h.dtype) for part in coefficients().dense)
+        powers = share ** jnp.arange(1, once.shape[1] + 2, dtype=self.h.dtype)
         speed, shift = once @ powers[:-1], twice @ powers[1:]
         moved = share * self.h * self.velocity + self.h**2 * (shift @ accelerations)
         return moved, self.velocity + self.h * (speed @ accelerations), speed
@@ -207,7 +206,7 @@ class Coefficients(NamedTuple):
     velocity: np.ndarray
     position_error: np.ndarray  # less the weights of order six
     velocity_error: np.ndarray
-    dense: tuple[np.ndarray, np.ndarray]  # (9, 8) each: powers of s/h in the integrals, once and twice, of the stages
+    dense: tuple[np.ndarray, np.ndarray]  # (9, 7) each: powers of s/h in the integrals, once and twice, of the stages
 
 
 @functools.cache
@@ -215,14 +214,16 @@ def coefficients() -> Coefficients:
     """The published coefficients."""
     text = importlib.resources.files("gradflow.solvers").joinpath("rkn86.json").read_text()
     data = json.loads(text)
-    vectors = {name: np.array([float(Fraction(x)) for x in data[name]]) for name in data if name not in ("source", "rows")}
+    vectors = {
+        name: np.array([float(Fraction(x)) for x in data[name]]) for name in data if name not in ("source", "rows")
+    }
     nodes = vectors["nodes"]
     rows = np.zeros((9, 9))
     for i, row in enumerate(data["rows"]):
         rows[i, :i] = [float(Fraction(x)) for x in row]
-    # Two stages end at the same time; the last one is where the step ends.
-    inner = np.delete(np.arange(9), 7)
-    lagrange, k = np.zeros((9, 8)), np.arange(8)
+    # The second stage is of low order, and no weight uses it; the one before the last foretells the last.
+    inner = np.delete(np.arange(9), (1, 7))
+    lagrange, k = np.zeros((9, 7)), np.arange(7)
     # Row `j`: the polynomial that is one at node `j` and zero at the others, lowest power first.
     lagrange[inner] = np.linalg.inv(np.vander(nodes[inner], increasing=True)).T
     position, velocity = vectors["position"], vectors["velocity"]
@@ -235,4 +236,3 @@ def coefficients() -> Coefficients:
         velocity - vectors["velocity_embedded"],
         (lagrange / (k + 1), lagrange / ((k + 1) * (k + 2))),
     )
-

@@ -1,0 +1,275 @@
+"""The Runge-Kutta-Nystrom pair: order, embedded order, dense output, damping, energy, calibration, choice, counts."""
+
+import json
+from fractions import Fraction
+from importlib import resources
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.linalg
+
+import gradflow as gf
+from gradflow._tree import split
+from gradflow.solvers._nystrom import coefficients
+
+METHOD = gf.solvers.Nystrom()
+RNG = np.random.default_rng(0)
+FACTOR = RNG.normal(size=(4, 4))
+HESSIAN = FACTOR @ FACTOR.T + 0.2 * np.eye(4)
+
+
+class Quadratic(eqx.Module):
+    """`w^T H w / 2`."""
+
+    hessian: jax.Array
+
+    def __call__(self, w):
+        return 0.5 * w @ (self.hessian @ w)
+
+
+def quartic(w):
+    """`X'' + a X' + c X^3 = 0` in every coordinate."""
+    return 0.25 * jnp.sum(w**4)
+
+
+def pendulum(w):
+    return jnp.sum(1 - jnp.cos(w))
+
+
+PROBLEMS = {"linear": Quadratic(jnp.asarray(HESSIAN)), "cubic": quartic, "pendulum": pendulum}
+
+
+@eqx.filter_jit
+def take(flow, y, rate, dt):
+    """A step of a given length: the state after it, the error over a tolerance of one, and the state half-way."""
+    zero = jnp.zeros(())
+    field = gf.solvers.Field(flow, None, zero, zero)
+    control = gf.solvers.StepControl(jnp.asarray(1.0), jnp.asarray(1.0))
+    state = METHOD.begin(field, y, rate, dt)
+    floor = jax.tree_util.tree_map(jnp.zeros_like, flow.controlled(y))
+    tried = METHOD.attempt(field, y, dt, control, floor, state)
+    return tried.y1, tried.ratio, METHOD.interpolate(field, tried.dense, 0.37 * dt), tried.accepted
+
+
+def run(flow, start, end, steps):
+    """Fixed steps to `end`; the state there and what the last step said."""
+    y = flow.init(start, None)
+    dt = jnp.asarray(end / steps)
+    for _ in range(steps):
+        rate = flow.vector_field(jnp.zeros(()), y, None)
+        y, ratio, inside, _ = take(flow, y, rate, dt)
+    return y, float(ratio), inside
+
+
+def exact(problem, flow, start, end):
+    """DOP853 on the first-order form, with an unrelated right-hand side."""
+    gradient = jax.jit(jax.grad(problem))
+    a, c = float(flow.damping(jnp.zeros(()))), float(flow.gradient_weight(jnp.zeros(())))
+    n, y0 = len(start), flow.init(start, None)
+
+    def field(t, y):
+        return np.concatenate([y[n:], -a * y[n:] - c * np.asarray(gradient(y[:n]))])
+
+    y0 = np.concatenate([y0.position, y0.momentum])
+    return scipy.integrate.solve_ivp(field, (0, end), y0, method="DOP853", rtol=1e-13, atol=1e-14).y[:, -1]
+
+
+def test_the_published_coefficients_are_of_orders_eight_and_six():
+    data = json.loads(resources.files("gradflow.solvers").joinpath("rkn86.json").read_text())
+    nodes = [Fraction(c) for c in data["nodes"]]
+
+    def moment(name, k):
+        return sum(Fraction(b) * c**k for b, c in zip(data[name], nodes, strict=True))
+
+    for k in range(8):
+        assert (moment("velocity", k) == Fraction(1, k + 1)) or k == 7  # the last one holds to rounding of the source
+    assert all(moment("position", k) == Fraction(1, (k + 1) * (k + 2)) for k in range(7))
+    assert all(abs(float(moment("velocity_embedded", k) * (k + 1)) - 1) < 1e-14 for k in range(6))
+    assert abs(float(moment("velocity_embedded", 6) * 7) - 1) > 1e-4
+    # Stages are consistent, and the last one sits where the step ends.
+    rows = [[Fraction(a) for a in row] for row in data["rows"]]
+    assert all(sum(row) == c**2 / 2 for row, c in zip(rows, nodes, strict=True))
+    assert rows[-1] == [Fraction(b) for b in data["position"][:8]]
+
+
+@pytest.mark.parametrize(
+    ("name", "damping", "end", "counts"),
+    [
+        ("linear", 0.0, 2.0, [6, 8, 11, 16, 23]),
+        ("linear", 0.6, 2.0, [6, 8, 11, 16, 23]),
+        ("cubic", 0.6, 4.0, [16, 23, 32, 45, 64]),
+        ("pendulum", 0.6, 6.0, [8, 11, 16, 23, 32]),
+    ],
+)
+def test_order_eight(name, damping, end, counts):
+    """Fixed steps, down to where rounding begins, which for order eight leaves no room for halvings."""
+    flow = gf.HeavyBallFlow(PROBLEMS[name], mu=damping**2 / 4, s=0.04)
+    start = jnp.asarray([1.0, -0.5, 0.8, 1.7])
+    known = exact(PROBLEMS[name], flow, start, end)
+    errors = []
+    for count in counts:
+        y, *_ = run(flow, start, end, count)
+        errors.append(np.linalg.norm(np.concatenate([y.position, y.momentum]) - known))
+    slopes = np.diff(-np.log(errors)) / np.diff(np.log(counts))
+    assert slopes[-3:-1] == pytest.approx([8, 8], abs=0.3), slopes
+
+
+def test_the_estimate_is_of_order_seven_and_dense_output_of_order_seven_in_a_step():
+    flow = gf.HeavyBallFlow(pendulum, mu=0.09, s=0.04)
+    start = jnp.asarray([1.0, -0.5, 2.0])
+    ratios, gaps = [], []
+    for dt in 0.8 / 2.0 ** np.arange(4):
+        _, ratio, inside = run(flow, start, dt, 1)
+        ratios.append(ratio)
+        known = exact(pendulum, flow, start, 0.37 * dt)
+        gaps.append([np.linalg.norm(inside.position - known[:3]), np.linalg.norm(inside.momentum - known[3:])])
+    assert np.diff(-np.log2(ratios))[-2:] == pytest.approx([7, 7], abs=0.3)
+    slopes = np.diff(-np.log2(gaps), axis=0)
+    np.testing.assert_allclose(slopes[1:3], [[7, 6], [7, 6]], atol=0.15)
+
+
+def test_damping_is_exact():
+    """Without a force `X'` falls like `exp(-a t)` in any step, however long."""
+    flow = gf.HeavyBallFlow(lambda w: 0.0 * jnp.sum(w), mu=25.0, s=0.01)
+    y = flow.init(jnp.ones(2), None)._replace(momentum=jnp.ones(2))
+    rate = flow.vector_field(jnp.zeros(()), y, None)
+    for dt, tolerance in ((0.05, 1e-11), (0.1, 1e-9), (0.2, 1e-6)):
+        y1, *_ = take(flow, y, rate, jnp.asarray(dt))
+        np.testing.assert_allclose(y1.momentum, np.exp(-10 * dt), rtol=tolerance)
+
+
+@pytest.mark.parametrize("mu", [0.0, 1e-3, 0.2])
+def test_closed_form_on_a_quadratic(mu):
+    flow = gf.HeavyBallFlow(PROBLEMS["linear"], mu=mu, s=0.04)
+    ts = np.linspace(0.0, 20.0, 7)
+    start = np.array([1.0, -0.5, 0.8, 0.1])
+    sol = gf.solve(flow, jnp.asarray(start), ts, rtol=1e-10)
+    assert sol.method == "Nystrom"
+    r = np.sqrt(mu * 0.04)
+    zero, one = np.zeros((4, 4)), np.eye(4)
+    field = np.block([[zero, one], [-(1 + r) * HESSIAN, -2 * np.sqrt(mu) * one]])
+    whole = np.concatenate([start, -1.5 * 0.2 * HESSIAN @ start])
+    known = [(scipy.linalg.expm(field * t) @ whole)[:4] for t in ts]
+    np.testing.assert_allclose(sol.params, known, atol=1e-9)
+
+
+@pytest.mark.parametrize("rtol", [1e-3, 1e-5, 1e-7])
+@pytest.mark.parametrize("name", ["cubic", "pendulum"])
+def test_what_is_asked_for_is_what_one_gets(name, rtol):
+    """Over ten oscillations: error within a factor of ten of the tolerance, and the energy tells of it."""
+    flow = gf.HeavyBallFlow(PROBLEMS[name], mu=1e-3, s=0.04)
+    start = jnp.asarray([1.0, -0.5, 0.8, 1.7])
+    sol = gf.solve(flow, start, [60.0], rtol=rtol)
+    error = np.linalg.norm(sol.final - exact(PROBLEMS[name], flow, start, 60.0)[:4]) / np.linalg.norm(start)
+    assert error < 10 * rtol
+    assert sol.drift["energy"] < 10 * rtol
+    tighter = gf.solve(flow, start, [60.0], rtol=rtol / 100)
+    assert tighter.drift["energy"] < sol.drift["energy"] / 4
+
+
+def test_fewer_gradients_than_order_eight_without_nystrom():
+    """At equal error on a network, by a third at least."""
+    problem = gf.EmpiricalRisk(*gf.data.digits(n=40, centre=True, labels="onehot"), gf.losses.square)
+    model = gf.models.MLP(64, 8, 10, key=jax.random.key(0))
+    sharpness = float(gf.observables.Sharpness(problem)(model))
+    flow = gf.HeavyBallFlow(problem, 1e-3 * sharpness, 1 / sharpness)
+    ts = [60 / np.sqrt(sharpness)]
+    known = gf.solve(flow, model, ts, rtol=1e-11, solver=gf.solvers.Dopri8()).final
+    cost = {}
+    for solver in (gf.solvers.Nystrom(), gf.solvers.Dopri8()):
+        for rtol in (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5):
+            sol = gf.solve(flow, model, ts, rtol=rtol, solver=solver)
+            gap = jax.tree_util.tree_map(jnp.subtract, split(sol.final)[0], split(known)[0])
+            if gf._tree.tree_norm(gap) < 1e-3 * gf._tree.tree_norm(known):
+                cost[sol.method] = int(sol.stats["gradient_evaluations"])
+                break
+    assert cost["Nystrom"] < 0.67 * cost["Dopri8"]
+
+
+def test_every_gradient_is_counted():
+    calls = []
+
+    def problem(w):
+        jax.debug.callback(lambda: calls.append(1))
+        return 0.5 * jnp.sum(w**2) + 0.25 * jnp.sum(w**4)
+
+    sol = gf.solve(gf.HeavyBallFlow(problem, 0.5, 0.1), jnp.array([1.0, 2.0]), [3.0], rtol=1e-6)
+    jax.effects_barrier()
+    assert sol.method == "Nystrom"
+    # Loss and energy at both ends, and the gradient that the start takes once more for the energy there.
+    assert int(sol.stats["gradient_evaluations"]) + 5 == len(calls)
+
+
+def test_a_batch_equals_a_loop_and_float32_is_kept():
+    def end(mu, start):
+        return gf.solve(gf.HeavyBallFlow(pendulum, mu, 0.04), start, [10.0], rtol=1e-7, throw=False).final
+
+    mus, starts = jnp.array([0.0, 0.1, 0.5]), jnp.array([[1.0, 0.2], [2.0, 0.1], [0.3, 3.0]])
+    batch = jax.vmap(end)(mus, starts)
+    alone = jnp.stack([end(mu, start) for mu, start in zip(mus, starts, strict=True)])
+    np.testing.assert_allclose(batch, alone, rtol=1e-6)
+    single = gf.solve(gf.HeavyBallFlow(pendulum, 0.1, 0.04), jnp.array([2.0, 0.1], jnp.float32), [10.0], rtol=1e-4)
+    assert single.final.dtype == jnp.float32
+    np.testing.assert_allclose(single.final, alone[1], rtol=1e-3, atol=1e-4)
+
+
+def test_forward_mode_agrees_with_differences():
+    def end(mu):
+        return gf.solve(gf.HeavyBallFlow(pendulum, mu, 0.04), jnp.array([1.0, 2.0]), [5.0], rtol=1e-9).final
+
+    _, slope = jax.jvp(end, (jnp.asarray(0.1),), (jnp.asarray(1.0),))
+    np.testing.assert_allclose(slope, (end(0.1001) - end(0.0999)) / 2e-4, rtol=1e-4)
+
+
+def test_who_gets_it():
+    smooth = gf.EmpiricalRisk(np.eye(2), np.ones(2), gf.losses.square)
+    tanh = gf.models.MLP(2, 3, key=jax.random.key(0))
+    relu = gf.models.TwoLayer(2, 3, key=jax.random.key(0))
+    heavy, slow = gf.HeavyBallFlow(smooth, 0.1, 0.1), gf.NesterovFlow(smooth, 0.1, 0.1, "low")
+    for flow in (heavy, slow, gf.MomentumFlow(smooth, 0.1, 0.9)):
+        assert gf.solve(flow, tanh, [0.1]).method == "Nystrom"
+        assert gf.solve(flow, relu, [0.1]).method == "Tsit5"
+    corrected = gf.NesterovFlow(smooth, 0.1, 0.1)
+    methods = [gf.solve(corrected, tanh, [0.1], rtol=rtol).method for rtol in (1e-3, 1e-4, 1e-6)]
+    assert methods == ["Bosh3", "Tsit5", "Dopri8"]
+    with pytest.raises(ValueError, match="`solver` must be one for a NesterovFlow, but is Nystrom"):
+        gf.solve(corrected, tanh, [0.1], solver=METHOD)
+    with pytest.raises(ValueError, match="`solver` must be one for a GradientFlow, but is Nystrom"):
+        gf.solve(gf.GradientFlow(smooth), tanh, [0.1], solver=METHOD)
+
+
+def test_a_field_that_is_not_finite_ends_the_run():
+    def problem(w):
+        return jnp.where(jnp.sum(w**2) < 0.5, jnp.nan, 0.5) * jnp.sum(w**2)
+
+    sol = gf.solve(gf.HeavyBallFlow(problem, 0.1, 0.1), jnp.ones(2), [1.0, 10.0], throw=False)
+    assert sol.status == "nonfinite"
+
+
+@pytest.mark.parametrize("wrong", ["position", "velocity", "rows", "damping"])
+def test_mutants_are_of_another_order(wrong, monkeypatch):
+    """A weight, a row, or the term `a^2 / 4` changed by a thousandth: the error no longer falls by 2^8."""
+    table = coefficients()
+    if wrong == "damping":
+        real = gf.HeavyBallFlow.damping
+        monkeypatch.setattr(METHOD.__class__, "_damping", lambda self, field, like: 1.001 * real(field.flow, field.t))
+    else:
+        change = np.zeros_like(getattr(table, wrong))
+        change[(4, 2) if wrong == "rows" else 4] = 1e-3
+        monkeypatch.setattr(
+            "gradflow.solvers._nystrom.coefficients", lambda: table._replace(**{wrong: getattr(table, wrong) + change})
+        )
+    jax.clear_caches()
+    flow = gf.HeavyBallFlow(pendulum, mu=0.09, s=0.04)
+    start = jnp.asarray([1.0, -0.5, 0.8])
+    known = exact(pendulum, flow, start, 6.0)
+    errors = []
+    for count in (8, 16):
+        y, *_ = run(flow, start, 6.0, count)
+        errors.append(np.linalg.norm(np.concatenate([y.position, y.momentum]) - known))
+    jax.clear_caches()
+    assert np.log2(errors[0] / errors[1]) < 6.5
