@@ -20,7 +20,7 @@ from support import curves, records  # noqa: E402
 
 import gradflow as gf  # noqa: E402
 from gradflow import plot  # noqa: E402
-from gradflow.plot._style import STYLE, figure, label_decades  # noqa: E402
+from gradflow.plot._style import STYLE, figure, label_decades, shades  # noqa: E402
 from gradflow.studies._discrete_gap import run_distance  # noqa: E402
 
 METHODS = {"heavy ball": (gf.HeavyBall, gf.HeavyBallFlow), "Nesterov": (gf.Nesterov, gf.NesterovFlow)}
@@ -69,7 +69,7 @@ def measure(quick):
         mu = CONDITION * sharpness
         limit = limits(sharpness, mu)
         for name, (rule, flow) in METHODS.items():
-            sizes = (1.0,) if quick else (limit[name] * sharpness, 1.0, 0.1, 0.01)
+            sizes = (1.0,) if quick else (limit[name] * sharpness, 1.0, 0.5, 0.1, 0.01)
             for size in sizes:
                 s = size / sharpness
                 ts = np.linspace(0, steps * np.sqrt(s), 21)
@@ -111,12 +111,14 @@ def table(rows):
 
 def draw(rows):
     with matplotlib.rc_context(STYLE):
-        drawn = figure(figsize=(7, 3))
+        drawn = figure(figsize=(7, 3.4))
         ax = drawn.subplots()
-        for i, (case, method) in enumerate(dict.fromkeys((row["case"], row["method"]) for row in rows)):
+        drawn_as = list(dict.fromkeys((row["case"], row["method"]) for row in rows))
+        colours = shades(len(drawn_as))
+        for i, (case, method) in enumerate(drawn_as):
             part = [row for row in rows if (row["case"], row["method"]) == (case, method)]
             x, y = [row["s sharpness"] for row in part], [row["default"]["1e-03"] for row in part]
-            ax.loglog(x, y, "os^D"[i % 4] + "-", markersize=4, color=f"C{i}", label=f"{method}, {case}")
+            ax.loglog(x, y, "os^D"[i % 4] + "-", markersize=4, color=colours[i], label=f"{method}, {case}")
         ax.axhline(2, color="0.5", linestyle=":", linewidth=0.8)
         ax.set(xlabel="step size times sharpness", ylabel="gradients of the flow per step of the method")
         ax.set_title("cost of the high-resolution flow at a relative error of 1e-3")
