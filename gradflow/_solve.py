@@ -40,7 +40,7 @@ def solve(
     throw: bool = True,
     key: Any = None,
 ) -> Solution:
-    """Integrates a flow from given parameters and returns what was asked for at the save times.
+    """Integrates a flow, and returns what was asked for at the save times.
 
     **Arguments**
 

@@ -16,7 +16,7 @@ from gradflow.models import Smoothed
 
 
 class GradientFlow(AbstractFlow):
-    """Gradient flow, the limit of gradient descent as the learning rate goes to zero:
+    """Gradient flow, the limit of gradient descent at vanishing learning rate:
 
         theta' = -grad L(theta)
 

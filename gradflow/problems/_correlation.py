@@ -16,7 +16,7 @@ from gradflow.problems._empirical_risk import EmpiricalRisk
 
 
 class NeuralCorrelation(eqx.Module):
-    """The neural correlation function of a homogeneous network, at the origin or at a saddle.
+    """The neural correlation function, at the origin or at a saddle.
 
         N(u) = sum_i <z_i, H(x_i; u)>,        z_i = -dL/dp_i
 

@@ -69,7 +69,7 @@ def hinge(prediction: Float[Array, "*out"], target: Num[Array, "*out"]) -> PerSa
 
 
 def cross_entropy(prediction: Float[Array, " classes"], target: Num[Array, "*classes"]) -> PerSampleLoss:
-    """`-sum_c y_c log softmax(p)_c`; the target is a class index or a vector of class probabilities.
+    """`-sum_c y_c log softmax(p)_c`, for class indices or probabilities `y`.
 
     An index outside `0 ... classes - 1` gives NaN, for the gradient as well, rather than the loss of a neighbouring
     class.
