@@ -267,7 +267,7 @@ def one_line(err):
 def test_unknown_data_set(gradflow, command, tmp_path):
     code, said, err = gradflow(command, "--quick", "--data", "imagenet", "--out", tmp_path / "o")
     assert (code, said) == (2, "")
-    assert re.match(r"gradflow: Argument `name` must be one of 'digits', .*, but is 'imagenet'", one_line(err))
+    assert re.match(r"gradflow: Argument `--data` must be one of 'digits', .*, but is 'imagenet'", one_line(err))
 
 
 @pytest.mark.parametrize("command", ["small-init", "compare", "momentum"])
@@ -279,22 +279,22 @@ def test_unwritable_folder(gradflow, command, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     code, said, err = gradflow(command, "--quick", "--out", tmp_path / "file" / "o")
     assert (code, said) == (2, "")
-    assert one_line(err).startswith("gradflow: Argument `out` must be a path that can be written, but is ")
+    assert one_line(err).startswith("gradflow: Argument `--out` must be a path that can be written, but is ")
 
 
 MISTAKES = [
-    (["small-init", "--quick", "--rtol", "-1"], "`rtol` must be positive, but is -1"),
-    (["small-init", "--quick", "--rtol", "2"], "`rtol` must be below 1"),
-    (["small-init", "--quick", "--seeds", "0"], "`axes['seed']` must be a non-empty"),
-    (["small-init", "--quick", "--classes", "0", "0"], "`classes` must be a sequence of distinct labels"),
-    (["small-init", "--quick", "--classes", "0", "77"], "`classes` must be"),
-    (["small-init", "--quick", "--samples", "0"], "`n` must be"),
-    (["compare", "--quick", "--samples", "0"], "`n` must be"),
-    (["compare", "--quick", "--horizon", "-1"], "`horizon` must be positive, but is -1"),
-    (["compare", "--quick", "--rule", "adam"], "`rule` must be one of 'gradient-descent', 'heavy-ball', 'nesterov'"),
-    (["phase-diagram", "--quick", "--noise", "-1"], "`noise` must not be negative, but is -1"),
-    (["phase-diagram", "--quick", "--seeds", "1"], "`seeds` must be an integer of at least 2, but is 1"),
-    (["compare", "--quick", "--width", "0"], "`width` must be an integer of at least 1, but is 0"),
+    (["small-init", "--quick", "--rtol", "-1"], "`--rtol` must be positive, but is -1"),
+    (["small-init", "--quick", "--rtol", "2"], "`--rtol` must be below 1"),
+    (["small-init", "--quick", "--seeds", "0"], "`--seeds` must be a non-empty"),
+    (["small-init", "--quick", "--classes", "0", "0"], "`--classes` must be a sequence of distinct labels"),
+    (["small-init", "--quick", "--classes", "0", "77"], "`--classes` must be"),
+    (["small-init", "--quick", "--samples", "0"], "`--samples` must be"),
+    (["compare", "--quick", "--samples", "0"], "`--samples` must be"),
+    (["compare", "--quick", "--horizon", "-1"], "`--horizon` must be positive, but is -1"),
+    (["compare", "--quick", "--rule", "adam"], "`--rule` must be one of 'gradient-descent', 'heavy-ball', 'nesterov'"),
+    (["phase-diagram", "--quick", "--noise", "-1"], "`--noise` must not be negative, but is -1"),
+    (["phase-diagram", "--quick", "--seeds", "1"], "`--seeds` must be an integer of at least 2, but is 1"),
+    (["compare", "--quick", "--width", "0"], "`--width` must be an integer of at least 1, but is 0"),
     (
         ["plot", "nowhere.zarr"],
         "`store` must be a zarr store written by gradflow, but is 'nowhere.zarr', which does not",
@@ -342,5 +342,5 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
     words = ["small-init", "--quick", "--out", str(tmp_path), "--seeds", "0"]
     done = subprocess.run([sys.executable, "-c", START, *words], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert one_line(done.stderr).startswith("gradflow: Argument `axes['seed']`")
+    assert one_line(done.stderr).startswith("gradflow: Argument `--seeds`")
     assert list(tmp_path.iterdir()) == []

@@ -145,7 +145,7 @@ def _load(
         raise fail("data_home", "be None when `path` is given", repr(data_home), "Local files are not cached.")
     if not folder.is_dir():
         what = "a file" if folder.exists() else "not there"
-        advice = f"Use path=None to download {name}."
+        advice = f"Without a path {name} is downloaded."
         raise fail("path", "be a folder", f"'{folder}', which is {what}", advice)
     raw = read_folder(folder, split)
     strange = np.setdiff1d(raw.labels, TEN)

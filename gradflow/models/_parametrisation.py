@@ -33,7 +33,8 @@ class Parametrisation(eqx.Module):
         hidden    m^-a[1]                    m^-b[1]
         output    m^-a[2]                    m^-b[2]
 
-    One learning rate, one flow time, serves all layers. `gradflow.models` has `standard`, `ntk`, `mean_field` and `mup`.
+    One learning rate, one flow time, serves all layers. `standard`, `ntk`, `mean_field` and `mup` of `gradflow.models`
+    are such.
 
     Source: in the notation of G. Yang and E. J. Hu (2021), arXiv 2011.14522, the abc-parametrisation with `c = 0`.
 

@@ -24,7 +24,9 @@ class ParameterNorm(eqx.Module):
 
 
 class GradientNorm(eqx.Module):
-    """Euclidean norm of the gradient of the loss. Costs one gradient, which the run does not count as its own.
+    """Euclidean norm of the gradient of the loss.
+
+    Costs one gradient, which the run does not count as its own.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> float(gf.observables.GradientNorm(lambda w: 0.5 * w**2)(jnp.array(2.0)))
