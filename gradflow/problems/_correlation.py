@@ -36,7 +36,7 @@ class NeuralCorrelation(eqx.Module):
 
     **Raises** `ValueError` if all first labels vanish, or are not finite.
 
-    >>> import gradflow as gf, jax, jax.numpy as jnp
+    >>> import equinox as eqx, gradflow as gf, jax, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([1.0, -3.0]), gf.losses.square, reduction="sum")
     >>> correlation = gf.NeuralCorrelation(problem)
     >>> neuron = gf.models.TwoLayer(2, 1, key=jax.random.key(0))
