@@ -48,7 +48,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=1, help="benchmarks at a time")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "results")
     arguments = parser.parse_args()
-    scripts = [p for p in sorted(HERE.glob("*.py")) if not p.stem.startswith("__")]
+    scripts = [p for p in sorted(HERE.glob("*.py")) if p.stem != "figures" and not p.stem.startswith("__")]
     scripts = [p for p in scripts if not arguments.only or any(word in p.stem for word in arguments.only)]
     if not scripts:
         raise SystemExit(f"no benchmark has a name with one of {arguments.only} in it")

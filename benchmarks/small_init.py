@@ -120,6 +120,22 @@ def jumps():
     return rows
 
 
+def staircase():
+    """The loss from 1e-12 over time, and the saddles that theory foretells for it."""
+    problem, model = network()
+    log_norm = np.log(1e-12)
+    ts = np.linspace(0, 45, 451)
+    start = gf.Polar(model, log_norm)
+    sol = gf.solve(gf.PolarFlow(problem), start, ts, observe={"loss": problem}, save_params=False)
+    saddles = gf.theory.linear_saddles(np.eye(4), np.diag(MODES), reduction="sum")
+    return {
+        "t": ts.tolist(),
+        "loss": np.asarray(sol.observed["loss"]).tolist(),
+        "saddle times": (-log_norm * saddles.times).tolist(),
+        "saddle losses": saddles.losses.tolist(),
+    }
+
+
 def jump_times(ts, products):
     values = np.linalg.svd(products, compute_uv=False)
     found = []
@@ -179,7 +195,13 @@ def main():
         for row in rows
         if row["method"] != "first_escape"
     ]
-    record = {"benchmark": "small_init", "quick": arguments.quick, "escapes": rows, "jumps": later}
+    record = {
+        "benchmark": "small_init",
+        "quick": arguments.quick,
+        "escapes": rows,
+        "jumps": later,
+        "staircase": staircase(),
+    }
     target = records.write(record | {"comparisons": found}, arguments.out)
     print(f"\nwritten: {target}, {plot.save(draw(rows), arguments.out / 'small_init.png')}")
 

@@ -129,27 +129,32 @@ def table(summary):
     return "\n".join(lines)
 
 
-def draw(abouts, rows, x, label):
-    """One panel per case: error against `x`."""
-    names = list(dict.fromkeys(row["method"] for row in rows))
+def draw_case(ax, case, names, rows, x):
+    """Error against `x`, one line per method."""
     others = [name for name in names if name != "default"]
     looks = dict(zip(others, zip(shades(len(others)), "osv^D<>pP*Xdh8H" * 3, strict=False), strict=True))
     looks["default"] = ("black", "o")
+    for name in names:
+        points = [row for row in rows if row["case"] == case and row["method"] == name and row["status"] == "ok"]
+        points = [row for row in points if row[x] is not None and math.isfinite(row[x])]
+        colour, marker = looks[name]
+        style = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": 2.0 if name == "default" else 0.9}
+        ax.loglog([row[x] for row in points], [row["error"] for row in points], label=name, **style)
+    ax.set_ylabel("error / distance travelled")
+    label_decades(ax)
+
+
+def draw(abouts, rows, x, label):
+    """One panel per case: error against `x`."""
+    names = list(dict.fromkeys(row["method"] for row in rows))
     columns = min(3, len(abouts))
     height = -(-len(abouts) // columns)
     with matplotlib.rc_context(STYLE):
         drawn = figure(figsize=(3.2 * columns, 2.5 * height + 0.3 + 0.17 * -(-len(names) // columns)))
         grid = drawn.subplots(height, columns, squeeze=False)
         for ax, about in zip(grid.flat, abouts, strict=False):
-            for name in names:
-                points = [row for row in rows if row["case"] == about["case"] and row["method"] == name]
-                points = [row for row in points if row["status"] == "ok" and math.isfinite(row[x])]
-                colour, marker = looks[name]
-                width = 2.0 if name == "default" else 0.9
-                style = {"color": colour, "marker": marker, "markersize": 3.5, "linewidth": width}
-                ax.loglog([row[x] for row in points], [row["error"] for row in points], label=name, **style)
-            ax.set(title=about["case"], xlabel=label, ylabel="error / distance travelled")
-            label_decades(ax)
+            draw_case(ax, about["case"], names, rows, x)
+            ax.set(title=about["case"], xlabel=label)
         for ax in list(grid.flat)[len(abouts) :]:
             ax.set_visible(False)
         drawn.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=columns)

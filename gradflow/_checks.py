@@ -4,6 +4,7 @@ Checks run on concrete values before anything is traced. A value that is a trace
 or `grad`) cannot be looked at, so value checks pass it by and only shapes are checked.
 """
 
+import difflib
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -52,7 +53,8 @@ def check_not_negative(argument: str, value: Any, advice: str = "") -> None:
 def check_count(argument: str, value: Any, least: int = 1, advice: str = "") -> None:
     """Refuses anything but an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise fail(argument, f"be an integer of at least {least}", _short(value), advice)
+        actual = f"the float {value!r}" if isinstance(value, float) else _short(value)
+        raise fail(argument, f"be an integer of at least {least}", actual, advice)
 
 
 def check_finite(argument: str, tree: Any, advice: str = "") -> None:
@@ -72,6 +74,8 @@ def check_choice(argument: str, value: Any, choices: Iterable[str], advice: str 
     names = list(choices)
     if value not in names:
         listed = ", ".join(repr(name) for name in names)
+        near = difflib.get_close_matches(value, names, n=1) if isinstance(value, str) else []
+        advice = f"Did you mean {near[0]!r}? {advice}" if near else advice
         raise fail(argument, f"be one of {listed}", repr(value), advice)
 
 

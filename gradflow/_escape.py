@@ -44,7 +44,9 @@ def first_escape(
     rtol: float = 1e-8,
     horizon: float = 1e6,
 ) -> FirstEscape:
-    """When, and in which direction, a homogeneous network grows out of a start of any size to `|w| = norm`.
+    """When, and in which direction, a homogeneous network escapes from zero.
+
+    From a start of any size to `|w| = norm`.
 
     The flow is integrated until the direction is a KKT point to a tolerance, which takes a time that does not depend on
     the size of the start. From there the norm grows exactly like `exp(2 N t)` but for relative errors of the order of

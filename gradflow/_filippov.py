@@ -71,7 +71,9 @@ def filippov(
     rtol: float | ArrayLike = 1e-5,
     **options: Any,
 ) -> Extrapolated:
-    """The solution of a flow whose field jumps, from three smoothed runs, with an estimate of its error.
+    """The solution of a flow whose field jumps, from three smoothed runs.
+
+    It comes with an estimate of its error.
 
     **Arguments**
 

@@ -39,7 +39,9 @@ def infinite_width(
     solver: Any = None,
     save_params: bool = True,
 ) -> Solution:
-    """The flow of a network of width infinity, on nodes that are refined until its predictions are accurate enough.
+    """The flow of a network of width infinity, to a stated accuracy.
+
+    Its nodes are refined until the predictions are accurate enough.
 
     A tensor rule is refined by half as many nodes again in each dimension, at a third of the solver's tolerance, until
     two runs in a row agree; what they differ by is the estimate, and the finer run is returned, which is usually more

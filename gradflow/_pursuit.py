@@ -50,7 +50,9 @@ def alternating_flow(
     rtol: float = 1e-6,
     solver: Any = None,
 ) -> Pursuit:
-    """Alternating gradient flow: what gradient flow of a sum of neurons does as its start vanishes.
+    """Saddles of a sum of neurons in the limit of a vanishing start.
+
+    Alternating gradient flow is what gradient flow becomes there.
 
     Neurons are dormant at first. Dormant ones turn to the nearest maximum of their correlation `U_j` with what the
     active ones leave unexplained, and meanwhile accumulate `S_j = degree * int U_j dt`. The first whose `S_j` reaches
@@ -158,7 +160,9 @@ def neuron_pursuit(
     solver: Any = None,
     key: Any = None,
 ) -> Pursuit:
-    """Trains a network neuron by neuron: the best next one is the best KKT point of what is left to explain.
+    """Trains a network neuron by neuron, the best next one at a time.
+
+    That is the best KKT point of what is left to explain.
 
     Each round maximises the correlation of one neuron of length one with the pulls of the present loss, from random
     starts; appends a small multiple of the best; and follows gradient flow of the whole network to a stationary point.

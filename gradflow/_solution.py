@@ -55,6 +55,13 @@ class Solution(eqx.Module):
     - `loss`: first and last value, where there is a loss. `drift`: name -> relative change of each conserved quantity.
     - `errors`: name -> estimated error of an observable, the largest over the run, from runs that look for it, such as
       `gradflow.infinite_width`; `None` from all others.
+
+    **Time unit**: that of the flow or the rule; for gradient flow `t = k * learning_rate`.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> sol = gf.solve(gf.GradientFlow(lambda w: 0.5 * w**2), jnp.array(1.0), [1.0])
+    >>> sol.status, sol.ts.shape, float(sol.loss[0]), bool(sol.drift["energy"] < 1e-4)
+    ('ok', (1,), 0.5, True)
     """
 
     ts: Float[Array, "*batch T"]

@@ -40,7 +40,7 @@ def solve(
     throw: bool = True,
     key: Any = None,
 ) -> Solution:
-    """Integrates a flow from given parameters and returns what was asked for at the save times.
+    """Integrates a flow, and returns what was asked for at the save times.
 
     **Arguments**
 
@@ -235,13 +235,14 @@ def check_tolerances(rtol: Any, atol: Any, dtype: Any) -> StepControl:
     value = jnp.asarray(rtol, jnp.result_type(float))
     if value.ndim != 0:
         raise _checks.fail("rtol", "be a scalar", f"of shape {value.shape}", "Use jax.vmap over tolerances.")
+    enable = " Enable float64 with jax.config.update('jax_enable_x64', True) and float64 parameters."
     if _checks.is_concrete(rtol):
         if float(rtol) >= 1:
             raise _checks.fail("rtol", "be below 1", f"{float(rtol):g}", advice)
         if float(rtol) < least:
             _checks.warn_precision(
                 f"rtol = {float(rtol):g} is below what {jnp.dtype(dtype).name} can meet; using {least:.2g}."
-                " Enable float64 with jax.config.update('jax_enable_x64', True) and float64 parameters."
+                + (enable if jnp.dtype(dtype).itemsize < 8 else "")
             )
     value = jnp.maximum(value, least)
     if atol is None:
@@ -256,6 +257,8 @@ def _prepare_solver(solver: Any, control: StepControl, trainable: PyTree) -> Abs
     if isinstance(solver, AbstractMethod):
         return solver
     if not isinstance(solver, diffrax.AbstractSolver):
+        if isinstance(solver, type):
+            raise _checks.fail("solver", "be a solver", f"the class {solver.__name__}", f"Write {solver.__name__}().")
         raise _checks.fail("solver", "be a diffrax solver", f"of type {type(solver).__name__}", "See gradflow.solvers.")
     if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
         advice = "Use gradflow.solvers.Tsit5() or Heun(); for fixed steps of Euler, iterate gradflow.GradientDescent."

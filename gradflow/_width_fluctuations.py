@@ -15,7 +15,9 @@ from gradflow.models import MeanFieldStart
 
 
 class WidthFluctuations(NamedTuple):
-    """`limit (T, n)`: predictions at width infinity; `variances (T, n, L)`: what the labels of each layer add to `N`
+    """What `width_fluctuations` found.
+
+    `limit (T, n)`: predictions at width infinity; `variances (T, n, L)`: what the labels of each layer add to `N`
     times the variance of those of a finite network.
     """
 
@@ -31,7 +33,9 @@ class WidthFluctuations(NamedTuple):
 def width_fluctuations(
     problem: Any, start: Any, ts: Any, *, rule: Any = None, decay: Any = 0.0, rtol: float = 1e-6
 ) -> WidthFluctuations:
-    """Standard deviation of the predictions of finite networks under gradient flow, to leading order `N^-1/2`.
+    """How far predictions of finite networks stray from width infinity.
+
+    Their standard deviation under gradient flow, to leading order `N^-1/2`.
 
     A network of `N` nodes starts from the empirical measure of `N` labels, which strays from the law by `N^-1/2`. Its
     predictions stray by what the limit answers to that, to first order: with `G_j` the derivative of a prediction of

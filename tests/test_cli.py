@@ -1,9 +1,11 @@
 """The command line: what it writes and prints, how it resumes, and how it complains."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import matplotlib.pyplot as plt
 import pytest
@@ -19,6 +21,9 @@ from gradflow.sweeps import _queue
 @pytest.fixture
 def gradflow(monkeypatch, capsys):
     """Runs a command line in this process: exit code, standard output, standard error without bars."""
+    # What a process may set for itself, this one gives back.
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ.get("JAX_COMPILATION_CACHE_DIR", ""))
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["gradflow", *map(str, words)])
@@ -249,9 +254,50 @@ def test_info_lists_what_there_is(gradflow):
     assert code == 0
     for name in ("GradientFlow", "GradientDescent", "TwoLayer", "ParameterNorm", "digits", "jax ", "device 0: "):
         assert name in said
+    assert {"square", "small_init", "plateau", "Erf", "circle"} <= {
+        line.split()[0] for line in said.splitlines() if line
+    }
     for line in said.splitlines():
+        assert len(line) <= 100, line
         if line.startswith("  "):
             assert len(line.split(maxsplit=1)) == 2, line
+
+
+def test_version(gradflow):
+    assert gradflow("--version") == (0, f"gradflow {gf.__version__}\n", "")
+
+
+def test_an_interruption_and_a_warning_take_one_line(gradflow, monkeypatch, tmp_path):
+    def warn(*arguments, **options):
+        warnings.warn("rtol is low", gf.PrecisionWarning, stacklevel=1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gf.studies, "discrete_gap", warn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code, _, err = gradflow("compare", "--quick", "--out", tmp_path / "o")
+    assert code == 130
+    assert err.splitlines() == ["gradflow: warning: rtol is low", "", "gradflow: interrupted; nothing was written."]
+
+
+def test_programs_are_kept_where_the_environment_says(tmp_path):
+    """In the user's cache, one folder for each kind of processor; elsewhere, or nowhere, on request."""
+    script = "import jax; from gradflow.cli._process import configure_jax; configure_jax();"
+    script += "print(jax.config.jax_compilation_cache_dir)"
+
+    def folder(**variables):
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+        env = plain | variables
+        return subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=env
+        ).stdout.strip()
+
+    assert folder(XDG_CACHE_HOME=str(tmp_path)).startswith(str(tmp_path / "gradflow"))
+    assert folder(XDG_CACHE_HOME=str(tmp_path), JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine")) == str(
+        tmp_path / "mine"
+    )
+    (tmp_path / "file").write_text("")
+    assert folder(XDG_CACHE_HOME=str(tmp_path / "file")) == "None"
 
 
 # Mistakes
@@ -267,7 +313,7 @@ def one_line(err):
 def test_unknown_data_set(gradflow, command, tmp_path):
     code, said, err = gradflow(command, "--quick", "--data", "imagenet", "--out", tmp_path / "o")
     assert (code, said) == (2, "")
-    assert re.match(r"gradflow: Argument `name` must be one of 'digits', .*, but is 'imagenet'", one_line(err))
+    assert re.match(r"gradflow: Argument `--data` must be one of 'digits', .*, but is 'imagenet'", one_line(err))
 
 
 @pytest.mark.parametrize("command", ["small-init", "compare", "momentum"])
@@ -279,22 +325,22 @@ def test_unwritable_folder(gradflow, command, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     code, said, err = gradflow(command, "--quick", "--out", tmp_path / "file" / "o")
     assert (code, said) == (2, "")
-    assert one_line(err).startswith("gradflow: Argument `out` must be a path that can be written, but is ")
+    assert one_line(err).startswith("gradflow: Argument `--out` must be a path that can be written, but is ")
 
 
 MISTAKES = [
-    (["small-init", "--quick", "--rtol", "-1"], "`rtol` must be positive, but is -1"),
-    (["small-init", "--quick", "--rtol", "2"], "`rtol` must be below 1"),
-    (["small-init", "--quick", "--seeds", "0"], "`axes['seed']` must be a non-empty"),
-    (["small-init", "--quick", "--classes", "0", "0"], "`classes` must be a sequence of distinct labels"),
-    (["small-init", "--quick", "--classes", "0", "77"], "`classes` must be"),
-    (["small-init", "--quick", "--samples", "0"], "`n` must be"),
-    (["compare", "--quick", "--samples", "0"], "`n` must be"),
-    (["compare", "--quick", "--horizon", "-1"], "`horizon` must be positive, but is -1"),
-    (["compare", "--quick", "--rule", "adam"], "`rule` must be one of 'gradient-descent', 'heavy-ball', 'nesterov'"),
-    (["phase-diagram", "--quick", "--noise", "-1"], "`noise` must not be negative, but is -1"),
-    (["phase-diagram", "--quick", "--seeds", "1"], "`seeds` must be an integer of at least 2, but is 1"),
-    (["compare", "--quick", "--width", "0"], "`width` must be an integer of at least 1, but is 0"),
+    (["small-init", "--quick", "--rtol", "-1"], "`--rtol` must be positive, but is -1"),
+    (["small-init", "--quick", "--rtol", "2"], "`--rtol` must be below 1"),
+    (["small-init", "--quick", "--seeds", "0"], "`--seeds` must be a non-empty"),
+    (["small-init", "--quick", "--classes", "0", "0"], "`--classes` must be a sequence of distinct labels"),
+    (["small-init", "--quick", "--classes", "0", "77"], "`--classes` must be"),
+    (["small-init", "--quick", "--samples", "0"], "`--samples` must be"),
+    (["compare", "--quick", "--samples", "0"], "`--samples` must be"),
+    (["compare", "--quick", "--horizon", "-1"], "`--horizon` must be positive, but is -1"),
+    (["compare", "--quick", "--rule", "adam"], "`--rule` must be one of 'gradient-descent', 'heavy-ball', 'nesterov'"),
+    (["phase-diagram", "--quick", "--noise", "-1"], "`--noise` must not be negative, but is -1"),
+    (["phase-diagram", "--quick", "--seeds", "1"], "`--seeds` must be an integer of at least 2, but is 1"),
+    (["compare", "--quick", "--width", "0"], "`--width` must be an integer of at least 1, but is 0"),
     (
         ["plot", "nowhere.zarr"],
         "`store` must be a zarr store written by gradflow, but is 'nowhere.zarr', which does not",
@@ -342,5 +388,5 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
     words = ["small-init", "--quick", "--out", str(tmp_path), "--seeds", "0"]
     done = subprocess.run([sys.executable, "-c", START, *words], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert one_line(done.stderr).startswith("gradflow: Argument `axes['seed']`")
+    assert one_line(done.stderr).startswith("gradflow: Argument `--seeds`")
     assert list(tmp_path.iterdir()) == []

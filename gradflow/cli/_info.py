@@ -6,32 +6,47 @@ import json
 import os
 import pathlib
 import platform
+import textwrap
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 PACKAGES = ("gradflow-jax", "jax", "jaxlib", "diffrax", "equinox", "optax", "numpy", "xarray", "zarr")
+WIDTH = 100
 
 
 def describe_installation() -> str:
-    """Versions, devices, and one line for every flow, rule, observable, model and solver, from their docstrings."""
+    """Versions, devices, and one line for everything on offer, from the docstrings."""
+    import diffrax
     import jax
 
-    from gradflow import data, flows, models, observables, rules, solvers
+    from gradflow import data, flows, models, observables, problems, rules, solvers, studies, theory
+    from gradflow.problems import activations, losses
 
     lines = [f"python {platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"]
-    lines.append(", ".join(f"{name} {_version(name)}" for name in PACKAGES))
+    lines += textwrap.wrap(", ".join(f"{name} {_version(name)}" for name in PACKAGES), WIDTH)
     for device in jax.devices():
         lines.append(f"device {device.id}: {device.platform}, {device.device_kind}")
-    for title, room in (
-        ("flows", flows),
-        ("rules", rules),
-        ("models", models),
-        ("observables", observables),
-        ("solvers", solvers),
-    ):
-        lines += ["", f"{title}:", *_classes(room)]
-    lines += ["", "data sets: " + ", ".join(data.names())]
+    methods = (diffrax.AbstractSolver, solvers.AbstractMethod, solvers.AbstractStochasticMethod)
+    kinds: list[tuple[str, ModuleType, Callable[[Any], bool]]] = [
+        ("flows", flows, lambda value: _is_a(value, flows.AbstractFlow)),
+        ("rules", rules, lambda value: _is_a(value, rules.AbstractRule)),
+        ("models", models, _callable),
+        ("losses", losses, _function),
+        ("problems", problems, inspect.isclass),
+        ("activations", activations, lambda value: _is_a(value, activations.AbstractActivation)),
+        ("observables", observables, _callable),
+        ("solvers", solvers, lambda value: _is_a(value, methods)),
+        ("theory", theory, _function),
+        ("studies", studies, lambda value: _function(value) and not value.__name__.endswith("_table")),
+        ("data", data, lambda value: _function(value) and value not in (data.load, data.names)),
+    ]
+    for title, room, offered in kinds:
+        name = room.__name__.replace("gradflow.problems.losses", "gradflow.losses")
+        lines += ["", f"{title} ({name}):", *_entries(room, offered)]
+    lines += ["", "data sets for --data: " + ", ".join(data.names())]
     return "\n".join(lines)
 
 
@@ -57,12 +72,26 @@ def describe_store(path: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
-def _classes(room: ModuleType) -> list[str]:
+def _is_a(value: Any, kinds: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, kinds)
+
+
+def _callable(value: Any) -> bool:
+    """A class whose instances can be called, or, as observables of a whole state, nearly so."""
+    return inspect.isclass(value) and any("__call__" in vars(kind) for kind in value.__mro__[:-1])
+
+
+def _function(value: Any) -> bool:
+    return inspect.isfunction(value) and value.__module__.startswith("gradflow.") and "_checks" not in value.__module__
+
+
+def _entries(room: ModuleType, offered: Callable[[Any], bool]) -> list[str]:
+    """Name and first line of the docstring, without what belongs to what follows it."""
     found = []
-    for name, value in sorted(vars(room).items()):
-        if inspect.isclass(value) and not name.startswith(("_", "Abstract")):
+    for name, value in sorted(vars(room).items(), key=lambda entry: entry[0].lower()):
+        if not name.startswith(("_", "Abstract")) and offered(value):
             first = (inspect.getdoc(value) or "").split("\n")[0]
-            found.append(f"  {name:<20} {first}")
+            found.append(f"  {name:<21} {first.rstrip('.:')}")
     return found
 
 

@@ -9,14 +9,16 @@ from typing import Annotated, Any, cast
 import typer
 
 from gradflow._checks import fail
-from gradflow._solution import SolveError
+from gradflow.cli._process import Commands, configure_jax
 
 app = typer.Typer(
+    cls=Commands,
     help="Neural-network training as a dynamical system: exact gradient flows beside the optimisers they idealise.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"max_content_width": 100},
 )
 
 Quick = Annotated[bool, typer.Option("--quick", help="A small version that takes about 20 seconds.")]
@@ -38,12 +40,25 @@ Chunk = Annotated[
 
 
 def main() -> None:
-    """Entry point: complaints about input end the program with one line and the code 2, failed runs with 1."""
-    try:
-        app()
-    except (ValueError, OSError, SolveError) as error:
-        print(f"gradflow: {error}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, SolveError) else 2)
+    """Entry point of the command `gradflow`."""
+    app()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from gradflow import __version__
+
+        print(f"gradflow {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Neural-network training as a dynamical system: exact gradient flows beside the optimisers they idealise."""
 
 
 @contextlib.contextmanager
@@ -56,7 +71,7 @@ def _resumable(command: str) -> Iterator[None]:
         sys.exit(130)
 
 
-@app.command("small-init")
+@app.command("small-init", short_help="Escape of ReLU networks from small weights: the main job.")
 def small_init(
     quick: Quick = False,
     data: Data = "digits",
@@ -65,7 +80,9 @@ def small_init(
     classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes to tell apart.")] = (0, 1),
     out: Out = pathlib.Path("gradflow-out"),
     fresh: Fresh = False,
-    rtol: Annotated[float | None, typer.Option("--rtol", help="Tolerance; 1e-4, or 1e-3 with --quick.")] = None,
+    rtol: Annotated[
+        float | None, typer.Option("--rtol", help="Relative tolerance of a step; 1e-4, or 1e-3 with --quick.")
+    ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Number of seeds; 3, or 1 with --quick.")] = None,
     chunk: Chunk = None,
 ) -> None:
@@ -75,7 +92,7 @@ def small_init(
     the neurons and saddles beside what theory foretells, the cost of the flow and of gradient descent as accurate.
     Scales that no float holds, and other data sets, are those of `gradflow vanishing-init`.
     """
-    _enable_float64()
+    configure_jax()
     from gradflow import plot, studies
     from gradflow.sweeps import check_writable
 
@@ -89,9 +106,9 @@ def small_init(
     name = "small-init-quick" if quick else "small-init"
     store = out / f"{name}.zarr"
     check_writable("out", store)
+    part = _chunk(chunk)
     _say_what_is_there(store, fresh)
     with _resumable(_again()):
-        part = _chunk(chunk)
         ds = studies.small_init(dataset, **size, rtol=rtol, store=store, resume=not fresh, chunk=part)
     missing = int((ds.status < 0).sum())
     if missing:
@@ -100,24 +117,24 @@ def small_init(
     _report(studies.small_init_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
 
 
-@app.command("compare")
+@app.command("compare", short_help="Gradient descent or momentum against its flows.")
 def compare(
     quick: Quick = False,
     data: Data = "digits",
     path: Path = None,
     samples: Samples = None,
     rule: Annotated[
-        str, typer.Option("--rule", help="gradient-descent, heavy-ball or nesterov, the latter with momentum 0.9.")
+        str, typer.Option("--rule", help="gradient-descent, heavy-ball or nesterov; momentum is 0.9.")
     ] = "gradient-descent",
     width: Annotated[int, typer.Option("--width", help="Width of the hidden layers.")] = 64,
     depth: Annotated[int, typer.Option("--depth", help="Number of hidden layers.")] = 2,
     horizon: Annotated[
-        float | None, typer.Option("--horizon", help="Flow time to compare on; 50, or 10 with --quick (descent).")
+        float | None, typer.Option("--horizon", help="Flow time to compare on; 50, or 10 with --quick and descent.")
     ] = None,
     out: Out = pathlib.Path("gradflow-out"),
 ) -> None:
     """A discrete rule against its flows: the gap over learning rates, its order, and what accuracy costs."""
-    _enable_float64()
+    configure_jax()
     from gradflow import plot, studies
     from gradflow.sweeps import check_writable, write_dataset
 
@@ -136,7 +153,7 @@ def compare(
     _report(studies.compare_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
 
 
-@app.command("mean-field")
+@app.command("mean-field", short_help="Networks of growing width beside width infinity.")
 def mean_field(
     quick: Quick = False,
     data: Annotated[
@@ -153,7 +170,7 @@ def mean_field(
 
     Deviation and bias by width and depth beside what theory foretells, rules of nodes, test particles.
     """
-    _enable_float64()
+    configure_jax()
     from gradflow import plot, studies
     from gradflow.sweeps import check_writable, write_dataset
 
@@ -171,7 +188,7 @@ def mean_field(
     _report(studies.mean_field_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
 
 
-@app.command("momentum")
+@app.command("momentum", short_help="Heavy ball and Nesterov: flows, rates, which is faster.")
 def momentum(
     quick: Quick = False,
     data: Data = "digits",
@@ -184,7 +201,7 @@ def momentum(
     out: Out = pathlib.Path("gradflow-out"),
 ) -> None:
     """Heavy ball and Nesterov on wide ReLU networks: flows, rates per mode, which is faster, movement of neurons."""
-    _enable_float64()
+    configure_jax()
     from gradflow import plot, studies
     from gradflow.sweeps import check_writable, write_dataset
 
@@ -198,7 +215,7 @@ def momentum(
     _report(studies.momentum_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
 
 
-@app.command("phase-diagram")
+@app.command("phase-diagram", short_help="One-pass SGD in high dimension beside its equations.")
 def phase_diagram(
     quick: Quick = False,
     units: Annotated[int | None, typer.Option("--units", help="Teacher units; 4, or 2 with --quick.")] = None,
@@ -213,7 +230,7 @@ def phase_diagram(
     Runs of SGD and the full system in every region, plateaus over noise and dimension, uninformed starts, what a
     learning rate costs in samples, the risk over learning rate and noise and over the exponents of width and rate.
     """
-    _enable_float64()
+    configure_jax()
     from gradflow import plot, studies
     from gradflow.sweeps import check_writable, write_dataset
 
@@ -233,7 +250,7 @@ def phase_diagram(
     _report(studies.phase_diagram_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
 
 
-@app.command("vanishing-init")
+@app.command("vanishing-init", short_help="Escape from weights of norm 1e-4 down to 1e-300.")
 def vanishing_init(
     quick: Quick = False,
     data: Annotated[
@@ -241,9 +258,7 @@ def vanishing_init(
     ] = "digits",
     path: Path = None,
     samples: Samples = None,
-    classes: Annotated[
-        tuple[int, int] | None, typer.Option("--classes", help="Two classes to tell apart; all, without it.")
-    ] = (0, 1),
+    classes: Annotated[tuple[int, int] | None, typer.Option("--classes", help="Two classes to tell apart.")] = (0, 1),
     every_class: Annotated[bool, typer.Option("--all-classes", help="All classes, with one output each.")] = False,
     loss: Annotated[str, typer.Option("--loss", help="square, or logistic for two classes.")] = "square",
     out: Out = pathlib.Path("gradflow-out"),
@@ -255,7 +270,7 @@ def vanishing_init(
     ReLU networks in polar coordinates: escape times, the direction of every neuron, the saddles that follow. With
     `--data circle`: gradient descent on squared-ReLU neurons beside its flow, in the settings of the source.
     """
-    _enable_float64()
+    configure_jax()
     from gradflow import plot, studies
     from gradflow.sweeps import check_writable, write_dataset
 
@@ -264,6 +279,8 @@ def vanishing_init(
     store = out / f"{name}.zarr"
     check_writable("out", store)
     if data == "circle":
+        if seeds is not None or path is not None:
+            raise fail("seeds" if path is None else "path", "be left out with --data circle", "given")
         dataset = _load(data, None, samples if samples is not None else 50)
         ds = studies.circle_illustration(dataset, **({"steps": 20_000, "width": 8} if quick else {}))
         table = studies.circle_table(ds)
@@ -280,7 +297,7 @@ def vanishing_init(
     _report(table, store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
 
 
-@app.command("early-stage")
+@app.command("early-stage", short_help="Loss drop, living and dead neurons, late phase.")
 def early_stage(
     quick: Quick = False,
     data: Annotated[
@@ -294,14 +311,14 @@ def early_stage(
     classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes to tell apart.")] = (0, 1),
     every_class: Annotated[bool, typer.Option("--all-classes", help="All classes, with one output each.")] = False,
     out: Out = pathlib.Path("gradflow-out"),
-    seed: Annotated[int, typer.Option("--seed", help="Of the starts.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the starts.")] = 0,
 ) -> None:
     """Early training of ReLU networks: loss drop in 1/eta steps, who lives and dies, t * loss in the late phase.
 
     Over widths, learning rates, losses and batches of SGD, with shuffled labels as a control. With
     `--data two-directions`: plateau, escape and sliding neurons on two nearby inputs, beside descent that gets stuck.
     """
-    _enable_float64()
+    configure_jax()
     from gradflow import data as sets
     from gradflow import plot, studies
     from gradflow.sweeps import check_writable, write_dataset
@@ -328,7 +345,7 @@ def early_stage(
     _report(table, store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
 
 
-@app.command("plot")
+@app.command("plot", short_help="Draws the figure of a stored study again.")
 def plot_store(
     store: Annotated[pathlib.Path, typer.Argument(help="A zarr store that a study wrote.")],
     out: Annotated[pathlib.Path | None, typer.Option("--out", help="File to write; .png, .pdf or .svg.")] = None,
@@ -341,7 +358,7 @@ def plot_store(
     print(f"figure: {plot.save(plot.draw(open_store(store)), target)}")
 
 
-@app.command("info")
+@app.command("info", short_help="Versions and everything on offer, or what a store holds.")
 def info(
     store: Annotated[pathlib.Path | None, typer.Argument(help="A zarr store, to be described.")] = None,
 ) -> None:
@@ -351,7 +368,7 @@ def info(
     print(describe_installation() if store is None else describe_store(store))
 
 
-@app.command("export")
+@app.command("export", short_help="Writes a store as one netCDF file.")
 def export(
     store: Annotated[pathlib.Path, typer.Argument(help="A zarr store that a study or a sweep wrote.")],
     file: Annotated[pathlib.Path, typer.Argument(help="The netCDF file to write.")],
@@ -368,20 +385,13 @@ def _chunk(given: str | None) -> tuple[int, int] | None:
         return None
     words = given.split("/")
     if len(words) != 2 or not all(word.isdecimal() for word in words) or not 1 <= int(words[0]) <= int(words[1]):
-        raise fail("--chunk", "be k/n with 1 <= k <= n", repr(given), "For instance --chunk 2/8.")
+        raise fail("chunk", "be k/n with 1 <= k <= n", repr(given), "For instance --chunk 2/8.")
     return int(words[0]) - 1, int(words[1])
 
 
 def _again() -> str:
     """The command that goes on with this one."""
     return " ".join(["gradflow", *(word for word in sys.argv[1:] if word != "--fresh")])
-
-
-def _enable_float64() -> None:
-    """Float64 is the reference precision of every study; importing the package does not decide this."""
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
 
 
 def _load(name: str, path: str | None, samples: int | None, **options: Any) -> Any:

@@ -9,7 +9,7 @@ from gradflow.data._dataset import Dataset, float_dtype
 
 
 def circle(n: int = 50, *, evenly_spaced: bool = False, seed: int = 0, dtype: Any = None) -> Dataset:
-    """Inputs on the unit circle, labelled by two squared-ReLU neurons along the axes.
+    """Inputs on the unit circle, labelled by two squared-ReLU neurons.
 
         x = (cos a, sin a),   y = 5 max(0, x_1)^2 + 4 max(0, x_2)^2
 

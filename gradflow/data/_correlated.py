@@ -10,7 +10,7 @@ from gradflow.data._draw import orthonormal_columns
 
 
 def correlated(n: int = 20, in_size: int = 8, *, seed: int = 0, dtype: Any = None) -> Dataset:
-    """`n` unit vectors with labels such that `y_i y_j x_i . x_j >= 0` for all pairs.
+    """Unit vectors with labels such that `y_i y_j x_i . x_j >= 0` for all pairs.
 
         x = y R |g| / |g|,    g ~ N(0, I) with absolute values taken entrywise, R a random rotation, y = +-1 at random
 

@@ -31,7 +31,7 @@ def digits(**options: Unpack[Options]) -> Dataset:
 
 
 def mnist_subset(**options: Unpack[Options]) -> Dataset:
-    """The first 500 images of each digit of MNIST, 28 x 28 pixels, scaled to [0, 1].
+    """The first 500 images of each digit of MNIST, 28 x 28, in [0, 1].
 
     **Arguments**: see `gradflow.data.Options`. **Returns** a `Dataset` with `x` of shape `(n, 784)`.
 

@@ -66,7 +66,7 @@ def fashion_mnist(
     data_home: str | os.PathLike[str] | None = None,
     **options: Unpack[Options],
 ) -> Dataset:
-    """Pictures of clothes, 60000 + 10000 images of 28 x 28 pixels, scaled to [0, 1].
+    """Pictures of clothes, 60000 + 10000 images of 28 x 28, in [0, 1].
 
     Labels: 0 T-shirt, 1 trousers, 2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker, 8 bag, 9 ankle boot.
 
@@ -94,7 +94,7 @@ def cifar10(
     data_home: str | os.PathLike[str] | None = None,
     **options: Unpack[Options],
 ) -> Dataset:
-    """Small colour photographs, 50000 + 10000 images of 32 x 32 pixels, scaled to [0, 1].
+    """Small colour photographs, 50000 + 10000 images of 32 x 32, in [0, 1].
 
     Labels: 0 airplane, 1 automobile, 2 bird, 3 cat, 4 deer, 5 dog, 6 frog, 7 horse, 8 ship, 9 truck. The `image_shape`
     is `(3, 32, 32)`: red, green, blue planes.
@@ -145,7 +145,7 @@ def _load(
         raise fail("data_home", "be None when `path` is given", repr(data_home), "Local files are not cached.")
     if not folder.is_dir():
         what = "a file" if folder.exists() else "not there"
-        advice = f"Use path=None to download {name}."
+        advice = f"Without a path {name} is downloaded."
         raise fail("path", "be a folder", f"'{folder}', which is {what}", advice)
     raw = read_folder(folder, split)
     strange = np.setdiff1d(raw.labels, TEN)

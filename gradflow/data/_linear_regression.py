@@ -13,7 +13,7 @@ from gradflow.data._draw import add_noise, check_noise, describe_noise, is_numbe
 def linear_regression(
     n: int, in_size: int, *, condition: float = 10.0, noise: float = 0.0, seed: int = 0, dtype: Any = None
 ) -> Dataset:
-    """A linear teacher on inputs whose covariance is known exactly, not only in expectation.
+    """A linear teacher on inputs whose covariance is known exactly.
 
         X = sqrt(n) U diag(l)^(1/2) V^T,   y = X w + noise * N(0, 1),   l_1 = 1 > ... > l_d = 1 / condition
 

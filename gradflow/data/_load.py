@@ -24,7 +24,7 @@ LOADERS: dict[str, Callable[..., Dataset]] = {
 
 
 def names() -> list[str]:
-    """The names that `gradflow.data.load` knows; those that need no network come first.
+    """The names that `load` knows; those that need no network come first.
 
     >>> import gradflow as gf
     >>> "digits" in gf.data.names()

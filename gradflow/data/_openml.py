@@ -73,5 +73,5 @@ def _download_error(name: str, reason: str) -> DownloadError:
     return DownloadError(
         f"Data set `{name}` could not be downloaded from OpenML ({reason}). Use `gradflow.data.digits()` or "
         f"`gradflow.data.mnist_subset()`, which need no network, or obtain the files in another way and give their "
-        f"folder as path=...."
+        f"folder as `path`."
     )

@@ -10,7 +10,7 @@ from gradflow.data._draw import orthonormal_columns
 
 
 def orthogonal_inputs(n: int, in_size: int, *, y: Any = None, seed: int = 0, dtype: Any = None) -> Dataset:
-    """`n` orthonormal inputs in uniformly random position, with given targets or random signs.
+    """Orthonormal inputs at random, with given targets or random signs.
 
     **Arguments**
 

@@ -78,7 +78,7 @@ def resolve(
     """Checks `Options`, of any type, against the labels `known` of a data set."""
     kept = known if classes is None else _check_classes(classes, known)
     if n is not None:
-        check_count("n", n, advice="Use None for all samples.")
+        check_count("n", n, advice="Leave it out for all samples.")
     for name, value in (("centre", centre), ("unit_norm", unit_norm)):
         if not isinstance(value, bool | np.bool_):
             raise fail(name, "be True or False", repr(value))
@@ -117,7 +117,7 @@ def _check_classes(classes: Any, known: tuple[int, ...]) -> tuple[int, ...]:
     except TypeError:
         raise fail("classes", must, repr(classes), "Write (0,) for a single class.") from None
     if not kept:
-        raise fail("classes", must, "empty", "Use None for all classes.")
+        raise fail("classes", must, "empty", "Leave it out for all classes.")
     for label in kept:
         # True and 1.0 compare equal to 1, but are not labels.
         if isinstance(label, bool) or not isinstance(label, int | np.integer) or label not in known:
@@ -131,7 +131,9 @@ def _balanced(index: Int[np.ndarray, " m"], options: Resolved) -> Int[np.ndarray
     """Positions of `n` samples, as equally from all classes as possible, in increasing order."""
     assert options.n is not None
     if options.n > len(index):
-        raise fail("n", f"be at most {len(index)}, the samples there are", str(options.n), "Use None for all of them.")
+        raise fail(
+            "n", f"be at most {len(index)}, the samples there are", str(options.n), "Leave it out for all of them."
+        )
     rank = np.empty(len(index), dtype=np.int64)
     for position, label in enumerate(options.classes):
         members = np.flatnonzero(index == position)

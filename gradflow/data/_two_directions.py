@@ -9,7 +9,9 @@ from gradflow.data._dataset import Dataset, float_dtype
 
 
 def two_directions(n_plus: int = 3, n_minus: int = 1, *, angle: float = 0.1, dtype: Any = None) -> Dataset:
-    """`n_plus` copies of `(1, 0)` of label +1, `n_minus` of `(cos angle, sin angle)` of label -1.
+    """Copies of two nearby inputs of opposite labels.
+
+    `n_plus` of `(1, 0)` of label +1, `n_minus` of `(cos angle, sin angle)` of label -1.
 
     The smallest data on which ReLU networks go through a plateau, and on which neurons slide along a kink for good.
 

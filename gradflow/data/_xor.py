@@ -13,7 +13,9 @@ CORNERS = ((1.0, 1.0), (-1.0, 1.0), (-1.0, -1.0), (1.0, -1.0))
 
 
 def xor(n: int = 100, *, noise: float = 0.1, in_size: int = 2, seed: int = 0, dtype: Any = None) -> Dataset:
-    """Exclusive or: opposite corners share a label, which no linear classifier can follow.
+    """Exclusive or: opposite corners share a label.
+
+    No linear classifier can follow it.
 
         x = (c_1, c_2, 0, ..., 0) + noise * N(0, I),   y = c_1 c_2,   c in {-1, 1}^2
 

@@ -16,7 +16,7 @@ from gradflow.models import Smoothed
 
 
 class GradientFlow(AbstractFlow):
-    """Gradient flow, the limit of gradient descent as the learning rate goes to zero:
+    """Gradient flow, the limit of gradient descent at vanishing learning rate:
 
         theta' = -grad L(theta)
 
@@ -94,7 +94,8 @@ def check_scalar(problem: Callable[[Any], Any], params: PyTree) -> None:
         if x is None:
             raise
         actual = f"a {type(params).__name__} that fails on them ({str(error).splitlines()[0]})"
-        raise fail("params", f"give predictions at inputs of shape {x.shape[1:]}", actual) from error
+        advice = "Build it for inputs of that size, or reshape `x`."
+        raise fail("params", f"give predictions at inputs of shape {x.shape[1:]}", actual, advice) from error
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         actual = f"returning {'shape ' + str(shape) if shape is not None else type(value).__name__}"

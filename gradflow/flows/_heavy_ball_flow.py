@@ -22,7 +22,9 @@ START = {"matched": -1.5, "rest": -0.5}
 
 
 class HeavyBallFlow(AbstractSecondOrderFlow):
-    """The limit of `w_{k+1} = w_k + beta (w_k - w_{k-1}) - s grad f(w_k)`, `beta = (1 - r)/(1 + r)`, `r = sqrt(mu s)`:
+    """The heavy ball in continuous time, for a strong-convexity parameter `mu`.
+
+    The limit of `w_{k+1} = w_k + beta (w_k - w_{k-1}) - s grad f(w_k)`, `beta = (1 - r)/(1 + r)`, `r = sqrt(mu s)`:
 
         X'' + 2 sqrt(mu) X' + (1 + r) grad f(X) = 0        resolution="high"
         X'' + 2 sqrt(mu) X' +         grad f(X) = 0        resolution="low", the limit `s -> 0`

@@ -17,8 +17,9 @@ from gradflow.problems import EmpiricalRisk, losses
 
 
 class LinearisedFlow(AbstractFlow):
-    """Predictions `u` of the model linearised at `params`, `K = J J^T` its tangent kernel, under gradient flow or
-    momentum:
+    """Predictions of a linearised model (NTK) under gradient flow or momentum.
+
+    For predictions `u` of the model linearised at `params`, and `K = J J^T` its tangent kernel:
 
         u' = -K grad_u L(u)
         u' = W - b K grad_u L(u),     W' = -a W - (c - b' - a b) K grad_u L(u)        with `dynamics`

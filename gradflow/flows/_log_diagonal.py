@@ -24,7 +24,9 @@ class LogDiagonalState(eqx.Module):
 
 
 class LogDiagonalFlow(AbstractFlow):
-    """Gradient flow of the diagonal linear network `f(x) = (u * v) . x` in the coordinates of `LogDiagonal`:
+    """Gradient flow of a diagonal linear network in logarithmic coordinates.
+
+    For `f(x) = (u * v) . x` in the coordinates of `gradflow.models.LogDiagonal`:
 
         q' = -grad L(beta),        beta = alpha^2 sinh(2 q)
 

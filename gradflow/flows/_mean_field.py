@@ -22,7 +22,9 @@ BOUNDED = 1e4
 
 
 class MeanFieldFlow(AbstractFlow):
-    """Gradient flow of a network that averages over its nodes, in the units in which width infinity has a limit.
+    """Gradient flow of a network that averages over its nodes, of any width.
+
+    Its units are those in which width infinity has a limit.
 
     For two hidden layers, with `p` the weights of the nodes, `Z_i = sum_j p1_j W2_ji s(W1_j . x)` and
     `g = sum_i p2_i C_i s(Z_i)`, and `e = -dl/dg` (for square loss `y - g`):

@@ -17,7 +17,9 @@ from gradflow.flows._second_order import shifted
 
 
 class ModifiedFlow(AbstractFlow):
-    """The flow that a method with learning rate `eta` and fixed momentum `beta` follows to order 1, 2 or 3:
+    """The flow that descent or momentum follows to order 1, 2 or 3.
+
+    For learning rate `eta` and fixed momentum `beta`:
 
         X' = -g - eps k H g - eps^2 (p H^2 g + q T)           eps = eta / (1 - beta),    K = (1 + beta) / (2 (1 - beta))
         g = grad f(X),    H = Hess f(X),    T = f'''(X)[g, g]

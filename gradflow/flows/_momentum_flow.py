@@ -12,8 +12,9 @@ from gradflow.flows._second_order import AbstractSecondOrderFlow
 
 
 class MomentumFlow(AbstractSecondOrderFlow):
-    """The flow of `w_{k+1} = w_k + beta (w_k - w_{k-1}) - eta grad f(w_k)` with fixed `beta`, in the time of gradient
-    flow:
+    """Momentum with a fixed coefficient, in the time of gradient flow.
+
+    The flow of `w_{k+1} = w_k + beta (w_k - w_{k-1}) - eta grad f(w_k)`:
 
         eps K X'' + X' + grad f(X) = 0,        eps = eta / (1 - beta),    K = (1 + beta) / (2 (1 - beta))
         eps K X'' + (1 + eps beta Hess f) X' + grad f(X) = 0                for Nesterov's method

@@ -12,7 +12,9 @@ from gradflow.flows._second_order import AbstractSecondOrderFlow, MomentumState,
 
 
 class NesterovConvexFlow(AbstractSecondOrderFlow):
-    """The limit of `y_{k+1} = x_k - s grad f(x_k)`, `x_{k+1} = y_{k+1} + k/(k + alpha) (y_{k+1} - y_k)`, with
+    """Nesterov's method for convex functions in continuous time.
+
+    The limit of `y_{k+1} = x_k - s grad f(x_k)`, `x_{k+1} = y_{k+1} + k/(k + alpha) (y_{k+1} - y_k)`, with
     `h = sqrt(s)`:
 
         X'' + (alpha/t) X' + h Hess f(X) X' + (1 + alpha h/(2t)) grad f(X) = 0        resolution="high"

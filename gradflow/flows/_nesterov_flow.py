@@ -21,7 +21,9 @@ from gradflow.flows._second_order import (
 
 
 class NesterovFlow(AbstractSecondOrderFlow):
-    """The limit of `v_{k+1} = w_k - s grad f(w_k)`, `w_{k+1} = v_{k+1} + beta (v_{k+1} - v_k)`, with
+    """Nesterov's method in continuous time, for a strong-convexity parameter `mu`.
+
+    The limit of `v_{k+1} = w_k - s grad f(w_k)`, `w_{k+1} = v_{k+1} + beta (v_{k+1} - v_k)`, with
     `beta = (1 - r)/(1 + r)`, `r = sqrt(mu s)`:
 
         X'' + 2 sqrt(mu) X' + sqrt(s) Hess f(X) X' + (1 + r) grad f(X) = 0        resolution="high"

@@ -30,7 +30,9 @@ class NeuronPolarState(eqx.Module):
 
 
 class NeuronPolarFlow(AbstractFlow):
-    """Gradient flow of a sum of homogeneous neurons, `H(x; w) = sum_j h(x; w_j)`, each in its own polar coordinates:
+    """Gradient flow of homogeneous neurons, each in its own polar coordinates.
+
+    For a sum `H(x; w) = sum_j h(x; w_j)` of neurons of degree `k`:
 
         rho_j' = exp((k - 2) rho_j) <g_j, u_j>          g_j = sum_i <r_i, grad h(x_i; u_j)>,    r_i = -dL/dp_i
         u_j'   = exp((k - 2) rho_j) (g_j - <g_j, u_j> u_j)

@@ -19,15 +19,19 @@ MEMORY = 2**34
 
 
 class Fluctuations(eqx.Module):
-    """Order parameters with the covariance, over runs of SGD, of the upper triangle of `Q`, of `M` and of the second
-    layer, flattened in this order."""
+    """Order parameters with their covariance over runs of SGD.
+
+    `covariance` is that of the upper triangle of `Q`, of `M` and of the second layer, flattened in this order.
+    """
 
     mean: OrderParameters
     covariance: Float[Array, "size size"]
 
 
 class FluctuationFlow(AbstractFlow):
-    """Mean and covariance of the order parameters over runs of SGD at `d` inputs (linear-noise approximation):
+    """Mean and covariance of the order parameters over runs of SGD.
+
+    The linear-noise approximation at `d` inputs:
 
         y' = F(y)        S' = J S + S J^T + (g / d) C(y),        J = dF/dy
 

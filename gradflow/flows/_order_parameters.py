@@ -47,7 +47,7 @@ class Overlaps(NamedTuple):
 
 
 class OrderParameterFlow(AbstractFlow):
-    """Order parameters of one-pass SGD, for any learning rate and noise, in one system:
+    """Order parameters of one-pass SGD, for any learning rate and noise:
 
         dM_jr/dt = sum_a c_a I3(j, r, a)
         dQ_jl/dt = sum_a c_a [I3(j, l, a) + I3(l, j, a)] + g [sum_ab c_a c_b I4(j, l, a, b) + noise J2(j, l)]

@@ -17,14 +17,19 @@ from gradflow.problems.activations import AbstractActivation, named
 
 
 class ReducedOverlaps(eqx.Module):
-    """`M (p, k)`, and for every student the squared length `(p,)` of its part orthogonal to all teachers, over `d`."""
+    """The state of `OverparametrisedFlow`.
+
+    `M (p, k)`, and as `perp (p,)` the squared length over `d` of every student's part orthogonal to all teachers.
+    """
 
     perp: Float[Array, " p"]
     M: Float[Array, "p k"]
 
 
 class OverparametrisedFlow(AbstractFlow):
-    """The order parameters where the student is wide and `gamma / p` small: a state of `p (k + 1)` numbers.
+    """Order parameters of a wide student at a small learning rate.
+
+    Where `p` is large and `gamma / p` small, the state comes down to `p (k + 1)` numbers:
 
         Q = M P^-1 M^T + diag(Q_perp)
         dM_jr/dt = sum_a c_a I3(j, r, a)

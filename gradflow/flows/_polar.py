@@ -29,7 +29,9 @@ class PolarState(eqx.Module):
 
 
 class PolarFlow(AbstractFlow):
-    """Gradient flow of a model that is homogeneous of degree `k`, in polar coordinates `w = exp(rho) u`, `|u| = 1`:
+    """Gradient flow of a homogeneous model in polar coordinates.
+
+    For degree `k`, with `w = exp(rho) u`, `|u| = 1`:
 
         rho' = exp((k - 2) rho) <g, u>          g = sum_i <r_i, grad H(x_i; u)>,    r_i = -dL/dp_i
         u'   = exp((k - 2) rho) (g - <g, u> u)      at the predictions p_i = exp(k rho) H(x_i; u)

@@ -16,7 +16,7 @@ from gradflow.flows._gradient_flow import check_scalar
 
 
 class PrincipalFlow(AbstractFlow):
-    """Gradient descent with all powers of `eta H` kept, and derivatives of the Hessian dropped:
+    """Gradient descent with all powers of `eta H`, no derivatives of the Hessian:
 
         X' = (log|1 - eta H| / (eta H)) grad f(X)
 

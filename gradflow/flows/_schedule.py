@@ -11,7 +11,9 @@ from gradflow._checks import check_positive, fail, is_concrete
 
 
 class InterpolatedSchedule(eqx.Module):
-    """A factor on the learning rate, given at some times; its logarithm is linear between them and constant outside.
+    """A factor on the learning rate, interpolated between given times.
+
+    Its logarithm is linear between them and constant outside.
 
     **Arguments**: `ts (n,)`: increasing times on the clock of the flow; `factors (n,)`: positive. Both are leaves, so
     that schedules can be swept over, and differentiated with respect to.

@@ -120,7 +120,7 @@ Coefficient = Callable[[Any], Any] | Float[Array, ""]
 
 
 class SecondOrderFlow(AbstractSecondOrderFlow):
-    """Any second-order flow with damping, Hessian damping and gradient coefficients of one's own:
+    """Any second-order flow, with coefficients of one's own:
 
         X'' + a(t) X' + b(t) Hess f(X) X' + c(t) grad f(X) = 0,     X(t0) = x0,     X'(t0) = velocity * grad f(x0)
 

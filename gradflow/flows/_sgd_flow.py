@@ -18,7 +18,9 @@ from gradflow.problems import EmpiricalRisk
 
 
 class SGDFlow(AbstractStochasticFlow):
-    """The diffusion that SGD with learning rate `eta` and batches of `B` out of `n` samples follows in law:
+    """The diffusion that SGD follows in law, to weak order 1 or 2.
+
+    For learning rate `eta` and batches of `B` out of `n` samples:
 
         dX = -grad L dt - (eta / 4) grad |grad L|^2 dt + sqrt(eta) sum_i c (g_i - g) dW_i        (Ito)
         g_i = gradient of sample i,  g = grad L,  c^2 = 1 / (n B), without replacement (n - B) / ((n - 1) n B)

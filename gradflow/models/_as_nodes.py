@@ -19,7 +19,9 @@ class AsNodes(NamedTuple):
 
 
 def as_nodes(model: TwoLayer) -> AsNodes:
-    """A two-layer network in mean-field parametrisation or muP as nodes: one flow, at one pace or another.
+    """A two-layer network in mean-field parametrisation or muP as nodes.
+
+    It is one flow, at one pace or another.
 
     With multipliers `a` and `b` of the layers, `f = b sum_i c_i s(a w_i . x)` is an average over nodes `a w_i` and
     `N b c_i`, which move at the speeds `a^2 / N` and `N b^2`. These agree in mean-field parametrisation (`1 / N`) and

@@ -23,7 +23,7 @@ from gradflow.models._parametrisation import (
 
 
 class DeepLinear(eqx.Module):
-    """`f(x) = W_L ... W_1 x` with `depth = L >= 2` weight matrices; homogeneous of degree `L`.
+    """`f(x) = W_L ... W_1 x`, homogeneous of degree `L = depth >= 2`.
 
     Gradient flow conserves `W_l W_l^T - W_{l+1}^T W_{l+1}` for every `l` (Saxe, McClelland & Ganguli 2014,
     arXiv 1312.6120); `imbalance` gives their Frobenius norms.

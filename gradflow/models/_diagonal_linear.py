@@ -13,7 +13,9 @@ from gradflow.models._parametrisation import check_scale, draw, resolve_dtype
 
 
 class DiagonalLinear(eqx.Module):
-    """`f(x) = (u * v) . x`, started at `u = sqrt(2) init_scale`, `v = 0` in every coordinate, so at `beta = u * v = 0`.
+    """`f(x) = (u * v) . x`, a diagonal linear network.
+
+    It starts at `u = sqrt(2) init_scale`, `v = 0` in every coordinate, so at `beta = u * v = 0`.
 
     From this start `beta = init_scale^2 sinh(2 q)` with `q' = -grad_beta L`, and `u^2 - v^2` is conserved (Woodworth
     et al. 2020, arXiv 2002.09277; Pesme & Flammarion 2023, arXiv 2304.00488).

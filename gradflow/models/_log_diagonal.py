@@ -13,7 +13,9 @@ from gradflow.models._parametrisation import resolve_dtype
 
 
 class LogDiagonal(eqx.Module):
-    """`f(x) = beta . x` with `beta = exp(2 log_scale) sinh(2 q)`: the start of `gradflow.LogDiagonalFlow`.
+    """`f(x) = beta . x`, `beta = exp(2 log_scale) sinh(2 q)`.
+
+    The start of `gradflow.LogDiagonalFlow`.
 
     It stands for the diagonal linear network `u = s sqrt(2) alpha cosh q`, `v = s sqrt(2) alpha sinh q`, with
     `alpha = exp(log_scale)` and signs `s`, whose imbalance `u^2 - v^2 = 2 alpha^2` gradient flow conserves. `q = 0` is

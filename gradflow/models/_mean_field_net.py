@@ -12,7 +12,7 @@ from gradflow._checks import fail
 
 
 class MeanFieldNet(eqx.Module):
-    """A network of `L` hidden layers that average over their nodes with weights `p_l`:
+    """A network whose `L` hidden layers average over nodes of weights `p_l`:
 
         Y_1 = W_1 x,    H_l = s(Y_l),    Y_l = sum_j p_{l-1,j} W_l[j] H_{l-1,j},    g(x) = sum_i p_{L,i} C_i H_{L,i}
 

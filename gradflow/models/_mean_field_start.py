@@ -20,7 +20,10 @@ Kernel = Callable[[Array, Array], Array]
 
 
 class MeanFieldNodes(NamedTuple):
-    """A network and the weights of its nodes, one array for each hidden layer: `1 / N`, or those of a quadrature."""
+    """A network and the weights of its nodes.
+
+    One array of weights for each hidden layer: `1 / N`, or those of a quadrature.
+    """
 
     net: MeanFieldNet
     weights: tuple[Float[Array, " _"], ...]
@@ -71,7 +74,9 @@ class MeanFieldNodes(NamedTuple):
 
 
 class MeanFieldStart(eqx.Module):
-    """Initial laws of a network of `L` hidden layers, independent entry by entry unless given as kernels.
+    """Initial laws of a mean-field network, of any width or of width infinity.
+
+    Entries of its `L` hidden layers are independent unless given as kernels.
 
     - `draw(width, key)`: a finite network, drawn at random, with node weights `1 / N`.
     - `nodes(rule)`: width infinity, by quadrature over the initial values that label its nodes.

@@ -20,7 +20,9 @@ def mild_two_layer(
     dtype: Any = None,
     key: Key[jax.Array, ""],
 ) -> TwoLayer:
-    """A ReLU network `f(x) = sum_k a_k relu(b_k . x)` with both layers trained, started from
+    """A two-layer ReLU network from a start with large output weights.
+
+    `f(x) = sum_k a_k relu(b_k . x)`, both layers trained, starts from
 
         a_k = +-1 / sqrt(m) at random,    b_k ~ N(0, kappa^2 / (m d) I)
 

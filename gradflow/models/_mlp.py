@@ -23,7 +23,9 @@ from gradflow.models._smoothed import length, smooth
 
 
 class MLP(eqx.Module):
-    """`x -> W_L s(... s(W_1 x + b_1) ...) + b_L`, the multipliers of the parametrisation on every `W`.
+    """`f(x) = W_L s(... s(W_1 x + b_1) ...) + b_L`, a multilayer perceptron.
+
+    Every `W` carries the multiplier of the parametrisation.
 
     **Arguments**
 

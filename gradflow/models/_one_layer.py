@@ -16,8 +16,8 @@ from gradflow.models._parametrisation import check_scale, draw, resolve_dtype
 def squared_relu(z: Float[Array, "..."]) -> Float[Array, "..."]:
     """`max(0, z)^2`, homogeneous of degree 2 and once differentiable.
 
-    >>> import jax.numpy as jnp
-    >>> squared_relu(jnp.array([-1.0, 2.0])).tolist()
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> gf.models.squared_relu(jnp.array([-1.0, 2.0])).tolist()
     [0.0, 4.0]
     """
     return jax.nn.relu(z) ** 2

@@ -23,7 +23,20 @@ from gradflow._checks import check_callable, check_positive, fail, is_concrete
 
 
 class Parametrisation(eqx.Module):
-    """Exponents of the width in multipliers `a` and standard deviations `b` of the (input, hidden, output) layers.
+    """Exponents of the width in multipliers and initial standard deviations.
+
+    A layer computes `multiplier * W x`, entries of `W` drawn with standard deviation `init_scale * std`; with width `m`
+    and input size `d`
+
+        layer     multiplier                 std
+        input     d^-input_a  m^-a[0]        d^-input_b  m^-b[0]
+        hidden    m^-a[1]                    m^-b[1]
+        output    m^-a[2]                    m^-b[2]
+
+    One learning rate, one flow time, serves all layers. `standard`, `ntk`, `mean_field` and `mup` of `gradflow.models`
+    are such.
+
+    Source: in the notation of G. Yang and E. J. Hu (2021), arXiv 2011.14522, the abc-parametrisation with `c = 0`.
 
     >>> import gradflow as gf
     >>> gf.models.ntk.multiplier("output", fan_in=100, in_size=3)

@@ -12,7 +12,9 @@ from gradflow._checks import check_callable, check_count
 
 @dataclasses.dataclass(frozen=True)
 class RadialActivation:
-    """`phi(z) = E s(z n_1)`, with `n` uniform on the sphere in `dim` dimensions: what a shell of nodes computes.
+    """`phi(z) = E s(z n_1)`: what a shell of nodes computes.
+
+    `n` is uniform on the sphere in `dim` dimensions.
 
     For inputs of an isotropic law, targets that depend on `|x|` alone and weights that start isotropic, one hidden
     layer stays isotropic, and its flow in `d` dimensions is that of one input `|x|`, of nodes `r = |w|`, with `phi` in

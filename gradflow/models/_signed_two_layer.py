@@ -15,8 +15,9 @@ from gradflow.models._smoothed import length, smooth
 
 
 class SignedTwoLayer(eqx.Module):
-    """`f(x) = m^(-1/2) sum_r a_r s(w_r . x)` with `a_r = +-1` at random, fixed, and `w_r ~ N(0, init_scale^2 I)`
-    trained.
+    """`f(x) = m^(-1/2) sum_r a_r s(w_r . x)`, with fixed signs `a_r`.
+
+    `a_r = +-1` at random, and `w_r ~ N(0, init_scale^2 I)` trained.
 
     The signs are integers, so no flow moves them. Started at `init_scale = 1`, single neurons move by `m^(-1/2)` in
     training and the tangent kernel hardly at all: the regime of S. S. Du et al. (2018), arXiv 1810.02054.

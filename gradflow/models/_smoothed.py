@@ -27,7 +27,7 @@ from gradflow._tree import method_of
 
 
 class Smoothed(eqx.Module):
-    """Predictions of a ReLU model with its kinks rounded, to be given to `EmpiricalRisk` as `predict`.
+    """Predictions of a ReLU model with rounded kinks, as `predict` of a problem.
 
         params(x)   becomes   params(x, smoothing=smoothing)
 

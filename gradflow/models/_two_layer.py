@@ -25,7 +25,9 @@ from gradflow.models._smoothed import length, smooth
 
 
 class TwoLayer(eqx.Module):
-    """`f(x) = multiplier_out * a s(multiplier_in * W x)`, bias-free, both layers trained.
+    """`f(x) = a s(W x)`, bias-free, both layers trained.
+
+    `W` and `a` carry the multipliers of the parametrisation, if it has any.
 
     **Arguments**
 

@@ -31,7 +31,9 @@ def uniform(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Fl
 
 
 def sphere(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
-    """Rows uniform on the sphere of radius `sqrt(fan_in)`; a vector of signs when the fan-in is one.
+    """Rows uniform on the sphere of radius `sqrt(fan_in)`.
+
+    A vector of signs when the fan-in is one.
 
     >>> import gradflow as gf, jax
     >>> rows = gf.models.laws.sphere(jax.random.key(0), (3, 4), jax.numpy.float32)
@@ -43,7 +45,9 @@ def sphere(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Flo
 
 
 def orthogonal(key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike) -> Float[Array, "..."]:
-    """Orthogonal rows or columns, whichever are fewer, Haar distributed; entries of variance one.
+    """Orthogonal rows or columns, whichever are fewer; Haar distributed.
+
+    Entries have variance one.
 
     >>> import gradflow as gf, jax
     >>> w = gf.models.laws.orthogonal(jax.random.key(0), (2, 5), jax.numpy.float32)

@@ -13,7 +13,9 @@ from gradflow._tree import full_precision, method_of
 
 
 class ActivationPattern(eqx.Module):
-    """Whether each hidden neuron has a positive preactivation on each sample: Boolean `(n, neurons)`.
+    """Which hidden neurons are active on each sample: Boolean `(n, neurons)`.
+
+    A neuron is active where its preactivation is positive.
 
     **Arguments**: `x`: inputs `(n, in_size)`; `preactivations`: function `(params, x_i) -> (neurons,)`, by default
     `params.preactivations(x_i)`, which `TwoLayer` and `MLP` have.

@@ -8,7 +8,9 @@ from gradflow._tree import method_of
 
 
 class Balancedness(eqx.Module):
-    """The imbalance that gradient flow conserves; discrete rules do not, and drift at first order in their step.
+    """The imbalance of layers, which gradient flow conserves.
+
+    Discrete rules do not conserve it, and drift at first order in their step.
 
     For `TwoLayer`, `|a_j|^2 - |w_j|^2` of every neuron; for `DeepLinear`, the Frobenius norm of
     `W_l W_l^T - W_{l+1}^T W_{l+1}` of every pair of layers; for `DiagonalLinear`, `u^2 - v^2`. Any model with a method

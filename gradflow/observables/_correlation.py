@@ -14,7 +14,9 @@ from gradflow.problems import EmpiricalRisk, NeuralCorrelation
 
 
 class LogNorm(eqx.Module):
-    """`ln |w|`, of ordinary parameters or below underflow from a `gradflow.Polar`; `(width,)` neuron by neuron there.
+    """`ln |w|`, below underflow too.
+
+    Of ordinary parameters, or from a `gradflow.Polar`; `(width,)` where that is neuron by neuron.
 
     **Arguments**: `whole`: of all parameters together in any case, as an event of a run neuron by neuron needs.
 
@@ -34,7 +36,9 @@ class LogNorm(eqx.Module):
 
 
 class KKTResidual(eqx.Module):
-    """Distance of the direction `u` of the weights from a KKT point of the neural correlation function `N`:
+    """Distance of the direction of the weights from a KKT point.
+
+    For a direction `u` and the neural correlation function `N`:
 
         |grad N(u) - degree N(u) u|,        relative: over degree |N(u)|.
 
@@ -73,7 +77,7 @@ class KKTResidual(eqx.Module):
 
 
 class Correlation(eqx.Module):
-    """The neural correlation function at the direction of the weights, `N(w / |w|)`.
+    """Neural correlation function at the direction of the weights, `N(w/|w|)`.
 
     **Arguments**: as for `KKTResidual`.
 
@@ -98,7 +102,9 @@ class Correlation(eqx.Module):
 
 
 class Aligned(eqx.Module):
-    """Positive once the KKT residual is below a tolerance, or the norm above a bound: an event that always comes.
+    """Event: the KKT residual is below a tolerance, or the norm above a bound.
+
+    It always comes. The value, positive from then on, is
 
         max( ln(tolerance / residual),  ln|w| - ln(norm) )
 

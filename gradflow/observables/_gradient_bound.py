@@ -15,7 +15,7 @@ from gradflow.problems import EmpiricalRisk
 
 
 class GradientBound(eqx.Module):
-    """Lower bound on `|grad L|` of a two-layer ReLU network, from its living neurons:
+    """Lower bound on `|grad L|` of a two-layer ReLU net, from living neurons:
 
         |grad L|^2 >= sum_k a_k^2 max(A_k, B_k^2),                                inner sums: i with w_k . x_i > 0
         A_k = sum_i (|x_i|^2 - mu) p_i^2 + mu (sum_i |p_i|)^2,        mu = min over i != j of  sign(p_i p_j) x_i . x_j

@@ -13,7 +13,7 @@ from gradflow._tree import full_precision, join, split
 
 
 class HessianEigenvalues(eqx.Module):
-    """The `k` largest eigenvalues of the Hessian of the loss, in decreasing order: `(k,)`.
+    """The `k` largest eigenvalues of the Hessian of the loss, decreasing: `(k,)`.
 
     Band Lanczos with full reorthogonalisation, until the error bounds fall below `rtol` times the largest eigenvalue in
     modulus, or after `iterations` Hessian-vector products. Memory is `iterations + k` parameter vectors; no matrix of

@@ -13,7 +13,9 @@ from gradflow.problems import EmpiricalRisk
 
 
 class Loss(eqx.Module):
-    """The loss `L(theta)`; for another data set than the one trained on, build a second problem.
+    """The loss `L(theta)`.
+
+    For another data set than the one trained on, build a second problem.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> float(gf.observables.Loss(lambda w: 0.5 * w**2)(jnp.array(2.0)))
@@ -31,7 +33,9 @@ class Loss(eqx.Module):
 
 
 class Accuracy(eqx.Module):
-    """Fraction of samples classified rightly: by sign for targets of +1 and -1, by the largest score otherwise.
+    """Fraction of samples classified rightly.
+
+    By sign for targets of +1 and -1, by the largest score otherwise.
 
     Predictions of several outputs are compared with class indices or one-hot targets, those of one with signs.
 

@@ -12,7 +12,9 @@ from gradflow._tree import full_precision, join, split
 
 
 class LossRate(eqx.Module):
-    """`|grad L|^2 / scale`: the rate at which gradient flow lowers the loss, over a loss such as that of the start.
+    """Rate at which gradient flow lowers the loss, `|grad L|^2 / scale`.
+
+    `scale` is a loss such as that of the start; the unit is one over flow time.
 
     A run is on a plateau, near a saddle or a minimum, while this is small. Plateaus are left and entered at
 

@@ -11,7 +11,9 @@ from gradflow._tree import join, method_of, split
 
 
 class Lyapunov(eqx.Module):
-    """The Lyapunov function of the flow that a run follows, `flow.lyapunov`; on a convex problem it does not increase.
+    """Lyapunov function of a momentum flow; on convex problems it never rises.
+
+    It is `flow.lyapunov` of the flow that a run follows.
 
     It depends on time and momentum besides the parameters, so it can be observed along flows only, and on its own it
     cannot be evaluated.

@@ -15,7 +15,9 @@ from gradflow.problems._labels import LabelKind, label_kind, towards_label
 
 
 class Margins(eqx.Module):
-    """The margin of every sample: `y_i f(x_i)`; with several outputs that of its class over the next: `(n,)`.
+    """The margin of every sample, `y_i f(x_i)`: `(n,)`.
+
+    With several outputs it is that of the sample's class over the next.
 
     **Arguments**: `problem`: an `EmpiricalRisk` with labels +1 and -1, class indices, or one-hot rows.
 
@@ -42,7 +44,9 @@ class Margins(eqx.Module):
 
 
 class NormalisedMargin(eqx.Module):
-    """The smallest margin over `|theta|^degree`, which for a homogeneous network depends on the direction alone.
+    """The smallest margin over `|theta|^degree`.
+
+    For a homogeneous network it depends on the direction alone.
 
     Negative where the samples are not all told apart. Along gradient flow of an exponential-type loss its smooth
     relative `-log(n L) / |theta|^degree` never decreases once the loss is below `1/n`, and the two differ by at most
@@ -71,7 +75,9 @@ class NormalisedMargin(eqx.Module):
 
 
 class MaxMarginResidual(eqx.Module):
-    """How far the direction `u` of the weights is from a KKT point of `min |theta|^2 / 2` with all margins `q_i >= 1`:
+    """Distance of the direction of the weights from maximum margin.
+
+    That is, of the direction `u` from a KKT point of `min |theta|^2 / 2` with all margins `q_i >= 1`:
 
         (stationarity, slackness),      stationarity = | u - g / |g| |,    g = sum_i m_i grad q_i,   m_i = -dL/dq_i
                                         slackness = sum_i m_i (q_i - q_min) / (q_min sum_i m_i)

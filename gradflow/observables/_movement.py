@@ -12,7 +12,7 @@ from gradflow._tree import method_of, scaled_norm
 
 
 class NeuronMovement(eqx.Module):
-    """Distance `|w_r - w_r(0)|` of every neuron's incoming weights from where they started: `(width,)`.
+    """Distance of every neuron's incoming weights from their start: `(width,)`.
 
     In networks wide enough for the tangent kernel to stay put, the largest falls like `width^(-1/2)`, and the norm of
     them all together does not depend on the width.

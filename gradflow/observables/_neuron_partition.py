@@ -67,7 +67,7 @@ class NeuronPartition(eqx.Module):
 
 
 class PartitionCounts(eqx.Module):
-    """How many pairs of sample and neuron are in each of the four parts, in the order of `NeuronPartition`: `(4,)`.
+    """Pairs of sample and neuron in each part of `NeuronPartition`: `(4,)`.
 
     **Arguments**, **Raises**: as for `NeuronPartition`.
 

@@ -14,7 +14,7 @@ from gradflow._tree import method_of, scaled_norm
 
 
 class NeuronNorms(eqx.Module):
-    """Euclidean norm of the weights of every neuron, incoming and outgoing together: `(width,)`.
+    """Norm of the weights of every neuron, incoming and outgoing: `(width,)`.
 
     **Arguments**: `weights`: function `params -> (width, size)`; by default `params.neuron_weights()`, which
     `gradflow.models.TwoLayer` has.

@@ -12,7 +12,7 @@ from gradflow._tree import full_precision, join, split, tree_norm
 
 
 class ParameterNorm(eqx.Module):
-    """Euclidean norm of all floating-point parameters together; exact down to the smallest floats.
+    """Norm of all floating-point parameters, exact down to the smallest floats.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> float(gf.observables.ParameterNorm()({"a": jnp.array([3.0]), "b": jnp.array([4.0])}))
@@ -24,7 +24,9 @@ class ParameterNorm(eqx.Module):
 
 
 class GradientNorm(eqx.Module):
-    """Euclidean norm of the gradient of the loss. Costs one gradient, which the run does not count as its own.
+    """Euclidean norm of the gradient of the loss.
+
+    Costs one gradient, which the run does not count as its own.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> float(gf.observables.GradientNorm(lambda w: 0.5 * w**2)(jnp.array(2.0)))

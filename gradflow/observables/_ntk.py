@@ -14,7 +14,9 @@ from gradflow.problems import EmpiricalRisk
 
 
 class NTK(eqx.Module):
-    """The empirical tangent kernel `K = J J^T`, `J = df / dtheta`: `(n k, n k)` for `k` outputs, samples outermost.
+    """The empirical tangent kernel `K = J J^T`, `J = df / dtheta`.
+
+    Its shape is `(n k, n k)` for `k` outputs, samples outermost.
 
     Along gradient flow of a loss with mean reduction, predictions move as `f' = -K grad_f L`, with `grad_f L` of order
     `1/n` per sample. Costs one product with `J^T` and one with `J` per row; `J` itself is never held.
@@ -46,7 +48,7 @@ class NTK(eqx.Module):
 
 
 class NTKEigenvalues(eqx.Module):
-    """All eigenvalues of the empirical tangent kernel, in decreasing order: `(n k,)`.
+    """All eigenvalues of the empirical tangent kernel, decreasing: `(n k,)`.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.diag(jnp.array([1.0, 3.0])), jnp.ones(2), gf.losses.square, lambda w, x: x @ w)

@@ -19,7 +19,7 @@ def first_norms(net: MeanFieldNet) -> Float[Array, " nodes"]:
 
 
 class ParticleHistogram(eqx.Module):
-    """Distribution of a number that every node of a layer has: its mass in each bin, `(bins,)`.
+    """Histogram of a number that every node of a layer has: `(bins,)`.
 
     Along a `MeanFieldFlow` nodes count with their weights, so that finite networks and the limit compare; elsewhere
     with `1 / N` each. What lies outside of the edges is left out.
@@ -69,7 +69,9 @@ class ParticleHistogram(eqx.Module):
 def wasserstein(
     x: Float[Array, " n"], p: Float[Array, " n"], y: Float[Array, " m"], q: Float[Array, " m"], order: float = 2.0
 ) -> Float[Array, ""]:
-    """Wasserstein distance of two weighted samples of numbers, exactly: `(int |F^-1 - G^-1|^order)^(1/order)`.
+    """Wasserstein distance of two weighted samples of numbers, exactly:
+
+        (int |F^-1 - G^-1|^order)^(1/order)
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> x, p = jnp.array([0.0, 1.0]), jnp.array([0.5, 0.5])
@@ -87,7 +89,9 @@ def wasserstein(
 
 @eqx.filter_jit
 def particle_distance(a: Any, b: Any, directions: int = 64, seed: int = 0) -> Float[Array, ""]:
-    """Distance of two networks of one hidden layer as distributions of nodes `(w, c)`: sliced 2-Wasserstein.
+    """Sliced 2-Wasserstein distance of two networks of one hidden layer.
+
+    They are taken as distributions of nodes `(w, c)`.
 
     The root of the mean square, over random directions, of the Wasserstein distances of projections; it does not ask
     for equal numbers of nodes, and the order of these does not matter.

@@ -14,7 +14,9 @@ from gradflow.problems import EmpiricalRisk
 
 
 class SlidingNeurons(eqx.Module):
-    """Whether neuron `j` slides along the kink of sample `i`: Boolean `(n, neurons)`.
+    """Which neurons slide along the kinks of which samples: Boolean.
+
+    Entry `(i, j)` of `(n, neurons)` tells whether neuron `j` slides along the kink of sample `i`.
 
     It does if it is near the kink, `|w_j . x_i| < band |w_j| |x_i|`, and gradient flow drives `w_j . x_i` up with the
     sample off and down with it on (Filippov 1988). With `g_ij = -dL/dh_ij`, the pull of the loss on the activation

@@ -47,7 +47,9 @@ class Switches(NamedTuple):
 
 
 def switches(ts: Any, history: Any) -> Switches:
-    """The switching events in a history `(T, n, neurons)` of `NeuronPartition`, or of `ActivationPattern`.
+    """The switching events in a recorded history of partitions.
+
+    The history `(T, n, neurons)` is that of a `NeuronPartition`, or of an `ActivationPattern`.
 
     Of activation patterns, whose states are 0 (dead) and 1 (living), `violations` and `flips` mean nothing.
 
@@ -81,5 +83,12 @@ def switches(ts: Any, history: Any) -> Switches:
 
 
 def survivors(history: Any) -> Bool[np.ndarray, "n neurons"]:
-    """Pairs that were true-living at the start of a history of partitions and at all save times since."""
+    """Pairs that are true-living at all save times of a history: `(n, neurons)`.
+
+    **Arguments**: `history (T, n, neurons)`: `sol.observed["name"]` of a `NeuronPartition`.
+
+    >>> import gradflow as gf, numpy as np
+    >>> gf.observables.survivors(np.array([[[3, 3, 2]], [[3, 2, 3]]])).tolist()
+    [[True, False, False]]
+    """
     return np.all(np.asarray(history) == TRUE_LIVING, axis=0)

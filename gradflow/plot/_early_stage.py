@@ -13,8 +13,10 @@ PARTS = {"true-living": "tab:green", "true-dead": "#b7e0b7", "false-living": "ta
 
 
 def early_stage(ds: xr.Dataset) -> Figure:
-    """Loss drop over widths, rates and batches; samples deserted; switches that theory forbids; and over time the
-    partition, the bound on the gradient, and `t * loss`."""
+    """Loss drop, samples deserted, switches that theory forbids, late phase.
+
+    The drop over widths, rates and batches; over time the partition, the bound on the gradient, and `t * loss`.
+    """
     with matplotlib.rc_context(STYLE):
         drawn = figure(figsize=(12.5, 5.2))
         panels = drawn.subplots(2, 4).ravel()

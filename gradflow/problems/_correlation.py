@@ -16,7 +16,7 @@ from gradflow.problems._empirical_risk import EmpiricalRisk
 
 
 class NeuralCorrelation(eqx.Module):
-    """The neural correlation function of a homogeneous network, at the origin or at a saddle.
+    """The neural correlation function, at the origin or at a saddle.
 
         N(u) = sum_i <z_i, H(x_i; u)>,        z_i = -dL/dp_i
 
@@ -36,7 +36,7 @@ class NeuralCorrelation(eqx.Module):
 
     **Raises** `ValueError` if all first labels vanish, or are not finite.
 
-    >>> import gradflow as gf, jax, jax.numpy as jnp
+    >>> import equinox as eqx, gradflow as gf, jax, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([1.0, -3.0]), gf.losses.square, reduction="sum")
     >>> correlation = gf.NeuralCorrelation(problem)
     >>> neuron = gf.models.TwoLayer(2, 1, key=jax.random.key(0))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from gradflow._checks import check_callable, check_choice, check_finite, fail
 from gradflow._conserved import Conserved
 from gradflow._tree import full_precision, method_of
-from gradflow.problems.losses import check_targets
+from gradflow.problems._labels import check_targets
 
 
 class EmpiricalRisk(eqx.Module):

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from gradflow._checks import fail, is_concrete
+from gradflow.problems.losses import exponential, hinge, logistic
 
 LabelKind = Literal["signs", "indices", "onehot"]
 
@@ -65,3 +66,15 @@ def check_inputs_of_length(x: Any) -> None:
         if np.any(zeros):
             actual = f"zero in {int(zeros.sum())} of {zeros.size} samples, the first at index {int(np.argmax(zeros))}"
             raise fail("x", "hold samples other than zero", actual, "Remove them: they say nothing about any neuron.")
+
+
+def check_targets(loss: Any, y: Any) -> None:
+    """Refuses targets of a margin loss that are not +1 or -1, where they are known."""
+    if not any(loss is known for known in (logistic, exponential, hinge)) or not is_concrete(y):
+        return
+    values = np.asarray(y).astype(float)
+    wrong = np.abs(values) != 1
+    if np.any(wrong):
+        actual = f"something else in {np.sum(wrong)} of {wrong.size} entries, first {values[wrong][0]:g}"
+        advice = "Labels 0 and 1 become such as 2 * y - 1; class indices go with cross_entropy."
+        raise fail("y", f"hold +1 and -1 for the loss `{loss.__name__}`", actual, advice)

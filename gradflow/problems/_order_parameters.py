@@ -11,7 +11,9 @@ from gradflow._checks import fail, is_concrete
 
 
 class OrderParameters(eqx.Module):
-    """Overlaps of student weights `W (p, d)` and teacher weights `W* (k, d)`, which are all that the risk depends on.
+    """Overlaps of student and teacher weights, all that the risk depends on.
+
+    For weights `W (p, d)` and `W* (k, d)`:
 
         Q = W W^T / d  (p, p)       M = W W*^T / d  (p, k)
 

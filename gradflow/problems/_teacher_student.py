@@ -16,7 +16,9 @@ from gradflow.problems.activations import AbstractActivation, named
 
 
 class TeacherStudent(eqx.Module):
-    """Population risk of a two-layer student taught by a two-layer teacher, for inputs `x ~ N(0, I_d)`.
+    """Population risk of a two-layer student of a teacher, Gaussian inputs.
+
+    For `x ~ N(0, I_d)`:
 
         y = (1/k) sum_r v*_r s(w*_r . x / sqrt d) + sqrt(noise) zeta,     f(x) = (1/p) sum_j v_j s(w_j . x / sqrt d)
         risk = E (f - y)^2 / 2 - noise / 2

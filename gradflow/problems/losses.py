@@ -5,14 +5,11 @@ vector prediction are summed. `EmpiricalRisk` refuses other targets, with which 
 means something else: targets of 0 would be ignored. Nothing here averages over samples: that is `EmpiricalRisk`'s part.
 """
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Num
 
-from gradflow._checks import fail, is_concrete
+from gradflow._checks import fail
 
 PerSampleLoss = Float[Array, ""]
 
@@ -69,7 +66,7 @@ def hinge(prediction: Float[Array, "*out"], target: Num[Array, "*out"]) -> PerSa
 
 
 def cross_entropy(prediction: Float[Array, " classes"], target: Num[Array, "*classes"]) -> PerSampleLoss:
-    """`-sum_c y_c log softmax(p)_c`; the target is a class index or a vector of class probabilities.
+    """`-sum_c y_c log softmax(p)_c`, for class indices or probabilities `y`.
 
     An index outside `0 ... classes - 1` gives NaN, for the gradient as well, rather than the loss of a neighbouring
     class.
@@ -86,18 +83,6 @@ def cross_entropy(prediction: Float[Array, " classes"], target: Num[Array, "*cla
         return -_entry(log_probabilities, target)
     _same_shape(prediction, target)
     return -jnp.sum(target * log_probabilities)
-
-
-def check_targets(loss: Any, y: Any) -> None:
-    """Refuses targets of a margin loss that are not +1 or -1, where they are known."""
-    if not any(loss is known for known in (logistic, exponential, hinge)) or not is_concrete(y):
-        return
-    values = np.asarray(y).astype(float)
-    wrong = np.abs(values) != 1
-    if np.any(wrong):
-        actual = f"something else in {np.sum(wrong)} of {wrong.size} entries, first {values[wrong][0]:g}"
-        advice = "Labels 0 and 1 become such as 2 * y - 1; class indices go with cross_entropy."
-        raise fail("y", f"hold +1 and -1 for the loss `{loss.__name__}`", actual, advice)
 
 
 def _entry(values: Float[Array, " classes"], index: Int[Array, ""]) -> PerSampleLoss:

@@ -18,7 +18,9 @@ from gradflow.rules._base import AbstractRule, check_learning_rate, unknown_orde
 
 
 class MeanFieldSGD(AbstractRule):
-    """SGD on a finite network whose layers average, at the layerwise learning rates that have a limit of many nodes:
+    """SGD on a network whose layers average, at layerwise learning rates.
+
+    These are the rates at which the limit of many nodes exists:
 
         W_l -= eta N_{l-1} N_l grad l,      W_1 -= eta N_1 grad l,      C -= eta N_L grad l
 

@@ -37,6 +37,8 @@ class OnePassSGD(AbstractRule):
 
     **Raises** `ValueError` for a learning rate that is not positive, and for weights of the wrong shape.
 
+    Source: R. Veiga et al. (2022), arXiv 2202.00293.
+
     >>> import gradflow as gf, jax
     >>> problem = gf.TeacherStudent.orthogonal(dim=50, units=1)
     >>> rule = gf.OnePassSGD(problem, gamma_over_p=0.5, key=jax.random.key(0))

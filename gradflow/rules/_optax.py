@@ -17,7 +17,9 @@ from gradflow.rules._base import AbstractRule, check_learning_rate
 
 
 class OptaxRule(AbstractRule):
-    """A rule made of an optax transform: `theta_{k+1} = theta_k + update(grad L(theta_k))`.
+    """A rule made of an optax transform:
+
+        theta_{k+1} = theta_k + update(grad L(theta_k))
 
     **Time unit**: iterate `k` sits at `t = k learning_rate`. That is the clock of gradient flow for plain SGD; for
     other transforms it is the number of steps times the learning rate, no more.

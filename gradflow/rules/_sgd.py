@@ -18,7 +18,7 @@ SAMPLINGS = ("replacement", "batch", "epochs")
 
 
 class SGD(AbstractDescent):
-    """Stochastic gradient descent with a constant learning rate, on batches of `B` out of `n` samples:
+    """Stochastic gradient descent on batches of `B` out of `n` samples:
 
         theta_{k+1} = theta_k - eta (1/B) sum_{i in batch k} grad l_i(theta_k)
 

@@ -41,7 +41,7 @@ class Mode(eqx.Module):
 
 
 class Automatic(AbstractMethod):
-    """The default: chooses between an explicit method and `NDF`, at any step of the run.
+    """The default: chooses between an explicit method and `NDF` at every step.
 
     A run starts with the explicit method. After a few steps, and at every later one, its cost to the end of the run is
     foretold from the length of the step; where that is more than `NDF` is likely to need, `NDF` takes over, with its

@@ -32,9 +32,9 @@ EARLIEST = 0.03
 
 
 class StepControl(eqx.Module):
-    """Accepts or rejects steps and proposes the next, with a proportional-integral controller.
+    """Accepts or rejects steps and proposes the next (proportional-integral).
 
-    **Arguments**: `rtol`, `atol` (scalar, or `None`: scaled to the state, see above); `counts`: the number of entries
+    **Arguments**: `rtol`, `atol` (scalar, or `None`: scaled to the state); `counts`: the number of entries
     of each leaf of the state, where zeros have been added to it that are to count for nothing (default: all). Growth
     per step lies in `[0.1, 10]`; there is none right after a rejection.
 

@@ -16,7 +16,9 @@ def counts_evaluations(solver: diffrax.AbstractSolver) -> bool:
 
 
 def evaluations_per_step(solver: diffrax.AbstractSolver, solver_state: Any, after: Any = None) -> Int[Array, ""] | None:
-    """Evaluations of the field in the attempt from `solver_state` to `after`; `None` where they cannot be known.
+    """Evaluations of the field in one attempted step, or `None` if unknown.
+
+    The attempt is that from `solver_state` to `after`.
 
     An explicit Runge-Kutta method whose last stage is the first of the next step ("first same as last") evaluates the
     field once more in its very first attempt. What an implicit method spends depends on its iterations, which diffrax

@@ -21,7 +21,9 @@ KINKED = 1e-6
 
 
 def default_solver(rtol: float, flow: Any = None, kinked: bool = False) -> diffrax.AbstractSolver | AbstractMethod:
-    """`Automatic`; an explicit Runge-Kutta method where the flow oscillates or limits its steps; `ROCK2` at kinks.
+    """The method that `solve` takes unless told otherwise.
+
+    `Automatic`; an explicit Runge-Kutta method where the flow oscillates or limits its steps; `ROCK2` at kinks.
 
     The field of a ReLU network jumps where an activation pattern changes. There no method is of more than order one,
     the histories of multistep methods are worth little, and what counts is that steps are cheap: for an error of 1e-3

@@ -49,7 +49,9 @@ class History(eqx.Module):
 
 
 class NDF(AbstractMethod):
-    """Numerical differentiation formulas of variable order and step, solved by Newton's method and Krylov methods.
+    """Implicit multistep formulas, orders 1 to 5, by Newton and Krylov methods.
+
+    These are the numerical differentiation formulas, of variable order and step.
 
     One step of order `k` finds `y_{n+1}` such that
 

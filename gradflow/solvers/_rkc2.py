@@ -25,7 +25,7 @@ DAMPING = 2 / 13
 
 
 class RKC2(AbstractStabilised):
-    """Stabilised explicit Runge-Kutta of order 2, with as many stages as the stiffness asks for.
+    """Stabilised explicit Runge-Kutta of order 2, as many stages as it takes.
 
     For stiff fields with real spectrum, gradient flows first of all: a step costs `~ sqrt(1.54 h rho)` evaluations,
     where an ordinary explicit method takes `~ h rho / 3`. Its error estimate

@@ -26,7 +26,7 @@ from gradflow.solvers._stabilised import AbstractStabilised, combine, loop
 
 
 class ROCK2(AbstractStabilised):
-    """Stabilised explicit Runge-Kutta of order 2, of 46 numbers of stages from 3 to 200.
+    """Stabilised explicit Runge-Kutta of order 2, of 3 to 200 stages.
 
     For stiff fields with real spectrum, gradient flows first of all: a step costs `~ sqrt(1.23 h rho)` evaluations,
     where an ordinary explicit method takes `~ h rho / 3`. Errors fall in proportion to the tolerance. At loose

@@ -31,7 +31,7 @@ REACH = 2 - 4 / 3 * DAMPING
 
 
 class SKROCK(AbstractStochasticMethod):
-    """Stabilised explicit method of weak order 1, for steps far above `2 / sharpness`.
+    """Stabilised method of weak order 1, for steps far above `2 / sharpness`.
 
     A step takes `s + 1` gradients, and may be `0.95 s^2` times as long as one of `EulerMaruyama`. It pays where slow
     directions are asked about, to an accuracy that allows steps of more than some ten times `2 / sharpness`: then it

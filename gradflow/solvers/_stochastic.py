@@ -38,7 +38,9 @@ class AbstractStochasticMethod(eqx.Module):
 
 
 class EulerMaruyama(AbstractStochasticMethod):
-    """`y + F dt + G dW`: for `SGDFlow` of order 1 one gradient a step, as much as full-batch descent.
+    """`y + F dt + G dW`, in steps of fixed size; weak order 1.
+
+    For `SGDFlow` of order 1 it takes one gradient a step, as much as full-batch descent.
 
     Its weak error is of first order in `dt`, on top of that of the flow. Stable for `dt < 2 / sharpness`.
 
@@ -69,7 +71,9 @@ class EulerMaruyama(AbstractStochasticMethod):
 
 
 class SmallNoise(AbstractStochasticMethod):
-    """Heun's method for the drift, Euler's for the noise: `y + dt/2 (F(y) + F(y + dt F(y))) + G(y) dW`.
+    """Heun's method for the drift, Euler's for the noise:
+
+        y + dt/2 (F(y) + F(y + dt F(y))) + G(y) dW
 
     Where the noise is of size `sqrt(eta)`, as for `SGDFlow`, its weak error is `O(dt^2 + eta dt)`: with `dt` in
     proportion to `eta` it keeps the second order of `SGDFlow(order=2)`, which `EulerMaruyama` loses. Three gradients a

@@ -32,7 +32,9 @@ def circle_illustration(
     saves: int = 251,
     rtol: float = 1e-6,
 ) -> xr.Dataset:
-    """Squared-ReLU neurons on the circle: gradient descent in the settings of the source, its flow beside it.
+    """Squared-ReLU neurons on the circle: gradient descent beside its flow.
+
+    The settings are those of the source.
 
     `H(x; w) = sum_j max(0, w_j . x)^2`, 50 unit inputs, labels `5 max(0, x_1)^2 + 4 max(0, x_2)^2`, square loss summed
     over samples, learning rate 5e-5 for 50,000 iterations, Gaussian weights of standard deviation 1e-5. The norm stays

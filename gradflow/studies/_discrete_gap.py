@@ -34,7 +34,9 @@ def compare(
     after: float = 0.0,
     progress: bool = False,
 ) -> xr.Dataset:
-    """The gap between a rule and its flows over learning rates, on a fixed horizon of flow time.
+    """The gap between a rule and its flows over learning rates.
+
+    On a fixed horizon of flow time:
 
         gap = max_k |theta_k - X(t_k)| / max_k |X(t_k) - X(0)|,       t_k = rule.time(k) <= horizon
 
@@ -143,7 +145,9 @@ def compare(
 
 
 def steps_to_match(ds: xr.Dataset, error: float, flow: int = 0) -> float:
-    """Steps that the rule would need to come within `error` of its flow, from the last measured gap and order.
+    """Steps that a rule would need to come within an error of its flow.
+
+    From the last measured gap and order.
 
     `ds` comes from `compare`, `error` is a gap. Extrapolated unless `error` lies within the gaps measured; NaN if the
     rule diverged at the smallest learning rates.
@@ -188,8 +192,9 @@ def discrete_gap(
     seed: int = 0,
     progress: bool = True,
 ) -> xr.Dataset:
-    """`compare` for gradient descent or momentum on an MLP: learning rates from just below `2 / sharpness` down by
-    halves.
+    """`compare` for gradient descent or momentum on an MLP.
+
+    Learning rates go from just below `2 / sharpness` down by halves.
 
     Momentum methods have the fixed coefficient 0.9 and learning rates a hundredth of these: at larger ones, though
     stable, they oscillate, and follow no first-order flow. The first quarter of the run, with their transient, is not

@@ -50,7 +50,9 @@ def early_stage(
     max_steps: int = 20_000,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Two-layer ReLU networks from a start with large output weights (`gradflow.models.mild_two_layer`).
+    """Early training of ReLU networks: loss drop, living neurons, late phase.
+
+    Two layers, from a start with large output weights (`gradflow.models.mild_two_layer`).
 
     Four questions. How far does the loss fall in the first `1/eta` steps (one unit of flow time) of descent, over
     widths at the middle rate and over rates at the middle width, and of SGD, over batches at the middle width, in the

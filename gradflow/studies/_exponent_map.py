@@ -33,7 +33,9 @@ def exponent_map(
     resume: bool = True,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Risk of the full system for width `p = p0 d^kappa` and learning rate `gamma ~ d^-delta` at one number of inputs.
+    """Risk of one-pass SGD over the exponents of width and learning rate.
+
+    By the full system, for width `p = p0 d^kappa` and learning rate `gamma ~ d^-delta`, at one number of inputs.
 
     `gamma / p = ratio * d^-(kappa + delta)` as it is, no term dropped. The grid is one over `kappa` and
     `kappa + delta`, so that every point has an equation; in the plane of `kappa` and `delta` it is sheared.

@@ -46,7 +46,9 @@ def mean_field(
     resume: bool = True,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Tanh networks in mean-field scaling, of finite widths and of width infinity, on one data set.
+    """Tanh networks of finite widths beside width infinity, on one data set.
+
+    In mean-field scaling.
 
     Laws: first layer uniform on `[-scale, scale]`, between layers on `[0, 2]`, output on `[-1, 2]`.
 

@@ -41,7 +41,9 @@ def momentum(
     seed: int = 0,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Gradient descent, heavy ball and Nesterov's method on `m^(-1/2) sum_r a_r relu(w_r . x)` with fixed signs `a_r`.
+    """Gradient descent, heavy ball and Nesterov's method on wide ReLU networks.
+
+    The networks are `m^(-1/2) sum_r a_r relu(w_r . x)` with fixed signs `a_r`.
 
     The tangent kernel `H` of such a network hardly moves if it is wide, and the residuals of the sum of squares then
     obey `D'' + (2 sqrt(mu) + b H) D' + (1 + r) H D = 0`, `b = sqrt(s)` for Nesterov's method and zero for the heavy
@@ -292,7 +294,9 @@ def _dataset(
 
 
 def movement_slope(ds: xr.Dataset) -> xr.DataArray:
-    """The power of the width that the largest movement of a neuron falls with, per method and ratio.
+    """The power of the width with which the movement of neurons falls.
+
+    Of the largest movement, per method and ratio, from what `momentum` returned.
 
     NaN with fewer than two widths.
 

@@ -34,7 +34,9 @@ def optimal_schedule(
     step: float = 0.15,
     rtol: float = 1e-5,
 ) -> OptimalSchedule:
-    """Minimises the risk at `t = horizon`, that is after `horizon d / g` samples, over schedules of the learning rate.
+    """The schedule of learning rates that minimises the risk of one-pass SGD.
+
+    The risk is that at `t = horizon`, after `horizon d / g` samples.
 
     The schedule is interpolated between `knots` factors, equally spaced in time. The derivative of the final risk with
     respect to them is exact, by forward mode through the solve; Adam takes steps of size `step` in the logarithms.

@@ -51,7 +51,7 @@ def phase_diagram(
     resume: bool = True,
     progress: bool = True,
 ) -> xr.Dataset:
-    """SGD against its order parameters in every region of the phase diagram, and the diagram as a computed map.
+    """One-pass SGD beside its equations in every region, and maps of them.
 
     An erf student of `width` units learns an orthogonal teacher of `units`, from an informed start
     (Veiga et al. 2022, arXiv 2202.00293).

@@ -32,7 +32,9 @@ def phase_map(
     resume: bool = True,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Risk of the full order-parameter system over learning rate and noise, from one start.
+    """Risk of one-pass SGD over learning rate and label noise.
+
+    By the full order-parameter system, from one start.
 
     **Arguments**
 

@@ -43,7 +43,9 @@ def small_init(
     chunk: tuple[int, int] | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Gradient flow of bias-free two-layer ReLU networks from small initial weights `delta * v`.
+    """Escape of two-layer ReLU networks from small initial weights.
+
+    Gradient flow of networks without biases, from `delta * v`.
 
     While the weights are small their directions follow a flow that does not know `delta`; then the norm grows like
     `exp(2 N t)` and the loss falls. So the time of escape grows like `ln(1/delta) / (2 N)`, `N` the value of the neural

@@ -38,7 +38,9 @@ def two_directions(
     seed: int = 0,
     rtol: float = 1e-5,
 ) -> xr.Dataset:
-    """Gradient flow of `f(x) = sum_k a_k relu(w_k . x)`, `a_k = +-1/sqrt(m)` fixed, in four phases, for every angle.
+    """Two nearby inputs of opposite labels: plateau, escape, sliding neurons.
+
+    Gradient flow of `f(x) = sum_k a_k relu(w_k . x)`, `a_k = +-1/sqrt(m)` fixed, in four phases, for every angle.
 
     Its start is `|w_k| = kappa / sqrt(m)` in random directions, its loss exponential, its data `ratio` copies of one
     input and one of another. The kinks are rounded (`gradflow.models.Smoothed`) over a fiftieth of the angle, so that

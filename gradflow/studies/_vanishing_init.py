@@ -42,7 +42,9 @@ def vanishing_init(
     resume: bool = True,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Two-layer ReLU networks from weights of norm `10^-exponent`, in polar coordinates, beside what theory foretells.
+    """Escape from weights of norm 1e-4 to 1e-300, beside what theory foretells.
+
+    Two-layer ReLU networks from weights of norm `10^-exponent`, in polar coordinates.
 
     Before any training, every neuron is followed up the neural correlation function to the KKT point of its basin, of
     value `N_j`. The best of them, `N`, foretells the slope `1 / (2 N)` of the escape time against `ln(1/delta)`, and

@@ -19,7 +19,9 @@ class Saddles(NamedTuple):
 
 
 def diagonal_saddles(x: Any, y: Any, *, reduction: str = "mean", limit: int = 1000) -> Saddles:
-    """Saddles of gradient flow of `f(x) = (u * v) . x` from `u = sqrt(2) alpha`, `v = 0`, square loss, `alpha -> 0`.
+    """Saddles that a diagonal linear network visits from a vanishing start.
+
+    Gradient flow of `f(x) = (u * v) . x` from `u = sqrt(2) alpha`, `v = 0`, under square loss, as `alpha -> 0`.
 
     Times are in units of `ln(1/alpha)`. With `s = 0`, `beta = 0` at first, repeat: `g = grad L(beta)`; go on by the
     least `D` for which some `s_i - D g_i` reaches `+-1`; then `beta` minimises the loss among predictors with

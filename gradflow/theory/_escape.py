@@ -19,7 +19,9 @@ class Escape(NamedTuple):
 
 
 def escape(correlation: float, log_norm: float, *, degree: int = 2, curvature: float | None = None) -> Escape:
-    """The escape of a start of norm `delta = exp(log_norm)` along a KKT point with `N = correlation`.
+    """Escape time of a homogeneous network from a small start, by theory.
+
+    For a start of norm `delta = exp(log_norm)` along a KKT point with `N = correlation`, on the clock of gradient flow:
 
         degree 2:     t = ln(1/delta) / (2 N) + O(1)
         degree k > 2: t = delta^(2 - k) / (k (k - 2) N),  the blow-up of the flow of N along the ray

@@ -70,7 +70,9 @@ def kkt_points(
     tolerance: float = 1e-4,
     key: Any = None,
 ) -> KKTPoints:
-    """The KKT points of `N` on the unit sphere that are found from random starts, with `N > 0`.
+    """KKT points of the neural correlation function: where small neurons turn.
+
+    Those of `N` on the unit sphere, with `N > 0`, that are found from random starts.
 
     Gradient ascent with steps that grow on success and shrink on failure, then Newton's method on `grad N = degree N u`
     where that lowers the residual. Flows go to maxima, and by default these are looked for. With `every`, the residual

@@ -10,7 +10,9 @@ from gradflow.theory._diagonal import Saddles
 
 
 def linear_saddles(x: Any, y: Any, *, depth: int = 2, reduction: str = "mean") -> Saddles:
-    """Saddles of a linear network of `depth` layers, square loss, at vanishing initialisation, where modes decouple.
+    """Saddles that a deep linear network visits from a vanishing start.
+
+    For `depth` layers and square loss, where modes decouple.
 
     Mode `k` has the singular value `s_k` of the correlation `y^T x` (over `n` for a mean); the network learns modes in
     order of size, at the times
@@ -61,7 +63,9 @@ def linear_saddles(x: Any, y: Any, *, depth: int = 2, reduction: str = "mean") -
 
 
 def saxe_mode(t: Any, s: float, start: float) -> Float[np.ndarray, "*times"]:
-    """Strength of a mode of a balanced two-layer linear network, `c' = 2 c (s - c)`, `c(0) = start`.
+    """Strength over time of a mode of a balanced two-layer linear network.
+
+    The solution of `c' = 2 c (s - c)`, `c(0) = start`, on the clock of gradient flow of the sum of squares:
 
         c(t) = s / (1 + (s/start - 1) exp(-2 s t))
 

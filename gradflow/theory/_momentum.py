@@ -36,7 +36,9 @@ def momentum_rates(
     method: Literal["heavy_ball", "nesterov"],
     resolution: Literal["high", "low", "discrete"] = "high",
 ) -> Float[np.ndarray, "..."]:
-    """Rate at which each mode of a quadratic decays, per unit of flow time `t = k sqrt(s)`.
+    """Rate at which each mode of a quadratic decays under momentum.
+
+    Per unit of flow time, `t = k sqrt(s)` at iterate `k`.
 
     **Arguments**: `eigenvalues` of the Hessian, not negative; `mu` and `s` of the method, which broadcast against them;
     `resolution`: of the flow, or `"discrete"` for the iterates, where a negative rate is growth.
@@ -84,7 +86,9 @@ def momentum_rates(
 def faster_method(
     eigenvalues: Any, mu: float, s: float, resolution: Literal["high", "low", "discrete"] = "high"
 ) -> FasterMethod:
-    """Which of the heavy ball and Nesterov's method with the same `mu` and `s` is faster in the end, and by how much.
+    """Which of the heavy ball and Nesterov's method is faster in the end.
+
+    Both with the same `mu` and `s`; the answer tells by how much.
 
     **Arguments** and **raises**: as for `momentum_rates`. Rates that agree to nine digits are a tie.
 
@@ -103,7 +107,9 @@ def faster_method(
 
 
 def effective_mu(momentum: Any, s: Any) -> Any:
-    """The `mu` that a fixed coefficient `beta` stands for: `((1 - beta)/(1 + beta))^2 / s`.
+    """The `mu` that a fixed momentum stands for, `((1 - beta)/(1 + beta))^2 / s`.
+
+    **Arguments**: `momentum`: the coefficient `beta`, in `[0, 1)`; `s`: the step size. Nothing is checked.
 
     >>> import gradflow as gf
     >>> round(gf.theory.effective_mu(0.9, 0.01), 4)
@@ -114,7 +120,7 @@ def effective_mu(momentum: Any, s: Any) -> Any:
 
 
 def stable_step(sharpness: Any, beta: Any, method: Literal["heavy_ball", "nesterov"]) -> Any:
-    """The step size beyond which a method with coefficient `beta` diverges on a quadratic of this sharpness.
+    """The step size beyond which a momentum method diverges on a quadratic.
 
         heavy ball: 2 (1 + beta) / sharpness,        Nesterov: 2 (1 + beta) / (1 + 2 beta) / sharpness
 

@@ -18,7 +18,9 @@ class PartitionCondition(NamedTuple):
 
 
 def partition_condition(x: Any, y: Any) -> PartitionCondition:
-    """Whether inputs of one label never form an obtuse angle, and of different labels never an acute one.
+    """Whether data keep the neuron partition of a ReLU network in order.
+
+    They do if inputs of one label never form an obtuse angle, and of different labels never an acute one.
 
     Then `s_k y_i d(w_k . x_i)/dt >= 0` for two-layer ReLU networks, `s_k` the sign of the output weight, under every
     loss that pulls towards the label: see `gradflow.observables.NeuronPartition`. Values above `-1e-12 |x_i| |x_j|`

@@ -55,7 +55,9 @@ class PhaseRegion(NamedTuple):
 
 
 def phase_region(kappa: Any, delta: Any) -> PhaseRegion:
-    """The region of the phase diagram for width `p ~ d^kappa` and learning rate `gamma ~ d^-delta`.
+    """The region of the phase diagram of one-pass SGD.
+
+    For width `p ~ d^kappa` and learning rate `gamma ~ d^-delta`:
 
     | region | condition | what happens when `d` is infinite |
     |---|---|---|
@@ -85,7 +87,9 @@ def phase_region(kappa: Any, delta: Any) -> PhaseRegion:
 
 
 def plateau(gamma_over_p: Any, noise: Any) -> float:
-    """Risk that stays for ever, `A g noise / (1 - 2 A g)` with `A = 1 / (2 pi sqrt 3)`, `g = gamma_over_p`.
+    """Risk that stays for ever under one-pass SGD with label noise:
+
+        A g noise / (1 - 2 A g),        A = 1 / (2 pi sqrt 3),    g = gamma_over_p
 
     For erf units, normalised, and an orthogonal teacher (`P = I`) that the student has found, whatever its width. The
     leading term is derived, the next one is a fit: within 2 % for `g <= 1` and `noise <= 1e-3`, within .2 % for
@@ -109,7 +113,9 @@ def plateau(gamma_over_p: Any, noise: Any) -> float:
 
 
 def finite_dim_plateau(exponent: Any, dim: Any, noise: Any, ratio: Any = 1.0) -> float:
-    """Plateau of the green region at a finite number of inputs, where `g = ratio * dim^-exponent` is not yet zero.
+    """Plateau of the risk in the green region at a finite number of inputs.
+
+    There `g = ratio * dim^-exponent` is not yet zero.
 
     It falls like `dim^-exponent`.
 

@@ -9,7 +9,9 @@ from gradflow._checks import check_finite, fail
 
 
 def relu_gram(x: Any, weight: Any = None) -> Float[np.ndarray, "n n"]:
-    """The Gram matrix `H` of `f(x) = m^(-1/2) sum_r a_r relu(w_r . x)`, `a_r = +-1` fixed, in the weights `w_r`:
+    """The Gram matrix of a wide ReLU network, and its limit.
+
+    `H` of `f(x) = m^(-1/2) sum_r a_r relu(w_r . x)`, `a_r = +-1` fixed, in the weights `w_r`:
 
         H_ij    = (x_i . x_j) #{r : w_r . x_i > 0 and w_r . x_j > 0} / m        with `weight`
         Hinf_ij = (x_i . x_j) (pi - angle(x_i, x_j)) / (2 pi)                   without: its limit for normal `w_r`

@@ -35,7 +35,9 @@ class TwoDirections(NamedTuple):
 
 
 def two_directions(ratio: float | int, angle: float, share: float) -> TwoDirections:
-    """The plateau and the escape from it, for exponential loss (a mean) and trained input weights `w_k`, `a_k` fixed:
+    """Plateau, and the escape from it, on two nearby inputs of opposite labels.
+
+    For exponential loss (a mean) and trained input weights `w_k`, `a_k` fixed:
 
         plateau = 2 sqrt(p) / (1 + p),        L(t) = plateau / (1 + rate t)
         rate = (share / 2) sqrt(p) / (1 + p) (2 sin(D/2))^2

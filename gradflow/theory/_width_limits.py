@@ -22,7 +22,9 @@ class WidthLimit(NamedTuple):
 
 
 def width_limit(parametrisation: Parametrisation | str, depth: int = 1) -> WidthLimit:
-    """The limit of infinite width of gradient flow in a parametrisation, for a number of hidden layers.
+    """Which flow is the infinite-width limit of a parametrisation.
+
+    For gradient flow of networks of `depth` hidden layers:
 
     | parametrisation | one hidden layer | more |
     |---|---|---|
@@ -62,7 +64,9 @@ class ExtrapolatedWidth(NamedTuple):
 
 
 def extrapolate_width(widths: Any, values: Any) -> ExtrapolatedWidth:
-    """Extrapolates means over seeds to width infinity, `mean_N = limit + a / N`, by weighted least squares.
+    """Extrapolates means over seeds to width infinity.
+
+    Fits `mean_N = limit + a / N` by weighted least squares.
 
     For limits that have no equation of their own, such as that of deep networks in muP.
 

@@ -123,7 +123,9 @@ class Gaussian(AbstractLaw):
 
 
 class Radius(AbstractLaw):
-    """Law of the length of a vector of independent Gaussian entries: `std` times chi with `dim` degrees of freedom.
+    """Law of the length of a vector of independent Gaussian entries.
+
+    It is `std` times chi with `dim` degrees of freedom.
 
     **Raises** `ValueError` for a dimension below one, and a standard deviation that is not positive.
 
@@ -165,7 +167,9 @@ class Radius(AbstractLaw):
 
 
 class Discrete(AbstractLaw):
-    """A few values with probabilities, equal ones by default; a single value is a constant.
+    """A few values with probabilities; a single value is a constant.
+
+    Probabilities are equal by default.
 
     **Raises** `ValueError` for values that are not finite, and for probabilities that are not positive or do not fit.
 

@@ -45,7 +45,9 @@ class AbstractNodeRule(eqx.Module):
 
 
 class GaussLegendre(AbstractNodeRule):
-    """Gauss-Legendre nodes on a tensor grid, `n` in each dimension; a discrete law has its own values for nodes.
+    """Gauss-Legendre nodes on a tensor grid, `n` in each dimension.
+
+    A discrete law has its own values for nodes.
 
     Grids of over 100,000 nodes are refused with a warning, and `Sobol(4096)` takes their place.
 
@@ -78,7 +80,9 @@ class GaussLegendre(AbstractNodeRule):
 
 
 class Sobol(AbstractNodeRule):
-    """`n` scrambled Sobol points, a power of two, through the quantiles of the laws, with equal weights.
+    """Scrambled Sobol points, through the quantiles of the laws.
+
+    `n` of them, a power of two, with equal weights.
 
     >>> from gradflow.models.nodes import Gaussian, Sobol
     >>> x, w = Sobol(1024)([Gaussian()] * 5)
@@ -137,7 +141,9 @@ class MonteCarlo(AbstractNodeRule):
 
 
 def default_rule(laws: Sequence[AbstractLaw]) -> AbstractNodeRule:
-    """`GaussLegendre(12)` in up to three continuous dimensions (16 for Gaussian laws), else `Sobol(256)`.
+    """The rule of nodes that suits some laws.
+
+    `GaussLegendre(12)` in up to three continuous dimensions (16 for Gaussian laws), else `Sobol(256)`.
 
     >>> from gradflow.models.nodes import Uniform, default_rule
     >>> type(default_rule([Uniform(-1, 1)] * 3)).__name__, type(default_rule([Uniform(-1, 1)] * 4)).__name__

@@ -7,7 +7,9 @@ from gradflow.problems.activations._base import AbstractActivation, Covariance, 
 
 
 class Erf(AbstractActivation):
-    """`s(x) = erf(x / sqrt 2)`, the activation of Saad and Solla (1995), and of Veiga et al. (2022, arXiv 2202.00293).
+    """`s(x) = erf(x / sqrt 2)`.
+
+    The activation of Saad and Solla (1995), and of Veiga et al. (2022), arXiv 2202.00293.
 
     The arguments of all arcsines stay below one in absolute value for every positive semi-definite covariance, singular
     ones and coincident fields included, so that every expectation is a smooth function of the covariance.

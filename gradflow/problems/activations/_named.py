@@ -13,7 +13,9 @@ NAMES: dict[str, type[AbstractActivation]] = {"erf": Erf, "relu": ReLU, "square"
 
 
 def named(activation: Any) -> AbstractActivation:
-    """The activation of that name; a function becomes a `Quadrature`, an activation stays what it is.
+    """The activation of that name.
+
+    A function becomes a `Quadrature`, an activation stays what it is.
 
     **Raises** `ValueError` for names other than `"erf"`, `"relu"` and `"square"`.
 
