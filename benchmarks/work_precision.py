@@ -6,7 +6,7 @@ equations of order parameters, a stiff quadratic. The error is `|y(T) - ref| / |
 error is the difference of two of them. An evaluation of the gradient counts 1, and so does a Hessian-vector product
 that is a difference of gradients; an exact one counts 2. Libraries that are not installed are skipped, by name.
 
-    python benchmarks/work_precision.py [--quick] [--full] [--cases WORD ...] [--methods WORD ...] [--out FOLDER]
+    python benchmarks/work_precision.py [--quick] [--full] [--fine N] [--cases WORD ...] [--methods WORD ...]
 
 `pip install -e ".[benchmarks]"` installs the other libraries; all of them from Python 3.12 on.
 """
@@ -183,6 +183,12 @@ def write(out, quick, abouts, rows, skipped, figures):
     return summary, paths
 
 
+def refined(ladder, parts):
+    """Tolerances between those of a ladder, evenly spaced in the logarithm."""
+    steps = np.arange(parts * (len(ladder) - 1) + 1) / parts
+    return tuple(float(10**x) for x in np.interp(steps, np.arange(len(ladder)), np.log10(ladder)))
+
+
 def chosen_by(words, name):
     return not words or any(word.lower() in name.lower() for word in words)
 
@@ -193,6 +199,7 @@ def main():
     parser.add_argument("--full", action="store_true", help="also T = 20000, and every explicit method")
     parser.add_argument("--cases", nargs="*", default=[], help="words, of which the name of a case has one")
     parser.add_argument("--methods", nargs="*", default=[], help="likewise for methods; the default always runs")
+    parser.add_argument("--fine", type=int, default=1, help="tolerances for every one of the usual ladders")
     parser.add_argument("--budget", type=int, help="gradient equivalents a run may cost")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds above which no tighter tolerance follows")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("benchmarks/results"))
@@ -209,6 +216,8 @@ def main():
 
     chosen, skipped = methods.every_method(arguments.quick, arguments.full, steepness)
     chosen = [m for m in chosen if m.name == "default" or chosen_by(arguments.methods, m.name)]
+    if arguments.fine > 1:
+        chosen = [dataclasses.replace(m, ladder=refined(m.ladder, arguments.fine)) for m in chosen]
     if arguments.quick:
         chosen = [m for m in chosen if not any(word in m.name for word in ("GMRES", "Kvaerno5", "Dopri8"))]
         chosen = [dataclasses.replace(m, ladder=m.ladder[1:4:2] or m.ladder) for m in chosen]
