@@ -27,7 +27,7 @@ from gradflow._tree import scaled_norm
 DORMANT = 0.01
 """Share of the present size of a leaf below which an explicit method holds its entries to an absolute error."""
 
-EARLIEST = 0.03
+EARLIEST = 0.05
 """Share of the tolerance that the first steps are held to, where it is graded."""
 
 

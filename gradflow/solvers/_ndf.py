@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from gradflow._checks import fail
 from gradflow._tree import flatten
-from gradflow.solvers._control import StepControl
+from gradflow.solvers._control import EARLIEST, StepControl
 from gradflow.solvers._differences import append, change_of_spacing, weights
 from gradflow.solvers._method import AbstractMethod, Attempt, Field
 from gradflow.solvers._newton import newton
@@ -21,9 +21,6 @@ KAPPA = (0.0, -0.1850, -1 / 9, -0.0823, -0.0415, 0.0)  # Shampine & Reichelt 199
 SUMS = tuple(sum(1 / m for m in range(1, k + 1)) for k in range(HIGHEST + 1))
 ALPHA = tuple((1 - kappa) * total for kappa, total in zip(KAPPA, SUMS, strict=True))
 ERROR = tuple(abs(kappa * total + 1 / (k + 1)) for k, (kappa, total) in enumerate(zip(KAPPA, SUMS, strict=True)))
-
-EARLIEST = 1e-3
-"""Share of the tolerance that the first steps are held to."""
 
 SHARE = 0.3
 """Share of the tolerance that a step is held to, so that the error at the end comes out near the tolerance."""
@@ -68,7 +65,7 @@ class NDF(AbstractMethod):
     - The linear solves stop by a bound on their error, not by the residual. A bound met at once means one product.
     - A direction of negative curvature of `I + c H` means that the step is longer than the instability it would have
       to follow: it is repeated with a shorter one.
-    - The tolerance on a step is graded: `rtol` times the part of the run that lies behind, from a thousandth on.
+    - The tolerance on a step is graded: `rtol` times the part of the run that lies behind, from a twentieth on.
       Errors made early are carried, and near saddles amplified, through all the run, and early steps cost least.
     - Products `H v` are differences of gradients, one gradient each, or, with `linearise=True`, products with a
       gradient linearised once per iteration: exact, and 1.4 times as dear.
