@@ -21,6 +21,7 @@ def degree_one_slopes(activation: Callable[[Array], Array]) -> tuple[float, floa
     """The slopes left and right of zero of an activation of degree one, such as ReLU; `None` for others.
 
     >>> import jax
+    >>> from gradflow._conserved import degree_one_slopes
     >>> degree_one_slopes(jax.nn.relu), degree_one_slopes(jax.nn.gelu)
     ((0.0, 1.0), None)
     """
@@ -35,6 +36,7 @@ def has_kinks(model: Any) -> bool:
     """Whether the `activation` of a model is piecewise linear, as far as it has one that can be tried.
 
     >>> import gradflow as gf, jax
+    >>> from gradflow._conserved import has_kinks
     >>> has_kinks(gf.models.TwoLayer(2, 3, key=jax.random.key(0)))
     True
     """

@@ -46,9 +46,9 @@ def main() -> None:
 
 def _version(asked: bool) -> None:
     if asked:
-        from gradflow import __version__
+        import gradflow
 
-        print(f"gradflow {__version__}")
+        print(f"gradflow {gradflow.__version__}")
         raise typer.Exit
 
 

@@ -96,6 +96,7 @@ def smooth(
     **Raises** `ValueError` unless the activation is homogeneous of degree one.
 
     >>> import jax, jax.numpy as jnp
+    >>> from gradflow.models._smoothed import smooth
     >>> [float(s) for s in smooth(jax.nn.relu, jnp.array([-1.0, 0.0, 1.0]), jnp.ones(3), 0.5)]
     [0.0, 0.09375, 1.0]
     """
@@ -125,6 +126,7 @@ def slopes(activation: Callable[[Array], Array]) -> tuple[float, float]:
     **Raises** `ValueError` unless the activation is homogeneous of degree one.
 
     >>> import jax
+    >>> from gradflow.models._smoothed import slopes
     >>> slopes(jax.nn.relu)
     (0.0, 1.0)
     """
