@@ -111,6 +111,7 @@ class Lane:
 
     def fly(self, fixed: tuple[PyTree, Options]) -> tuple[Flight, float]:
         """The flight after one segment, and the seconds that this took."""
+        assert self._inbox is not None
         began = time.perf_counter()
         flight = jax.block_until_ready(fly(fixed, self._inbox, self.flight, jnp.asarray(self._budget), self._mesh))
         return flight, time.perf_counter() - began
@@ -152,7 +153,7 @@ class _Pool:
     """Threads that run with the precision of the thread that made them."""
 
     def __init__(self, pool: concurrent.futures.ThreadPoolExecutor):
-        self._pool, self._x64 = pool, bool(jax.config.jax_enable_x64)
+        self._pool, self._x64 = pool, jnp.result_type(float) == jnp.float64
 
     def submit(self, fn: Callable[..., Any], *args: Any) -> "concurrent.futures.Future[Any]":
         return self._pool.submit(self._run, fn, *args)
