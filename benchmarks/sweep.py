@@ -4,10 +4,12 @@ Batches of bias-free two-layer tanh networks on handwritten digits 0 and 1, squa
 1e-6 ... 1, widths 8 ... 128, seeds; "uneven": the same up to scale 10, where training is lazy and stiff; "alike": one
 scale, one width, seeds; "many": thousands of tiny ones on a circle of 16 points. Each runs in flight and as
 `vmap(diffrax.diffeqsolve)` of equal solver, tolerances and save times, or, where diffrax does not have the solver, as
-`vmap(gradflow.solve)`; one program per width there. The useful share is that of the gradients which members need by
-themselves in all that are evaluated, those that slots evaluate while they wait for others included. Seconds contain no
-compilation: all is run twice, and the second time counts; nor the drawing of the networks. "first result" is what a new
-process takes until its first segment has been computed, without and with a filled compilation cache.
+`vmap(gradflow.solve)`: "one vmap" over the whole grid, which takes padding every network with zeros to the largest
+width, and "by width", one program and one batch for each. The useful share is that of the gradients which members need
+by themselves in all that are evaluated, those that slots evaluate while they wait for others included. Seconds are
+medians of up to three runs, the ways in turn; they contain stacking of the members, but neither compilation nor the
+drawing of the networks. "cpu" is processor time, of all threads. "first result" is what a new process takes until its
+first segment has been computed, without and with a filled compilation cache.
 
     python benchmarks/sweep.py [--quick] [--out FOLDER]
 """
@@ -35,6 +37,9 @@ from gradflow import plot  # noqa: E402
 from gradflow.plot._style import STYLE, figure, label_decades  # noqa: E402
 
 RTOL = 1e-4
+PATIENCE = 10.0
+"""Seconds after which a way is not run again."""
+FLIGHT, BY_WIDTH, TOGETHER = "in flight", "by width", "one vmap"
 SOLVERS = {"default": None, "Tsit5": gf.solvers.Tsit5()}
 
 
@@ -49,13 +54,13 @@ def cases(quick):
     tiny = gf.EmpiricalRisk(*gf.data.circle(16), gf.losses.square)
     scales = np.geomspace(1e-6, 1.0, 4 if quick else 8).tolist()
     # 280 members in full size.
-    mixed = {"width": [8] if quick else [8, 16, 32, 64, 128], "scale": scales, "seed": range(1 if quick else 7)}
+    mixed = {"width": [4, 8] if quick else [8, 16, 32, 64, 128], "scale": scales, "seed": range(1 if quick else 7)}
     alike = {"width": [32], "scale": [1e-2], "seed": range(8 if quick else 64)}
     uneven = mixed | {"scale": np.geomspace(1e-6, 10.0, 8).tolist(), "seed": range(3)}
     many = {"width": [4], "scale": [0.5], "seed": range(64 if quick else 2000)}
     ts = np.linspace(0.0, 60.0, 61)
-    found = {"mixed": (near, mixed, ts), "uneven": (near, uneven, ts), "alike": (near, alike, ts)}
-    found["many"] = tiny, many, ts[:11]
+    found = {"mixed": (near, mixed, ts), "alike": (near, alike, ts)}
+    found |= {"many": (tiny, many, ts[:11]), "uneven": (near, uneven, ts)}
     return {name: found[name] for name in ("mixed", "many")} if quick else found
 
 
@@ -73,73 +78,108 @@ def builder(problem, spans=None):
 
 
 def in_flight(problem, axes, ts, solver, batch=None):
-    """Seconds of the second run, without those in which networks are drawn, and what was spent."""
+    """A function that runs the sweep once: seconds without those in which networks are drawn, and what was spent."""
     spans = []
-    run = functools.partial(
-        gf.sweep, builder(problem, spans), axes, ts, observe={"risk": problem}, solver=solver, rtol=RTOL, progress=False
+    build = builder(problem, spans)
+    options = {"observe": {"risk": problem}, "solver": solver, "rtol": RTOL, "progress": False, "batch": batch}
+    gf.sweep(build, axes, ts, **options)
+
+    def run():
+        spans.clear()
+        began, worked = time.perf_counter(), time.process_time()
+        ds = gf.sweep(build, axes, ts, **options)
+        drawn = sum(spans)
+        seconds, cpu = time.perf_counter() - began - drawn, time.process_time() - worked - drawn
+        products = 2 * int(ds.hessian_vector_products.sum())
+        counts = {
+            "needed": int(ds.gradient_evaluations.sum()) + products,
+            "spent": ds.attrs["evaluations_spent"] + products,
+        }
+        return {"seconds": seconds, "cpu": cpu, "failed": int((ds.status != 0).sum())} | counts
+
+    return run
+
+
+def padded(model, width):
+    """The network with neurons of weight zero up to a width: it computes the same, and these stay at zero."""
+    more = width - model.weight.shape[0]
+    weights = jnp.pad(model.weight, ((0, more), (0, 0))), jnp.pad(model.output, (0, more))
+    return eqx.tree_at(lambda m: (m.weight, m.output), model, weights)
+
+
+def lockstep(problem, ts, solver, model):
+    """The observed risk and the gradient evaluations of one member, to be mapped over a batch."""
+    flow = gf.GradientFlow(problem)
+    if solver is None:
+        sol = gf.solve(flow, model, ts, observe={"risk": problem}, rtol=RTOL, save_params=False, throw=False)
+        return sol.observed["risk"], sol.stats["gradient_evaluations"]
+    trainable, rest = eqx.partition(model, eqx.is_inexact_array)
+    field = lambda t, y, args: jax.tree_util.tree_map(  # noqa: E731
+        jnp.negative, jax.grad(lambda p: problem(eqx.combine(p, rest)))(y)
     )
-    run(batch=batch)
-    spans.clear()
-    began = time.perf_counter()
-    ds = run(batch=batch)
-    seconds = time.perf_counter() - began - sum(spans)
-    needed = int(ds.gradient_evaluations.sum()) + 2 * int(ds.hessian_vector_products.sum())
-    spent = ds.attrs["evaluations_spent"] + 2 * int(ds.hessian_vector_products.sum())
-    return {"seconds": seconds, "needed": needed, "spent": spent, "failed": int((ds.status != 0).sum())}, ds
+    save = diffrax.SaveAt(ts=jnp.asarray(ts), fn=lambda t, y, args: problem(eqx.combine(y, rest)))
+    sol = diffrax.diffeqsolve(
+        diffrax.ODETerm(field),
+        diffrax.Tsit5(),
+        ts[0],
+        ts[-1],
+        None,
+        trainable,
+        saveat=save,
+        stepsize_controller=diffrax.PIDController(rtol=RTOL, atol=RTOL * 1e-6),
+        max_steps=100_000,
+        throw=False,
+    )
+    return sol.ys, 6 * sol.stats["num_steps"] + 2
 
 
-def in_lockstep(problem, axes, ts, solver):
-    """`vmap` over all members of a width. Each evaluates as often as the slowest of its batch."""
+def in_lockstep(problem, axes, ts, solver, together):
+    """A function that runs all members once by `vmap`, where each evaluates as often as the slowest of its batch.
+
+    `together`: in one batch, padded to the largest width; otherwise one batch for each width.
+    """
     build = builder(problem)
+    batches = [[build(w, scale, seed)[1] for scale in axes["scale"] for seed in axes["seed"]] for w in axes["width"]]
+    if together:
+        batches = [[padded(model, max(axes["width"])) for batch in batches for model in batch]]
+    stacked = lambda models: jax.tree_util.tree_map(lambda *leaves: np.stack(leaves), *models)  # noqa: E731
+    step = eqx.filter_jit(eqx.filter_vmap(functools.partial(lockstep, problem, ts, solver)))
+    programs = [step.lower(stacked(batch)).compile() for batch in batches]
 
-    @eqx.filter_jit
-    @eqx.filter_vmap
-    def run(model):
-        flow = gf.GradientFlow(problem)
-        if solver is None:
-            sol = gf.solve(flow, model, ts, observe={"risk": problem}, rtol=RTOL, save_params=False, throw=False)
-            return sol.observed["risk"], sol.stats["gradient_evaluations"]
-        trainable, rest = eqx.partition(model, eqx.is_inexact_array)
-        field = lambda t, y, args: jax.tree_util.tree_map(  # noqa: E731
-            jnp.negative, jax.grad(lambda p: problem(eqx.combine(p, rest)))(y)
-        )
-        save = diffrax.SaveAt(ts=jnp.asarray(ts), fn=lambda t, y, args: problem(eqx.combine(y, rest)))
-        sol = diffrax.diffeqsolve(
-            diffrax.ODETerm(field),
-            diffrax.Tsit5(),
-            ts[0],
-            ts[-1],
-            None,
-            trainable,
-            saveat=save,
-            stepsize_controller=diffrax.PIDController(rtol=RTOL, atol=RTOL * 1e-6),
-            max_steps=100_000,
-            throw=False,
-        )
-        return sol.ys, 6 * sol.stats["num_steps"] + 2
+    def run():
+        began, worked, needed, spent = time.perf_counter(), time.process_time(), 0, 0
+        for program, batch in zip(programs, batches, strict=True):
+            _, counts = jax.device_get(program(jax.tree_util.tree_map(jnp.asarray, stacked(batch))))
+            needed, spent = needed + int(counts.sum()), spent + int(counts.max()) * counts.size
+        seconds, cpu = time.perf_counter() - began, time.process_time() - worked
+        return {"seconds": seconds, "cpu": cpu, "needed": needed, "spent": spent, "failed": 0}
 
-    seconds, spent, needed = 0.0, 0, 0
-    for width in axes["width"]:
-        models = [build(width, scale, seed)[1] for scale in axes["scale"] for seed in axes["seed"]]
-        batch = jax.tree_util.tree_map(lambda *leaves: jnp.stack(leaves), *models)
-        jax.block_until_ready(run(batch))
-        began = time.perf_counter()
-        _, counts = jax.block_until_ready(run(batch))
-        seconds += time.perf_counter() - began
-        counts = np.asarray(counts)
-        needed, spent = needed + int(counts.sum()), spent + int(counts.max()) * counts.size
-    return {"seconds": seconds, "needed": needed, "spent": spent, "failed": 0}
+    return run
+
+
+def in_turn(runs):
+    """Medians of up to three runs of each way, one way after another; fewer of those that take long."""
+    found = {how: [] for how in runs}
+    for _ in range(3):
+        for how, run in runs.items():
+            if sum(one["seconds"] for one in found[how]) < PATIENCE:
+                found[how].append(run())
+    return {
+        how: rows[-1] | {key: float(np.median([row[key] for row in rows])) for key in ("seconds", "cpu")}
+        for how, rows in found.items()
+    }
 
 
 HEADER = (
-    f"{'batch':<8} {'solver':<9} {'how':<12} {'flows':>6} {'needed':>10} {'useful':>7} {'seconds':>9} {'flows/s':>8}"
+    f"{'batch':<7} {'solver':<8} {'how':<10} {'flows':>5} {'needed':>9} {'useful':>7} {'seconds':>8} {'cpu':>8}"
+    f" {'flows/s':>8}"
 )
 
 
 def line(row):
     share = row["needed"] / row["spent"]
-    cells = f"{row['batch']:<8} {row['solver']:<9} {row['how']:<12} {row['flows']:6d} {row['needed']:10d} {share:7.0%}"
-    return f"{cells} {row['seconds']:9.2f} {row['flows'] / row['seconds']:8.1f}"
+    cells = f"{row['batch']:<7} {row['solver']:<8} {row['how']:<10} {row['flows']:5d} {row['needed']:9d} {share:7.0%}"
+    return f"{cells} {row['seconds']:8.2f} {row['cpu']:8.2f} {row['flows'] / row['seconds']:8.1f}"
 
 
 def measure(quick):
@@ -148,13 +188,12 @@ def measure(quick):
     for batch, (problem, axes, ts) in cases(quick).items():
         flows = int(np.prod([len(values) for values in axes.values()]))
         for name, solver in list(SOLVERS.items())[1 if quick else 0 :]:
-            found = {"in flight": in_flight(problem, axes, ts, solver)[0]}
-            # All at once would need the memory of all.
-            few = axes | {"seed": range(min(len(axes["seed"]), 64))}
-            found["lockstep"] = in_lockstep(problem, few, ts, solver)
-            for how, numbers in found.items():
-                counted = flows if how == "in flight" else int(np.prod([len(values) for values in few.values()]))
-                rows.append({"batch": batch, "solver": name, "how": how, "flows": counted} | numbers)
+            runs = {FLIGHT: in_flight(problem, axes, ts, solver)}
+            runs[BY_WIDTH] = in_lockstep(problem, axes, ts, solver, together=False)
+            if len(axes["width"]) > 1:
+                runs[TOGETHER] = in_lockstep(problem, axes, ts, solver, together=True)
+            for how, numbers in in_turn(runs).items():
+                rows.append({"batch": batch, "solver": name, "how": how, "flows": flows} | numbers)
                 print(line(rows[-1]), flush=True)
     return rows
 
@@ -166,8 +205,9 @@ def slots(quick):
     counts = (1, 8) if quick else (1, 4, 16, 64) if jax.default_backend() == "cpu" else (16, 64, 256, 1024)
     axes = axes | {"seed": range(4 * counts[-1])} if jax.default_backend() != "cpu" else axes
     for count in counts:
-        numbers, ds = in_flight(problem, axes, ts, SOLVERS["Tsit5"], batch=count)
-        rows.append({"slots": count, "flows_per_second": ds.status.size / numbers["seconds"]} | numbers)
+        numbers = in_flight(problem, axes, ts, SOLVERS["Tsit5"], batch=count)()
+        flows = int(np.prod([len(values) for values in axes.values()]))
+        rows.append({"slots": count, "flows_per_second": flows / numbers["seconds"]} | numbers)
         print(f"{count:6d} slots: {rows[-1]['flows_per_second']:8.1f} flows/s")
     return rows
 
@@ -239,33 +279,46 @@ def memory(quick):
 
 def draw(rows):
     with matplotlib.rc_context(STYLE):
-        drawn = figure(figsize=(6.4, 3))
+        drawn = figure(figsize=(7.2, 3.2))
         left, right = drawn.subplots(1, 2)
         cases = list(dict.fromkeys((row["batch"], row["solver"]) for row in rows))
-        places = np.arange(len(cases))
-        for how, shade, shift in (("in flight", "0.25", -0.2), ("lockstep", "0.7", 0.2)):
-            mine = [next(r for r in rows if (r["batch"], r["solver"]) == c and r["how"] == how) for c in cases]
-            label = "members in flight" if how == "in flight" else "vmap over a solve"
-            left.bar(places + shift, [100 * r["needed"] / r["spent"] for r in mine], 0.38, color=shade, label=label)
-            right.bar(places + shift, [r["flows"] / r["seconds"] for r in mine], 0.38, color=shade)
+        found = {(row["batch"], row["solver"], row["how"]): row for row in rows}
+        shades = {
+            FLIGHT: ("0.2", "gf.sweep"),
+            BY_WIDTH: ("0.55", "vmap by width"),
+            TOGETHER: ("0.8", "one vmap, padded"),
+        }
+        for shift, (how, (shade, label)) in enumerate(shades.items(), -1):
+            here = [(place, found[*case, how]) for place, case in enumerate(cases) if (*case, how) in found]
+            places = [place + 0.27 * shift for place, _ in here]
+            left.bar(places, [100 * r["needed"] / r["spent"] for _, r in here], 0.25, color=shade, label=label)
+            right.bar(places, [r["flows"] / r["seconds"] for _, r in here], 0.25, color=shade)
         for ax in (left, right):
-            ax.set_xticks(places, [f"{batch}\n{solver}" for batch, solver in cases], fontsize=6)
+            ax.set_xticks(range(len(cases)), [f"{batch}\n{solver}" for batch, solver in cases], fontsize=6)
         left.set(ylabel="useful gradients (%)", ylim=(0, 130), title="gradients that members need")
-        left.legend(loc="upper center", ncols=2, fontsize=6)
+        left.legend(loc="upper center", ncols=3, fontsize=6)
         right.set(ylabel="flows per second", yscale="log", title="throughput, compiled")
         label_decades(right)
         return drawn
 
 
+def compare(rows):
+    """How many times the seconds of `gf.sweep` each other way takes."""
+    mine = {(row["batch"], row["solver"]): row for row in rows if row["how"] == FLIGHT}
+    found = []
+    for row in (row for row in rows if row["how"] != FLIGHT):
+        own = mine[row["batch"], row["solver"]]
+        ratio, cpu = row["seconds"] / own["seconds"], row["cpu"] / own["cpu"]
+        print(f"{row['batch']}, {row['solver']}: {row['how']} takes {ratio:.2f} times the seconds, {cpu:.2f} the cpu")
+        peer = f"vmap over a solve, {row['how']}"
+        found.append(records.comparison(f"sweep, {row['batch']}, {row['solver']}", peer, ratio, "seconds"))
+    return found
+
+
 def main():
     arguments = records.arguments(__doc__)
     rows = measure(arguments.quick)
-    found = []
-    for batch, solver in dict.fromkeys((row["batch"], row["solver"]) for row in rows):
-        mine, theirs = (r for r in rows if (r["batch"], r["solver"]) == (batch, solver))
-        ratio = mine["flows"] / mine["seconds"] / (theirs["flows"] / theirs["seconds"])
-        print(f"{batch}, {solver}: {ratio:.2f} times the flows per second of lockstep")
-        found.append(records.comparison(f"sweep, {batch}, {solver}", "vmap over a solve", ratio, "seconds"))
+    found = compare(rows)
     record = {"benchmark": "sweep", "quick": arguments.quick, "rows": rows, "slots": slots(arguments.quick)}
     record |= {"comparisons": found, "first_result": first_result(), "memory": memory(arguments.quick)}
     target = records.write(record, arguments.out)

@@ -20,7 +20,8 @@ from gradflow._record import bind, seen
 from gradflow._solution import STATUS, Solution
 from gradflow._tree import flatten, join, split
 from gradflow.flows import AbstractFlow
-from gradflow.sweeps._members import Roster, fingerprint
+from gradflow.sweeps._digest import fingerprint
+from gradflow.sweeps._members import Roster
 from gradflow.sweeps._padding import corner
 from gradflow.sweeps._program import Options
 from gradflow.sweeps._store import FORMAT
@@ -80,26 +81,32 @@ def row_of(run: PyTree, options: Options) -> Row:
     return Row(eqx.filter_eval_shape(sample, trainable), shapes)
 
 
-def values_of(solution: Solution, row: Row) -> dict[str, np.ndarray]:
-    """The variables of one member, without padding."""
-    found: dict[str, Any] = {f"drift_{name}": value for name, value in solution.drift.items()}
-    found |= {name: solution.stats[name] for name in COUNTS} | solution.observed
-    found |= {"status": solution.code, "t_final": solution.t_final}
-    if solution.loss is not None:
-        found |= {"loss_first": solution.loss[0], "loss_last": solution.loss[1]}
+def put(
+    arrays: dict[str, np.ndarray], places: list[tuple[int, ...]], results: Solution, which: np.ndarray, row: Row
+) -> None:
+    """Enters results of members of one kind: those at `which`, of a batch, without padding, at `places` of the grid."""
+    index = tuple(np.array(places).T)
+    for name, value in _values_of(results, row).items():
+        own = corner(row[name].shape) if name in row else ()
+        # Variables may have more room than this kind takes.
+        room = tuple(slice(size) for size in value[(0, *own)].shape)
+        arrays[name][(*index, *room)] = value[(which, *own)]
+
+
+def _values_of(results: Solution, row: Row) -> dict[str, np.ndarray]:
+    """The variables of a batch of members, padded as they are; all but the saved parameters, which are cut."""
+    found: dict[str, Any] = {f"drift_{name}": value for name, value in results.drift.items()}
+    found |= {name: results.stats[name] for name in COUNTS} | results.observed
+    found |= {"status": results.code, "t_final": results.t_final}
+    if results.loss is not None:
+        found |= {"loss_first": results.loss[0], "loss_last": results.loss[1]}
     if "saved_time" in row:
-        found["saved_time"] = np.where(solution.reached, solution.ts, np.nan)
+        found["saved_time"] = np.where(results.reached, results.ts, np.nan)
     if "params" in row:
-        leaves = jax.tree_util.tree_leaves(solution.params)
-        parts = [np.asarray(leaf)[corner((len(leaf), *s))] for leaf, s in zip(leaves, row.params, strict=True)]
-        found["params"] = np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
-    cut = {name: corner(row[name].shape) if name in row else () for name in found}
-    return {name: np.asarray(value)[cut[name]] for name, value in found.items()}
-
-
-def put(array: np.ndarray, index: tuple[int, ...], value: np.ndarray) -> None:
-    """Enters the value of a member, which may be smaller than the room there is."""
-    array[(*index, *corner(value.shape))] = value
+        leaves = jax.tree_util.tree_leaves(results.params)
+        parts = [leaf[corner((*leaf.shape[:2], *s))] for leaf, s in zip(leaves, row.params, strict=True)]
+        found["params"] = np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=2)
+    return {name: np.asarray(value) for name, value in found.items()}
 
 
 def template(

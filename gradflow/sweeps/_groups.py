@@ -6,11 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from gradflow._checks import fail
 from gradflow.flows import AbstractFlow
-from gradflow.sweeps._members import Kind, Roster, arrays_of, equal
+from gradflow.sweeps._digest import arrays_of, equal
+from gradflow.sweeps._members import Kind, Roster
 from gradflow.sweeps._padding import padding_of, stacked, what_changes
 from gradflow.sweeps._program import Options, Own, Padding, nearest_iterates
 
@@ -59,11 +60,15 @@ def stack(roster: Roster, group: Group, members: list[int], options: Options) ->
     kinds = [roster.kind_of[number] for number in members]
     padding = iterates = None
     if group.paddings is not None:
-        padding = jax.tree_util.tree_map(lambda *leaves: jnp.stack(leaves), *(group.paddings[kind] for kind in kinds))
+        padding = jax.tree_util.tree_map(_stacked, *(group.paddings[kind] for kind in kinds))
     if not isinstance(roster.kinds[kinds[0]].run[0], AbstractFlow):
         rows = [nearest_iterates(roster.run(number)[0], options.ts, MOST_STEPS) for number in members]
         iterates = jnp.asarray(np.stack(rows))
     return Own(jax.tree_util.tree_unflatten(group.structure, own), iterates, padding)
+
+
+def _stacked(*leaves: Any) -> Array:
+    return jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves]))
 
 
 def _group(roster: Roster, kinds: list[int]) -> Group:
@@ -71,10 +76,10 @@ def _group(roster: Roster, kinds: list[int]) -> Group:
     arrays, static = eqx.partition(roster.kinds[kinds[0]].run, eqx.is_array)
     base, structure = arrays_of(arrays), jax.tree_util.tree_structure(arrays)
     shapes = _common([_shapes(roster.kinds[i]) for i in kinds])
-    differs = [any(_shapes(roster.kinds[i])[j] != shape for i in kinds) for j, shape in enumerate(shapes)]
-    for number in members:
-        pairs = zip(differs, roster.leaves(number), base, strict=True)
-        differs = [d or not (leaf is a or equal(leaf, a)) for d, leaf, a in pairs]
+    differs = [False] * len(base)
+    for kind in (roster.kinds[i] for i in kinds):
+        pairs = zip(differs, kind.differs, kind.arrays, base, strict=True)
+        differs = [d or own or not (leaf is a or equal(leaf, a)) for d, own, leaf, a in pairs]
     common = jax.tree_util.tree_unflatten(
         structure, [None if d else leaf for d, leaf in zip(differs, base, strict=True)]
     )

@@ -1,13 +1,11 @@
 """Members of a sweep: built one by one, grouped by shape, what they share held once.
 
 `build` is called for every member in the beginning, to know shapes and to hash all numbers. Members are kept as long
-as they take little memory; the others are built again when their turn comes.
+as they take little memory; the others are built again when their turn comes. There may be many thousands, so that all
+that depends on structure and shapes alone is found out once for each form in which they come.
 """
 
-import functools
-import hashlib
 import itertools
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,19 +21,30 @@ from gradflow._tree import split
 from gradflow.flows import AbstractFlow
 from gradflow.models._parametrisation import Multipliers
 from gradflow.rules import AbstractRule
+from gradflow.sweeps._digest import HELD, Digest, arrays_of, equal, text_of, with_arrays
 
 KEPT = 256 * 2**20
 """Bytes of members that are kept rather than built again."""
-HELD = 64
-"""Arrays that are remembered by identity, and so kept alive."""
 
 
 class Kind(NamedTuple):
-    """Members of equal shapes. `run` is the first of them."""
+    """Members of equal shapes. `run` is the first of them, `differs` tells which of its arrays another one does not
+    share."""
 
     signature: Any
     run: PyTree
     members: list[int]
+    arrays: list[Any]
+    differs: list[bool]
+
+
+class Form(NamedTuple):
+    """What members of equal structure, shapes and types have in common, as `build` gives them."""
+
+    kind: int
+    sources: list[Any]  # of every array: which leaf of a member it is, or the array itself where all share it
+    flowing: list[int]  # which of the arrays are parameters that flow
+    text: bytes  # all but the numbers
 
 
 class Roster:
@@ -55,21 +64,26 @@ class Roster:
         self.kind_of: list[int] = []
         self.latest = 0.0  # start of a flow
         self.sizes: list[float] = []  # of the parameters of every member
+        self._by_signature: dict[Any, int] = {}
+        self._forms: dict[Any, Form] = {}
         self._kept: dict[int, list[Any]] = {}
         self._converted: dict[int, tuple[Any, Any]] = {}
         self._digest, room = Digest(), KEPT
-        by_signature: dict[Any, int] = {}
         for number in range(len(self.places)):
-            run = self._make(number, self.kinds, by_signature)
-            leaves = arrays_of(run)
-            kind = self.kinds[self.kind_of[number]]
-            base = arrays_of(kind.run)
-            shared = [a if leaf is a or equal(leaf, a) else leaf for leaf, a in zip(leaves, base, strict=True)]
-            self._digest.add(with_arrays(run, shared))
-            self.sizes.append(_size(run[1]))
-            room -= sum(leaf.nbytes for leaf, a in zip(shared, base, strict=True) if leaf is not a)
+            form, leaves = self._make(number)
+            kind = self.kinds[form.kind]
+            kind.members.append(number)
+            self.kind_of.append(form.kind)
+            self.sizes.append(_size([leaves[i] for i in form.flowing]))
+            for i, (leaf, first) in enumerate(zip(leaves, kind.arrays, strict=True)):
+                if leaf is first or equal(leaf, first):
+                    leaves[i] = first
+                else:
+                    kind.differs[i] = True
+                    room -= leaf.nbytes
+            self._digest.add_parts(form.text, leaves)
             if room >= 0:
-                self._kept[number] = shared
+                self._kept[number] = leaves
 
     @property
     def fingerprint(self) -> str:
@@ -80,11 +94,11 @@ class Roster:
         """The arrays of a member, in the order of the leaves of its kind."""
         if number in self._kept:
             return self._kept[number]
-        run = self._make(number)
-        if signature(run) != self.kinds[self.kind_of[number]].signature:
+        form, leaves = self._make(number)
+        if form.kind != self.kind_of[number]:
             actual = "returning another shape or structure when called again"
             raise fail("build", f"return the same at {self.said(number)} every time", actual)
-        return arrays_of(run)
+        return leaves
 
     def run(self, number: int) -> PyTree:
         """A member, as `build` and `observe` gave it."""
@@ -97,69 +111,57 @@ class Roster:
     def _point(self, number: int) -> dict[str, Any]:
         return {name: self._axes[name][i] for name, i in zip(self._axes, self.places[number], strict=True)}
 
-    def _make(self, number: int, kinds: list[Kind] | None = None, known: dict[Any, int] | None = None) -> PyTree:
-        """What `build` gives for a member; checked, and entered into `kinds` if these are handed in."""
+    def _make(self, number: int) -> tuple[Form, list[Any]]:
+        """What `build` gives for a member, checked: its form and its arrays."""
         try:
             built = self._build(**self._point(number))
             if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], AbstractFlow | AbstractRule)):
-                raise fail("build", "return a pair (flow, params) or (rule, params)", f"returning {_kind(built)}")
+                raise fail("build", "return a pair (flow, params) or (rule, params)", f"returning {_said(built)}")
             what, params = built
-            run = what, params, self._observe(what)
-            run = jax.tree_util.tree_map(functools.partial(_as_jax, self._converted), run)
-            run = jax.tree_util.tree_map(_with_array, run, is_leaf=_is_multipliers)
-            if kinds is not None and known is not None:
-                shape = signature(run)
-                # Members of equal shapes stand or fall together, and a check traces the problem.
-                if shape not in known:
-                    what.check(*split(params))
-                    known[shape] = len(kinds)
-                    kinds.append(Kind(shape, run, []))
-                self.kind_of.append(known[shape])
-                kinds[known[shape]].members.append(number)
-                if isinstance(what, AbstractFlow):
-                    self.latest = max(self.latest, float(what.t0))
-                    trainable, frozen = split(params)
-                    what.check_values(trainable, frozen)
-                    check_size(trainable, jax.tree_util.tree_leaves(trainable)[0].dtype)
+            given, structure = jax.tree_util.tree_flatten((what, params, self._observe(what)))
+            given = [self._as_jax(leaf) for leaf in given]
+            key = structure, tuple(map(_trait, given))
+            form = self._forms.get(key)
+            if form is None:
+                form = self._forms[key] = self._new_form(structure, given)
+            leaves = [given[source] if type(source) is int else source for source in form.sources]
+            if isinstance(what, AbstractFlow):
+                self._check_values(what, params, [leaves[i] for i in form.flowing])
         except ValueError as error:
             raise ValueError(f"At {self.said(number)}: {error}") from error
-        return run
+        return form, leaves
 
+    def _new_form(self, structure: Any, given: list[Any]) -> Form:
+        run = _with_widths(jax.tree_util.tree_unflatten(structure, given))
+        shape = signature(run)
+        if shape not in self._by_signature:
+            # Members of equal shapes stand or fall together, and a check traces the problem.
+            run[0].check(*split(run[1]))
+            self._by_signature[shape] = len(self.kinds)
+            self.kinds.append(Kind(shape, run, [], arrays_of(run), [False] * len(shape[2])))
+        places: list[Any] = [_Place(i) if eqx.is_array(leaf) else leaf for i, leaf in enumerate(given)]
+        spread = jax.tree_util.tree_leaves(_with_widths(jax.tree_util.tree_unflatten(structure, places)))
+        sources = [leaf.index if isinstance(leaf, _Place) else leaf for leaf in spread if _is_source(leaf)]
+        before = len(arrays_of(run[0]))
+        flowing = [before + i for i, leaf in enumerate(arrays_of(run[1])) if eqx.is_inexact_array(leaf)]
+        return Form(self._by_signature[shape], sources, flowing, text_of(run))
 
-class Digest:
-    """A hash of all that pytrees are made of: structure, names of functions, every number in every array."""
+    def _check_values(self, flow: AbstractFlow, params: PyTree, flowing: list[Any]) -> None:
+        self.latest = max(self.latest, float(flow.t0))
+        if type(flow).check_values is not AbstractFlow.check_values:
+            flow.check_values(*split(params))
+        check_size(flowing, flowing[0].dtype)
 
-    def __init__(self) -> None:
-        self._hash, self._seen = hashlib.sha256(), {}
-
-    def add(self, tree: PyTree) -> None:
-        arrays, static = eqx.partition(tree, eqx.is_array)
-        text = repr(jax.tree_util.tree_structure(arrays)) + repr(jax.tree_util.tree_leaves(static))
-        # Addresses of function objects differ from one process to the next.
-        self._hash.update(re.sub(r"0x[0-9a-f]+", "", text).encode())
-        for leaf in jax.tree_util.tree_leaves(arrays):
-            self._hash.update(self._of(leaf))
-
-    def hexdigest(self) -> str:
-        return self._hash.hexdigest()[:16]
-
-    def _of(self, leaf: Any) -> bytes:
-        if leaf.nbytes < 4096:
-            return _hashed(leaf)
-        # Large arrays that come again are hashed once; they are held, so that their numbers stay theirs.
-        if id(leaf) not in self._seen:
-            if len(self._seen) >= HELD:
-                self._seen.clear()
-            self._seen[id(leaf)] = leaf, _hashed(leaf)
-        return self._seen[id(leaf)][1]
-
-
-def fingerprint(trees: Iterable[PyTree]) -> str:
-    """The digest of several pytrees."""
-    digest = Digest()
-    for tree in trees:
-        digest.add(tree)
-    return digest.hexdigest()
+    def _as_jax(self, leaf: Any) -> Any:
+        """NumPy arrays as JAX arrays, so that they are batched, shared and hashed like these; each converted once
+        as long as no more than `HELD` others come between."""
+        if not isinstance(leaf, np.ndarray | np.generic) or leaf.dtype.kind not in "biufc":
+            return leaf
+        if id(leaf) not in self._converted:
+            if len(self._converted) >= HELD:
+                self._converted.clear()
+            self._converted[id(leaf)] = leaf, jnp.asarray(leaf)
+        return self._converted[id(leaf)][1]
 
 
 def signature(run: PyTree) -> Any:
@@ -174,45 +176,31 @@ def signature(run: PyTree) -> Any:
     return jax.tree_util.tree_structure(arrays), jax.tree_util.tree_structure(static), shapes, rest
 
 
-def numbers(leaf: Any) -> np.ndarray:
-    """An array as NumPy sees it; the data of random keys."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf)
+class _Place:
+    """Stands for a leaf."""
+
+    def __init__(self, index: int):
+        self.index = index
 
 
-def _hashed(leaf: Any) -> bytes:
-    array = numbers(leaf)
-    return hashlib.sha256(str((array.shape, array.dtype)).encode() + array.tobytes()).digest()
+def _is_source(leaf: Any) -> bool:
+    return isinstance(leaf, _Place) or eqx.is_array(leaf)
 
 
-def arrays_of(run: PyTree) -> list[Any]:
-    """The arrays of a pytree."""
-    return jax.tree_util.tree_leaves(eqx.filter(run, eqx.is_array))
+def _trait(leaf: Any) -> Any:
+    """What the form of a member knows of a leaf."""
+    if isinstance(leaf, jax.Array):
+        return leaf.shape, leaf.dtype
+    try:
+        hash(leaf)
+    except TypeError:
+        return id(leaf)
+    return leaf
 
 
-def with_arrays(run: PyTree, leaves: list[Any]) -> PyTree:
-    """The pytree with other arrays."""
-    arrays, static = eqx.partition(run, eqx.is_array)
-    return eqx.combine(jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(arrays), leaves), static)
-
-
-def _as_jax(converted: dict[int, tuple[Any, Any]], leaf: Any) -> Any:
-    """NumPy arrays as JAX arrays, so that they are batched, shared and hashed like these; each converted once
-    as long as no more than `HELD` others come between."""
-    if not isinstance(leaf, np.ndarray | np.generic) or leaf.dtype.kind not in "biufc":
-        return leaf
-    if id(leaf) not in converted:
-        if len(converted) >= HELD:
-            converted.clear()
-        converted[id(leaf)] = leaf, jnp.asarray(leaf)
-    return converted[id(leaf)][1]
-
-
-def _size(params: PyTree) -> float:
+def _size(flowing: list[Any]) -> float:
     """The largest parameter that flows; infinity where one is not finite."""
-    flowing = [np.asarray(leaf, float) for leaf in jax.tree_util.tree_leaves(params) if eqx.is_inexact_array(leaf)]
-    largest = max((float(np.max(np.abs(leaf), initial=0.0)) for leaf in flowing), default=0.0)
+    largest = max((float(np.max(np.abs(np.asarray(leaf, float)), initial=0.0)) for leaf in flowing), default=0.0)
     return largest if np.isfinite(largest) else np.inf
 
 
@@ -220,18 +208,13 @@ def _is_multipliers(node: Any) -> bool:
     return isinstance(node, Multipliers)
 
 
-def _with_array(node: Any) -> Any:
-    """The width as a number, where it enters a network other than by shapes."""
-    return node.with_array() if isinstance(node, Multipliers) else node
+def _with_widths(run: PyTree) -> PyTree:
+    """The widths as numbers, where they enter a network other than by shapes."""
+    with_array = lambda node: node.with_array() if _is_multipliers(node) else node  # noqa: E731
+    return jax.tree_util.tree_map(with_array, run, is_leaf=_is_multipliers)
 
 
-def _kind(built: Any) -> str:
+def _said(built: Any) -> str:
     if not isinstance(built, tuple):
         return type(built).__name__
     return f"({', '.join(type(part).__name__ for part in built)})"
-
-
-def equal(a: Any, b: Any) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return bool(np.array_equal(numbers(a), numbers(b), equal_nan=numbers(a).dtype.kind == "f"))

@@ -11,14 +11,23 @@ from jaxtyping import PyTree
 from gradflow._checks import fail
 from gradflow.sweeps._flight import shapes_of
 from gradflow.sweeps._program import Options, Own, make_program
-from gradflow.sweeps._queue import ROOM
 
-LIGHT = 1e5
-"""Floating-point operations of an evaluation below which a CPU spends its time on everything else."""
-SLOTS_OF_LIGHT_ONES = 8
-"""Slots on a CPU below that."""
+LIGHT = 8e5
+"""Floating-point operations of an evaluation below which a CPU spends most of its time on everything else: on two-layer
+networks and 360 digits, 0.8e6 operations at width 8, four slots took as long as one with the default solver and two
+thirds of that with Tsit5, and at width 32 a fifth longer. So as many slots share a tick as have that in common."""
+SLOTS_ON_CPU = 128
+"""Slots on a CPU, at most: networks with four neurons on 16 points gained nothing from more."""
+ALWAYS = 8
+"""Slots that are of use whatever the number of members; beyond that, each slot has four of them to carry."""
 ON_ACCELERATOR = 256
 """Slots to begin with on anything but a CPU."""
+ROOM = 16
+"""Members that wait in an inbox, and results in an outbox, unless there are more slots or the members are tiny."""
+BOX = 2**20
+"""Bytes of tiny members and their results that may wait, so that the host is seldom asked."""
+LARGEST_ROOM = 512
+"""Members that wait at most, unless there are more slots."""
 LARGE = 2**30
 """Bytes from which on an estimate is printed."""
 SHARE = 0.8
@@ -26,9 +35,11 @@ SHARE = 0.8
 
 
 class Plan(eqx.Module):
-    """Slots per device, and what the sweep takes in bytes."""
+    """Lanes and slots, and what the sweep takes in bytes."""
 
-    slots: int
+    slots: int  # of each lane, on each device
+    lanes: int
+    room: int  # of the inbox and the outbox of a lane
     shapes: tuple[PyTree, PyTree]
     flight: int  # all that is in flight, on one device
     results: int  # the data set, on the host
@@ -37,34 +48,59 @@ class Plan(eqx.Module):
 def plan(one: Own, shared: PyTree, options: Options, batch: int | None, members: int, results: int) -> Plan:
     """Slots for members like this one: as asked for, or as many as are of use and fit.
 
-    On a CPU the cost of a tick is that of its slots, and slots wait for one another: one slot wastes nothing. Only
-    where an evaluation costs next to nothing do eight take hardly longer than one. An accelerator wants to be filled.
+    On a CPU the cost of a tick is that of its slots, and slots wait for one another: one slot wastes nothing, and each
+    core gets a lane of its own. Only where an evaluation costs next to nothing do many take hardly longer than one. An
+    accelerator wants to be filled. The numbers follow from the problem and the machine, never from a stop-watch, so
+    that a sweep which is resumed has the same.
 
     **Raises** `ValueError` if not even one slot fits, or not as many as were asked for.
     """
     shapes = shapes_of(one, shared, options)
     flops, scratch = _evaluation(one, shared, options)
-    usual = ON_ACCELERATOR if jax.default_backend() != "cpu" else SLOTS_OF_LIGHT_ONES if flops < LIGHT else 1
-    slots = max(1, min(usual if batch is None else batch, members))
+    slots, lanes = _of_use(flops, members) if batch is None else (max(1, min(batch, members)), 1)
     held = _size(eqx.filter(shared, eqx.is_array))
-    each = 2 * (_size(one) + _size(shapes[0])) + scratch
+    own, result = _size(one), _size(shapes[1])
+    each, waiting = 2 * (own + _size(shapes[0])) + scratch, own + 2 * result
 
-    def taken(slots: int) -> int:
-        room = max(slots, ROOM)
-        return held + slots * each + room * (_size(one) + 2 * _size(shapes[1]))
+    def taken(slots: int, lanes: int, room: int) -> int:
+        return held + lanes * (slots * each + room * waiting)
 
     on_device, on_host = free_memory()
     if on_host is not None and results > SHARE * on_host:
         actual = f"{_said(results)}, with {_said(on_host)} free"
         raise fail("ts", "leave results that fit into memory", actual, "Save fewer times, or leave save_params out.")
-    free = None if on_device is None else SHARE * on_device - (results if jax.default_backend() == "cpu" else 0)
-    while free is not None and taken(slots) > free and slots > 1 and batch is None:
+    free = np.inf if on_device is None else SHARE * on_device
+    free -= results if jax.default_backend() == "cpu" else 0
+    room = max(slots, ROOM, min(LARGEST_ROOM, BOX // waiting))
+    if taken(slots, lanes, room) > free:
+        room = max(slots, ROOM)
+    while taken(slots, lanes, room) > free and lanes > 1:
+        lanes -= 1
+    while taken(slots, lanes, room) > free and slots > 1 and batch is None:
         slots //= 2
-    if free is not None and taken(slots) > free:
-        actual = f"{slots}, which takes {_said(taken(slots))} where {_said(max(free, 0))} are free"
+        room = max(slots, ROOM)
+    flight = taken(slots, lanes, room)
+    if flight > free:
+        actual = f"{slots}, which takes {_said(flight)} where {_said(max(free, 0))} are free"
         advice = "Save fewer times, observe less, or leave save_params out" + ("." if slots == 1 else ", or lower it.")
         raise fail("batch", "be a number of members that fit into memory", actual, advice)
-    return Plan(slots, shapes, taken(slots), results)
+    return Plan(slots, lanes, room, shapes, flight, results)
+
+
+def _of_use(flops: float, members: int) -> tuple[int, int]:
+    """Slots and lanes, from the operations of an evaluation and the number of members."""
+    if jax.default_backend() != "cpu":
+        return max(1, min(ON_ACCELERATOR, members)), 1
+    ratio = int(np.clip(LIGHT / max(flops, 1.0), 1, SLOTS_ON_CPU))
+    slots = min(1 << (ratio.bit_length() - 1), max(ALWAYS, members // 4), members)
+    # A slot is the same in every lane only where it has no neighbours.
+    alone = slots <= 1 and len(jax.local_devices()) == 1
+    return max(1, slots), min(cores(), members) if alone else 1
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def announcement(plans: list[Plan]) -> str | None:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int, PyTree
 from gradflow._record import bind, seen
 from gradflow._tree import Extents, PaddedRest, full_precision, join, split
 from gradflow.flows import AbstractFlow
-from gradflow.sweeps._members import arrays_of, numbers, with_arrays
+from gradflow.sweeps._digest import arrays_of, numbers, with_arrays
 from gradflow.sweeps._program import Options, Padding
 
 

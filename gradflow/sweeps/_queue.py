@@ -1,9 +1,13 @@
-"""The host's side of a sweep: gives out members, collects results, and keeps what is in the air on disk."""
+"""The host's side of a sweep: gives out members, collects results, and keeps what is in the air on disk.
 
-import os
-import pathlib
+Members fly in lanes. A lane is one compiled loop at a time, on one device or on several; on a CPU with a single device,
+which leaves most cores idle, there may be a lane for every core, each in a thread that does nothing but wait for its
+loop. All else happens in the thread of the caller.
+"""
+
+import concurrent.futures
+import contextlib
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,56 +18,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from gradflow.sweeps._checkpoint import Checkpoint
 from gradflow.sweeps._flight import VACANT, Flight, Inbox, divided, fly, vacant
+from gradflow.sweeps._memory import Plan
 from gradflow.sweeps._program import Options, Own, at
 
 SEGMENT = 0.5
-"""Seconds between two looks at the results."""
-PERIOD = 10.0
-"""Seconds between two states of the flight on disk."""
-ROOM = 16
-"""Members that wait in an inbox, and results in an outbox, unless there are more slots than that."""
-
-
-class Checkpoint:
-    """The flight of one group of members, in a file that is replaced as a whole."""
-
-    def __init__(self, path: pathlib.Path):
-        self.path, self.saved = path, time.monotonic()
-
-    def due(self) -> bool:
-        return time.monotonic() - self.saved > PERIOD
-
-    def save(self, flight: Flight) -> None:
-        """Keeps who is in the air, and how far they are."""
-        self.path.parent.mkdir(exist_ok=True)
-        unfinished = self.path.with_name(self.path.name + ".unfinished")
-        with unfinished.open("wb") as file:
-            leaves = jax.tree_util.tree_leaves(flight)
-            arrays: dict[str, Any] = {f"leaf{i}": _bits(leaf) for i, leaf in enumerate(leaves)}
-            np.savez(file, who=np.asarray(flight.who), **arrays)
-        os.replace(unfinished, self.path)
-        self.saved = time.monotonic()
-
-    def load(self, blank: Flight, missing: set[int]) -> Flight:
-        """The flight to go on with, with those on board who are still missing; `blank` if there is none that fits."""
-        leaves, structure = jax.tree_util.tree_flatten(blank)
-        try:
-            with np.load(self.path) as kept:
-                who = kept["who"]
-                found = [kept[f"leaf{i}"] for i in range(len(leaves))]
-        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
-            return blank
-        if any((a.shape, a.dtype) != (_bits(b).shape, _bits(b).dtype) for a, b in zip(found, leaves, strict=True)):
-            return blank
-        arrays = [_placed(a, b) for a, b in zip(found, leaves, strict=True)]
-        flight = jax.tree_util.tree_unflatten(structure, arrays)
-        who = np.where(np.isin(who, sorted(missing)), who, VACANT)
-        where = lambda f: (f.who, f.next, f.landed)  # noqa: E731
-        return eqx.tree_at(where, flight, (_placed(who, blank.who), blank.next, blank.landed))
-
-    def clear(self) -> None:
-        self.path.unlink(missing_ok=True)
+"""Seconds between two looks at the results of a lane, where there are no more lanes than `PROMPT`."""
+PROMPT = 8
+"""Lanes beyond which their segments get longer, for there is one host."""
 
 
 def run_queue(
@@ -71,67 +34,151 @@ def run_queue(
     missing: list[int],
     shared: PyTree,
     options: Options,
-    shapes: tuple[PyTree, PyTree],
+    planned: Plan,
     *,
-    slots: int,
     mesh: Mesh | None,
     checkpoint: Checkpoint | None,
     tally: dict[str, Any],
-) -> Iterator[list[tuple[int, Any]]]:
-    """Runs members, by number; yields those that landed, with their results, segment by segment.
+) -> Iterator[tuple[np.ndarray, PyTree]]:
+    """Runs members, by number; yields those that landed and their results, stacked, segment by segment.
 
     They set off in the order of `missing`, after those whom the checkpoint holds in the air. `members(numbers)` gives
-    what these have of their own, `shapes` are those of `shapes_of`. `tally["evaluations"]` gets, by device, what was
-    spent, slots that only waited for another included.
+    what these have of their own. `tally["evaluations"]` gets, by device, what was spent, slots that only waited for
+    another included.
     """
     devices = 1 if mesh is None else mesh.size
-    room = max(slots, ROOM)
-    blank = vacant(at(members(missing[:1]), 0), shapes, slots, room)
+    blank = vacant(at(members(missing[:1]), 0), planned.shapes, planned.slots, planned.room)
     flight = divided(jax.tree_util.tree_map(lambda leaf: jnp.stack([leaf] * devices), blank), mesh)
+    flights = [flight] * planned.lanes
     if checkpoint is not None:
-        flight = checkpoint.load(flight, set(missing))
-    waiting = [number for number in missing if number not in set(np.ravel(flight.who).tolist())]
-    handed: list[list[int]] = [[] for _ in range(devices)]
-    inbox, budget, warm, spent = None, 1, False, np.ravel(flight.spent)
-    while True:
-        began = time.perf_counter()
-        if inbox is None or waiting:
-            taken = np.ravel(flight.next).tolist()
-            if inbox is None or any(count > len(who) // 2 for count, who in zip(taken, handed, strict=True)):
-                handed = [who[count:] for who, count in zip(handed, taken, strict=True)]
-                _hand_out(waiting, handed, np.ravel(flight.who).reshape(devices, slots), room)
-                inbox = _inbox(members, missing, handed, room, bool(waiting), mesh)
-                flight = eqx.tree_at(lambda f: f.next, flight, divided(jnp.zeros(devices, int), mesh))
-        try:
-            flight = jax.block_until_ready(fly((shared, options), inbox, flight, jnp.asarray(budget), mesh))
-            counts = np.ravel(flight.landed).tolist()
-            landed = _collect(flight, counts, devices)
-            flight = eqx.tree_at(lambda f: f.landed, flight, divided(jnp.zeros(devices, int), mesh))
-        except KeyboardInterrupt:
-            if checkpoint is not None:
-                checkpoint.save(flight)
-            raise
-        took = time.perf_counter() - began
-        # The first call compiles.
-        budget = int(np.clip(budget * np.clip(SEGMENT / max(took, 1e-9), 0.5, 4.0), 1, 10**9)) if warm else 64
-        warm = True
-        now = np.ravel(flight.spent)
-        tally["evaluations"] = tally.get("evaluations", 0) + (now - spent)
-        spent = now
-        yield landed
-        if checkpoint is not None and checkpoint.due():
-            checkpoint.save(flight)
-        left = sum(len(who) for who in handed) - int(np.sum(np.asarray(flight.next)))
-        if not waiting and left == 0 and np.all(np.asarray(flight.who) == VACANT):
-            break
+        flights = checkpoint.load(flights, set(missing))
+    aboard = {number for flight in flights for number in np.ravel(flight.who).tolist()}
+    waiting = [number for number in missing if number not in aboard]
+    fill = lambda handed, more: _inbox(members, missing, handed, planned.room, more, mesh)  # noqa: E731
+    lanes = [Lane(flight, mesh, planned.lanes) for flight in flights]
+    start = lambda lane: lane.fly((shared, options))  # noqa: E731
+    arrived: list[tuple[np.ndarray, PyTree]] = []
+    with _threads(len(lanes)) as threads:
+        busy: dict[Any, Lane] = {}
+        warm = False
+        while True:
+            # The first lane compiles, for all.
+            for lane in lanes:
+                if (warm or not busy) and lane not in busy.values() and lane.load(waiting, fill):
+                    busy[threads.submit(start, lane)] = lane
+            yield from (landed for landed in arrived if landed[0].size)
+            if not busy and warm:
+                break
+            try:
+                done, _ = threads.wait(busy)
+                arrived = [busy[future].land(future.result()) for future in done]
+            except KeyboardInterrupt:
+                if checkpoint is not None:
+                    checkpoint.save([lane.flight for lane in lanes])
+                raise
+            for future in done:
+                tally["evaluations"] = tally.get("evaluations", 0) + busy.pop(future).news()
+            warm = True
+            if checkpoint is not None and checkpoint.due():
+                checkpoint.save([lane.flight for lane in lanes])
     if checkpoint is not None:
         checkpoint.clear()
 
 
-def _hand_out(waiting: list[int], handed: list[list[int]], who: np.ndarray, room: int) -> None:
+class Lane:
+    """A flight, the members handed to it, and how long its segments are."""
+
+    def __init__(self, flight: Flight, mesh: Mesh | None, lanes: int):
+        self.flight, self._mesh, self._lanes = flight, mesh, lanes
+        self._devices = 1 if mesh is None else mesh.size
+        self._handed: list[list[int]] = [[] for _ in range(self._devices)]
+        self._inbox: Inbox | None = None
+        self._budget, self._warm, self._spent = 1, False, np.ravel(flight.spent)
+        self._segment = SEGMENT * max(1.0, lanes / PROMPT)
+
+    def load(self, waiting: list[int], fill: Callable[[list[list[int]], bool], Inbox]) -> bool:
+        """Hands out members where they run short, from `waiting`; whether there is anything to do."""
+        if self._inbox is None or waiting:
+            taken = np.ravel(self.flight.next).tolist()
+            if self._inbox is None or any(n > len(who) // 2 for n, who in zip(taken, self._handed, strict=True)):
+                self._handed = [who[count:] for who, count in zip(self._handed, taken, strict=True)]
+                who = np.ravel(self.flight.who).reshape(self._devices, -1)
+                _hand_out(waiting, self._handed, who, self.flight.sender.shape[-1], self._lanes)
+                self._inbox = fill(self._handed, bool(waiting))
+                self.flight = eqx.tree_at(lambda f: f.next, self.flight, self._zero())
+        left = sum(len(who) for who in self._handed) - int(np.sum(np.asarray(self.flight.next)))
+        return bool(waiting) or left > 0 or bool(np.any(np.asarray(self.flight.who) != VACANT))
+
+    def fly(self, fixed: tuple[PyTree, Options]) -> tuple[Flight, float]:
+        """The flight after one segment, and the seconds that this took."""
+        assert self._inbox is not None
+        began = time.perf_counter()
+        flight = jax.block_until_ready(fly(fixed, self._inbox, self.flight, jnp.asarray(self._budget), self._mesh))
+        return flight, time.perf_counter() - began
+
+    def land(self, segment: tuple[Flight, float]) -> tuple[np.ndarray, PyTree]:
+        """Goes on with the flight after a segment; the members that landed, and their results."""
+        flight, took = segment
+        found = _collect(flight, np.ravel(flight.landed), self._devices)
+        self.flight = eqx.tree_at(lambda f: f.landed, flight, self._zero())
+        # The first segment compiles.
+        pace = np.clip(self._segment / max(took, 1e-9), 0.5, 4.0)
+        self._budget = int(np.clip(self._budget * pace, 1, 10**9)) if self._warm else 64
+        self._warm = True
+        return found
+
+    def news(self) -> np.ndarray:
+        """Evaluations by device since the last call."""
+        before, self._spent = self._spent, np.ravel(self.flight.spent)
+        return self._spent - before
+
+    def _zero(self) -> Any:
+        return divided(jnp.zeros(self._devices, int), self._mesh)
+
+
+class _Inline:
+    """Runs what has been submitted when it is waited for: a pool without threads."""
+
+    def submit(self, fn: Callable[..., Any], *args: Any) -> "concurrent.futures.Future[Any]":
+        self._todo, self._future = (fn, args), concurrent.futures.Future()
+        return self._future
+
+    def wait(self, futures: Any) -> tuple[list[Any], list[Any]]:
+        fn, args = self._todo
+        self._future.set_result(fn(*args))
+        return [self._future], []
+
+
+class _Pool:
+    """Threads that run with the precision of the thread that made them."""
+
+    def __init__(self, pool: concurrent.futures.ThreadPoolExecutor):
+        self._pool, self._x64 = pool, jnp.result_type(float) == jnp.float64
+
+    def submit(self, fn: Callable[..., Any], *args: Any) -> "concurrent.futures.Future[Any]":
+        return self._pool.submit(self._run, fn, *args)
+
+    def wait(self, futures: Any) -> Any:
+        return concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_COMPLETED)
+
+    def _run(self, fn: Callable[..., Any], *args: Any) -> Any:
+        with jax.enable_x64(self._x64):
+            return fn(*args)
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[_Inline | _Pool]:
+    if count == 1:
+        yield _Inline()
+    else:
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            yield _Pool(pool)
+
+
+def _hand_out(waiting: list[int], handed: list[list[int]], who: np.ndarray, room: int, lanes: int) -> None:
     """Moves members from the queue to the inboxes in turn; the fewer are left the fewer, so that all end together."""
-    devices = len(handed)
-    share = max(1, -(-len(waiting) // (2 * devices))) if devices > 1 else room
+    loops = len(handed) * lanes
+    share = max(1, -(-len(waiting) // (2 * loops))) if loops > 1 else room
     wanted = [max(int(np.sum(row == VACANT)), min(room, share)) for row in who]
     while waiting and any(len(mine) < min(most, room) for mine, most in zip(handed, wanted, strict=True)):
         for mine, most in zip(handed, wanted, strict=True):
@@ -155,28 +202,13 @@ def _inbox(
     return divided(Inbox(own, jnp.asarray(filled), sizes, others), mesh)
 
 
-def _collect(flight: Flight, counts: list[int], devices: int) -> list[tuple[int, Any]]:
+def _collect(flight: Flight, counts: np.ndarray, devices: int) -> tuple[np.ndarray, PyTree]:
     """The members that landed, with their results."""
-    if not any(counts):
-        return []
+    if not counts.any():
+        return np.empty(0, int), None
     outbox, sender = jax.device_get((flight.outbox, flight.sender))
-    sender = sender.reshape(devices, -1)
-    found = []
-    for device, count in enumerate(counts):
-        mine = outbox if devices == 1 else at(outbox, device)
-        found += [(int(sender[device, i]), at(mine, i)) for i in range(count)]
-    return found
-
-
-def _bits(leaf: Any) -> np.ndarray:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf)
-
-
-def _placed(array: np.ndarray, like: Any) -> Any:
-    """An array as a JAX array of the type, and on the devices, of another one."""
-    value = jnp.asarray(array)
-    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
-        value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(like))
-    return jax.device_put(value, like.sharding)
+    if devices == 1:
+        count = int(counts[0])
+        return sender[:count], jax.tree_util.tree_map(lambda leaf: leaf[:count], outbox)
+    mine = np.arange(sender.shape[1]) < counts[:, None]
+    return sender[mine], jax.tree_util.tree_map(lambda leaf: leaf[mine], outbox)

@@ -18,14 +18,15 @@ from gradflow._tree import split
 from gradflow._until import Until
 from gradflow.flows import AbstractFlow
 from gradflow.solvers import AbstractMethod, default_solver
-from gradflow.sweeps._dataset import MISSING, TAKEN, configuration, put, row_of, template, values_of
+from gradflow.sweeps._checkpoint import Checkpoint
+from gradflow.sweeps._dataset import MISSING, TAKEN, configuration, put, row_of, template
 from gradflow.sweeps._flight import local_mesh
 from gradflow.sweeps._groups import Group, group_members, stack
 from gradflow.sweeps._launch import check_share, launch_jobs
 from gradflow.sweeps._members import Roster
 from gradflow.sweeps._memory import Plan, announcement, plan
 from gradflow.sweeps._program import Options, at
-from gradflow.sweeps._queue import Checkpoint, run_queue
+from gradflow.sweeps._queue import run_queue
 from gradflow.sweeps._store import Store, taken
 
 
@@ -69,8 +70,8 @@ def sweep(
     - `store`: path of a zarr store, written as members land. With `resume`, members already there are kept, and those
       in flight at an interruption go on where they were; a store with results of another sweep is refused. With
       `resume=False` it is started over.
-    - `batch`: members in flight per device; by default one on a CPU (eight if they are tiny) and up to 256 elsewhere,
-      as far as memory goes.
+    - `batch`: members in flight per device. By default one for every core on a CPU, up to 128 if they are tiny, and up
+      to 256 elsewhere, as far as memory goes.
     - `pad`: whether members of several widths run in one program, padded with zeros to the widest; by default wherever
       that changes nothing, which is tried for every shape. Widths are taken together up to the next power of two.
     - `chunk`: `(k, n)`, run only part `k` (from 0) of `n`, for jobs that share a store. Processes of one
@@ -79,8 +80,8 @@ def sweep(
       with a chunk, waits for them, and returns everything.
     - `progress`: show a bar.
 
-    All local devices are used, each with a loop of its own. On a CPU, `jax.config.update("jax_num_cpu_devices", n)`
-    at the start of a program makes a device of every core.
+    All local devices are used, each with a loop of its own. A CPU is one device, on whose cores members fly side by
+    side, unless they are tiny; `jax.config.update("jax_num_cpu_devices", n)` at the start of a program divides it.
 
     **Returns** an `xarray.Dataset` with dimensions `(*axes, "time")`. Observables of a shape that depends on the member
     are padded with NaN (zero or False in integer and Boolean ones). Besides the observables: `status` (a code, see its
@@ -141,29 +142,30 @@ def sweep(
         tqdm.write(said)
     with tqdm(total=len(mine), initial=len(mine) - len(todo), unit="flow", disable=not progress) as bar:
 
-        def land(landed: list[tuple[int, Any]]) -> None:
-            for number, solution in landed:
-                for name, value in values_of(solution, rows[roster.kind_of[number]]).items():
-                    put(arrays[name], roster.places[number], value)
-            if target is not None and landed:
-                target.write(sorted(roster.places[number] for number, _ in landed), arrays)
+        def land(landed: np.ndarray, results: Any) -> None:
+            places = [roster.places[number] for number in landed]
+            kinds = np.array([roster.kind_of[number] for number in landed])
+            for kind in np.unique(kinds):
+                which = np.flatnonzero(kinds == kind)
+                put(arrays, [places[i] for i in which], results, which, rows[kind])
+            if target is not None:
+                target.write(sorted(places), arrays)
             bar.update(len(landed))
 
         try:
             for (g, missing), planned in zip(runs, plans, strict=True):
                 mesh = local_mesh(devices[: min(len(devices), sizes[g])])
-                for landed in run_queue(
+                for landed, results in run_queue(
                     functools.partial(stack, roster, groups[g], options=options),
-                    _longest_first(roster, missing, mesh is not None or planned.slots > 1),
+                    _longest_first(roster, missing, mesh is not None or planned.slots * planned.lanes > 1),
                     groups[g].shared,
                     options,
-                    planned.shapes,
-                    slots=planned.slots,
+                    planned,
                     mesh=mesh,
                     checkpoint=None if target is None else Checkpoint(target.beside / f"in-flight-{share}-{g}.npz"),
                     tally=tally,
                 ):
-                    land(landed)
+                    land(landed, results)
         finally:
             spent = {
                 "wall_seconds": round(time.perf_counter() - began, 3),

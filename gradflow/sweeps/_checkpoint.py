@@ -1,0 +1,77 @@
+"""Members in the air, kept on disk so that an interrupted sweep goes on where it was."""
+
+import os
+import pathlib
+import time
+import zipfile
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradflow.sweeps._flight import VACANT, Flight
+
+PERIOD = 10.0
+"""Seconds between two states of the flights on disk."""
+
+
+class Checkpoint:
+    """The flights of one group of members, in a file that is replaced as a whole."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path, self.saved = path, time.monotonic()
+
+    def due(self) -> bool:
+        return time.monotonic() - self.saved > PERIOD
+
+    def save(self, flights: list[Flight]) -> None:
+        """Keeps who is in the air, and how far they are."""
+        self.path.parent.mkdir(exist_ok=True)
+        unfinished = self.path.with_name(self.path.name + ".unfinished")
+        with unfinished.open("wb") as file:
+            leaves = jax.tree_util.tree_leaves(flights)
+            arrays: dict[str, Any] = {f"leaf{i}": _bits(leaf) for i, leaf in enumerate(leaves)}
+            np.savez(file, **arrays)
+        os.replace(unfinished, self.path)
+        self.saved = time.monotonic()
+
+    def load(self, blank: list[Flight], missing: set[int]) -> list[Flight]:
+        """The flights to go on with, with those on board who are still missing; `blank` if there are none that fit."""
+        leaves, structure = jax.tree_util.tree_flatten(blank)
+        try:
+            with np.load(self.path) as kept:
+                found = [kept[name] for name in kept.files]
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+            return blank
+        shapes = [(array.shape, array.dtype) for array in found]
+        if shapes != [(_bits(leaf).shape, _bits(leaf).dtype) for leaf in leaves]:
+            return blank
+        arrays = [_placed(a, b) for a, b in zip(found, leaves, strict=True)]
+        flights = jax.tree_util.tree_unflatten(structure, arrays)
+        return [_without(flight, missing, empty) for flight, empty in zip(flights, blank, strict=True)]
+
+    def clear(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _without(flight: Flight, missing: set[int], blank: Flight) -> Flight:
+    """A flight with empty boxes, and without those on board who are not missing."""
+    who = np.where(np.isin(np.asarray(flight.who), sorted(missing)), np.asarray(flight.who), VACANT)
+    where = lambda f: (f.who, f.next, f.landed)  # noqa: E731
+    return eqx.tree_at(where, flight, (_placed(who, blank.who), blank.next, blank.landed))
+
+
+def _bits(leaf: Any) -> np.ndarray:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)
+
+
+def _placed(array: np.ndarray, like: Any) -> Any:
+    """An array as a JAX array of the type, and on the devices, of another one."""
+    value = jnp.asarray(array)
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        value = jax.random.wrap_key_data(value, impl=jax.random.key_impl(like))
+    return jax.device_put(value, like.sharding)
