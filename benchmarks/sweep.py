@@ -4,12 +4,13 @@ Batches of bias-free two-layer tanh networks on handwritten digits 0 and 1, squa
 1e-6 ... 1, widths 8 ... 128, seeds; "uneven": the same up to scale 10, where training is lazy and stiff; "alike": one
 scale, one width, seeds; "many": thousands of tiny ones on a circle of 16 points. Each runs in flight and as
 `vmap(diffrax.diffeqsolve)` of equal solver, tolerances and save times, or, where diffrax does not have the solver, as
-`vmap(gradflow.solve)`: "one vmap" over the whole grid, which takes padding every network with zeros to the largest
-width, and "by width", one program and one batch for each. The useful share is that of the gradients which members need
-by themselves in all that are evaluated, those that slots evaluate while they wait for others included. Seconds are
-medians of up to three runs, the ways in turn; they contain stacking of the members, but neither compilation nor the
-drawing of the networks. "cpu" is processor time, of all threads. "first result" is what a new process takes until its
-first segment has been computed, without and with a filled compilation cache.
+`vmap(gradflow.solve)`: "one vmap" over scales and widths at once, which takes padding every network with zeros to the
+largest width (with one of the seeds, for time), and "by width", one program and one batch for each. The useful share is
+that of the gradients which members need by themselves in all that are evaluated, those that slots evaluate while they
+wait for others included. Seconds are medians of up to three runs, the ways in turn; they contain stacking of the
+members, but neither compilation nor the drawing of the networks. "cpu" is processor time, of all threads. "first
+result" is what a new process takes until its first segment has been computed, without and with a filled compilation
+cache.
 
     python benchmarks/sweep.py [--quick] [--out FOLDER]
 """
@@ -191,9 +192,12 @@ def measure(quick):
             runs = {FLIGHT: in_flight(problem, axes, ts, solver)}
             runs[BY_WIDTH] = in_lockstep(problem, axes, ts, solver, together=False)
             if len(axes["width"]) > 1:
-                runs[TOGETHER] = in_lockstep(problem, axes, ts, solver, together=True)
+                # Minutes for all seeds; a CPU is as busy with one.
+                few = axes | {"seed": axes["seed"][:1]}
+                runs[TOGETHER] = in_lockstep(problem, few, ts, solver, together=True)
             for how, numbers in in_turn(runs).items():
-                rows.append({"batch": batch, "solver": name, "how": how, "flows": flows} | numbers)
+                count = flows // len(axes["seed"]) if how == TOGETHER else flows
+                rows.append({"batch": batch, "solver": name, "how": how, "flows": count} | numbers)
                 print(line(rows[-1]), flush=True)
     return rows
 
@@ -303,12 +307,13 @@ def draw(rows):
 
 
 def compare(rows):
-    """How many times the seconds of `gf.sweep` each other way takes."""
+    """How many times the seconds of `gf.sweep` each other way takes for a flow."""
     mine = {(row["batch"], row["solver"]): row for row in rows if row["how"] == FLIGHT}
     found = []
     for row in (row for row in rows if row["how"] != FLIGHT):
         own = mine[row["batch"], row["solver"]]
-        ratio, cpu = row["seconds"] / own["seconds"], row["cpu"] / own["cpu"]
+        share = own["flows"] / row["flows"]
+        ratio, cpu = share * row["seconds"] / own["seconds"], share * row["cpu"] / own["cpu"]
         print(f"{row['batch']}, {row['solver']}: {row['how']} takes {ratio:.2f} times the seconds, {cpu:.2f} the cpu")
         peer = f"vmap over a solve, {row['how']}"
         found.append(records.comparison(f"sweep, {row['batch']}, {row['solver']}", peer, ratio, "seconds"))

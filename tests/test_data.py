@@ -158,16 +158,16 @@ def test_precision_follows_jax_at_the_time_of_the_call(x64, expected):
         ),
         ({"classes": (0, 11)}, "but is (0, 11), of which 11 is none."),
         ({"classes": (0, True)}, "but is (0, True), of which True is none."),
-        ({"classes": ()}, "but is empty. Use None for all classes."),
+        ({"classes": ()}, "but is empty. Leave it out for all classes."),
         ({"classes": (2, 2)}, "but is (2, 2). Name each label once."),
         ({"classes": "01"}, "but is ('0', '1'), of which '0' is none."),
-        ({"n": 0}, "Argument `n` must be an integer of at least 1, but is 0. Use None for all samples."),
-        ({"n": 2.5}, "Argument `n` must be an integer of at least 1, but is 2.5."),
+        ({"n": 0}, "Argument `n` must be an integer of at least 1, but is 0. Leave it out for all samples."),
+        ({"n": 2.5}, "Argument `n` must be an integer of at least 1, but is the float 2.5."),
         ({"classes": 3}, "but is 3. Write (0,) for a single class."),
         ({"n": -3}, "Argument `n` must be an integer of at least 1, but is -3."),
         (
             {"n": 1798},
-            "Argument `n` must be at most 1797, the samples there are, but is 1798. Use None for all of them.",
+            "Argument `n` must be at most 1797, the samples there are, but is 1798. Leave it out for all of them.",
         ),
         ({"n": 361, "classes": (0, 1)}, "Argument `n` must be at most 360, the samples there are, but is 361."),
         ({"labels": "sparse"}, "Argument `labels` must be one of 'onehot', 'pm1', 'index', but is 'sparse'."),
@@ -314,7 +314,9 @@ def test_missing_folders_and_files_are_refused(tmp_path, loader, expected):
     ):
         loader(path=tmp_path)
     missing = tmp_path / "missing"
-    with pytest.raises(ValueError, match=re.escape(f"must be a folder, but is '{missing}', which is not there. Use")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"must be a folder, but is '{missing}', which is not there. Without")
+    ):
         loader(path=missing)
     missing.write_text("")
     with pytest.raises(ValueError, match=re.escape(f"must be a folder, but is '{missing}', which is a file. Use")):

@@ -584,7 +584,7 @@ plain = lambda w: w
 cases = [(lambda name=name: getattr(o, name)(plain), needs) for name in ("Accuracy", "NTK", "NTKEigenvalues")]
 cases += [(lambda name=name: getattr(o, name)(3), calls) for name in ("Loss", "GradientNorm", "Sharpness")]
 cases += [
-    (lambda: o.HessianEigenvalues(plain, 2.0), "Argument `k` must be an integer of at least 1, but is 2."),
+    (lambda: o.HessianEigenvalues(plain, 2.0), "Argument `k` must be an integer of at least 1, but is the float 2.0."),
     (lambda: o.Sharpness(plain, iterations=0.5), "Argument `iterations` must be an integer of at least 1, but is 0.5."),
 ]
 for build, message in cases:

@@ -40,12 +40,12 @@ class NystromState(eqx.Module):
 
 
 class Nystrom(AbstractMethod):
-    """Runge-Kutta-Nystrom pair of orders 8 and 6 for second-order flows `X'' = -a X' + F(X)`, `a` constant.
+    """Runge-Kutta-Nystrom pair of orders 8 and 6, with the damping exact.
 
-    Where accelerations depend on no velocity but by constant damping, as in heavy-ball flows, eight gradients a step
-    follow an oscillation of frequency `w` as well over `h w = 3.9` as the twelve of `Dopri8` over `3.5`, and the error
-    of an explicit method at a given cost is all in its fastest modes. The damping is exact. Not for Hessian damping
-    (Nesterov's flow at high resolution), nor for ReLU, where a method of order eight is wasted.
+    For second-order flows `X'' = -a X' + F(X)`, `a` constant. Where accelerations depend on no velocity but by constant
+    damping, as in heavy-ball flows, eight gradients a step follow an oscillation of frequency `w` as well over
+    `h w = 3.9` as the twelve of `Dopri8` over `3.5`. Not for Hessian damping (Nesterov's flow at high resolution), nor
+    for ReLU, where a method of order eight is wasted.
 
     Dense output integrates the polynomial through the accelerations of the stages. Forward-mode differentiation works;
     reverse mode does not.

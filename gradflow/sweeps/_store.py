@@ -211,9 +211,8 @@ def check_writable(argument: str, path: str | os.PathLike[str]) -> None:
     target = pathlib.Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        probe = target.parent / f".{target.name}.probe"
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
     except OSError as error:
         actual = f"{str(path)!r} ({error.strerror or error})"
         raise fail(argument, "be a path that can be written", actual, "Choose another folder.") from error
