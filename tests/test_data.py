@@ -319,7 +319,7 @@ def test_missing_folders_and_files_are_refused(tmp_path, loader, expected):
     ):
         loader(path=missing)
     missing.write_text("")
-    with pytest.raises(ValueError, match=re.escape(f"must be a folder, but is '{missing}', which is a file. Use")):
+    with pytest.raises(ValueError, match=re.escape(f"must be a folder, but is '{missing}', which is a file. Without")):
         loader(path=missing)
     with pytest.raises(ValueError, match="`data_home` must be None when `path` is given, but is 'cache'"):
         loader(path=tmp_path, data_home="cache")
@@ -513,7 +513,7 @@ def test_network_failure_names_the_way_out(openml, loader, constant, called, err
     message = str(caught.value)
     name = loader.__name__.replace("_", "-")
     assert message.startswith(f"Data set `{name}` could not be downloaded from OpenML ({type(error).__name__}: ")
-    for way_out in ("`gradflow.data.digits()`", "`gradflow.data.mnist_subset()`", "path="):
+    for way_out in ("`gradflow.data.digits()`", "`gradflow.data.mnist_subset()`", "`path`"):
         assert way_out in message
     assert "\n" not in message
     assert isinstance(caught.value, OSError)
