@@ -585,7 +585,7 @@ cases = [(lambda name=name: getattr(o, name)(plain), needs) for name in ("Accura
 cases += [(lambda name=name: getattr(o, name)(3), calls) for name in ("Loss", "GradientNorm", "Sharpness")]
 cases += [
     (lambda: o.HessianEigenvalues(plain, 2.0), "Argument `k` must be an integer of at least 1, but is the float 2.0."),
-    (lambda: o.Sharpness(plain, iterations=0.5), "`iterations` must be an integer of at least 1, but is the float 0.5."),
+    (lambda: o.Sharpness(plain, iterations=0.5), "`iterations` must be an integer of at least 1, but is the float 0.5"),
 ]
 for build, message in cases:
     try:
