@@ -337,7 +337,7 @@ def test_wrong_types_get_the_same_grammar_without_the_shape_checker():
 import jax, gradflow as gf
 key = jax.random.key(0)
 cases = [
-    (lambda: gf.models.TwoLayer(2.5, 4, key=key), "Argument `in_size` must be an integer of at least 1, but is 2.5."),
+    (lambda: gf.models.TwoLayer(2.5, 4, key=key), "`in_size` must be an integer of at least 1, but is the float 2.5"),
     (lambda: gf.models.TwoLayer(2, True, key=key), "Argument `width` must be an integer of at least 1, but is True."),
     (lambda: gf.models.TwoLayer(2, 4, activation="relu", key=key), "`activation` must be callable as"),
     (lambda: gf.models.MLP(2, 4, activation=None, key=key), "`activation` must be callable as activation(array)"),
