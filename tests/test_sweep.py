@@ -13,7 +13,7 @@ import xarray as xr
 import zarr
 
 import gradflow as gf
-from gradflow.sweeps import _queue
+from gradflow.sweeps import _checkpoint, _queue
 from gradflow.sweeps._groups import group_members, stack
 from gradflow.sweeps._members import Roster
 from gradflow.sweeps._sweep import _options
@@ -343,18 +343,18 @@ def test_a_bad_member_is_flagged_and_harms_no_other(all_good, wrong):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Counts the segments that are run, of a few evaluations each; `after` makes one raise what the keyboard raises."""
+    """Counts the segments that are run, of a few evaluations each; `after` makes one raise `what`."""
     calls, real = [], _queue.fly
 
     class Counted:
-        after = None
+        after, what = None, KeyboardInterrupt
 
         def __len__(self):
             return len(calls)
 
         def __call__(self, fixed, inbox, flight, budget, mesh):
             if self.after is not None and len(calls) == self.after:
-                raise KeyboardInterrupt
+                raise self.what
             calls.append(1)
             return real(fixed, inbox, flight, 0 * budget + 12, mesh)
 
@@ -418,14 +418,20 @@ def test_resuming_a_finished_sweep_runs_nothing(tmp_path, counted):
     assert len(counted) == 2 * once
 
 
+class KilledError(BaseException):
+    """The end of a process that has no time to save anything."""
+
+
+@pytest.mark.parametrize("what", [KeyboardInterrupt, KilledError])
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.95])
-def test_resuming_an_interrupted_sweep_gives_the_same_bits(tmp_path, counted, share):
+def test_resuming_an_interrupted_sweep_gives_the_same_bits(tmp_path, counted, share, what, monkeypatch):
     """Members in the air are picked up where they were: all segments together are hardly more than without a break."""
-    path = tmp_path / "a.zarr"
+    monkeypatch.setattr(_checkpoint, "COST", np.inf)
+    path, counted.what = tmp_path / "a.zarr", what
     whole = run_stored(None)
     once = len(counted)
     counted.after = once + int(share * once)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(what):
         run_stored(path)
     part = gf.sweeps.open_store(path)
     done = part.status.values == 0
@@ -680,6 +686,13 @@ def test_bad_builds_say_where(build, said, counted):
     with pytest.raises(ValueError, match=said):
         quietly(second, {"rate": [1.0, 2.0]})
     assert len(counted) == 0
+
+
+def test_a_build_that_does_not_take_the_axes():
+    with pytest.raises(
+        ValueError, match=r"`build` must be callable as build\(width=...\), but is one that takes \(rate"
+    ):
+        quietly(lambda rate, more=1: decay(rate), {"width": [1, 2]})
 
 
 def test_coordinates_in_messages_are_those_of_all_axes():

@@ -13,21 +13,22 @@ import numpy as np
 
 from gradflow.sweeps._flight import VACANT, Flight
 
-PERIOD = 10.0
-"""Seconds between two states of the flights on disk."""
+COST = 0.05
+"""Share of the time that keeping flights on disk may take; small ones are kept after every segment."""
 
 
 class Checkpoint:
     """The flights of one group of members, in a file that is replaced as a whole."""
 
     def __init__(self, path: pathlib.Path):
-        self.path, self.saved = path, time.monotonic()
+        self.path, self._next = path, time.monotonic()
 
     def due(self) -> bool:
-        return time.monotonic() - self.saved > PERIOD
+        return time.monotonic() >= self._next
 
     def save(self, flights: list[Flight]) -> None:
         """Keeps who is in the air, and how far they are."""
+        began = time.monotonic()
         self.path.parent.mkdir(exist_ok=True)
         unfinished = self.path.with_name(self.path.name + ".unfinished")
         with unfinished.open("wb") as file:
@@ -35,7 +36,8 @@ class Checkpoint:
             arrays: dict[str, Any] = {f"leaf{i}": _bits(leaf) for i, leaf in enumerate(leaves)}
             np.savez(file, **arrays)
         os.replace(unfinished, self.path)
-        self.saved = time.monotonic()
+        now = time.monotonic()
+        self._next = now + (now - began) / COST
 
     def load(self, blank: list[Flight], missing: set[int]) -> list[Flight]:
         """The flights to go on with, with those on board who are still missing; `blank` if there are none that fit."""

@@ -69,6 +69,9 @@ def run_queue(
             yield from (landed for landed in arrived if landed[0].size)
             if not busy and warm:
                 break
+            # After the results are out, for who has landed is not kept; lanes that fly are kept as they set off.
+            if checkpoint is not None and warm and checkpoint.due():
+                checkpoint.save([lane.flight for lane in lanes])
             try:
                 done, _ = threads.wait(busy)
                 arrived = [busy[future].land(future.result()) for future in done]
@@ -79,8 +82,6 @@ def run_queue(
             for future in done:
                 tally["evaluations"] = tally.get("evaluations", 0) + busy.pop(future).news()
             warm = True
-            if checkpoint is not None and checkpoint.due():
-                checkpoint.save([lane.flight for lane in lanes])
     if checkpoint is not None:
         checkpoint.clear()
 

@@ -1,6 +1,7 @@
 """`sweep`: a grid of flows or rules, kept in flight a few at a time and returned as one labelled data set."""
 
 import functools
+import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -105,7 +106,7 @@ def sweep(
     """
     began = time.perf_counter()
     grid = _check_axes(axes)
-    _checks.check_callable("build", build, f"build({', '.join(f'{name}=...' for name in grid)})")
+    _check_build(build, grid)
     _checks.check_count("max_steps", max_steps)
     if batch is not None:
         _checks.check_count("batch", batch)
@@ -215,6 +216,19 @@ def _longest_first(roster: Roster, missing: list[int], together: bool) -> list[i
     the nearer it starts. The order does not depend on what has landed so far, so that a sweep can be repeated.
     """
     return sorted(missing, key=lambda number: roster.sizes[number]) if together else missing
+
+
+def _check_build(build: Any, grid: Mapping[str, np.ndarray]) -> None:
+    call = f"build({', '.join(f'{name}=...' for name in grid)})"
+    _checks.check_callable("build", build, call)
+    try:
+        signature = inspect.signature(build)
+    except ValueError:  # nobody tells
+        return
+    try:
+        signature.bind(**{name: values[0] for name, values in grid.items()})
+    except TypeError as error:
+        raise _checks.fail("build", f"be callable as {call}", f"one that takes {signature}") from error
 
 
 def _check_axes(axes: Any) -> dict[str, np.ndarray]:

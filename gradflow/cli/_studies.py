@@ -1,0 +1,358 @@
+"""The commands that run a study, write its store and draw its figure."""
+
+import contextlib
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any, cast
+
+import numpy as np
+import typer
+
+from gradflow._checks import fail
+from gradflow._solution import REMEDY, STATUS, STOPPED
+from gradflow.cli._app import app
+from gradflow.cli._data import load, planar_data, small_data
+from gradflow.cli._process import configure_jax
+
+Quick = Annotated[bool, typer.Option("--quick", help="A small version that takes about 20 seconds.")]
+Out = Annotated[pathlib.Path, typer.Option("--out", help="Folder for the zarr store and the figure.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming what the store already holds.")]
+Data = Annotated[str, typer.Option("--data", help="Data set; `gradflow info` lists the names.")]
+Path = Annotated[
+    str | None, typer.Option("--path", help="Folder with the files of the data set, instead of a download.")
+]
+Samples = Annotated[
+    int | None, typer.Option("--samples", help="Number of samples; at most 500, or about 100 with --quick.")
+]
+Chunk = Annotated[
+    str | None,
+    typer.Option("--chunk", help="k/n: run only part k (from 1) of n, beside jobs with the same --out."),
+]
+
+
+@contextlib.contextmanager
+def _resumable(command: str) -> Iterator[None]:
+    """Says what an interruption leaves behind."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\ngradflow: interrupted; what was finished is kept, and `{command}` goes on with it.", file=sys.stderr)
+        sys.exit(130)
+
+
+@app.command("small-init", short_help="Escape of ReLU networks from small weights: the main job.")
+def small_init(
+    quick: Quick = False,
+    data: Data = "digits",
+    path: Path = None,
+    samples: Samples = None,
+    classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes to tell apart.")] = (0, 1),
+    out: Out = pathlib.Path("gradflow-out"),
+    fresh: Fresh = False,
+    rtol: Annotated[
+        float | None, typer.Option("--rtol", help="Relative tolerance of a step; 1e-4, or 1e-3 with --quick.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Number of seeds; 3, or 1 with --quick.")] = None,
+    chunk: Chunk = None,
+) -> None:
+    """Escape of two-layer ReLU networks from small initial weights: the main job.
+
+    Gradient flow for square and logistic loss over scales 1e-1 ... 1e-6, widths and seeds; escape times, directions of
+    the neurons and saddles beside what theory foretells, the cost of the flow and of gradient descent as accurate.
+    Scales that no float holds, and other data sets, are those of `gradflow vanishing-init`.
+    """
+    configure_jax()
+    from gradflow import plot, studies
+    from gradflow.sweeps import check_writable
+
+    rtol = (1e-3 if quick else 1e-4) if rtol is None else rtol
+    samples = 120 if quick and samples is None else samples
+    dataset = load(data, path, samples, classes=classes, centre=True, unit_norm=True, labels="pm1")
+    size: dict[str, Any] = {"seeds": range(3 if seeds is None else seeds)}
+    if quick:
+        few = {"scales": (1e-2, 1e-4, 1e-6), "widths": (16,), "saves": 121}
+        size = few | {"seeds": range(1 if seeds is None else seeds)}
+    name = "small-init-quick" if quick else "small-init"
+    store = out / f"{name}.zarr"
+    check_writable("out", store)
+    part = _chunk(chunk)
+    _say_what_is_there(store, fresh)
+    with _resumable(_again()):
+        ds = studies.small_init(dataset, **size, rtol=rtol, store=store, resume=not fresh, chunk=part)
+    missing = int((ds.status < 0).sum())
+    if missing:
+        print(f"store: {store}: {ds.status.size - missing} of {ds.status.size} runs, the others are for other chunks")
+        return
+    _report(studies.small_init_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+    _end_with(ds.status)
+
+
+@app.command("compare", short_help="Gradient descent or momentum against its flows.")
+def compare(
+    quick: Quick = False,
+    data: Data = "digits",
+    path: Path = None,
+    samples: Samples = None,
+    rule: Annotated[
+        str, typer.Option("--rule", help="gradient-descent, heavy-ball or nesterov; momentum is 0.9.")
+    ] = "gradient-descent",
+    width: Annotated[int, typer.Option("--width", help="Width of the hidden layers.")] = 64,
+    depth: Annotated[int, typer.Option("--depth", help="Number of hidden layers.")] = 2,
+    horizon: Annotated[
+        float | None, typer.Option("--horizon", help="Flow time to compare on; 50, or 10 with --quick and descent.")
+    ] = None,
+    out: Out = pathlib.Path("gradflow-out"),
+) -> None:
+    """A discrete rule against its flows: the gap over learning rates, its order, and what accuracy costs."""
+    configure_jax()
+    from gradflow import plot, studies
+    from gradflow.sweeps import check_writable, write_dataset
+
+    dataset = load(data, path, 100 if quick and samples is None else samples, centre=True, labels="onehot")
+    name = "compare" + ("" if rule == "gradient-descent" else f"-{rule}") + ("-quick" if quick else "")
+    check_writable("out", out / f"{name}.zarr")
+    if horizon is None:
+        # The transient of momentum takes its time.
+        horizon = 10.0 if quick and rule == "gradient-descent" else 50.0
+    if quick:
+        size = {"width": min(width, 16), "depth": 1, "rates": 4, "horizon": horizon}
+    else:
+        size = {"width": width, "depth": depth, "rates": 6, "horizon": horizon}
+    ds = studies.discrete_gap(dataset, rule=rule, **cast(dict[str, Any], size))
+    store = write_dataset(ds, out / f"{name}.zarr")
+    _report(studies.compare_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+
+
+@app.command("mean-field", short_help="Networks of growing width beside width infinity.")
+def mean_field(
+    quick: Quick = False,
+    data: Annotated[
+        str, typer.Option("--data", help="`sine`, a regression in one dimension, or a name: two components of it.")
+    ] = "sine",
+    path: Path = None,
+    samples: Annotated[int | None, typer.Option("--samples", help="Number of samples; 20, 100 of a data set.")] = None,
+    classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes to tell apart.")] = (0, 1),
+    out: Out = pathlib.Path("gradflow-out"),
+    fresh: Fresh = False,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds of the widest; 16, or 8 with --quick.")] = None,
+) -> None:
+    """Infinite width as one more width: networks of 8 ... 1024 nodes, and SGD, beside their limit.
+
+    Deviation and bias by width and depth beside what theory foretells, rules of nodes, test particles.
+    """
+    configure_jax()
+    from gradflow import plot, studies
+    from gradflow.sweeps import check_writable, write_dataset
+
+    name = f"mean-field-{data}" + ("-quick" if quick else "")
+    check_writable("out", out / f"{name}.zarr")
+    dataset = planar_data(data, path, samples, classes)
+    few: dict[str, Any] = {}
+    if quick:
+        few = {"widths": (16,), "depths": (2,), "sgd_widths": (16,), "saves": 6, "horizon": 3.0, "more": 1}
+        few |= {"node_counts": (), "nodes": 4, "accuracy": 1e-3}
+    few["seeds"] = (8 if quick else 16) if seeds is None else seeds
+    with _resumable(_again()):
+        ds = studies.mean_field(dataset, **few, store=out / f"{name}-runs.zarr", resume=not fresh)
+    store = write_dataset(ds, out / f"{name}.zarr")
+    _report(studies.mean_field_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+
+
+@app.command("momentum", short_help="Heavy ball and Nesterov: flows, rates, which is faster.")
+def momentum(
+    quick: Quick = False,
+    data: Data = "digits",
+    path: Path = None,
+    samples: Annotated[int | None, typer.Option("--samples", help="Number of samples; 40, or 24 with --quick.")] = None,
+    classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes to tell apart.")] = (0, 1),
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Steps of the methods; by default enough to settle.")
+    ] = None,
+    out: Out = pathlib.Path("gradflow-out"),
+) -> None:
+    """Heavy ball and Nesterov on wide ReLU networks: flows, rates per mode, which is faster, movement of neurons."""
+    configure_jax()
+    from gradflow import plot, studies
+    from gradflow.sweeps import check_writable, write_dataset
+
+    samples = (24 if quick else 40) if samples is None else samples
+    dataset = load(data, path, samples, classes=classes, centre=True, unit_norm=True, labels="pm1")
+    name = f"momentum-{data}" + ("-quick" if quick else "")
+    check_writable("out", out / f"{name}.zarr")
+    size: dict[str, Any] = {"widths": (64, 256), "ratios": (0.1, 4.0), "saves": 60} if quick else {}
+    ds = studies.momentum(dataset, **size, steps=200 if quick and steps is None else steps)
+    store = write_dataset(ds, out / f"{name}.zarr")
+    _report(studies.momentum_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+
+
+@app.command("phase-diagram", short_help="One-pass SGD in high dimension beside its equations.")
+def phase_diagram(
+    quick: Quick = False,
+    units: Annotated[int | None, typer.Option("--units", help="Teacher units; 4, or 2 with --quick.")] = None,
+    width: Annotated[int | None, typer.Option("--width", help="Student units; 8, or 4 with --quick.")] = None,
+    noise: Annotated[float, typer.Option("--noise", help="Variance of the label noise beside SGD.")] = 1e-3,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Runs of SGD; 4, or 2 with --quick.")] = None,
+    out: Out = pathlib.Path("gradflow-out"),
+    fresh: Fresh = False,
+) -> None:
+    """One-pass SGD in high dimension: its regions against the order-parameter equations, and a map of them.
+
+    Runs of SGD and the full system in every region, plateaus over noise and dimension, uninformed starts, what a
+    learning rate costs in samples, the risk over learning rate and noise and over the exponents of width and rate.
+    """
+    configure_jax()
+    from gradflow import plot, studies
+    from gradflow.sweeps import check_writable, write_dataset
+
+    name = "phase-diagram-quick" if quick else "phase-diagram"
+    check_writable("out", out / f"{name}.zarr")
+    size: dict[str, Any] = {"noise": noise, "seeds": (2 if quick else 4) if seeds is None else seeds}
+    size |= {"units": (2 if quick else 4) if units is None else units}
+    size |= {"width": (4 if quick else 8) if width is None else width}
+    if quick:
+        size |= {"dims": (50, 200), "starts": (50, 500), "rates": (0.1, 0.3, 1.0, 3.0), "noises": (1e-5, 1e-4, 1e-3)}
+        size |= {"saves": 21, "horizon": 1e3, "horizons": {"green": 5.0, "blue": 20.0, "orange": 20.0}}
+        size |= {"kappas": (0.1,), "sums": (-0.4, -0.2, 0.0, 0.2, 0.4)}
+    parts = out / f"{name}-parts"
+    with _resumable(_again()):
+        ds = studies.phase_diagram(**size, store=parts, resume=not fresh)
+    store = write_dataset(ds, out / f"{name}.zarr")
+    _report(studies.phase_diagram_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+
+
+@app.command("vanishing-init", short_help="Escape from weights of norm 1e-4 down to 1e-300.")
+def vanishing_init(
+    quick: Quick = False,
+    data: Annotated[
+        str, typer.Option("--data", help="`circle`, `teacher`, `orthogonal`, or a name from `gradflow info`.")
+    ] = "digits",
+    path: Path = None,
+    samples: Samples = None,
+    classes: Annotated[tuple[int, int] | None, typer.Option("--classes", help="Two classes to tell apart.")] = (0, 1),
+    every_class: Annotated[bool, typer.Option("--all-classes", help="All classes, with one output each.")] = False,
+    loss: Annotated[str, typer.Option("--loss", help="square, or logistic for two classes.")] = "square",
+    out: Out = pathlib.Path("gradflow-out"),
+    fresh: Fresh = False,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Number of seeds; 3, or 1 with --quick.")] = None,
+) -> None:
+    """Escape from initial weights of norm 1e-4 down to 1e-300, beside what theory foretells without training.
+
+    ReLU networks in polar coordinates: escape times, the direction of every neuron, the saddles that follow. With
+    `--data circle`: gradient descent on squared-ReLU neurons beside its flow, in the settings of the source.
+    """
+    configure_jax()
+    from gradflow import plot, studies
+    from gradflow.sweeps import check_writable, write_dataset
+
+    name = "circle" if data == "circle" else "vanishing-init"
+    name += "-quick" if quick else ""
+    store = out / f"{name}.zarr"
+    check_writable("out", store)
+    if data == "circle":
+        if seeds is not None or path is not None:
+            raise fail("seeds" if path is None else "path", "be left out with --data circle", "given")
+        dataset = load(data, None, samples if samples is not None else 50)
+        ds = studies.circle_illustration(dataset, **({"steps": 20_000, "width": 8} if quick else {}))
+        table = studies.circle_table(ds)
+    else:
+        dataset = small_data(data, path, 60 if quick and samples is None else samples, None if every_class else classes)
+        few: dict[str, Any] = {"exponents": (4, 12, 300), "widths": (4,), "saves": 101, "rounds": 1} if quick else {}
+        few |= {"seeds": range((1 if quick else 3) if seeds is None else seeds)}
+        with _resumable(_again()):
+            ds = studies.vanishing_init(dataset, loss=loss, **few, store=out / f"{name}-runs.zarr", resume=not fresh)
+        table = studies.vanishing_init_table(ds)
+    write_dataset(ds, store)
+    _report(table, store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+    if "status" in ds:
+        _end_with(ds.status)
+
+
+@app.command("early-stage", short_help="Loss drop, living and dead neurons, late phase.")
+def early_stage(
+    quick: Quick = False,
+    data: Annotated[
+        str,
+        typer.Option("--data", help="`correlated`, `two-directions`, or a name from `gradflow info`."),
+    ] = "correlated",
+    path: Path = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Number of samples; 20 made ones, 100 of a data set.")
+    ] = None,
+    classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes to tell apart.")] = (0, 1),
+    every_class: Annotated[bool, typer.Option("--all-classes", help="All classes, with one output each.")] = False,
+    out: Out = pathlib.Path("gradflow-out"),
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the starts.")] = 0,
+) -> None:
+    """Early training of ReLU networks: loss drop in 1/eta steps, who lives and dies, t * loss in the late phase.
+
+    Over widths, learning rates, losses and batches of SGD, with shuffled labels as a control. With
+    `--data two-directions`: plateau, escape and sliding neurons on two nearby inputs, beside descent that gets stuck.
+    """
+    configure_jax()
+    from gradflow import data as sets
+    from gradflow import plot, studies
+    from gradflow.sweeps import check_writable, write_dataset
+
+    name = f"early-stage-{data}" + ("-quick" if quick else "")
+    check_writable("out", out / f"{name}.zarr")
+    if data == "two-directions":
+        few: dict[str, Any] = {"angles": (0.1, 0.05, 0.025), "steps": 20_000, "saves": 201} if quick else {}
+        ds = studies.two_directions(**few, seed=seed)
+        table = studies.two_directions_table(ds)
+    else:
+        if data == "correlated":
+            dataset = sets.correlated(20 if samples is None else samples, 8, seed=seed)
+        else:
+            kind = {"labels": "index"} if every_class else {"classes": classes, "labels": "pm1"}
+            size = (40 if quick else 100) if samples is None else samples
+            dataset = load(data, path, size, centre=True, unit_norm=True, **kind)
+        few = {"widths": (8, 64), "rates": (0.1, 0.01), "batches": (2,), "saves": 41} if quick else {}
+        if quick and not every_class:
+            few |= {"losses": ("exponential", "square")}
+        ds = studies.early_stage(dataset, **few, seed=seed)
+        table = studies.early_stage_table(ds)
+    store = write_dataset(ds, out / f"{name}.zarr")
+    _report(table, store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+
+
+def _chunk(given: str | None) -> tuple[int, int] | None:
+    """`k/n` as a pair that counts from zero."""
+    if given is None:
+        return None
+    words = given.split("/")
+    if len(words) != 2 or not all(word.isdecimal() for word in words) or not 1 <= int(words[0]) <= int(words[1]):
+        raise fail("chunk", "be k/n with 1 <= k <= n", repr(given), "For instance --chunk 2/8.")
+    return int(words[0]) - 1, int(words[1])
+
+
+def _again() -> str:
+    """The command that goes on with this one."""
+    return " ".join(["gradflow", *(word for word in sys.argv[1:] if word != "--fresh")])
+
+
+def _say_what_is_there(store: pathlib.Path, fresh: bool) -> None:
+    """One line if a store is about to be resumed; whatever else lies there is left to the study to refuse."""
+    from gradflow.sweeps import open_store
+
+    if fresh or not store.exists():
+        return
+    found = open_store(store)
+    if "config" in found.attrs:
+        done = int((found["status"] >= 0).sum())
+        print(f"resuming {store}: {done} of {found['status'].size} flows are there (--fresh starts over)")
+
+
+def _report(table: str, store: pathlib.Path, figure: pathlib.Path, ds: Any) -> None:
+    print(table)
+    print(f"\nstore:  {store}  ({', '.join(f'{size} {dim}' for dim, size in ds.sizes.items())})")
+    print(f"figure: {figure}")
+
+
+def _end_with(status: Any) -> None:
+    """Ends with code 1 if flows failed, and says how, and what helps."""
+    failed = [STATUS[code] for code in np.ravel(status.values) if code > STOPPED]
+    if failed:
+        remedy = "; ".join(f"{name}: {REMEDY[name]}" for name in sorted(set(failed)))
+        print(f"gradflow: {len(failed)} of {status.size} flows ended early: {remedy}", file=sys.stderr)
+        raise typer.Exit(1)
