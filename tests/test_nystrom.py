@@ -97,25 +97,25 @@ def test_the_published_coefficients_are_of_orders_eight_and_six():
 
 
 @pytest.mark.parametrize(
-    ("name", "damping", "end", "counts"),
+    ("name", "damping", "end", "fewest"),
     [
-        ("linear", 0.0, 2.0, [6, 8, 11, 16, 23]),
-        ("linear", 0.6, 2.0, [6, 8, 11, 16, 23]),
-        ("cubic", 0.6, 4.0, [16, 23, 32, 45, 64]),
-        ("pendulum", 0.6, 6.0, [8, 11, 16, 23, 32]),
+        ("linear", 0.0, 4.0, 16),
+        ("linear", 0.6, 4.0, 16),
+        ("cubic", 0.6, 4.0, 16),
+        ("pendulum", 0.6, 6.0, 8),
     ],
 )
-def test_order_eight(name, damping, end, counts):
-    """Fixed steps, down to where rounding begins, which for order eight leaves no room for halvings."""
+def test_order_eight(name, damping, end, fewest):
+    """Fixed steps, up to four times as many, where rounding begins: order eight leaves no room for more halvings."""
     flow = gf.HeavyBallFlow(PROBLEMS[name], mu=damping**2 / 4, s=0.04)
     start = jnp.asarray([1.0, -0.5, 0.8, 1.7])
     known = exact(PROBLEMS[name], flow, start, end)
-    errors = []
+    counts, errors = (fewest * 2 ** (np.arange(5) / 2)).astype(int), []
     for count in counts:
         y, *_ = run(flow, start, end, count)
         errors.append(np.linalg.norm(np.concatenate([y.position, y.momentum]) - known))
-    slopes = np.diff(-np.log(errors)) / np.diff(np.log(counts))
-    assert slopes[-3:-1] == pytest.approx([8, 8], abs=0.3), slopes
+    slope, _ = np.polyfit(np.log(counts), -np.log(errors), 1)
+    assert slope == pytest.approx(8, abs=0.15), errors
 
 
 def test_the_estimate_is_of_order_seven_and_dense_output_of_order_seven_in_a_step():
