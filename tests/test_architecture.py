@@ -202,6 +202,7 @@ def cases(key):
         "EulerMaruyama": gf.solvers.EulerMaruyama(),
         "Field": field,
         "FixedSteps": gf.solvers.FixedSteps(__import__("diffrax").Euler()),
+        "Hybrid": gf.solvers.Hybrid(),
         "NDF": gf.solvers.NDF(),
         "Nystrom": gf.solvers.Nystrom(),
         "OneStep": gf.solvers.OneStep(gf.solvers.Tsit5()),

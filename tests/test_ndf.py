@@ -767,7 +767,7 @@ def test_networks_with_kinks_are_known(model, kinked):
 
 def test_kinks_get_a_stabilised_method_unless_smoothed_or_integrated_to_many_digits():
     flow = gf.GradientFlow(ONES)
-    assert gf.solve(flow, RELU, [0.1]).method == "ROCK2"
+    assert gf.solve(flow, RELU, [0.1]).method == "Hybrid"
     assert isinstance(gf.solvers.default_solver(1e-8, flow, kinked=True), gf.solvers.Automatic)
     smoothed = gf.GradientFlow(gf.EmpiricalRisk(ONES.x, ONES.y, ONES.loss, predict=gf.models.Smoothed(0.1)))
     assert not smoothed.kinked(*split(RELU))

@@ -40,6 +40,7 @@ SOLVERS = [
     gf.solvers.Dopri8(),
     gf.solvers.ROCK2(),
     gf.solvers.RKC2(),
+    gf.solvers.Hybrid(),
     diffrax.Ralston(),
     diffrax.Midpoint(),
 ]

@@ -1,4 +1,4 @@
-"""ROCK2 and RKC2: order, stability, stage times, spectral radius, counts, caps, dense output, reverse mode."""
+"""ROCK2, RKC2 and Hybrid: order, stability, stage times, spectral radius, counts, caps, dense output, reverse mode."""
 
 import diffrax
 import equinox as eqx
@@ -11,6 +11,7 @@ import gradflow as gf
 from gradflow.solvers import _rkc2, _rock2, _spectral_radius
 
 METHODS = [gf.solvers.ROCK2, gf.solvers.RKC2]
+ALL = [*METHODS, gf.solvers.Hybrid]
 FORCED = [3, 13, 63, 150]  # numbers of stages that both methods have
 
 pytestmark = pytest.mark.slow
@@ -85,6 +86,50 @@ def test_order_is_two_at_few_and_at_many_stages(method, stages):
     rounding = 10 * np.finfo(float).eps * (stages**2 + counts[-1])
     assert max(errors["one"]) < rounding
     assert max(errors["clock"]) < rounding
+
+
+def attempt(solver, radius):
+    """One step of length .1 on a field that knows the time; its ends, its error and the field at the end."""
+    term, args, y0 = (
+        diffrax.ODETerm(lambda t, y, args: jnp.cos(3 * t) - y**3),
+        {"radius": radius},
+        jnp.array([1.0, -0.4]),
+    )
+    state = solver.init(term, 0.2, 0.3, y0, args)
+    y1, error, dense, *_ = eqx.filter_jit(solver.step)(term, 0.2, 0.3, y0, args, state, made_jump=False)
+    return y1, error, dense
+
+
+def test_short_steps_of_the_hybrid_are_those_of_bogacki_and_shampine():
+    """Of diffrax, which has the method from its tableau. Longer steps are those of `ROCK2`, bit by bit."""
+    hybrid, rock2 = gf.solvers.Hybrid(spectral_radius=given_radius), gf.solvers.ROCK2(spectral_radius=given_radius)
+    known = attempt(diffrax.Bosh3(), 0.0)
+    for radius in (0.0, 24.9):
+        found = attempt(hybrid, radius)
+        np.testing.assert_allclose(found[0], known[0], rtol=1e-15)
+        np.testing.assert_allclose(found[1], known[1], rtol=0, atol=1e-16)
+        np.testing.assert_allclose(found[2]["k1"], 0.1 * (np.cos(0.9) - known[0] ** 3), rtol=1e-14)
+    for radius in (25.1, 2e3):
+        for a, b in zip(attempt(hybrid, radius)[:2], attempt(rock2, radius)[:2], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("activation", "horizon", "rtol"), [("relu", 10.0, 1e-4), ("relu", 10.0, 1e-5), ("tanh", 400.0, 1e-3)]
+)
+def test_the_hybrid_takes_the_cheaper_method(activation, horizon, rtol, key):
+    """What jumps often is a matter of errors, what is stiff one of stability."""
+    data = gf.data.digits(n=60, centre=True, labels="onehot")
+    model = gf.models.MLP(64, 16, 10, depth=1, activation=getattr(jax.nn, activation), key=key)
+    flow = gf.GradientFlow(gf.EmpiricalRisk(*data, gf.losses.square))
+
+    def cost(solver):
+        sol = gf.solve(flow, model, [horizon], solver=solver, rtol=rtol, save_params=False)
+        return int(sol.stats["gradient_evaluations"])
+
+    ordinary, stabilised = cost(gf.solvers.Bosh3()), cost(gf.solvers.ROCK2())
+    assert ordinary < 0.7 * stabilised if activation == "relu" else stabilised < 0.7 * ordinary
+    assert cost(gf.solvers.Hybrid()) < 1.15 * min(ordinary, stabilised)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -231,7 +276,7 @@ def solve(solver, field, y0, end, args=None, rtol=1e-5, **options):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("value", [1e4, -1e4, np.nan, None])
 def test_given_spectral_radius_is_used_and_bad_ones_do_no_harm(method, value):
     given = None if value is None else lambda t, y, args: jnp.asarray(value)
@@ -242,17 +287,17 @@ def test_given_spectral_radius_is_used_and_bad_ones_do_no_harm(method, value):
         assert int(sol.stats["num_steps"]) < 500  # explicit methods need 3,000 and more
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("rate", [0.0, 2.0])
 def test_field_without_a_jacobian_takes_the_fewest_stages(method, rate):
     solver = method()
     y, spent = march(solver, lambda t, y, args: rate * jnp.ones_like(y), jnp.zeros(3), 0.1, 10, 0.0)
     np.testing.assert_allclose(y, rate, rtol=1e-14)
-    fewest = 3 if method is gf.solvers.ROCK2 else 2
+    fewest = 2 if method is gf.solvers.RKC2 else 3
     assert 10 * fewest < int(spent) <= 10 * fewest + 4
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_plain_diffrax_reports_what_is_counted(method):
     """Evaluations of the accepted steps' states; at equal steps these are all."""
     counter = []
@@ -267,7 +312,7 @@ def test_plain_diffrax_reports_what_is_counted(method):
     assert int(spent) < 30 * 20
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_field_is_traced_a_fixed_number_of_times_and_not_again(method):
     traces = []
 
@@ -282,7 +327,7 @@ def test_field_is_traced_a_fixed_number_of_times_and_not_again(method):
     assert len(traces) == first
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_vmap_equals_a_loop(method):
     """Members that differ in stiffness, and so in stages and in steps."""
     run = jax.jit(lambda rate: solve(method(), linear, jnp.ones(2), 1.0, jnp.stack([jnp.ones(()), rate])).ys[0])
@@ -292,7 +337,7 @@ def test_vmap_equals_a_loop(method):
         np.testing.assert_allclose(together[i], run(rate), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("size", [1.0, 1e-30])
 def test_float32(method, size):
     """Stiff decay at `rtol = 1e-3`: the answer has its own type and is within `rtol^(2/3)`."""
@@ -311,7 +356,7 @@ class Bowl(eqx.Module):
         return 0.5 * jnp.sum(self.rates * w * w)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_step_beyond_the_cap_is_refused_at_no_cost(method):
     solver = method(max_stages=10, spectral_radius=given_radius)
     term, args, y0 = diffrax.ODETerm(linear), {"radius": 1e3}, jnp.ones(1)
@@ -332,7 +377,7 @@ def test_step_beyond_the_cap_is_refused_at_no_cost(method):
     assert int(solver.rejected(eqx.tree_at(lambda s: s.age, done, jnp.asarray(5)), again).age) == solver.refresh
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_capped_stages_still_arrive(method):
     sol = solve(method(max_stages=10), linear, jnp.ones(2), 1.0, jnp.array([1.0, 1e4]))
     assert float(sol.ys[0, 0]) == pytest.approx(np.exp(-1), rel=1e-3)
@@ -344,7 +389,7 @@ def test_capped_stages_still_arrive(method):
     assert int(sol.stats["rejected"]) <= 3
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_dense_output_is_of_third_order_within_a_step(method):
     """The error within one step from exact data, at four places, falls like that of the step itself, `h^3`."""
     solver = method(spectral_radius=given_radius)
@@ -361,7 +406,7 @@ def test_dense_output_is_of_third_order_within_a_step(method):
     assert np.all(np.abs(slopes[-2:] - 3) < 0.15), slopes
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_reverse_mode_of_the_bounded_variant_matches_differences(method):
     solver, h = method(max_stages=13, bounded=True), 0.05
     term = diffrax.ODETerm(lambda t, y, args: -args * y + jnp.cos(t))
@@ -387,7 +432,7 @@ def test_reverse_mode_of_the_bounded_variant_matches_differences(method):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_reverse_mode_through_diffrax_matches_differences(method):
     solver, fixed = method(max_stages=13, bounded=True), diffrax.ConstantStepSize()
     term = diffrax.ODETerm(lambda t, y, args: -args * y + jnp.cos(t))
@@ -405,7 +450,7 @@ def test_reverse_mode_through_diffrax_matches_differences(method):
     assert float(jax.grad(final)(300.0)) == pytest.approx(float(numeric), rel=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_backward_in_time(method):
     field = lambda t, y, args: y  # noqa: E731
     control = diffrax.PIDController(rtol=1e-6, atol=1e-9)
@@ -415,7 +460,7 @@ def test_backward_in_time(method):
     np.testing.assert_allclose(sol.ys[0], np.exp(-1), rtol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_network_on_digits_agrees_with_an_ordinary_method(method, small_mlp):
     problem, model = small_mlp
     flow = gf.GradientFlow(problem)
@@ -431,7 +476,8 @@ def test_network_on_digits_agrees_with_an_ordinary_method(method, small_mlp):
 def test_table_is_whole():
     table = _rock2.load()
     ends = table.starts + table.stages
-    assert table.rows.shape == (int(ends[-1]) + 1, 4)
+    assert table.rows.shape == (int(ends[-1]) + 1 + len(_rock2.BOGACKI_SHAMPINE), 5)
+    assert table.ordinary == ends[-1] + 1
     assert np.all(table.rows[table.starts, 0] == 0)
     assert np.all(table.rows[ends, 0] == 1)
     np.testing.assert_allclose(table.rows[ends - 1, 0] + table.rows[ends - 1, 1], 1, rtol=0, atol=1e-13)
@@ -444,7 +490,7 @@ def test_table_is_whole():
         ({"max_stages": 1}, r"`max_stages` must be an integer of at least \d, but is 1"),
     ],
 )
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_bad_options_are_refused(method, options, message):
     with pytest.raises(ValueError, match=message):
         method(**options)

@@ -12,6 +12,7 @@ from gradflow.solvers._automatic import Automatic as Automatic
 from gradflow.solvers._control import StepControl as StepControl
 from gradflow.solvers._cost import evaluations_per_step as evaluations_per_step
 from gradflow.solvers._default import default_solver as default_solver
+from gradflow.solvers._hybrid import Hybrid as Hybrid
 from gradflow.solvers._method import AbstractMethod as AbstractMethod
 from gradflow.solvers._method import Attempt as Attempt
 from gradflow.solvers._method import Field as Field

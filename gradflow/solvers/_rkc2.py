@@ -79,8 +79,15 @@ class RKC2(AbstractStabilised):
         return (most**2 - 1) / 1.54
 
     def advance(
-        self, field: Callable[[Scalar, PyTree], PyTree], y: PyTree, f: PyTree, h: Scalar, stages: Int[Array, ""]
+        self,
+        field: Callable[[Scalar, PyTree], PyTree],
+        y: PyTree,
+        f: PyTree,
+        h: Scalar,
+        product: Scalar,
+        stages: Int[Array, ""],
     ) -> tuple[PyTree, PyTree, PyTree]:
+        del product
         most = self._most_stages(h.dtype)
         c, mu, nu, m, g = coefficients(jnp.maximum(stages, 2), most, h.dtype)
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Scalar
 
 from gradflow import _checks
 from gradflow.solvers._stabilised import AbstractStabilised, combine, loop
@@ -72,46 +72,48 @@ class ROCK2(AbstractStabilised):
         return 2
 
     def stages(self, product: Scalar, most: int) -> Int[Array, ""]:
-        known = available(most)
-        intervals = jnp.asarray(stability_interval(known), product.dtype)
-        index = jnp.sum(intervals < product)
-        return jnp.asarray(known)[jnp.minimum(index, len(known) - 1)].astype(int)
+        return fewest_stages(product, most)
 
     def reach(self, most: int) -> float:
         return float(stability_interval(available(most))[-1])
 
     def advance(
-        self, field: Callable[[Scalar, PyTree], PyTree], y: PyTree, f: PyTree, h: Scalar, stages: Int[Array, ""]
+        self,
+        field: Callable[[Scalar, PyTree], PyTree],
+        y: PyTree,
+        f: PyTree,
+        h: Scalar,
+        product: Scalar,
+        stages: Int[Array, ""],
     ) -> tuple[PyTree, PyTree, PyTree]:
-        most = int(available(self._most_stages(h.dtype))[-1])
-        table = load()
-        c, r, g, q = (jnp.asarray(column, h.dtype) for column in table.rows.T)
-        index = jnp.sum(jnp.asarray(table.stages) < stages)
-        first = jnp.asarray(table.starts)[index]
-
-        def stage(i: Int[Array, ""], state: tuple) -> tuple:
-            now, before, slope, error = state
-            new = field(c[first + i], now)
-            row = first + i
-            finish = combine((q[row] * h, new), (-q[row] * h, slope))
-            after = combine((1 - g[row], now), (g[row], before), (r[row] * h, new), (1.0, finish))
-            return after, now, new, combine((1.0, error), (1.0, finish))
-
-        start = (combine((1.0, y), (r[first] * h, f)), y, f, combine((0.0, y)))
-        y1, _, f1, error = loop(stage, start, stages, most if self.bounded else None)
-        return y1, f1, error
+        del product
+        most = self._most_stages(h.dtype)
+        return recur(field, y, f, h, row_of(stages), stages, most if self.bounded else None)
 
 
 class Table(NamedTuple):
     """All recurrences one below the other: `rows[starts[k] + i]` takes the method of `stages[k]` stages past stage `i`.
 
-    A row is `(c, r, g, q)`: `K_{i+1} = (1 - g) K_i + g K_{i-1} + r h f_i + q h (f_i - f_{i-1})`, with
-    `f_i = f(t + c h, K_i)`. The finish is of this form too, and a last row of zeros is the field at the end.
+    A row is `(c, r, g, q, e)`: `K_{i+1} = (1 - g) K_i + g K_{i-1} + r h f_i + q h (f_i - f_{i-1})`, with
+    `f_i = f(t + c h, K_i)`, and the error is the sum of `e h f_i`. The finish is of this form too, and a last row
+    without a step is the field at the end. So is the method of P. Bogacki and L. F. Shampine, A 3(2) pair of
+    Runge-Kutta formulas, Appl. Math. Lett. 2 (1989) 321-325, of order three; its rows, from `ordinary` on, come last.
     """
 
     stages: Int[np.ndarray, " methods"]
     starts: Int[np.ndarray, " methods"]
-    rows: Float[np.ndarray, "rows 4"]
+    rows: Float[np.ndarray, "rows 5"]
+    ordinary: int
+
+
+BOGACKI_SHAMPINE = np.array(
+    [
+        [0, 1 / 2, 0, 0, -5 / 72],
+        [1 / 2, 3 / 4, 1, 0, 1 / 12],
+        [3 / 4, 13 / 36, 4 / 9, 1 / 12, 1 / 9],
+        [1, 0, 0, 0, -1 / 8],
+    ]
+)
 
 
 @functools.cache
@@ -121,18 +123,58 @@ def load() -> Table:
     data = json.loads(text)
     blocks = []
     for m, recurrence, p, q in zip(data["degrees"], data["recf"], data["fp1"], data["fp2"], strict=True):
-        rows = np.zeros((m + 3, 4))
+        rows = np.zeros((m + 3, 5))
         rows[:m, 1] = [recurrence[0], *recurrence[1::2]]
         rows[1:m, 2] = -np.asarray(recurrence[2::2])
         rows[m : m + 2, 1] = p
         rows[m + 1, 3] = q
+        rows[m : m + 2, 4] = -q, q
         for i in range(m + 1):
-            _, r, g, _ = rows[i]
+            _, r, g, *_ = rows[i]
             rows[i + 1, 0] = (1 - g) * rows[i, 0] + g * rows[max(i - 1, 0), 0] + r
         rows[m + 2, 0] = 1
         blocks.append(rows)
     lengths = np.array([len(rows) for rows in blocks])
-    return Table(lengths - 1, np.cumsum(lengths) - lengths, np.concatenate(blocks))
+    rows = np.concatenate([*blocks, BOGACKI_SHAMPINE])
+    return Table(lengths - 1, np.cumsum(lengths) - lengths, rows, len(rows) - len(BOGACKI_SHAMPINE))
+
+
+def recur(
+    field: Callable[[Scalar, PyTree], PyTree],
+    y: PyTree,
+    f: PyTree,
+    h: Scalar,
+    first: Int[ArrayLike, ""],
+    stages: Int[Array, ""],
+    bound: int | None,
+) -> tuple[PyTree, PyTree, PyTree]:
+    """The state after a step by the recurrence from row `first` on, the field there, and the error."""
+    c, r, g, q, e = (jnp.asarray(column, h.dtype) for column in load().rows.T)
+
+    def stage(i: Int[Array, ""], state: tuple) -> tuple:
+        now, before, slope, error = state
+        row = first + i
+        new = field(c[row], now)
+        step = ((r[row] + q[row]) * h, new), (-q[row] * h, slope)
+        after = combine((1 - g[row], now), (g[row], before), *step)
+        return after, now, new, combine((1.0, error), (e[row] * h, new))
+
+    start = (combine((1.0, y), (r[first] * h, f)), y, f, combine((e[first] * h, f)))
+    y1, _, f1, error = loop(stage, start, stages, bound)
+    return y1, f1, error
+
+
+def row_of(stages: Int[Array, ""]) -> Int[Array, ""]:
+    """Where the recurrence of that many stages begins."""
+    table = load()
+    return jnp.asarray(table.starts)[jnp.sum(jnp.asarray(table.stages) < stages)]
+
+
+def fewest_stages(product: Scalar, most: int) -> Int[Array, ""]:
+    """The fewest stages, of those that there are up to `most`, that are stable for `h rho = product`."""
+    known = available(most)
+    index = jnp.sum(jnp.asarray(stability_interval(known), product.dtype) < product)
+    return jnp.asarray(known)[jnp.minimum(index, len(known) - 1)].astype(int)
 
 
 def available(most: int) -> Int[np.ndarray, " methods"]:

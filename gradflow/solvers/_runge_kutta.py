@@ -10,6 +10,7 @@ from jaxtyping import PyTree, Scalar
 from gradflow.solvers._control import DORMANT, StepControl
 from gradflow.solvers._cost import counts_evaluations, evaluations_per_step
 from gradflow.solvers._method import AbstractMethod, Attempt, Field, PaddedTerm
+from gradflow.solvers._stabilised import AbstractStabilised
 
 LONGEST_STRIDE = 2.0
 """Times the farthest that a flow lets its steps go, beyond which a step is taken again."""
@@ -41,6 +42,8 @@ class OneStep(AbstractMethod):
     def begin(self, field: Field, y: PyTree, rate: PyTree, dt: Scalar) -> PyTree:
         zero = jnp.zeros((), state_dtype(y))
         inner = self.solver.init(_terms(field), zero, dt.astype(zero.dtype), y, field.frozen)
+        if isinstance(self.solver, AbstractStabilised):
+            inner = self.solver.patient(inner)
         return inner, jnp.ones((), zero.dtype), jnp.asarray(False), zero
 
     def attempt(
@@ -63,12 +66,11 @@ class OneStep(AbstractMethod):
         usable = finite & (result == diffrax.RESULTS.successful)
         ratio = jax.lax.stop_gradient(jnp.where(usable, ratio, jnp.inf))
         spent = evaluations_per_step(self.solver, inner, moved)
-        hook = getattr(self.solver, "rejected", None)
-        kept = inner if hook is None else hook(moved, inner)
+        kept = self.solver.rejected(moved, inner) if isinstance(self.solver, AbstractStabilised) else inner
         factor = control.factor(ratio, previous, failed, self.first_order)
-        longest = getattr(self.solver, "longest_step", None)
-        if longest is not None:
-            bound = (longest(moved) / dt).astype(factor.dtype)
+        if isinstance(self.solver, AbstractStabilised):
+            factor = (self.solver.suited_step(moved, factor * dt) / dt).astype(factor.dtype)
+            bound = (self.solver.longest_step(moved) / dt).astype(factor.dtype)
             factor = jnp.where(bound < 1, bound, jnp.minimum(factor, bound))
         stride, seen = field.stride(y, y1), fastest
         if stride is not None:

@@ -5,6 +5,7 @@ length `h` on a field of spectral radius `rho` takes about `sqrt(h rho)` evaluat
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -21,6 +22,11 @@ from gradflow.solvers._spectral_radius import estimate_spectral_radius
 
 SAFETY = 1.2
 """By how much an estimated spectral radius is enlarged: it is a lower bound, and it ages."""
+PATIENCE = 4
+"""Ordinary steps before the first estimate of the spectral radius, in `gradflow.solve`."""
+GAIN, LEAP = 1.5, 1.5
+"""How much longer an ordinary step is for the same error; and how far beyond its stability the error has to let it go
+before stabilised steps, shorter by as much, are the cheaper ones."""
 
 
 class StabilisedState(eqx.Module):
@@ -31,6 +37,7 @@ class StabilisedState(eqx.Module):
     radius: Scalar  # bound on the spectral radius, safety factor included; zero before the first estimate
     direction: PyTree  # unit vector that the power method ended with
     age: Int[Array, ""]  # steps since the estimate
+    product: Scalar  # of step and spectral radius, in the last attempt
     evaluations: Int[Array, ""]  # of the field, since `init`, those of the power method included
 
 
@@ -43,6 +50,9 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
 
     term_structure: ClassVar = diffrax.ODETerm
     interpolation_cls: ClassVar = diffrax.ThirdOrderHermitePolynomialInterpolation
+
+    ordinary: ClassVar[float] = 0.0
+    """`h rho` up to which steps are taken by an ordinary method, for which the spectral radius hardly matters."""
 
     spectral_radius: AbstractVar[Callable[[Any, PyTree, Any], Scalar] | None]
     refresh: AbstractVar[int]
@@ -59,9 +69,15 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
 
     @abc.abstractmethod
     def advance(
-        self, field: Callable[[Scalar, PyTree], PyTree], y: PyTree, f: PyTree, h: Scalar, stages: Int[Array, ""]
+        self,
+        field: Callable[[Scalar, PyTree], PyTree],
+        y: PyTree,
+        f: PyTree,
+        h: Scalar,
+        product: Scalar,
+        stages: Int[Array, ""],
     ) -> tuple[PyTree, PyTree, PyTree]:
-        """The state after a step, the field there and the error; `field(c, y)` is `f(t + c h, y)`.
+        """The state after a step, the field there and the error, with `field(c, y) = f(t + c h, y)`, `product = h rho`.
 
         Evaluates the field once per stage; no stages, no evaluations, and no meaning to what is returned.
         """
@@ -76,6 +92,7 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
             radius=jnp.zeros((), _real_dtype(y0)),
             direction=zeros,
             age=jnp.asarray(self.refresh),
+            product=jnp.zeros((), _real_dtype(y0)),
             evaluations=jnp.asarray(0),
         )
 
@@ -103,13 +120,14 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         product = jnp.abs(jax.lax.stop_gradient(h)) * state.radius
         fits = product <= self.reach(most)
         stages = jnp.where(fits, self.stages(product, most), 0)
-        y1, f1, error = self.advance(field, y0, state.field, h, stages)
+        y1, f1, error = self.advance(field, y0, state.field, h, product, stages)
         nan, infinite = jnp.asarray(jnp.nan), jnp.asarray(jnp.inf)
         y1 = jax.tree_util.tree_map(lambda x: jnp.where(fits, x, nan.astype(x.dtype)), y1)
         error = jax.tree_util.tree_map(lambda x: jnp.where(fits, x, infinite.astype(x.dtype)), error)
         slopes = [jax.tree_util.tree_map(lambda x: h.astype(x.dtype) * x, f) for f in (state.field, f1)]
         dense = {"y0": y0, "y1": y1, "k0": slopes[0], "k1": slopes[1]}
-        new = StabilisedState(f1, fits, state.radius, state.direction, state.age + 1, state.evaluations + stages)
+        spent = state.evaluations + stages
+        new = StabilisedState(f1, fits, state.radius, state.direction, state.age + 1, product, spent)
         return y1, error, dense, new, diffrax.RESULTS.successful
 
     def func(self, terms: Any, t0: ArrayLike, y0: PyTree, args: PyTree) -> PyTree:
@@ -123,16 +141,38 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         """The state to try again from, after an attempt from `old` ended in `new` and was turned down.
 
         It keeps what was spent and what was learnt of the spectral radius, and asks for a new estimate unless the
-        attempt made one. `gradflow.solve` calls it; plain diffrax goes back to `old`, so that an estimate made in an
-        attempt that fails is made again in the next one, and one that has aged is kept until its time is up.
+        attempt made one, or was an ordinary one, which is turned down for other reasons. `gradflow.solve` calls it;
+        plain diffrax goes back to `old`, so that an estimate made in an attempt that fails is made again in the next
+        one, and one that has aged is kept until its time is up.
         """
         age = jnp.where(new.age == 1, 0, self.refresh).astype(new.age.dtype)
-        return StabilisedState(old.field, old.known, new.radius, new.direction, age, new.evaluations)
+        if self.ordinary:
+            age = jnp.where(new.product <= self.ordinary, new.age - 1, age)
+        return StabilisedState(old.field, old.known, new.radius, new.direction, age, new.product, new.evaluations)
+
+    def patient(self, state: StabilisedState) -> StabilisedState:
+        """A first state for runs with error control: ordinary steps can do without the spectral radius for a while."""
+        age = max(self.refresh - PATIENCE, 0) if self.ordinary else self.refresh
+        return dataclasses.replace(state, age=jnp.asarray(age))
 
     def longest_step(self, state: StabilisedState) -> Scalar:
         """The longest step for which the stages suffice, by the last estimate of the spectral radius."""
         reach = 0.999 * self.reach(self._most_stages(state.radius.dtype))
         return jnp.where(state.radius > 0, reach / jnp.where(state.radius > 0, state.radius, 1), jnp.inf)
+
+    def suited_step(self, state: StabilisedState, step: Scalar) -> Scalar:
+        """The step to go on with, where the error suggests one, from the method of the last attempt.
+
+        For the same error an ordinary step may be `GAIN` times longer than a stabilised one. It is held within its
+        stability, until a step that is longer by `LEAP` promises more.
+        """
+        if not self.ordinary:
+            return step
+        edge = jnp.where(state.radius > 0, self.ordinary / jnp.where(state.radius > 0, state.radius, 1), jnp.inf)
+        leap = jnp.where(step <= LEAP * edge, jnp.minimum(step, edge), step / GAIN)
+        return jnp.where(
+            state.product <= self.ordinary, leap, jnp.where(step < edge, jnp.minimum(GAIN * step, edge), step)
+        )
 
     def _most_stages(self, dtype: Any) -> int:
         if self.max_stages is not None:
@@ -174,6 +214,7 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
             radius=jax.lax.stop_gradient(radius),
             direction=jax.lax.stop_gradient(found.direction),
             age=jnp.where(stale, 0, state.age),
+            product=state.product,
             evaluations=spent + found.evaluations,
         )
 

@@ -1,0 +1,66 @@
+"""Hybrid: Bogacki and Shampine's method of order three on short steps, ROCK2 on long ones."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree, Scalar
+
+from gradflow import _checks
+from gradflow.solvers._rock2 import available, fewest_stages, load, recur, row_of, stability_interval
+from gradflow.solvers._stabilised import AbstractStabilised
+
+
+class Hybrid(AbstractStabilised):
+    """The default for ReLU networks: an ordinary explicit method on short steps, `ROCK2` on long ones.
+
+    A step with `h rho <= 2.5`, where `rho` is the spectral radius, is taken by the method of Bogacki and Shampine, of
+    order three and three evaluations; a longer one by `ROCK2`, of as many stages as it takes. So what limits the steps
+    decides. Early in training, in the escape from a small initialisation and where a field jumps often, that is the
+    error, and the ordinary method is the cheaper one; late in training it is stability. In `gradflow.solve` the first
+    four steps do without the spectral radius. Not for oscillatory flows.
+
+    **Arguments** and **Raises**: as for `ROCK2`.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> flow = gf.GradientFlow(lambda w: 0.5 * (w[0] ** 2 + 1e3 * w[1] ** 2))
+    >>> sol = gf.solve(flow, jnp.ones(2), [5.0], rtol=1e-4, solver=gf.solvers.Hybrid())
+    >>> sol.method, bool(sol.stats["gradient_evaluations"] < 300)
+    ('Hybrid', True)
+    """
+
+    ordinary: ClassVar[float] = 2.5
+
+    spectral_radius: Callable[[Any, PyTree, Any], Scalar] | None = None
+    refresh: int = eqx.field(default=25, static=True)
+    max_stages: int | None = eqx.field(default=None, static=True)
+    bounded: bool = eqx.field(default=False, static=True)
+
+    def __check_init__(self):
+        _checks.check_count("refresh", self.refresh)
+        if self.max_stages is not None:
+            _checks.check_count("max_stages", self.max_stages, least=3)
+
+    def error_order(self, terms: Any) -> int:
+        del terms
+        return 3
+
+    def stages(self, product: Scalar, most: int) -> Int[Array, ""]:
+        return fewest_stages(product, most)
+
+    def reach(self, most: int) -> float:
+        return float(stability_interval(available(most))[-1])
+
+    def advance(
+        self,
+        field: Callable[[Scalar, PyTree], PyTree],
+        y: PyTree,
+        f: PyTree,
+        h: Scalar,
+        product: Scalar,
+        stages: Int[Array, ""],
+    ) -> tuple[PyTree, PyTree, PyTree]:
+        most = self._most_stages(h.dtype)
+        first = jnp.where(product <= self.ordinary, load().ordinary, row_of(stages))
+        return recur(field, y, f, h, first, stages, most if self.bounded else None)
