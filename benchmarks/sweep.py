@@ -7,7 +7,8 @@ scale, one width, seeds; "many": thousands of tiny ones on a circle of 16 points
 `vmap(gradflow.solve)`: "one vmap" over scales and widths at once, which takes padding every network with zeros to the
 largest width (with one of the seeds, for time), and "by width", one program and one batch for each. The useful share is
 that of the gradients which members need by themselves in all that are evaluated, those that slots evaluate while they
-wait for others included. Seconds are medians of up to three runs, the ways in turn; they contain stacking of the
+wait for others included. (For `vmap` over the default solver that is an upper bound: its loops within a step wait as
+well, which nobody counts.) Seconds are medians of up to three runs, the ways in turn; they contain stacking of the
 members, but neither compilation nor the drawing of the networks. "cpu" is processor time, of all threads. "first
 result" is what a new process takes until its first segment has been computed, without and with a filled compilation
 cache.
@@ -256,7 +257,7 @@ def first_result():
 
 
 MEMORY = """
-import resource, sys
+import pathlib, resource, sys
 import jax, jax.numpy as jnp
 jax.config.update("jax_enable_x64", True)
 import gradflow as gf
@@ -267,7 +268,11 @@ def build(seed):
     return gf.GradientFlow(problem), gf.models.TwoLayer(2, 500, activation=jnp.tanh, key=jax.random.key(seed))
 ds = gf.sweep(build, {"seed": range(int(sys.argv[1]))}, [0.0, 0.1], rtol=1e-2, solver=gf.solvers.Heun(), progress=False)
 assert (ds.status == 0).all()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+try:  # Linux; what getrusage tells there contains the peak of the parent
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    print(next(float(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
+except (OSError, StopIteration):
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 

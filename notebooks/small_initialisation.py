@@ -73,6 +73,32 @@ points = gf.theory.kkt_points(correlation, gf.models.TwoLayer(64, 1, key=jax.ran
 print("values of the KKT points found:", np.round(points.values, 5))
 
 # %% [markdown]
+# Direction first: started at a norm of $e^{-60}$, this network is at a KKT point, by the relative residual there, long
+# before anything of the loss is gone.
+
+# %%
+ts = np.linspace(0, 240, 481)
+watch = {"loss": risk, "log": gf.observables.LogNorm(), "residual": gf.observables.KKTResidual(correlation)}
+turning = gf.solve(gf.PolarFlow(risk), gf.Polar(relu, log_norm=-60.0), ts, observe=watch, rtol=1e-5)
+loss, residual = np.asarray(turning.observed["loss"]), np.asarray(turning.observed["residual"])
+aligned = int(np.argmax(residual < 0.01))
+left = int(np.argmax(loss < 0.99 * loss[0]))
+print(f"residual below .01 at t = {ts[aligned]:.1f}, with the loss at {loss[aligned] / loss[0]:.6f} of the first one;")
+print(f"a hundredth of the loss is gone at t = {ts[left]:.1f}")
+assert 0 < aligned < 0.7 * left
+
+fig, axes = plt.subplots(1, 2, figsize=(7.5, 2.8), layout="constrained")
+axes[0].semilogy(ts[: left + 1], residual[: left + 1], color="black")
+axes[0].axvline(ts[aligned], color="0.6", linestyle=":")
+axes[0].set(xlabel="flow time $t$", ylabel="relative KKT residual", title="first the direction")
+axes[1].plot(ts, np.asarray(turning.observed["log"]) / np.log(10), color="black", label=r"$\log_{10}\|w\|$")
+axes[1].set(xlabel="flow time $t$", ylabel=r"$\log_{10}\|w\|$", title="then the norm, then the loss")
+twin = axes[1].twinx()
+twin.plot(ts, loss, color="tab:red", linestyle="--")
+twin.set_ylabel("loss (dashed)")
+plt.show()
+
+# %% [markdown]
 # ## From any size
 #
 # The time of the escape grows like $\ln(1/\delta)/(2N)$ plus a constant, the time that alignment takes. One run until
