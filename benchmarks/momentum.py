@@ -1,9 +1,10 @@
 """Momentum flows beside the methods they describe: what does the flow cost, over the horizon of the discrete run?
 
-Heavy ball and Nesterov's method run for a fixed number of steps on a quadratic whose eigenvalues span four decades, all
-modes excited alike (the hardest case: no mode is small), and on a tanh network on digits; step sizes from the largest
-at which theory knows the methods to be stable down. The flows run to the same time at several tolerances. Errors are
-distances between parameters, the largest over the run, over the distance travelled; the reference is the flow at 1e-11.
+Heavy ball, Nesterov's method and gradient descent run for a fixed number of steps on a quadratic whose eigenvalues span
+four decades, all modes excited alike (the hardest case: no mode is small), and on a tanh network on digits; step sizes
+from the largest at which theory knows the methods to be stable down. The flows run to the same time at several
+tolerances. Errors are distances between parameters, the largest over the run, over the distance travelled; the
+reference is the flow at 1e-11.
 
     python benchmarks/momentum.py [--quick] [--out FOLDER]
 """
@@ -23,7 +24,11 @@ from gradflow import plot  # noqa: E402
 from gradflow.plot._style import STYLE, figure, label_decades, shades  # noqa: E402
 from gradflow.studies._discrete_gap import run_distance  # noqa: E402
 
-METHODS = {"heavy ball": (gf.HeavyBall, gf.HeavyBallFlow), "Nesterov": (gf.Nesterov, gf.NesterovFlow)}
+METHODS = {
+    "heavy ball": (lambda problem, s, mu: gf.HeavyBall(problem, s, mu=mu), gf.HeavyBallFlow),
+    "Nesterov": (lambda problem, s, mu: gf.Nesterov(problem, s, mu=mu), gf.NesterovFlow),
+    "descent": (lambda problem, s, mu: gf.GradientDescent(problem, s), lambda problem, mu, s: gf.GradientFlow(problem)),
+}
 CONDITION = 1e-3
 """The methods' strong-convexity parameter over the sharpness."""
 
@@ -58,7 +63,7 @@ def limits(sharpness, mu):
             stable = s < gf.theory.stable_step(sharpness, beta, method)
             low, high = (s, high) if stable else (low, s)
         found[name] = 0.95 * low
-    return found
+    return found | {"descent": 0.95 * 2 / sharpness}
 
 
 def measure(quick):
@@ -72,17 +77,18 @@ def measure(quick):
             sizes = (1.0,) if quick else (limit[name] * sharpness, 1.0, 0.5, 0.1, 0.01)
             for size in sizes:
                 s = size / sharpness
-                ts = np.linspace(0, steps * np.sqrt(s), 21)
+                method = rule(problem, s, mu)
+                ts = np.linspace(0, float(method.time(jnp.asarray(steps))), 21)
                 field = flow(problem, mu, s)
                 exact = gf.solve(field, start, ts, rtol=1e-11, solver=gf.solvers.Dopri8())
-                discrete = gf.iterate(rule(problem, s, mu=mu), start, steps, save_every=steps // 20, throw=False)
+                discrete = gf.iterate(method, start, steps, save_every=steps // 20, throw=False)
                 distance, travelled = run_distance(discrete.params, exact.params)
                 row = {"case": case, "method": name, "s sharpness": size, "steps": steps, "status": discrete.status}
                 row["gap"] = float(jnp.max(distance) / travelled)
-                for solver, method in solvers.items():
+                for solver, chosen in solvers.items():
                     costs, errors = [], []
                     for rtol in (1e-2, 1e-3, 1e-4) if quick else (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5, 1e-6):
-                        run = gf.solve(field, start, ts, rtol=rtol, solver=method, throw=False)
+                        run = gf.solve(field, start, ts, rtol=rtol, solver=chosen, throw=False)
                         away, length = run_distance(run.params, exact.params)
                         costs.append(int(run.stats["gradient_evaluations"]))
                         errors.append(float(jnp.max(away) / length))

@@ -2,9 +2,9 @@
 
 A linear network on four modes (3, 2, 1.4 and 1), width 6, from delta = 1e-4 down to 1e-300: gradients evaluated and
 error of the time at which the norm reaches .1, against the polar flow at a tolerance of 1e-10. Compared are the polar
-flow, the shortcut `first_escape`, gradient flow with tolerances scaled to the state, and Tsit5 with tolerances fixed
-at 1e-3 and 1e-6. A second table has the jump times of all four modes from 1e-12, against DOP853 of scipy, where it is
-installed. Counts do not depend on the machine.
+flow, the shortcut `first_escape`, gradient flow with tolerances scaled to the state, Tsit5 with tolerances fixed at
+1e-3 and 1e-6, and gradient descent near the largest learning rate and at a hundredth of it. A second table has the jump
+times of all four modes from 1e-12, against DOP853 of scipy, where it is installed. Counts do not depend on the machine.
 
     python benchmarks/small_init.py [--quick] [--out FOLDER]
 """
@@ -60,6 +60,13 @@ def escapes(exponents):
             used = single_precision(polar) if single else flow
             sol = gf.solve(used, begin, [1e5], until=until, save_params=False, throw=False, **options)
             rows.append(row(name, exponent, sol.t_final, sol.stats["gradient_evaluations"], exact))
+        # The curvature at the end of training is twice the largest mode.
+        for rate in (1.9, 0.019) if exponent <= 150 else ():
+            rule = gf.GradientDescent(problem, rate / (2 * MODES[0]))
+            steps = int(3 * float(exact) / (rate / (2 * MODES[0])))
+            run = gf.iterate(rule, start.ordinary(), steps, save_every=1, until=until, save_params=False)
+            name = f"gradient descent, {rate:g} / sharpness"
+            rows.append(row(name, exponent, run.t_final, run.stats["gradient_evaluations"], exact))
         shortcut = gf.first_escape(problem, start, norm=1e-2)
         reference = gf.solve(
             polar,
@@ -166,7 +173,7 @@ def draw(rows):
     with matplotlib.rc_context(STYLE):
         drawn = figure(figsize=(7, 2.8))
         cost, error = drawn.subplots(1, 2)
-        for name, marker in zip(dict.fromkeys(r["method"] for r in rows), "os^xD", strict=False):
+        for name, marker in zip(dict.fromkeys(r["method"] for r in rows), "os^xDv+", strict=False):
             part = [r for r in rows if r["method"] == name]
             x = [r["exponent"] * np.log(10) for r in part]
             cost.plot(x, [r["gradients"] for r in part], marker + "-", markersize=4, label=name)

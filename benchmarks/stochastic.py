@@ -5,7 +5,8 @@ targets: an Ornstein-Uhlenbeck process. Steps are affine there, so the first two
 from the solver's own step, and those of the process from closed forms: no Monte Carlo. Errors at `t = 1`, relative: of
 the mean and of the standard deviation of the slowest direction, and of the mean loss over its minimum, to which the
 noise of every direction contributes in proportion to its curvature. The start is off the minimum in the slowest
-direction.
+direction. SGD itself, whose learning rate is that of the process, diverges in the stiff ones; it takes the same part in
+the table.
 
     python benchmarks/stochastic.py [--quick] [--out FOLDER]
 """
@@ -121,6 +122,8 @@ def main():
     for factor in (1, 2) if arguments.quick else (1, 2, 4, 10):
         dt = 1 / (factor * round(stiffness / 1.9))
         ways += [(name, getattr(gf.solvers, name)(), dt) for name in ("EulerMaruyama", "SmallNoise")]
+    # A step of SGD has the mean and the covariance of an Euler step as long as the learning rate.
+    ways += [("SGD itself", gf.solvers.EulerMaruyama(), LEARNING_RATE)]
     rows = measure(flow, curvature, noise, ways)
     print(f"{table(rows)}\n\n{comparison(rows)}")
     found = []

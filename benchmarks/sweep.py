@@ -1,17 +1,17 @@
 """Sweeps: members in flight against `vmap` over an adaptive solve, in gradients and in seconds.
 
-Batches of bias-free two-layer tanh networks on handwritten digits 0 and 1, square loss, float64. "mixed": scales
-1e-6 ... 1, widths 8 ... 128, seeds; "uneven": the same up to scale 10, where training is lazy and stiff; "alike": one
-scale, one width, seeds; "many": thousands of tiny ones on a circle of 16 points. Each runs in flight and as
+Batches of bias-free two-layer tanh networks on handwritten digits 0 and 1, square loss, float64. "mixed": scales 1e-6
+... 1, widths 8 ... 128, seeds; "uneven": the same up to scale 10, where training is lazy and stiff; "alike": one scale,
+one width, seeds; "many": thousands of tiny ones on a circle of 16 points. Each runs in flight and as
 `vmap(diffrax.diffeqsolve)` of equal solver, tolerances and save times, or, where diffrax does not have the solver, as
 `vmap(gradflow.solve)`: "one vmap" over scales and widths at once, which takes padding every network with zeros to the
-largest width (with one of the seeds, for time), and "by width", one program and one batch for each. The useful share is
-that of the gradients which members need by themselves in all that are evaluated, those that slots evaluate while they
-wait for others included. (For `vmap` over the default solver that is an upper bound: its loops within a step wait as
-well, which nobody counts.) Seconds are medians of up to three runs, the ways in turn; they contain stacking of the
-members, but neither compilation nor the drawing of the networks. "cpu" is processor time, of all threads. "first
-result" is what a new process takes until its first segment has been computed, without and with a filled compilation
-cache.
+largest width (with one of the seeds, for time), and "by width", one program and one batch for each. "descent" is
+gradient descent in flight, at 1.9 over the largest sharpness of the batch. The useful share is that of the gradients
+which members need by themselves in all that are evaluated, those that slots evaluate while they wait for others
+included. (For `vmap` over the default solver that is an upper bound: its loops within a step wait as well, which nobody
+counts.) Seconds are medians of up to three runs, the ways in turn; they contain stacking of the members, but neither
+compilation nor the drawing of the networks. "cpu" is processor time, of all threads. "first result" is what a new
+process takes until its first segment has been computed, without and with a filled compilation cache.
 
     python benchmarks/sweep.py [--quick] [--out FOLDER]
 """
@@ -41,7 +41,7 @@ from gradflow.plot._style import STYLE, figure, label_decades  # noqa: E402
 RTOL = 1e-4
 PATIENCE = 10.0
 """Seconds after which a way is not run again."""
-FLIGHT, BY_WIDTH, TOGETHER = "in flight", "by width", "one vmap"
+FLIGHT, BY_WIDTH, TOGETHER, DESCENT = "in flight", "by width", "one vmap", "descent"
 SOLVERS = {"default": None, "Tsit5": gf.solvers.Tsit5()}
 
 
@@ -66,23 +66,31 @@ def cases(quick):
     return {name: found[name] for name in ("mixed", "many")} if quick else found
 
 
-def builder(problem, spans=None):
-    """Makes members; adds the seconds that each takes to `spans`."""
+def builder(problem, spans=None, rate=None):
+    """Makes members, by gradient descent if there is a `rate`; adds the seconds that each takes to `spans`."""
 
     def build(width, scale, seed):
         began, size = time.perf_counter(), problem.x.shape[1]
         model = gf.models.TwoLayer(size, width, activation=jnp.tanh, init_scale=scale, key=jax.random.key(seed))
         if spans is not None:
             spans.append(time.perf_counter() - began)
-        return gf.GradientFlow(problem), model
+        return gf.GradientFlow(problem) if rate is None else gf.GradientDescent(problem, rate), model
 
     return build
 
 
-def in_flight(problem, axes, ts, solver, batch=None):
+def stable_rate(problem, axes, ts):
+    """1.9 over the largest sharpness of the batch, at the ends of runs that show it."""
+    build, sharpness = builder(problem), gf.observables.Sharpness(problem)
+    ends = [gf.solve(*build(w, max(axes["scale"]), 0), ts[-1:], rtol=RTOL).final for w in axes["width"]]
+    starts = [build(w, max(axes["scale"]), 0)[1] for w in axes["width"]]
+    return 1.9 / max(float(sharpness(params)) for params in ends + starts)
+
+
+def in_flight(problem, axes, ts, solver, batch=None, rate=None):
     """A function that runs the sweep once: seconds without those in which networks are drawn, and what was spent."""
     spans = []
-    build = builder(problem, spans)
+    build = builder(problem, spans, rate)
     options = {"observe": {"risk": problem}, "solver": solver, "rtol": RTOL, "progress": False, "batch": batch}
     gf.sweep(build, axes, ts, **options)
 
@@ -196,9 +204,12 @@ def measure(quick):
                 # Minutes for all seeds; a CPU is as busy with one.
                 few = axes | {"seed": axes["seed"][:1]}
                 runs[TOGETHER] = in_lockstep(problem, few, ts, solver, together=True)
+            if solver is not None:
+                runs[DESCENT] = in_flight(problem, axes, ts, None, rate=stable_rate(problem, axes, ts))
             for how, numbers in in_turn(runs).items():
                 count = flows // len(axes["seed"]) if how == TOGETHER else flows
-                rows.append({"batch": batch, "solver": name, "how": how, "flows": count} | numbers)
+                label = "-" if how == DESCENT else name
+                rows.append({"batch": batch, "solver": label, "how": how, "flows": count} | numbers)
                 print(line(rows[-1]), flush=True)
     return rows
 
@@ -290,7 +301,7 @@ def draw(rows):
     with matplotlib.rc_context(STYLE):
         drawn = figure(figsize=(7.2, 3.2))
         left, right = drawn.subplots(1, 2)
-        cases = list(dict.fromkeys((row["batch"], row["solver"]) for row in rows))
+        cases = list(dict.fromkeys((row["batch"], row["solver"]) for row in rows if row["how"] != DESCENT))
         found = {(row["batch"], row["solver"], row["how"]): row for row in rows}
         shades = {
             FLIGHT: ("0.2", "gf.sweep"),
@@ -316,6 +327,11 @@ def compare(rows):
     mine = {(row["batch"], row["solver"]): row for row in rows if row["how"] == FLIGHT}
     found = []
     for row in (row for row in rows if row["how"] != FLIGHT):
+        if row["how"] == DESCENT:
+            own = min((one for one in mine.values() if one["batch"] == row["batch"]), key=lambda one: one["needed"])
+            peer = "gradient descent, swept too, at 1.9 / the largest sharpness and its error"
+            found.append(records.comparison(f"sweep, {row['batch']}", peer, row["needed"] / own["needed"]))
+            continue
         own = mine[row["batch"], row["solver"]]
         share = own["flows"] / row["flows"]
         ratio, cpu = share * row["seconds"] / own["seconds"], share * row["cpu"] / own["cpu"]
