@@ -24,6 +24,8 @@ ERROR = tuple(abs(kappa * total + 1 / (k + 1)) for k, (kappa, total) in enumerat
 
 SHARE = 0.3
 """Share of the tolerance that a step is held to, so that the error at the end comes out near the tolerance."""
+SHARPER, POWER = 1e-4, 0.1
+"""Tolerance below which that share falls, and how: a run of more steps adds up more errors."""
 LOOSEST = 2.5e-3
 """Tolerance beyond which steps get dearer again: Newton's method takes more iterations, and fails more often."""
 YOUNG = 10
@@ -164,7 +166,8 @@ class NDF(AbstractMethod):
 
         grade = jnp.clip(field.share.astype(dtype), EARLIEST, 1.0)
         entries = jnp.asarray(control.entries(field.watched(y)), dtype)
-        accuracy = SHARE * jnp.minimum(control.rtol, LOOSEST).astype(dtype) * grade
+        rtol = jnp.minimum(control.rtol, LOOSEST).astype(dtype)
+        accuracy = SHARE * rtol * jnp.minimum(rtol / SHARPER, 1) ** POWER * grade
 
         def norm(v: Float[Array, " size"]) -> Scalar:
             return jax.lax.stop_gradient(jnp.sqrt(jnp.sum((v / sizes) ** 2) / entries) / accuracy)
