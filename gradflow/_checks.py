@@ -86,6 +86,12 @@ def check_callable(argument: str, value: Any, takes: str, advice: str = "") -> C
     return value
 
 
+def check_key(key: Any) -> None:
+    """Refuses what `jax.random.key` does not give."""
+    if not jax.dtypes.issubdtype(getattr(key, "dtype", np.float32), jax.dtypes.prng_key):
+        raise fail("key", "be a random key", f"of type {type(key).__name__}", "For instance jax.random.key(0).")
+
+
 def warn_precision(message: str) -> None:
     """Says that a tolerance is out of reach of the floating-point type."""
     warnings.warn(message, PrecisionWarning, stacklevel=3)

@@ -50,8 +50,8 @@ def solve(
     - `observe`: name -> function of the parameters, evaluated at the save times during the run.
     - `solver`: one of `gradflow.solvers`, or any diffrax solver with an error estimate. `None` chooses: `Automatic`,
       which takes an explicit method on short runs and the implicit multistep method `NDF` on all others; where the
-      flow says that it oscillates or limits its steps, `Tsit5`, or `Dopri8` below `rtol=1e-7`; for models whose
-      `activation` is (leaky) ReLU, not smoothed, the stabilised `ROCK2` down to `rtol=1e-6`.
+      flow says that it oscillates or limits its steps, an explicit method alone; for models whose `activation` is
+      (leaky) ReLU, not smoothed, the stabilised `ROCK2` down to `rtol=1e-6`. See `gradflow.solvers.default_solver`.
     - `rtol`, `atol`: tolerances on the error of each step. `atol=None` scales with the initial state, leaf by leaf. An
       `rtol` below 64 units of rounding of the parameters' type is raised to that, with a `PrecisionWarning`.
     - `save_params`: keep the parameters at every save time, not only at the end.

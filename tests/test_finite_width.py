@@ -233,6 +233,7 @@ MISTAKES = {
         lambda: gf.MeanFieldSGD(PROBLEM, (jnp.ones(1),), -1.0, key=jax.random.key(0)),
         "`learning_rate` must be positive",
     ),
+    "key": (lambda: gf.MeanFieldSGD(PROBLEM, (jnp.ones(1),), key=0), "`key` must be a random key"),
     "order": (
         lambda: gf.MeanFieldSGD(PROBLEM, (jnp.ones(1),), key=jax.random.key(0)).flow(2),
         "`order` must be one of",

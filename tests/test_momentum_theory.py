@@ -164,6 +164,9 @@ def test_bad_input_of_the_linearised_flow(linear_problem):
     problem, start = linear_problem
     with pytest.raises(ValueError, match=r"`path` must be times \(T,\) and kernels"):
         gf.LinearisedFlow(problem, start, path=(jnp.ones(2), jnp.ones((2, 3, 3))))
+    kernels = jnp.stack([gf.LinearisedFlow(problem, start).kernel] * 2)
+    with pytest.raises(ValueError, match="`path` must have increasing times"):
+        gf.LinearisedFlow(problem, start, path=(jnp.array([1.0, 0.0]), kernels))
     with pytest.raises(ValueError, match="have constant coefficients"):
         gf.LinearisedFlow(problem, start, gf.NesterovConvexFlow(problem, 0.1)).exact([1.0])
     with pytest.raises(ValueError, match=r"Start from flow\.start"):

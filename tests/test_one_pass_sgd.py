@@ -341,6 +341,9 @@ MISTAKES = [
         "`params` must be weights .* but is order parameters",
     ),
     (lambda: rule(1.0).flow(order=2), "`order` must be one of"),
+    (lambda: rule(1.0, second_layer_rate=-1.0), "`second_layer_rate` must not be negative"),
+    (lambda: rule(1.0, key=0), "`key` must be a random key, but is of type int"),
+    (lambda: gf.flows.InterpolatedSchedule([np.nan], [1.0]), "`ts` must be finite"),
     (lambda: gf.flows.InterpolatedSchedule([0.0, 0.0], [1.0, 1.0]), "`ts` must be increasing"),
     (lambda: gf.flows.InterpolatedSchedule([0.0, 1.0], [1.0, -1.0]), "`factors` must be positive"),
     (lambda: gf.flows.InterpolatedSchedule([0.0, 1.0], [1.0]), r"`factors` must have shape \(2,\)"),
@@ -358,8 +361,8 @@ MISTAKES = [
 ]
 
 
-def rule(g):
-    return gf.OnePassSGD(gf.TeacherStudent.orthogonal(6, 2), g, key=jax.random.key(0))
+def rule(g, **options):
+    return gf.OnePassSGD(gf.TeacherStudent.orthogonal(6, 2), g, **({"key": jax.random.key(0)} | options))
 
 
 @pytest.mark.parametrize(("make", "said"), MISTAKES)
