@@ -68,7 +68,7 @@ def solve(
     The second call with arrays of the same shapes compiles nothing. For reverse mode, hand `flow.terms()` to
     `diffrax.diffeqsolve` with a diffrax solver or with `gradflow.solvers.RKC2(bounded=True)`.
 
-    **Raises** `ValueError` for bad input, before anything runs; `SolveError` as above.
+    **Raises** `ValueError` for bad input, before anything runs; `SolveError` and `SolveInterrupted` as above.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> flow = gf.GradientFlow(lambda w: 0.5 * jnp.sum(w**2))

@@ -403,6 +403,10 @@ def test_until_wants_exactly_one_side():
         gf.Until(lambda w: w)
     with pytest.raises(ValueError, match="but both"):
         gf.Until(lambda w: w, above=1.0, below=0.0)
+    with pytest.raises(ValueError, match="`below` must be a number, but is NaN"):
+        gf.Until(lambda w: w, below=np.nan)
+    with pytest.raises(ValueError, match=r"`above` must be a scalar, but is of shape \(2,\)"):
+        gf.Until(lambda w: w, above=jnp.ones(2))
 
 
 def dot_precisions(jaxpr):
