@@ -348,6 +348,10 @@ MISTAKES = [
     (lambda: gf.flows.InterpolatedSchedule([0.0, 1.0], [1.0, -1.0]), "`factors` must be positive"),
     (lambda: gf.flows.InterpolatedSchedule([0.0, 1.0], [1.0]), r"`factors` must have shape \(2,\)"),
     (lambda: gf.studies.phase_map(rates=[-1.0]), "`rates` must be positive"),
+    (
+        lambda: gf.studies.optimal_schedule(rule(1.0), gf.OrderParameters(jnp.eye(2), jnp.eye(2)), 1.0),
+        "`flow` must be a gradflow.OrderParameterFlow",
+    ),
     (lambda: gf.studies.phase_map(horizon=0.5), "`horizon` must be above 1"),
     (lambda: gf.studies.exponent_map(exponents=[-0.6]), "above -1/2, but is -0.6"),
     (lambda: gf.studies.exponent_map(kappas=[-0.1]), "`kappas` must hold exponents that are not negative"),

@@ -11,7 +11,7 @@ import xarray as xr
 from jaxtyping import Array, Float, Int, PyTree
 
 from gradflow import observables, theory
-from gradflow._checks import check_choice, check_count, fail
+from gradflow._checks import check_choice, check_count, check_positive, fail
 from gradflow._iterate import iterate, iterate_to
 from gradflow._solution import STATUS
 from gradflow._solve import solve
@@ -92,6 +92,12 @@ def early_stage(
     x = _within_span(np.asarray(dataset.x, float))
     signs = y.ndim == 1
     names = _losses(losses, y, signs)
+    for name, values in (("widths", widths), ("rates", rates), ("batches", batches)):
+        if not len(values):
+            raise fail(name, "hold at least one value", "empty")
+    check_count("runs", runs)
+    check_count("saves", saves, least=2)
+    check_positive("horizon", horizon)
     for name, values in (("widths", widths), ("batches", batches)):
         for value in values:
             check_count(name, value)

@@ -72,7 +72,8 @@ def mean_field(
     - `limit (time, sample)` for two layers with `limit_error`, its estimate, and `foretold_std` at width one;
     - over `(rule, node_count)`: `node_error`, with `nodes_used`; `particle_path (particle, time, entry)`.
 
-    **Raises** `ValueError` for data of another shape, and what `sweep` refuses.
+    **Raises** `ValueError` for data of another shape, fewer than two seeds or save times, depths without 2 or below it,
+    and what `sweep` refuses.
 
     >>> import gradflow as gf
     >>> few = {"widths": [4, 8], "seeds": 2, "depths": [2], "sgd_widths": [4, 8], "node_counts": [16], "nodes": 4}
@@ -85,6 +86,7 @@ def mean_field(
         raise _checks.fail("dataset", "have inputs (n, 2) and targets (n,)", f"{x.shape} and {y.shape}")
     _checks.check_count("seeds", seeds, 2, "The scatter over seeds is what is measured.")
     _checks.check_positive("horizon", horizon)
+    _checks.check_count("saves", saves, 2)
     if 2 not in depths or min(depths) < 2:
         raise _checks.fail("depths", "hold 2, and nothing less", f"{tuple(depths)}", "Rates are foretold for it.")
     problem = EmpiricalRisk(x, y, losses.square)

@@ -54,11 +54,10 @@ def momentum(
 
     - `dataset`: two classes, inputs `x (n, d)`, targets `y` of +1 and -1; no two inputs parallel.
     - `widths`: of the networks. `ratios`: values of `mu` over the smallest eigenvalue of the kernel at initialisation,
-    in
-      the widest network. The learning rate is a quarter over its largest one.
+      in the widest network. The learning rate is a quarter over its largest one.
     - `steps`: of the methods; by default four times the time in which the slowest mode decays by `e`, at most 2000.
-    - `rtol`: tolerance of the flows, which are solved in the narrowest network, with the
-      low-order `Bosh3`, since the field jumps where ReLU switches. `saves`: iterates kept. `seed`.
+    - `rtol`: tolerance of the flows, which are solved in the narrowest network, with the low-order `Bosh3`, since the
+      field jumps where ReLU switches. `saves`: iterates kept. `seed`: of the networks.
 
     **Returns** an `xarray.Dataset` over `(rule, ratio, width, save)`: `loss`; over `(rule, ratio, width)`:
     `status`, the largest `movement` of a neuron, the `distance` that all weights moved, `linear_error`, how far

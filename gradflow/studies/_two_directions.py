@@ -65,8 +65,8 @@ def two_directions(
     (escape times); over `step`: `descent_time`, `descent_risk` and `flow_risk` at the same times, `descent_alive`
     (negative neurons that see `x-`).
 
-    **Raises** `ValueError` for sizes below one, angles that do not decrease, and a start without neurons of either
-    sign that see the data.
+    **Raises** `ValueError` for a ratio below two, angles that do not decrease, other numbers that are not positive, and
+    a start without neurons of either sign that see the data.
 
     >>> import gradflow as gf
     >>> ds = gf.studies.two_directions(angles=(0.2,), horizon=10.0, steps=100, saves=41)
@@ -76,6 +76,8 @@ def two_directions(
     check_count("ratio", ratio, least=2, advice="It is the number of copies of the one input; with one there is none.")
     check_positive("kappa", kappa)
     check_positive("horizon", horizon)
+    check_count("steps", steps)
+    check_count("saves", saves, least=2)
     angles = [float(angle) for angle in angles]
     if not angles or any(b >= a for a, b in itertools.pairwise(angles)):
         raise fail("angles", "be a decreasing sequence, not empty", f"{angles}")
@@ -219,6 +221,14 @@ def two_directions_table(ds: xr.Dataset) -> str:
 
 
 def escape_slopes(ds: xr.Dataset) -> np.ndarray:
-    """`d ln(escape time) / d ln(angle)` between neighbouring angles."""
+    """`d ln(escape time) / d ln(angle)` between neighbouring angles, from what `two_directions` returned.
+
+    Theory has -2, as times go like the inverse squared angle.
+
+    >>> import gradflow as gf, xarray as xr
+    >>> ends = xr.DataArray([[1.0], [4.0]], {"angle": [0.2, 0.1], "phase": ["plateau"]}, ("angle", "phase"))
+    >>> gf.studies.escape_slopes(xr.Dataset({"phase_end": ends})).round(6).tolist()
+    [-2.0]
+    """
     times = ds.phase_end.sel(phase="plateau").values
     return np.diff(np.log(times)) / np.diff(np.log(ds.angle.values))

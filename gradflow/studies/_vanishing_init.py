@@ -72,8 +72,8 @@ def vanishing_init(
     - over `(width, seed, time)`: `risk`, and by neuron `neuron_angle`; `log`, the log-norm of these runs at the start;
     - for the first width and seed: `saddle_time`, `saddle_loss` of alternating gradient flow.
 
-    **Raises** `ValueError` for targets of another shape, or other than +1 and -1 for logistic loss; for exponents that
-    are not positive, and what `sweep` refuses.
+    **Raises** `ValueError` for targets of another shape, or other than +1 and -1 for logistic loss; for another loss,
+    exponents that are not positive, fewer than two save times, and what `sweep` refuses.
 
     >>> import gradflow as gf
     >>> data = gf.data.orthogonal_inputs(4, 4, y=[1.0, 2.0, -1.0, 0.5])
@@ -93,6 +93,7 @@ def vanishing_init(
         raise _checks.fail("dataset", "have targets +1 and -1 for logistic loss", f"with {np.ravel(y)[:3]}", advice)
     logs = {float(e): -float(e) * np.log(10) for e in exponents}
     _checks.check_positive("exponents", np.asarray(list(logs), float), "10^-exponent is the norm at the start.")
+    _checks.check_count("saves", saves, least=2)
     problem = EmpiricalRisk(x, y, known[loss], predict=Smoothed(smoothing))
     flow, correlation = PolarFlow(problem), NeuralCorrelation(problem)
     outputs = None if y.ndim == 1 else y.shape[1]
