@@ -204,9 +204,10 @@ def check_times(ts: ArrayLike | Sequence[float], t0: Any) -> Float[jax.Array, " 
             raise _checks.fail("ts", "increase strictly", actual, "Sort the times and remove repeated ones.")
         if _checks.is_concrete(t0) and times[0] < float(t0):
             raise _checks.fail("ts", f"not start before the flow does, at t = {float(t0):g}", f"{times[0]:g} first")
-        given = times
-        times = jnp.asarray(times)
-        if times.dtype == jnp.float32 and not np.all(np.asarray(times)[1:] > np.asarray(times)[:-1]):
+        # In NumPy, for what JAX makes of a concrete array under a trace cannot be looked at.
+        with np.errstate(over="ignore"):
+            given, times = times, times.astype(jnp.result_type(float))
+        if not np.all(times[1:] > times[:-1]):
             advice = "Enable float64: jax.config.update('jax_enable_x64', True)."
             actual = f"not distinct in float32 between {given[0]:g} and {given[-1]:g}"
             raise _checks.fail("ts", "increase strictly", actual, advice)
