@@ -56,6 +56,10 @@ def circle_illustration(
     >>> ds = gf.studies.circle_illustration(gf.data.circle(20), width=4, steps=2000, saves=21)
     >>> dict(ds.polar_angle.sizes)
     {'run': 2, 'time': 21, 'neuron': 4}
+    >>> print(gf.studies.circle_table(ds).splitlines()[0])
+    width 4, scale 1e-05, learning rate 5e-05
+    >>> len(gf.plot.circle(ds).axes)
+    3
     """
     x, y = (np.asarray(part) for part in dataset)
     if x.shape[1:] != (2,) or y.ndim != 1:
@@ -84,7 +88,7 @@ def circle_illustration(
 
 
 def circle_table(ds: xr.Dataset) -> str:
-    """What `circle_illustration` found, as text."""
+    """What `circle_illustration` found, as text; see the example there."""
     risk = ds.risk.values
     kkt = np.rad2deg(ds.kkt_angle.values)
     small = np.flatnonzero(ds.norm.sel(run="flow").values < SMALL)

@@ -87,6 +87,10 @@ def early_stage(
     >>> ds = gf.studies.early_stage(data, **few, horizon=10.0, saves=5)
     >>> int(ds.violations.sel(data="given").sum())
     0
+    >>> print(gf.studies.early_stage_table(ds).splitlines()[0])
+    loss drop within 1/eta steps, at width 8 and eta 0.05
+    >>> len(gf.plot.early_stage(ds).axes)
+    9
     """
     y, size = _targets(np.asarray(dataset.x, float), dataset.y), np.shape(dataset.x)[1]
     x = _within_span(np.asarray(dataset.x, float))
@@ -279,7 +283,7 @@ def _condition(x: jax.Array, y: jax.Array) -> str:
 
 
 def early_stage_table(ds: xr.Dataset) -> str:
-    """What the study found, as text."""
+    """What `early_stage` found, as text; see the example there."""
     lines = [
         f"loss drop within 1/eta steps, at width {ds.attrs['middle_width']} and eta {ds.attrs['middle_rate']:g}",
         f"{'loss':<14} {'over widths':>20} {'over rates':>20} {'SGD / descent':>20} {'width needed':>13}",

@@ -80,6 +80,10 @@ def mean_field(
     >>> ds = gf.studies.mean_field(gf.data.circle(6), **few, saves=3, progress=False, accuracy=1e-2, horizon=1.0)
     >>> dict(ds.deviation.sizes)
     {'depth': 1, 'width': 2}
+    >>> print(gf.studies.mean_field_table(ds).splitlines()[0])
+    data: circle, 6 samples; tanh, mean-field scaling, to t = 1
+    >>> len(gf.plot.mean_field(ds).axes)
+    6
     """
     x, y = (np.asarray(part, float) for part in dataset)
     if x.ndim != 2 or x.shape[1] != 2 or y.shape != x.shape[:1]:
@@ -261,7 +265,7 @@ def _slope(widths: Any, values: Any) -> float:
 
 
 def mean_field_table(ds: xr.Dataset) -> str:
-    """What `mean_field` found, as text."""
+    """What `mean_field` found, as text; see the example there."""
     lines = [
         f"data: {ds.attrs['data']}, {ds.sizes['sample']} samples; tanh, mean-field scaling, to t = {ds.time[-1]:g}"
     ]

@@ -79,6 +79,10 @@ def momentum(
     >>> ds = gf.studies.momentum(data, **few, progress=False)
     >>> str(ds.predicted_winner[0].values)
     'Nesterov'
+    >>> print(gf.studies.momentum_table(ds).split(";")[0])
+    digits, 6 samples
+    >>> len(gf.plot.momentum(ds).axes)
+    6
     """
     x, y = dataset
     if np.ndim(y) != 1 or not np.all(np.isin(np.asarray(y), (-1, 1))):
@@ -312,7 +316,10 @@ def movement_slope(ds: xr.Dataset) -> xr.DataArray:
 
 
 def momentum_table(ds: xr.Dataset) -> str:
-    """What `momentum` found, as text: rates and winners, movement against width, gaps and costs."""
+    """What `momentum` found, as text: rates and winners, movement against width, gaps and costs.
+
+    The example of `momentum` shows its first words.
+    """
     s, steps = ds.attrs["learning_rate"], ds.attrs["steps"]
     least, most = float(ds.eigenvalue[0]), float(ds.eigenvalue[-1])
     lines = [

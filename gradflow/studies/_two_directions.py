@@ -72,6 +72,10 @@ def two_directions(
     >>> ds = gf.studies.two_directions(angles=(0.2,), horizon=10.0, steps=100, saves=41)
     >>> ds.risk.shape
     (1, 41)
+    >>> print(gf.studies.two_directions_table(ds).splitlines()[0])
+    two directions, 3 copies to one, width 32: ends of the phases
+    >>> len(gf.plot.two_directions(ds).axes)
+    4
     """
     check_count("ratio", ratio, least=2, advice="It is the number of copies of the one input; with one there is none.")
     check_positive("kappa", kappa)
@@ -191,7 +195,7 @@ def _descent(model: SignedTwoLayer, angle: float, ratio: int, learning_rate: flo
 
 
 def two_directions_table(ds: xr.Dataset) -> str:
-    """What the study found, as text."""
+    """What `two_directions` found, as text; see the example there."""
     lines = [
         f"two directions, {ds.attrs['ratio']} copies to one, width {ds.attrs['width']}: ends of the phases",
         f"{'angle':>8} {'condensed':>10} {'escaped':>10} {'foretold':>10} {'told apart':>11} {'slide':>6}"

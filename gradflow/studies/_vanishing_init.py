@@ -81,6 +81,10 @@ def vanishing_init(
     >>> ds = gf.studies.vanishing_init(data, **few, progress=False)
     >>> bool(abs(ds.slope / ds.predicted_slope - 1).max() < 1e-3)
     True
+    >>> print(gf.studies.vanishing_init_table(ds).splitlines()[0])
+    data: orthogonal-inputs; square loss; ReLU smoothed over 0.01
+    >>> len(gf.plot.vanishing_init(ds).axes)
+    4
     """
     x, y = (np.asarray(part) for part in dataset)
     if y.ndim not in (1, 2) or y.dtype.kind != "f":
@@ -254,7 +258,10 @@ def _limit(problem: EmpiricalRisk, model: TwoLayer, log: float, rounds: int) -> 
 
 
 def vanishing_init_table(ds: xr.Dataset) -> str:
-    """What `vanishing_init` found, as text: one line per network and start, and a summary."""
+    """What `vanishing_init` found, as text: one line per network and start, and a summary.
+
+    The example of `vanishing_init` shows its first line.
+    """
     about = ds.attrs
     lines = [f"data: {about['data']}; {about['loss']} loss; ReLU smoothed over {about['smoothing']:g}"]
     lines.append(f"{'width':>6} {'seed':>5} {'scale':>8} {'escape':>10} {'foretold':>10} {'gradients':>10}")
