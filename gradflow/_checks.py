@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -88,7 +89,7 @@ def check_callable(argument: str, value: Any, takes: str, advice: str = "") -> C
 
 def check_key(key: Any) -> None:
     """Refuses what `jax.random.key` does not give."""
-    if not jax.dtypes.issubdtype(getattr(key, "dtype", np.float32), jax.dtypes.prng_key):
+    if not jnp.issubdtype(getattr(key, "dtype", jnp.float32), jax.dtypes.prng_key):
         raise fail("key", "be a random key", f"of type {type(key).__name__}", "For instance jax.random.key(0).")
 
 

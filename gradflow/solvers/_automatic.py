@@ -71,7 +71,7 @@ class Automatic(AbstractMethod):
     def __init__(self, explicit: Any = None, implicit: Any = None):
         self.explicit = diffrax.Tsit5() if explicit is None else explicit
         self.implicit = NDF() if implicit is None else implicit
-        if not isinstance(self.explicit, diffrax.AbstractERK) or not self.explicit.tableau.fsal:
+        if not isinstance(self.explicit, diffrax.AbstractERK) or not getattr(self.explicit.tableau, "fsal", False):
             must = "be an explicit diffrax solver whose last stage is the first of the next step"
             raise fail("explicit", must, f"of type {type(explicit).__name__}", "For instance gradflow.solvers.Tsit5().")
         if not isinstance(self.implicit, NDF):
