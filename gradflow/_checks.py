@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -84,6 +85,12 @@ def check_callable(argument: str, value: Any, takes: str, advice: str = "") -> C
     if not callable(value):
         raise fail(argument, f"be callable as {takes}", f"of type {type(value).__name__}", advice)
     return value
+
+
+def check_key(key: Any) -> None:
+    """Refuses what `jax.random.key` does not give."""
+    if not jnp.issubdtype(getattr(key, "dtype", jnp.float32), jax.dtypes.prng_key):
+        raise fail("key", "be a random key", f"of type {type(key).__name__}", "For instance jax.random.key(0).")
 
 
 def warn_precision(message: str) -> None:

@@ -1,5 +1,7 @@
 """`first_escape`: the first feature of a vanishing start, at a cost that does not depend on how small the start is."""
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -36,7 +38,7 @@ class FirstEscape(eqx.Module):
 
 def first_escape(
     problem: EmpiricalRisk,
-    start: Polar,
+    start: Any,
     *,
     degree: int = 2,
     norm: float = 1e-3,
@@ -65,8 +67,9 @@ def first_escape(
     - `tolerance`: relative KKT residual at which the direction counts as aligned. `rtol`: of the integration.
     - `horizon`: flow time (in degree `k > 2` Sundman time) at which the alignment is given up.
 
-    **Returns** a `FirstEscape`. **Raises** `ValueError` if the start is above `norm` or does not align before the
-    horizon, as where the weights collapse towards zero instead; `SolveError` if the integration fails.
+    **Returns** a `FirstEscape`. **Raises** `ValueError` as `PolarFlow` does, for numbers that are not positive, and for
+    a start that is no `Polar` with a single `log_norm`, is above `norm`, or does not align before the horizon, as where
+    the weights collapse towards zero instead; `SolveError` if the integration fails.
 
     >>> import gradflow as gf, jax, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([2.0, 1.0]), gf.losses.square, reduction="sum")
@@ -76,7 +79,12 @@ def first_escape(
     (0.447214, 0.447214)
     """
     _checks.check_positive("norm", norm)
+    _checks.check_positive("horizon", horizon)
     _checks.check_count("degree", degree, least=2)
+    if not isinstance(start, Polar) or start.log_norm.ndim:
+        what = f"one with {start.log_norm.size}" if isinstance(start, Polar) else f"of type {type(start).__name__}"
+        advice = "For instance gradflow.Polar(model, log_norm=-100.0)."
+        raise _checks.fail("start", "be a gradflow.Polar with one log_norm", what, advice)
     target = jnp.log(jnp.asarray(norm, start.log_norm.dtype))
     if _checks.is_concrete(start.log_norm) and not float(start.log_norm) < float(target):
         raise _checks.fail("start", f"be below the norm {norm:g}", f"at log_norm = {float(start.log_norm):g}")

@@ -78,7 +78,8 @@ def iterate(
     finite, or has grown a million times over its first value (over one, if that is smaller), ends with the status
     `"nonfinite"` or `"diverged"`; the rows that follow hold NaN.
 
-    **Raises** `ValueError` for bad input; `SolveError` for a run that diverged, unless `throw=False`.
+    **Raises** `ValueError` for bad input; `SolveError` for a run that diverged, unless `throw=False`;
+    `SolveInterrupted` as `solve` does.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> rule = gf.GradientDescent(lambda w: 0.5 * w**2, learning_rate=2.5)

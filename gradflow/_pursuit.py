@@ -75,7 +75,8 @@ def alternating_flow(
 
     Where ReLU neurons slide along kinks, give the problem `predict=gradflow.models.Smoothed(...)`.
 
-    **Returns** a `Pursuit`. **Raises** `ValueError` for parameters without neurons.
+    **Returns** a `Pursuit`. **Raises** `ValueError` for parameters without neurons, log-norms of another number or not
+    finite, a degree below two, and other numbers that are not positive.
 
     Source: D. Kunin et al. (2025), *Alternating gradient flows: a theory of feature learning in two-layer neural
     networks*, arXiv 2506.06489.
@@ -90,6 +91,10 @@ def alternating_flow(
     width = rows.shape[0]
     _checks.check_count("rounds", rounds)
     _checks.check_count("degree", degree, least=2)
+    _check_numbers(seed_norm, tolerance, horizon)
+    if np.shape(log_norms) not in ((), (width,)):
+        raise _checks.fail("log_norms", f"be one number or {width}", f"of shape {np.shape(log_norms)}")
+    _checks.check_finite("log_norms", np.asarray(log_norms, float))
     logs = np.broadcast_to(np.asarray(log_norms, float), (width,))
     excess = degree - 2
     thresholds = -logs if degree == 2 else (np.exp(-excess * logs) - 1) / excess
@@ -171,7 +176,8 @@ def neuron_pursuit(
     `rounds`: neurons to add. `starts`, `key`: of the search. `seed_norm`: of a neuron when it is appended. `tolerance`,
     `horizon`, `rtol`, `solver`: as for `alternating_flow`.
 
-    **Returns** a `Pursuit`. **Raises** `ValueError` for a network of more than one neuron.
+    **Returns** a `Pursuit`. **Raises** `ValueError` for a network of more than one neuron, and for numbers that are not
+    positive.
 
     Source: A. Kumar and J. Haupt (2025), arXiv 2509.12154.
 
@@ -185,6 +191,7 @@ def neuron_pursuit(
     if rows.shape[0] != 1:
         raise _checks.fail("neuron", "be a network of one neuron", f"one of {rows.shape[0]}")
     _checks.check_count("rounds", rounds)
+    _check_numbers(seed_norm, tolerance, horizon)
     dtype, key = rows.dtype, jax.random.key(0) if key is None else key
     # Neurons of zeros stay zero, and are there for one program to serve all rounds.
     weights = np.zeros((rounds, rows.shape[1]))
@@ -216,6 +223,11 @@ def neuron_pursuit(
 def _labels(problem: EmpiricalRisk, model: PyTree) -> Array:
     """First labels at the origin."""
     return problem.pulls(jnp.zeros_like(problem.predictions(model)))
+
+
+def _check_numbers(seed_norm: Any, tolerance: Any, horizon: Any) -> None:
+    for name, value in (("seed_norm", seed_norm), ("tolerance", tolerance), ("horizon", horizon)):
+        _checks.check_positive(name, value)
 
 
 def unit_rows(rows: Float[np.ndarray, "width size"]) -> Float[np.ndarray, "width size"]:

@@ -64,7 +64,7 @@ def find_saddles(sol: Solution, problem: Any, *, drop: float = 0.01) -> list[Sad
 
     **Arguments**: `sol`: a finished run with its parameters saved, of any flow or rule. `problem`: the loss. `drop`.
 
-    **Raises** `ValueError` for runs without parameters, and for fewer than five rows.
+    **Raises** `ValueError` for runs without parameters, fewer than five rows, and a `drop` that is not positive.
 
     >>> import gradflow as gf, numpy as np
     >>> problem = gf.EmpiricalRisk(np.eye(2), np.array([2.0, 1.0]), gf.losses.square, reduction="sum")

@@ -50,9 +50,8 @@ def solve(
     - `observe`: name -> function of the parameters, evaluated at the save times during the run.
     - `solver`: one of `gradflow.solvers`, or any diffrax solver with an error estimate. `None` chooses: `Automatic`,
       which takes an explicit method on short runs and the implicit multistep method `NDF` on all others; where the
-      flow says that it oscillates or limits its steps, an explicit method (`Nystrom` for heavy balls, else of order 3,
-      5 or 8 by the tolerance); for models whose `activation` is (leaky) ReLU, not smoothed, `Hybrid` down to
-      `rtol=1e-6`.
+      flow says that it oscillates or limits its steps, an explicit method alone; for models whose `activation` is
+      (leaky) ReLU, not smoothed, `Hybrid` down to `rtol=1e-6`. See `gradflow.solvers.default_solver`.
     - `rtol`, `atol`: tolerances on the error of each step. `atol=None` scales with the initial state, leaf by leaf. An
       `rtol` below 64 units of rounding of the parameters' type is raised to that, with a `PrecisionWarning`.
     - `save_params`: keep the parameters at every save time, not only at the end.
@@ -69,7 +68,7 @@ def solve(
     The second call with arrays of the same shapes compiles nothing. For reverse mode, hand `flow.terms()` to
     `diffrax.diffeqsolve` with a diffrax solver or with `gradflow.solvers.RKC2(bounded=True)`.
 
-    **Raises** `ValueError` for bad input, before anything runs; `SolveError` as above.
+    **Raises** `ValueError` for bad input, before anything runs; `SolveError` and `SolveInterrupted` as above.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> flow = gf.GradientFlow(lambda w: 0.5 * jnp.sum(w**2))
@@ -205,9 +204,10 @@ def check_times(ts: ArrayLike | Sequence[float], t0: Any) -> Float[jax.Array, " 
             raise _checks.fail("ts", "increase strictly", actual, "Sort the times and remove repeated ones.")
         if _checks.is_concrete(t0) and times[0] < float(t0):
             raise _checks.fail("ts", f"not start before the flow does, at t = {float(t0):g}", f"{times[0]:g} first")
-        given = times
-        times = jnp.asarray(times)
-        if times.dtype == jnp.float32 and not np.all(np.asarray(times)[1:] > np.asarray(times)[:-1]):
+        # In NumPy, for what JAX makes of a concrete array under a trace cannot be looked at.
+        with np.errstate(over="ignore"):
+            given, times = times, times.astype(jnp.result_type(float))
+        if not np.all(times[1:] > times[:-1]):
             advice = "Enable float64: jax.config.update('jax_enable_x64', True)."
             actual = f"not distinct in float32 between {given[0]:g} and {given[-1]:g}"
             raise _checks.fail("ts", "increase strictly", actual, advice)

@@ -85,6 +85,7 @@ def solve_stochastic(
     """`solve` for stochastic flows; see there."""
     if key is None:
         raise _checks.fail("key", "be a random key for a stochastic flow", "None", "For instance jax.random.key(0).")
+    _checks.check_key(key)
     if solver is None:
         solver = SmallNoise() if flow.weak_order > 1 else EulerMaruyama()
     if not isinstance(solver, AbstractStochasticMethod):

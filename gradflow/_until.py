@@ -5,9 +5,10 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from gradflow._checks import check_callable
+from gradflow._checks import check_callable, fail, is_concrete
 from gradflow._record import seen
 
 
@@ -23,7 +24,8 @@ class Until(eqx.Module):
 
     **Arguments**: `fn`: `params -> scalar`; exactly one of `above` and `below`.
 
-    **Raises** `ValueError` if neither or both are given.
+    **Raises** `ValueError` for a function that cannot be called, if neither or both are given, and for a value that is
+    NaN or no scalar.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> flow = gf.GradientFlow(lambda w: 0.5 * w**2)
@@ -42,6 +44,11 @@ class Until(eqx.Module):
         if (above is None) == (below is None):
             given = "neither" if above is None else "both"
             raise ValueError(f"Exactly one of the arguments `above` and `below` must be given, but {given} is.")
+        for name, value in (("above", above), ("below", below)):
+            if value is not None and jnp.ndim(value) != 0:
+                raise fail(name, "be a scalar", f"of shape {jnp.shape(value)}", "Use jax.vmap over several.")
+            if value is not None and is_concrete(value) and np.isnan(value):
+                raise fail(name, "be a number", "NaN")
         self.fn = fn
         self.sign = 1 if below is None else -1
         self.value = jnp.asarray(above if below is None else below, float)

@@ -156,6 +156,12 @@ def test_bad_input_is_refused():
         studies.early_stage(data, losses=("cross-entropy",))
     with pytest.raises(ValueError, match="`widths` must be an integer of at least 1"):
         studies.early_stage(data, widths=(0,))
+    with pytest.raises(ValueError, match="`rates` must hold at least one value, but is empty"):
+        studies.early_stage(data, rates=())
+    with pytest.raises(ValueError, match="`saves` must be an integer of at least 2, but is 1"):
+        studies.early_stage(data, saves=1)
+    with pytest.raises(ValueError, match="`saves` must be an integer of at least 2, but is 1"):
+        studies.two_directions((0.1,), saves=1)
     with pytest.raises(ValueError, match=r"labels \+1 and -1"):
         studies.early_stage(gf.data.Dataset(np.ones((2, 2)), np.array([0.5, 1.0])))
     for x, message in ((np.zeros((2, 2)), "samples other than zero"), (np.full((2, 2), np.nan), "must be finite")):

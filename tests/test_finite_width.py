@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runge_kutta import advanced
 
 import gradflow as gf
 from gradflow._tree import split
@@ -23,39 +24,15 @@ def networks(start, width, count):
     return jax.vmap(lambda key: start.draw(width, key))(jax.random.split(jax.random.key(width), count))
 
 
-def advanced(nodes, ts, steps):
-    """Predictions at the times `ts` by the classical Runge-Kutta method, so many steps to each."""
-
-    def rate(net):
-        return net.velocity(PROBLEM.x, nodes.weights, PROBLEM.pulls)
-
-    def moved(net, v, h):
-        return jax.tree_util.tree_map(lambda a, b: a + h * b, net, v)
-
-    def one(net, h):
-        k1 = rate(net)
-        k2 = rate(moved(net, k1, h / 2))
-        k3 = rate(moved(net, k2, h / 2))
-        k4 = rate(moved(net, k3, h))
-        total = jax.tree_util.tree_map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, k1, k2, k3, k4)
-        return moved(net, total, h), None
-
-    def to_next(net, span):
-        net, _ = jax.lax.scan(one, net, jnp.full(steps, span / steps))
-        return net, net.predictions(PROBLEM.x, nodes.weights)
-
-    return jax.lax.scan(to_next, nodes.net, jnp.diff(jnp.asarray([0.0, *ts])))[1]
-
-
 @eqx.filter_jit
 @eqx.filter_vmap
 def flows(nodes):
     """Predictions of many networks under gradient flow."""
-    return advanced(nodes, TS, 12)
+    return advanced(PROBLEM, nodes, TS, 12)
 
 
 def limit(start, ts=TS):
-    return np.asarray(eqx.filter_jit(advanced)(start.nodes(GaussLegendre(12)), ts, 40))
+    return np.asarray(eqx.filter_jit(advanced)(PROBLEM, start.nodes(GaussLegendre(12)), ts, 40))
 
 
 # SGD
@@ -233,6 +210,7 @@ MISTAKES = {
         lambda: gf.MeanFieldSGD(PROBLEM, (jnp.ones(1),), -1.0, key=jax.random.key(0)),
         "`learning_rate` must be positive",
     ),
+    "key": (lambda: gf.MeanFieldSGD(PROBLEM, (jnp.ones(1),), key=0), "`key` must be a random key"),
     "order": (
         lambda: gf.MeanFieldSGD(PROBLEM, (jnp.ones(1),), key=jax.random.key(0)).flow(2),
         "`order` must be one of",

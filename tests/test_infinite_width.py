@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runge_kutta import advanced
 
 import gradflow as gf
 from gradflow.models.nodes import Gaussian, GaussLegendre, MonteCarlo, Sobol, Uniform, default_rule
@@ -21,35 +22,11 @@ def stacked(nodes):
     return jax.tree_util.tree_map(lambda *leaves: jnp.stack(leaves), *nodes)
 
 
-def advanced(nodes, ts, steps):
-    """Predictions at the times `ts` by the classical Runge-Kutta method, so many steps to each."""
-
-    def rate(net):
-        return net.velocity(PROBLEM.x, nodes.weights, PROBLEM.pulls)
-
-    def moved(net, v, h):
-        return jax.tree_util.tree_map(lambda a, b: a + h * b, net, v)
-
-    def one(net, h):
-        k1 = rate(net)
-        k2 = rate(moved(net, k1, h / 2))
-        k3 = rate(moved(net, k2, h / 2))
-        k4 = rate(moved(net, k3, h))
-        total = jax.tree_util.tree_map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, k1, k2, k3, k4)
-        return moved(net, total, h), None
-
-    def to_next(net, span):
-        net, _ = jax.lax.scan(one, net, jnp.full(steps, span / steps))
-        return net, net.predictions(PROBLEM.x, nodes.weights)
-
-    return jax.lax.scan(to_next, nodes.net, jnp.diff(jnp.asarray([0.0, *ts])))[1]
-
-
 @eqx.filter_jit
 @eqx.filter_vmap
 def predictions(nodes):
     """Of many sets of nodes at once, padded to one shape."""
-    return advanced(nodes, TS, 40)
+    return advanced(PROBLEM, nodes, TS, 40)
 
 
 @pytest.fixture(scope="module")

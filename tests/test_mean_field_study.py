@@ -66,6 +66,7 @@ def test_command(found, tmp_path, monkeypatch, capsys):
         ({"dataset": gf.data.Dataset(np.ones((3, 1)), np.ones(3))}, r"`dataset` must have inputs \(n, 2\)"),
         ({"seeds": 1}, "`seeds` must be an integer of at least 2"),
         ({"horizon": 0.0}, "`horizon` must be positive"),
+        ({"saves": 1}, "`saves` must be an integer of at least 2, but is 1"),
         ({"depths": (3,)}, "`depths` must hold 2"),
     ],
 )

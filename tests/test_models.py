@@ -323,6 +323,11 @@ def test_bad_scales_and_types(name, arguments, message):
         (lambda k: gf.models.DeepLinear(3, 5, depth=1, key=k), "`depth` must be an integer of at least 2, but is 1"),
         (lambda k: gf.models.DeepLinear(3, 5, parametrisation="x", key=k), "`parametrisation` must be one of"),
         (lambda k: gf.models.DiagonalLinear(0), "`in_size`"),
+        (lambda k: gf.models.LogDiagonal(3, log_scale=np.zeros(2)), r"`log_scale` must be a scalar or of shape \(3,\)"),
+        (lambda k: gf.models.MeanFieldNet((), jnp.ones(3)), "`layers` must hold at least the first layer"),
+        (lambda k: gf.models.as_nodes(gf.models.OneLayer(2, 3, key=k)), "`model` must be a gradflow"),
+        (lambda k: gf.models.nodes.Sobol(4, seed=-1), "`seed` must be an integer of at least 0, but is -1"),
+        (lambda k: gf.models.nodes.MonteCarlo(4, seed=-1), "`seed` must be an integer of at least 0, but is -1"),
         (lambda k: gf.models.DiagonalLinear(3, law=gf.models.laws.normal), "`key` must be given with a law"),
     ],
 )

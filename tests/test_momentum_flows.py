@@ -429,6 +429,7 @@ def test_float32_and_frozen_leaves():
         (lambda: gf.MomentumFlow(SOFT, 0.1, 1.0), r"`momentum` must lie in \[0, 1\), but is 1"),
         (lambda: gf.ModifiedFlow(SOFT, 0.1, order=4), "`order` must be 1, 2 or 3, but is 4"),
         (lambda: gf.ModifiedFlow(SOFT, -0.1), "`learning_rate` must be positive"),
+        (lambda: gf.ModifiedFlow(SOFT, 0.1, first_step=np.nan), "`first_step` must be finite"),
         (lambda: gf.PrincipalFlow(SOFT, 0.1, iterations=0), "`iterations` must be an integer of at least 1"),
         (lambda: gf.SecondOrderFlow(SOFT, np.inf), "`damping` must be finite"),
         (lambda: gf.SecondOrderFlow(SOFT, np.ones(2)), "`damping` must be a scalar"),

@@ -160,10 +160,23 @@ def test_double_roots_and_overdamped_modes():
             assert found[i, j] == pytest.approx(exact, rel=1e-6, abs=1e-9)
 
 
+def test_bad_coefficients_of_momentum():
+    for momentum in (1.0, np.array([0.5, 1.5])):
+        with pytest.raises(ValueError, match=r"`momentum` must lie in \[0, 1\)"):
+            effective_mu(momentum, 0.1)
+    with pytest.raises(ValueError, match="`momentum` must not be negative"):
+        effective_mu(-0.1, 0.1)
+    with pytest.raises(ValueError, match="`beta` must not be negative"):
+        stable_step(1.0, -0.1, "nesterov")
+
+
 def test_bad_input_of_the_linearised_flow(linear_problem):
     problem, start = linear_problem
     with pytest.raises(ValueError, match=r"`path` must be times \(T,\) and kernels"):
         gf.LinearisedFlow(problem, start, path=(jnp.ones(2), jnp.ones((2, 3, 3))))
+    kernels = jnp.stack([gf.LinearisedFlow(problem, start).kernel] * 2)
+    with pytest.raises(ValueError, match="`path` must have increasing times"):
+        gf.LinearisedFlow(problem, start, path=(jnp.array([1.0, 0.0]), kernels))
     with pytest.raises(ValueError, match="have constant coefficients"):
         gf.LinearisedFlow(problem, start, gf.NesterovConvexFlow(problem, 0.1)).exact([1.0])
     with pytest.raises(ValueError, match=r"Start from flow\.start"):

@@ -738,12 +738,20 @@ def test_flow_that_oscillates_is_integrated_explicitly():
         ({"order": 0}, "`order` must be an order from 1 to 5, but is 0"),
         ({"order": 6}, "`order` must be an order from 1 to 5, but is 6"),
         ({"max_order": 0}, "`max_order` must be an order from 1 to 5, but is 0"),
-        ({"max_products": 0}, "`max_products` must be at least 1, but is 0"),
+        ({"max_products": 0}, "`max_products` must be an integer of at least 1, but is 0"),
     ],
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         gf.solvers.NDF(**options)
+
+
+def test_other_methods_are_no_halves_of_automatic():
+    for explicit in (gf.solvers.Heun(), gf.solvers.Kvaerno3(), 5):  # the last stage of Heun's is not the next first
+        with pytest.raises(ValueError, match="`explicit` must be an explicit diffrax solver whose last stage"):
+            gf.solvers.Automatic(explicit)
+    with pytest.raises(ValueError, match=r"`implicit` must be a gradflow\.solvers\.NDF, but is of type Kvaerno3"):
+        gf.solvers.Automatic(implicit=gf.solvers.Kvaerno3())
 
 
 RELU = gf.models.TwoLayer(2, 3, key=jax.random.key(0))

@@ -163,6 +163,10 @@ def test_bad_input_is_refused(key):
         signs(gf.models.MLP(2, 3, key=key))
     with pytest.raises(ValueError, match=r"of shape \(T, n, neurons\)"):
         gf.observables.switches([0.0], np.zeros((2, 1, 1)))
+    with pytest.raises(ValueError, match=r"of shape \(T, n, neurons\), but is of shape \(2, 1\)"):
+        gf.observables.survivors(np.zeros((2, 1)))
+    with pytest.raises(ValueError, match=r"one label per input \(in_size,\), but is of shape \(3,\) against \(2, 2\)"):
+        NeuronPartition(x, np.ones(3))
     with pytest.raises(ValueError, match="scalar targets"):
         GradientBound(gf.EmpiricalRisk(x, x, gf.losses.square))
     problem = gf.EmpiricalRisk(x, np.ones(2), gf.losses.square)

@@ -341,10 +341,17 @@ MISTAKES = [
         "`params` must be weights .* but is order parameters",
     ),
     (lambda: rule(1.0).flow(order=2), "`order` must be one of"),
+    (lambda: rule(1.0, second_layer_rate=-1.0), "`second_layer_rate` must not be negative"),
+    (lambda: rule(1.0, key=0), "`key` must be a random key, but is of type int"),
+    (lambda: gf.flows.InterpolatedSchedule([np.nan], [1.0]), "`ts` must be finite"),
     (lambda: gf.flows.InterpolatedSchedule([0.0, 0.0], [1.0, 1.0]), "`ts` must be increasing"),
     (lambda: gf.flows.InterpolatedSchedule([0.0, 1.0], [1.0, -1.0]), "`factors` must be positive"),
     (lambda: gf.flows.InterpolatedSchedule([0.0, 1.0], [1.0]), r"`factors` must have shape \(2,\)"),
     (lambda: gf.studies.phase_map(rates=[-1.0]), "`rates` must be positive"),
+    (
+        lambda: gf.studies.optimal_schedule(rule(1.0), gf.OrderParameters(jnp.eye(2), jnp.eye(2)), 1.0),
+        "`flow` must be a gradflow.OrderParameterFlow",
+    ),
     (lambda: gf.studies.phase_map(horizon=0.5), "`horizon` must be above 1"),
     (lambda: gf.studies.exponent_map(exponents=[-0.6]), "above -1/2, but is -0.6"),
     (lambda: gf.studies.exponent_map(kappas=[-0.1]), "`kappas` must hold exponents that are not negative"),
@@ -358,8 +365,8 @@ MISTAKES = [
 ]
 
 
-def rule(g):
-    return gf.OnePassSGD(gf.TeacherStudent.orthogonal(6, 2), g, key=jax.random.key(0))
+def rule(g, **options):
+    return gf.OnePassSGD(gf.TeacherStudent.orthogonal(6, 2), g, **({"key": jax.random.key(0)} | options))
 
 
 @pytest.mark.parametrize(("make", "said"), MISTAKES)

@@ -300,6 +300,10 @@ def solve_from(params, **options):
         (lambda: gf.OrderParameterFlow(jnp.eye(2)[0], gamma_over_p=1.0), "`P` must be a square matrix"),
         (lambda: gf.OrderParameterFlow(jnp.eye(2), gamma_over_p=-1.0), "`gamma_over_p` must be positive"),
         (lambda: gf.OrderParameterFlow(jnp.eye(2), gamma_over_p=1.0, noise=-0.1), "`noise` must not be negative"),
+        (
+            lambda: gf.OrderParameterFlow(jnp.eye(2), gamma_over_p=1.0, second_layer_rate=-1.0),
+            "`second_layer_rate` must not be negative",
+        ),
         (lambda: gf.OrderParameterFlow(jnp.eye(2), gamma_over_p=1.0, terms="red"), "`terms` must be one of 'full'"),
         (lambda: gf.OrderParameterFlow(jnp.eye(2), gamma_over_p=1.0, terms=["I4"]), "`terms` must be one of 'full'"),
         (

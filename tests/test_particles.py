@@ -143,5 +143,11 @@ def test_distances():
     assert many < 0.4 * few
     with pytest.raises(ValueError, match="`a` must have one hidden layer"):
         gf.observables.particle_distance(a._replace(weights=a.weights * 2), a)
+    with pytest.raises(ValueError, match=r"`b` must be gradflow\.models\.MeanFieldNodes, but is of type MeanFieldNet"):
+        gf.observables.particle_distance(a, a.net)
+    with pytest.raises(ValueError, match="`layer` must be below 1, the number of hidden layers, but is 1"):
+        gf.observables.ParticleHistogram([0.0, 1.0], layer=1)(a.net)
+    with pytest.raises(ValueError, match=r"`order` must be at least 1, but is 0\.5"):
+        gf.observables.wasserstein(jnp.ones(2), jnp.ones(2), jnp.ones(2), jnp.ones(2), 0.5)
     with pytest.raises(ValueError, match="`edges` must increase"):
         gf.observables.ParticleHistogram([1.0, 0.0])

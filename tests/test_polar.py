@@ -103,6 +103,10 @@ def test_first_escape_costs_the_same_for_every_size(four_modes, run_to):
     assert float(whole.t_final[at]) == pytest.approx(float(found[0].time), rel=1e-6)
     with pytest.raises(ValueError, match=r"`start` must be below the norm 0.001"):
         gf.first_escape(problem, gf.Polar(model, -1.0))
+    many = gf.Polar(model, jnp.full(len(model.neuron_weights()), -30.0))
+    for start, what in ((model, "of type"), (many, "one with")):
+        with pytest.raises(ValueError, match=f"`start` must be a gradflow.Polar with one log_norm, but is {what}"):
+            gf.first_escape(problem, start)
 
 
 @pytest.mark.slow

@@ -80,6 +80,10 @@ def test_kkt_points_of_relu_in_its_cones():
 def test_no_feature_correlates():
     problem = gf.EmpiricalRisk(np.eye(2), -np.ones(2), gf.losses.square)
     layer = gf.models.OneLayer(2, 1, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"Make one of a problem: gradflow\.NeuralCorrelation"):
+        gf.theory.kkt_points(problem, layer)
+    with pytest.raises(ValueError, match="`tolerance` must be positive"):
+        gf.theory.kkt_points(gf.NeuralCorrelation(problem), layer, tolerance=0.0)
     with pytest.raises(ValueError, match="be positive somewhere"):
         gf.theory.kkt_points(gf.NeuralCorrelation(problem), layer, starts=4)
 
@@ -251,5 +255,16 @@ def test_neuron_pursuit_lowers_the_loss_neuron_by_neuron():
     # Three ReLU neurons make this target up.
     assert found.losses[3] < 0.02 * found.losses[0]
     assert found.params.weight.shape == (3, 2)
+    for options, said in (
+        ({"seed_norm": 0.0}, "`seed_norm` must be positive"),
+        ({"tolerance": -1.0}, "`tolerance` must be positive"),
+        ({"horizon": np.nan}, "`horizon` must be positive"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            gf.alternating_flow(problem, gf.models.DiagonalLinear(2), -100.0, **options)
+    with pytest.raises(ValueError, match=r"`log_norms` must be one number or 2, but is of shape \(3,\)"):
+        gf.alternating_flow(problem, gf.models.DiagonalLinear(2), np.zeros(3))
+    with pytest.raises(ValueError, match="`log_norms` must be finite"):
+        gf.alternating_flow(problem, gf.models.DiagonalLinear(2), np.nan)
     with pytest.raises(ValueError, match="be a network of one neuron"):
         gf.neuron_pursuit(problem, gf.models.TwoLayer(2, 2, key=jax.random.key(0)))

@@ -444,6 +444,8 @@ def test_bad_input_is_refused(line, key):
         gf.SGD(line, 0.1, batch_size=1, key=key, sampling="all")
     with pytest.raises(ValueError, match="`key` must be a random key, but is of type int"):
         gf.SGD(line, 0.1, batch_size=1, key=0)
+    with pytest.raises(ValueError, match="`key` must be a random key, but is of type int"):
+        gf.solve(gf.SGDFlow(line, 0.1, 1), jnp.array([START]), [1.0], key=0)
     with pytest.raises(ValueError, match="`order` must be 1 or 2"):
         gf.SGDFlow(line, 0.1, 1, order=3)
     with pytest.raises(ValueError, match="`dt` must be positive"):

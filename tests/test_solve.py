@@ -399,11 +399,25 @@ def test_bad_input_is_refused_before_anything_runs(case):
         gf.solve(**arguments)
 
 
+def test_times_are_checked_under_a_trace_in_single_precision():
+    with jax.enable_x64(False):
+        flow = gf.GradientFlow(lambda w: 0.5 * w**2)
+        ends = jax.jit(lambda start: gf.solve(flow, start, [0.0, 1.0], rtol=1e-4).final)(jnp.array(1.0))
+        assert ends.dtype == jnp.float32
+        assert float(ends) == pytest.approx(np.exp(-1), rel=1e-3)
+        with pytest.raises(ValueError, match="not distinct in float32 between 1 and 1"):
+            gf.solve(flow, jnp.array(1.0), [1.0, 1.0 + 1e-12])
+
+
 def test_until_wants_exactly_one_side():
     with pytest.raises(ValueError, match="Exactly one of the arguments `above` and `below` must be given, but neither"):
         gf.Until(lambda w: w)
     with pytest.raises(ValueError, match="but both"):
         gf.Until(lambda w: w, above=1.0, below=0.0)
+    with pytest.raises(ValueError, match="`below` must be a number, but is NaN"):
+        gf.Until(lambda w: w, below=np.nan)
+    with pytest.raises(ValueError, match=r"`above` must be a scalar, but is of shape \(2,\)"):
+        gf.Until(lambda w: w, above=jnp.ones(2))
 
 
 def dot_precisions(jaxpr):

@@ -140,5 +140,9 @@ def test_study_refuses_class_indices_and_sizes_above_one():
         studies.vanishing_init((np.eye(2), np.array([1.0, 2.0])), loss="logistic")
     with pytest.raises(ValueError, match="`loss` must be one of 'square', 'logistic'"):
         studies.vanishing_init(data, loss="hinge")
+    with pytest.raises(ValueError, match="`saves` must be an integer of at least 2, but is 1"):
+        studies.vanishing_init(data, saves=1)
+    with pytest.raises(ValueError, match="`saves` must be an integer of at least 2, but is 1"):
+        studies.circle_illustration(gf.data.circle(4), saves=1)
     with pytest.raises(ValueError, match="`exponents` must be positive"):
         studies.vanishing_init(data, exponents=(-1,))

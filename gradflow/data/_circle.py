@@ -22,7 +22,7 @@ def circle(n: int = 50, *, evenly_spaced: bool = False, seed: int = 0, dtype: An
     **Returns** a `Dataset` with `x` of shape `(n, 2)` and `y` of shape `(n,)`; its `teacher` holds `weight` (the two
     axes, as rows) and `output` (5 and 4).
 
-    **Raises** `ValueError` for `n` below one.
+    **Raises** `ValueError` for `n` below one, a negative seed, and a `dtype` other than float32 and float64.
 
     Source: A. Kumar and J. Haupt (2024), *Directional convergence near small initializations and saddles in
     two-homogeneous neural networks*, arXiv 2402.09226, Figure 1.

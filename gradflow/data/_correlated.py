@@ -21,7 +21,7 @@ def correlated(n: int = 20, in_size: int = 8, *, seed: int = 0, dtype: Any = Non
 
     **Returns** a `Dataset` with targets +1 and -1, as many of each (one more +1 if `n` is odd), `classes == (1, -1)`.
 
-    **Raises** `ValueError` for sizes below one.
+    **Raises** `ValueError` for sizes below one, a negative seed, and a `dtype` other than float32 and float64.
 
     >>> import gradflow as gf
     >>> data = gf.data.correlated(6, 3)

@@ -46,7 +46,8 @@ def gaussian_teacher(
     **Returns** a `Dataset`; its `teacher` holds `weight` `(width, d)`, uniform directions, and `output` `(width,)` or
     `(k, width)`, random signs, as in `gradflow.models.TwoLayer`.
 
-    **Raises** `ValueError` for sizes below one, negative noise, and an activation that is not elementwise.
+    **Raises** `ValueError` for sizes below one, negative noise, an activation that is not elementwise, a negative seed,
+    and a `dtype` other than float32 and float64.
 
     Source: D. Saad and S. A. Solla (1995), *On-line learning in soft committee machines*; S. Goldt, M. S. Advani,
     A. M. Saxe, F. Krzakala and L. Zdeborova (2019), arXiv 1906.08632.

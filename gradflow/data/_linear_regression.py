@@ -31,7 +31,7 @@ def linear_regression(
     decreasing, and `eigenvectors` `(d, d)`, as columns.
 
     **Raises** `ValueError` for sizes below one, `n < in_size`, `condition` below one, `condition` other than one in one
-    dimension, and negative noise.
+    dimension, negative noise, a negative seed, and a `dtype` other than float32 and float64.
 
     Source: the construction is the singular value decomposition read backwards.
 

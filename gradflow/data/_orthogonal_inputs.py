@@ -20,7 +20,8 @@ def orthogonal_inputs(n: int, in_size: int, *, y: Any = None, seed: int = 0, dty
 
     **Returns** a `Dataset`, with `classes == (1, -1)` if the targets are signs of its own, `()` otherwise.
 
-    **Raises** `ValueError` for sizes below one, `n > in_size`, and targets of another length or not finite.
+    **Raises** `ValueError` for sizes below one, `n > in_size`, targets of another length or not finite, a negative
+    seed, and a `dtype` other than float32 and float64.
 
     Source: E. Boursier, L. Pillaud-Vivien and N. Flammarion (2022), *Gradient flow dynamics of shallow ReLU networks
     for square loss and orthogonal inputs*, arXiv 2206.00939.

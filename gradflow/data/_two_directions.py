@@ -20,7 +20,7 @@ def two_directions(n_plus: int = 3, n_minus: int = 1, *, angle: float = 0.1, dty
 
     **Returns** a `Dataset` with targets +1 and -1, `classes == (1, -1)`.
 
-    **Raises** `ValueError` for counts below one and other angles.
+    **Raises** `ValueError` for counts below one, other angles, and a `dtype` other than float32 and float64.
 
     Source: M. Wang and C. Ma (2023), arXiv 2305.12467.
 

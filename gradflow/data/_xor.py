@@ -28,7 +28,8 @@ def xor(n: int = 100, *, noise: float = 0.1, in_size: int = 2, seed: int = 0, dt
 
     **Returns** a `Dataset` with targets +1 and -1 of shape `(n,)`, `classes == (1, -1)`.
 
-    **Raises** `ValueError` for `n` below one, `in_size` below two and negative noise.
+    **Raises** `ValueError` for `n` below one, `in_size` below two, negative noise, a negative seed, and a `dtype` other
+    than float32 and float64.
 
     Source: S. Frei, N. S. Chatterji and P. L. Bartlett (2022), *Random feature amplification: feature learning and
     generalization in neural networks*, arXiv 2202.07626.

@@ -45,7 +45,8 @@ class HeavyBallFlow(AbstractSecondOrderFlow):
 
     The discrete method is unstable for `s` beyond `2 (1 + beta) / sharpness`; the flow is stable for every `s`.
 
-    **Raises** `ValueError` for `s` that is not positive, and `mu` that is negative or above `1 / s`.
+    **Raises** `ValueError` for a problem that cannot be called, an `s` that is not positive, a `mu` that is negative or
+    above `1 / s`, and an unknown `resolution` or `start`.
 
     Source: B. Shi, S. S. Du, M. I. Jordan and W. J. Su (2018), arXiv 1810.08907.
 

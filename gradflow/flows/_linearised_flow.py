@@ -6,9 +6,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from gradflow._checks import check_count, check_finite, fail
+from gradflow._checks import check_count, check_finite, fail, is_concrete
 from gradflow._linalg import kernel
 from gradflow._tree import full_precision, join, split
 from gradflow.flows._base import AbstractFlow
@@ -35,11 +36,12 @@ class LinearisedFlow(AbstractFlow):
     - `problem`: an `EmpiricalRisk`. `params`: where to linearise.
     - `dynamics`: a second-order flow such as `HeavyBallFlow(problem, mu, s)`, whose coefficients and start are taken.
     - `path`: times `(T,)` and kernels `(T, rows, rows)` to follow instead of the one at `params`, linear in between;
-    with
-      the kernels of a run these are its own residual dynamics, but for jumps of the kernel.
+      with the kernels of a run these are its own residual dynamics, but for jumps of the kernel.
     - `chunk`: rows of the kernel computed at once.
 
-    **Raises** `ValueError` for a problem without data and a path of the wrong shape.
+    **Raises** `ValueError` for a problem without data, parameters that are not finite, other `dynamics`, a path of the
+    wrong shape or whose times do not increase, and a `chunk` below one; so does `exact` for another loss than the
+    square, for coefficients that are not constant, and with a path.
 
     Source: A. Jacot, F. Gabriel and C. Hongler (2018), arXiv 1806.07572; with momentum X. Liu et al. (2022), arXiv
     2208.03941.
@@ -83,6 +85,9 @@ class LinearisedFlow(AbstractFlow):
             if times.ndim != 1 or kernels.shape != (times.size, *self.kernel.shape):
                 must = f"be times (T,) and kernels (T, {self.kernel.shape[0]}, {self.kernel.shape[0]})"
                 raise fail("path", must, f"of shapes {times.shape} and {kernels.shape}")
+            check_finite("path", (times, kernels))
+            if is_concrete(times) and not np.all(np.diff(np.asarray(times)) > 0):
+                raise fail("path", "have increasing times", "not increasing", "Sort the times, with their kernels.")
             self.path = (times, kernels)
 
     @property

@@ -39,7 +39,7 @@ class LogDiagonalFlow(AbstractFlow):
 
     **Arguments**: `problem`: an `EmpiricalRisk` with inputs `(n, in_size)`. Starts are `gradflow.models.LogDiagonal`.
 
-    **Raises** `ValueError` for other problems and other parameters.
+    **Raises** `ValueError` for other problems; so does `solve` for other parameters.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([1.0, -2.0]), gf.losses.square, reduction="sum")

@@ -52,8 +52,9 @@ class MeanFieldFlow(AbstractFlow):
 
     The parameters are a `gradflow.models.MeanFieldNet`.
 
-    **Raises** `ValueError` for weights and decay of the wrong shape, or negative. **Warns** (`TheoryWarning`) of
-    unbounded activations, which the theorems leave out, and of a start at which three or more layers do not move.
+    **Raises** `ValueError` for other problems, inputs that are not `(n, d)`, and weights and decay of the wrong shape,
+    negative or not finite; so does `solve` for parameters that do not fit. **Warns** (`TheoryWarning`) of unbounded
+    activations, which the theorems leave out, and of a start at which three or more layers do not move.
 
     **Source**: Sirignano and Spiliopoulos 2019, arXiv 1903.04440; Nguyen and Pham 2020, arXiv 2001.11443.
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from gradflow._checks import check_callable, check_choice, check_positive, fail
+from gradflow._checks import check_callable, check_choice, check_finite, check_positive, fail
 from gradflow._tree import join
 from gradflow.flows._base import AbstractFlow
 from gradflow.flows._gradient_flow import check_scalar
@@ -45,7 +45,8 @@ class ModifiedFlow(AbstractFlow):
       gap is of first order whatever `order` is.
     - `first_step`: size of the method's first step over that of a plain one; by default 1, and `1 + beta` for Nesterov.
 
-    **Raises** `ValueError` for a learning rate that is not positive, momentum outside `[0, 1)`, and other orders.
+    **Raises** `ValueError` for a problem that cannot be called, a learning rate that is not positive, momentum outside
+    `[0, 1)`, a `first_step` that is not finite, and another `order` or `start`.
 
     Source: D. Barrett and B. Dherin (2020), arXiv 2009.11162, for gradient descent at order 2; the rest was worked out
     by matching powers of `eps`, here, and is confirmed by the measured orders.
@@ -81,6 +82,7 @@ class ModifiedFlow(AbstractFlow):
         if order not in (1, 2, 3):
             raise fail("order", "be 1, 2 or 3", repr(order))
         check_choice("start", start, ("matched", "plain"))
+        check_finite("first_step", first_step)
         self.problem, self.nesterov, self.order, self.start = problem, bool(nesterov), int(order), start
         self.learning_rate, self.momentum = jnp.asarray(learning_rate, float), jnp.asarray(momentum, float)
         plain = 1 + self.momentum if nesterov else 1.0

@@ -31,7 +31,8 @@ class MomentumFlow(AbstractSecondOrderFlow):
     is plain, and `-(1 - 2 beta^2/(1 + beta)) grad f(x0)` for Nesterov's method, which starts with `1 + beta` times
     that.
 
-    **Raises** `ValueError` for a learning rate that is not positive, and momentum outside `[0, 1)`.
+    **Raises** `ValueError` for a problem that cannot be called, a learning rate that is not positive, and momentum
+    outside `[0, 1)`.
 
     Source: the second-order equation is that of N. Qian (1999), *On the momentum term in gradient descent learning
     algorithms*; the coefficient `K` and the initial velocity come from expanding the method about `k`.

@@ -35,7 +35,8 @@ class NesterovConvexFlow(AbstractSecondOrderFlow):
 
     The discrete method is unstable for `s` beyond about 4/3 over the sharpness; the flow is stable for every `s`.
 
-    **Raises** `ValueError` for `s` or `alpha` that is not positive. A time before `t0` is refused by `solve`.
+    **Raises** `ValueError` for a problem that cannot be called, an `s` or `alpha` that is not positive, and an unknown
+    `resolution`. A time before `t0` is refused by `solve`.
 
     Source: B. Shi, S. S. Du, M. I. Jordan and W. J. Su (2018), arXiv 1810.08907; at low resolution W. Su, S. Boyd and
     E. J. Candes (2014), arXiv 1503.01243. The starting time for other `alpha` than 3 is derived here, from the

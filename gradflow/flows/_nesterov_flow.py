@@ -45,7 +45,8 @@ class NesterovFlow(AbstractSecondOrderFlow):
     sharpness; the flow is stable for every `s`. It has the first-order form `X' = V - sqrt(s) grad f`,
     `V' = -2 sqrt(mu) V - (1 - r) grad f`, in which nothing is second-order.
 
-    **Raises** `ValueError` for `s` that is not positive, and `mu` that is negative or above `1 / s`.
+    **Raises** `ValueError` for a problem that cannot be called, an `s` that is not positive, a `mu` that is negative or
+    above `1 / s`, and an unknown `resolution` or `start`.
 
     Source: B. Shi, S. S. Du, M. I. Jordan and W. J. Su (2018), arXiv 1810.08907.
 

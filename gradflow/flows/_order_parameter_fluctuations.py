@@ -46,8 +46,9 @@ class FluctuationFlow(AbstractFlow):
     `samples`: size of the sample; `key`. Start from `flow.start(order_parameters)`; `flow.risk_error(params)` is the
     standard deviation of the risk.
 
-    **Raises** `ValueError` for sizes that are not positive, and in `solve` where an evaluation would hold more than
-    16 GiB: with the default sample and 4 teacher units, beyond about 170 student units.
+    **Raises** `ValueError` for another flow, for sizes that are not positive, and for fewer samples than twice the
+    number of fields, `width + k + 1`; and in `solve` where an evaluation would hold more than 16 GiB: with the default
+    sample and 4 teacher units, beyond about 170 student units.
 
     >>> import gradflow as gf, jax
     >>> problem = gf.TeacherStudent.orthogonal(dim=400, units=1, noise=1e-2)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from gradflow._checks import check_callable, check_positive, fail, is_concrete
+from gradflow._checks import check_callable, check_not_negative, check_positive, fail, is_concrete
 from gradflow.flows._base import AbstractFlow
 from gradflow.problems import OrderParameters, TeacherStudent
 from gradflow.problems._field_sums import (
@@ -81,9 +81,10 @@ class OrderParameterFlow(AbstractFlow):
     50 microseconds for `p = 8, k = 4`, .3 s for `p = 100`, 5 s for `p = 200`; in bounded memory. With `x^2` they are
     products of matrices, and without the terms of order `g` there are none: thousands of units.
 
-    **Raises** `ValueError` for a teacher that is not positive definite, a learning rate that is not positive, negative
-    noise; where `dim` is given, for `g^2 > d`, where SGD has no limit of this kind: run `gradflow.OnePassSGD`; and in
-    `solve` for parameters in float32, and for so many units that an evaluation takes more than 1e11 expectations.
+    **Raises** `ValueError` for a teacher that is not positive definite, learning rates and batch sizes that are not
+    positive, negative noise, unknown activations and terms, and for what a `TeacherStudent` brings given beside it;
+    where `dim` is given, for `g^2 > d`, where SGD has no limit of this kind: run `gradflow.OnePassSGD`; and in `solve`
+    for parameters in float32, and for so many units that an evaluation takes more than 1e11 expectations.
 
     It is stiff near a minimum, where its spectrum is close to the negative real axis, so that the default solver, which
     is implicit there, takes far fewer steps than explicit ones: with four teacher and eight student units, noise .001
@@ -157,6 +158,7 @@ class OrderParameterFlow(AbstractFlow):
         self.schedule = schedule
         self.teacher_output = teacher_layer(teacher_output, self.P.shape[0], self.P.dtype)
         self.second_layer_rate = jnp.asarray(second_layer_rate, float)
+        check_not_negative("second_layer_rate", second_layer_rate, "Zero keeps the second layer as it is.")
         check_positive("batch_size", batch_size, "It is the number of samples in a step.")
         self.batch_size = jnp.asarray(batch_size, float)
         self.normalised = True if normalised is None else bool(normalised)

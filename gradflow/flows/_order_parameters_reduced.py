@@ -43,6 +43,9 @@ class OverparametrisedFlow(AbstractFlow):
 
     **Arguments**: as for `OrderParameterFlow`. Start from `flow.reduce(order_parameters)`.
 
+    **Raises** `ValueError` for a teacher that is not positive definite, an unknown activation, and a problem with plain
+    sums; so does `solve` for order parameters that have not been reduced, or are in float32.
+
     Source: Veiga et al. (2022), arXiv 2202.00293; Arnaboldi et al. (2023), arXiv 2302.05882.
 
     >>> import gradflow as gf, jax, jax.numpy as jnp

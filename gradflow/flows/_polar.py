@@ -61,8 +61,9 @@ class PolarFlow(AbstractFlow):
     Starts from ordinary parameters or from a `gradflow.Polar`; `Solution.params` is of the same kind. Conserved, and
     reported as drifts: the energy, as for `GradientFlow`, and what the model conserves.
 
-    **Raises** `ValueError` for other problems, a model that is not homogeneous of that degree (tried on random
-    parameters), and a start at zero, which is a saddle.
+    **Raises** `ValueError` for other problems, a degree below two, an unknown `time`, and a `longest_step` that is not
+    positive; so does `solve` for a model that is not homogeneous of that degree (tried on random parameters), and for a
+    start at zero, which is a saddle.
 
     Source: A. Kumar and J. Haupt (2024), *Directional convergence near small initializations and saddles in
     two-homogeneous neural networks*, arXiv 2402.09226.

@@ -30,7 +30,8 @@ class PrincipalFlow(AbstractFlow):
     traced; `iterations`: Hessian-vector products per evaluation, at most. The function of `H` is applied by that many
     Lanczos steps from the gradient, exact once they exhaust the parameters; `H` itself is never formed.
 
-    **Raises** `ValueError` for a learning rate that is not positive.
+    **Raises** `ValueError` for a problem that cannot be called, a learning rate that is not positive, and `iterations`
+    below one.
 
     Source: M. Rosca, Y. Wu, C. Qin and B. Dherin (2022), arXiv 2206.05735, whose flow is complex beyond `eta lambda =
     1`; this one takes the modulus.

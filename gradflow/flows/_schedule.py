@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Scalar
 
-from gradflow._checks import check_positive, fail, is_concrete
+from gradflow._checks import check_finite, check_positive, fail, is_concrete
 
 
 class InterpolatedSchedule(eqx.Module):
@@ -18,7 +18,7 @@ class InterpolatedSchedule(eqx.Module):
     **Arguments**: `ts (n,)`: increasing times on the clock of the flow; `factors (n,)`: positive. Both are leaves, so
     that schedules can be swept over, and differentiated with respect to.
 
-    **Raises** `ValueError` for times that do not increase and factors that are not positive.
+    **Raises** `ValueError` for times that do not increase or are not finite, and for factors that are not positive.
 
     >>> import gradflow as gf
     >>> round(float(gf.flows.InterpolatedSchedule([0.0, 2.0], [1.0, 0.25])(1.0)), 6)
@@ -32,6 +32,7 @@ class InterpolatedSchedule(eqx.Module):
         ts, factors = jnp.asarray(ts, float), jnp.asarray(factors, float)
         if ts.ndim != 1 or ts.size == 0 or (is_concrete(ts) and not _increases(np.asarray(ts))):
             raise fail("ts", "be increasing times (n,)", f"of shape {ts.shape}, or not increasing")
+        check_finite("ts", ts)
         if factors.shape != ts.shape:
             raise fail("factors", f"have shape {ts.shape}", f"of shape {factors.shape}")
         check_positive("factors", factors)

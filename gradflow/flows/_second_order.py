@@ -134,7 +134,8 @@ class SecondOrderFlow(AbstractSecondOrderFlow):
     - `velocity`: factor of the gradient in the initial velocity; usually negative or zero.
     - `t0`: time at which it starts; the coefficients have to be finite there.
 
-    **Raises** `ValueError` for numbers that are not finite, and something that is neither a number nor a function.
+    **Raises** `ValueError` for a problem that cannot be called, numbers that are not finite, and something that is
+    neither a number nor a function.
 
     Source: B. Shi, S. S. Du, M. I. Jordan and W. J. Su (2018), arXiv 1810.08907, whose flows are of this form.
 

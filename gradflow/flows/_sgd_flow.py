@@ -40,7 +40,7 @@ class SGDFlow(AbstractStochasticFlow):
     - `order`: 1 or 2. At order 2 an evaluation of the drift takes one Hessian-vector product.
     - `sampling`: `"replacement"` or `"batch"`, as in `gradflow.SGD`.
 
-    **Raises** `ValueError` for another kind of problem, and for values outside these ranges.
+    **Raises** `ValueError` for another kind of problem, for values outside these ranges, and for an unknown `sampling`.
 
     Source: Q. Li, C. Tai and W. E (2017), *Stochastic modified equations and adaptive stochastic gradient algorithms*,
     arXiv 1511.06251. Orders are confirmed by exact moments, and by SGD itself.

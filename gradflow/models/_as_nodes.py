@@ -1,7 +1,7 @@
 """Two-layer networks of any parametrisation as mean-field nodes, where that is what they are."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -18,7 +18,7 @@ class AsNodes(NamedTuple):
     pace: float
 
 
-def as_nodes(model: TwoLayer) -> AsNodes:
+def as_nodes(model: Any) -> AsNodes:
     """A two-layer network in mean-field parametrisation or muP as nodes.
 
     It is one flow, at one pace or another.
@@ -27,7 +27,12 @@ def as_nodes(model: TwoLayer) -> AsNodes:
     `N b c_i`, which move at the speeds `a^2 / N` and `N b^2`. These agree in mean-field parametrisation (`1 / N`) and
     in muP (one).
 
-    **Raises** `ValueError` where they do not, as in NTK parametrisation: its limit is `gradflow.LinearisedFlow`.
+    **Arguments**: `model`: a `TwoLayer`.
+
+    **Returns** an `AsNodes`: the nodes, and the flow time of the model for one unit of mean-field time.
+
+    **Raises** `ValueError` for another model, and where the speeds differ, as in NTK parametrisation: its limit is
+    `gradflow.LinearisedFlow`.
 
     >>> import gradflow as gf, jax
     >>> kind = {"activation": jax.numpy.tanh, "key": jax.random.key(0)}
@@ -37,6 +42,8 @@ def as_nodes(model: TwoLayer) -> AsNodes:
     >>> [round(pace, 12) for pace in paces]
     [16.0, 1.0]
     """
+    if not isinstance(model, TwoLayer):
+        raise fail("model", "be a gradflow.models.TwoLayer", f"of type {type(model).__name__}")
     n = model.weight.shape[0]
     a, b = (float(model.multipliers.of(layer, float)) for layer in (0, 1))
     if not math.isclose(a**2 / n, n * b**2, rel_tol=1e-9):

@@ -31,7 +31,7 @@ class DeepLinear(eqx.Module):
     **Arguments**: `in_size`, `width` (of all hidden layers), `out_size` (`None` for a scalar output), `depth`;
     `init_scale`, `parametrisation`, `law`, `dtype` as for `TwoLayer`.
 
-    **Raises** `ValueError` for sizes below one, a depth below two and scales that are not positive.
+    **Raises** `ValueError` as `TwoLayer` does, and for a depth below two.
 
     >>> import gradflow as gf, jax
     >>> model = gf.models.DeepLinear(4, 5, 2, depth=3, key=jax.random.key(0))

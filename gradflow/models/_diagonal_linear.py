@@ -23,7 +23,7 @@ class DiagonalLinear(eqx.Module):
     **Arguments**: `in_size`; `init_scale`, the `alpha` of these papers; `law` with `key`: random signs and sizes for
     `u` instead of the constant start; `dtype`.
 
-    **Raises** `ValueError` for a size below one, a scale that is not positive, or a law without a key.
+    **Raises** `ValueError` as `TwoLayer` does, and for a law without a key.
 
     >>> import gradflow as gf
     >>> float(gf.models.DiagonalLinear(3, init_scale=0.1).beta().sum())

@@ -23,7 +23,8 @@ class LogDiagonal(eqx.Module):
 
     **Arguments**: `in_size`; `log_scale`, the natural logarithm of `alpha`, a scalar or one per coordinate; `dtype`.
 
-    **Raises** `ValueError` for a size below one and a scale that is not finite.
+    **Raises** `ValueError` for a size below one and a scale that is not finite or of another shape; so does `of` for a
+    model without `|u| > |v|` in every coordinate.
 
     >>> import gradflow as gf
     >>> model = gf.models.LogDiagonal.of(gf.models.DiagonalLinear(3, init_scale=0.1))
@@ -39,6 +40,8 @@ class LogDiagonal(eqx.Module):
         check_count("in_size", in_size)
         dtype = resolve_dtype(dtype)
         check_finite("log_scale", np.asarray(log_scale, float) if is_concrete(log_scale) else log_scale)
+        if jnp.shape(log_scale) not in ((), (in_size,)):
+            raise fail("log_scale", f"be a scalar or of shape ({in_size},)", f"of shape {jnp.shape(log_scale)}")
         self.q = jnp.zeros(in_size, dtype)
         self.log_scale = jnp.broadcast_to(jnp.asarray(log_scale, dtype), (in_size,))
         self.sign = jnp.ones(in_size, jnp.int32)

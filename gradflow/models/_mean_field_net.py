@@ -21,7 +21,7 @@ class MeanFieldNet(eqx.Module):
     **Arguments**: `layers`: `W_1 (N_1, d)`, then `W_l (N_{l-1}, N_l)`; `output`: `C (N_L,)` or `(N_L, k)`;
     `activation`: elementwise function. Usually made by `gradflow.models.MeanFieldStart`.
 
-    **Raises** `ValueError` for layers that do not fit each other.
+    **Raises** `ValueError` for no layers, and for layers that do not fit each other.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> net = gf.models.MeanFieldNet((jnp.ones((4, 2)), jnp.ones((4, 3))), jnp.ones(3), activation=jnp.tanh)
@@ -35,6 +35,8 @@ class MeanFieldNet(eqx.Module):
 
     def __init__(self, layers: Any, output: Any, activation: Callable[[Array], Array] = jnp.tanh):
         self.layers, self.output, self.activation = tuple(layers), output, activation
+        if not self.layers:
+            raise fail("layers", "hold at least the first layer", "empty")
         above = [layer.shape[0] for layer in self.layers[1:]] + [output.shape[0]]
         for number, (nodes, size) in enumerate(zip(self.widths, above, strict=True), start=1):
             if nodes != size:

@@ -97,7 +97,9 @@ class MeanFieldStart(eqx.Module):
     - `activation`: elementwise. `dtype`: of the weights.
     - `interior`: law of the labels of interior layers, by default uniform on `[0, 1]`.
 
-    **Raises** `ValueError` for laws of the wrong number or kind. `nodes` **warns** (`TheoryWarning`) of unbounded laws.
+    **Raises** `ValueError` for sizes below one, laws of the wrong number or kind, and an activation that cannot be
+    called; `draw` and `nodes` for widths or rules of the wrong number. `nodes` **warns** (`TheoryWarning`) of unbounded
+    laws.
 
     **Source**: Sirignano and Spiliopoulos 2019, arXiv 1903.04440; labels and kernels: Nguyen and Pham 2020, arXiv
     2001.11443.

@@ -31,7 +31,7 @@ def mild_two_layer(
 
     **Arguments**: as for `TwoLayer`; `kappa`: positive, may be traced.
 
-    **Raises** `ValueError` for sizes below one, and a `kappa` that is not positive.
+    **Raises** `ValueError` as `TwoLayer` does, and for a `kappa` that is not positive.
 
     Source: M. Wang and C. Ma (2022), arXiv 2206.02139.
 

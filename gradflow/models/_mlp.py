@@ -33,7 +33,7 @@ class MLP(eqx.Module):
     - `activation`, `init_scale`, `parametrisation`, `law`, `dtype`: as for `TwoLayer`.
     - `use_bias`: whether layers have biases, which start at zero.
 
-    **Raises** `ValueError` for sizes below one and scales that are not positive.
+    **Raises** `ValueError` as `TwoLayer` does, and for a depth below one.
 
     >>> import gradflow as gf, jax
     >>> model = gf.models.MLP(4, 16, 3, depth=2, activation=jax.nn.tanh, key=jax.random.key(0))

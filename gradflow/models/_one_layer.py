@@ -29,7 +29,7 @@ class OneLayer(eqx.Module):
     **Arguments**: `in_size`; `width`; `activation`, squared ReLU by default; `init_scale`, standard deviation of the
     weights; `law`, see `gradflow.models.laws`; `dtype`; `key`.
 
-    **Raises** `ValueError` for sizes below one and scales that are not positive.
+    **Raises** `ValueError` as `TwoLayer` does.
 
     Source: A. Kumar and J. Haupt (2024), arXiv 2402.09226, Figure 1.
 

@@ -24,6 +24,8 @@ class RadialActivation:
     **Arguments**: `activation`: elementwise; `dim`; `n`: nodes of the Gauss-Jacobi rule for `n_1`, whose density is
     `(1 - t^2)^((dim - 3) / 2)`.
 
+    **Raises** `ValueError` for an activation that cannot be called, and numbers below one.
+
     **Source**: the reduction is that of Mei, Montanari and Nguyen 2018, arXiv 1804.06561.
 
     >>> import gradflow as gf, jax.numpy as jnp

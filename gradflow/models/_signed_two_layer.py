@@ -25,7 +25,7 @@ class SignedTwoLayer(eqx.Module):
     **Arguments**: `in_size`: input size `d`; `width`: number of neurons `m`; `activation`: elementwise function;
     `init_scale`: may be traced; `dtype`: defaults to JAX's default float type.
 
-    **Raises** `ValueError` for sizes below one and scales that are not positive.
+    **Raises** `ValueError` as `TwoLayer` does.
 
     >>> import gradflow as gf, jax
     >>> model = gf.models.SignedTwoLayer(3, 8, key=jax.random.key(0))

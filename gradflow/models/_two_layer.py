@@ -40,7 +40,8 @@ class TwoLayer(eqx.Module):
     - `balanced`: rescale each `a_j` so that `|a_j| = |w_j|` (with the multipliers, see `imbalance`).
     - `dtype`: defaults to JAX's default float type.
 
-    **Raises** `ValueError` for sizes below one and scales that are not positive.
+    **Raises** `ValueError` for sizes below one, a scale that is not positive or too small for the `dtype`, an unknown
+    parametrisation, a `dtype` of other than real floats, and an `activation` or `law` that cannot be called.
 
     >>> import gradflow as gf, jax
     >>> model = gf.models.TwoLayer(3, 8, activation=jax.nn.relu, init_scale=1e-3, key=jax.random.key(0))

@@ -20,7 +20,7 @@ class ActivationPattern(eqx.Module):
     **Arguments**: `x`: inputs `(n, in_size)`; `preactivations`: function `(params, x_i) -> (neurons,)`, by default
     `params.preactivations(x_i)`, which `TwoLayer` and `MLP` have.
 
-    **Raises** `ValueError` for parameters without that method.
+    **Raises** `ValueError` for inputs that are not finite, and for parameters without that method.
 
     >>> import gradflow as gf, jax, jax.numpy as jnp
     >>> model = gf.models.TwoLayer(2, 5, key=jax.random.key(0))

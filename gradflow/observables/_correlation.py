@@ -18,7 +18,8 @@ class LogNorm(eqx.Module):
 
     Of ordinary parameters, or from a `gradflow.Polar`; `(width,)` where that is neuron by neuron.
 
-    **Arguments**: `whole`: of all parameters together in any case, as an event of a run neuron by neuron needs.
+    **Arguments**: `whole`: whether to take all parameters together in any case, as an event of a run neuron by
+    neuron needs.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> float(gf.observables.LogNorm()(gf.Polar(jnp.ones(3), -1000.0)))
@@ -52,6 +53,9 @@ class KKTResidual(eqx.Module):
     slide along a kink may be at a KKT point. Take more than the angle over which the flow chatters. `None`: gradients
     as they are.
 
+    **Raises** `ValueError` for another kind of problem, for one that pulls at no prediction, and for a `kink` that is
+    not positive.
+
     >>> import gradflow as gf, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([2.0, 1.0]), gf.losses.square, lambda w, x: (x @ w) ** 2)
     >>> residual = gf.observables.KKTResidual(problem)
@@ -79,7 +83,9 @@ class KKTResidual(eqx.Module):
 class Correlation(eqx.Module):
     """Neural correlation function at the direction of the weights, `N(w/|w|)`.
 
-    **Arguments**: as for `KKTResidual`.
+    **Arguments**: `correlation`, `degree`: as for `KKTResidual`.
+
+    **Raises** `ValueError` for another kind of problem, and for one that pulls at no prediction.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([2.0, 1.0]), gf.losses.square, lambda w, x: (x @ w) ** 2)
@@ -113,6 +119,8 @@ class Aligned(eqx.Module):
 
     **Arguments**: `correlation`, `degree`, `kink`: as for `KKTResidual`. `tolerance`: on the relative residual. `norm`:
     of the weights, at which the loss takes part.
+
+    **Raises** `ValueError` as `KKTResidual` does, and for a `tolerance` or `norm` that is not positive.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([2.0, 1.0]), gf.losses.square, lambda w, x: (x @ w) ** 2)

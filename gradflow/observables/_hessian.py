@@ -22,7 +22,8 @@ class HessianEigenvalues(eqx.Module):
 
     **Arguments**: `problem`: `params -> scalar`; `k`; `rtol`; `iterations`; `seed` of the random start.
 
-    **Raises** `ValueError` for `k` above the number of parameters, and for fewer iterations than `k`.
+    **Raises** `ValueError` for a problem that cannot be called, fewer iterations than `k`, and an `rtol` that is not
+    positive; when evaluated, for `k` above the number of parameters.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> top = gf.observables.HessianEigenvalues(lambda w: 0.5 * (jnp.arange(1.0, 6.0) * w**2).sum(), k=2)
@@ -64,6 +65,8 @@ class Sharpness(eqx.Module):
     """The largest eigenvalue of the Hessian of the loss; see `HessianEigenvalues`.
 
     Explicit methods, gradient descent among them, are stable for steps up to about `2 / sharpness`.
+
+    **Arguments**, **Raises**: as for `HessianEigenvalues`, where `k` is one.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> round(float(gf.observables.Sharpness(lambda w: w @ w)(jnp.ones(3))), 4)

@@ -17,6 +17,10 @@ class Loss(eqx.Module):
 
     For another data set than the one trained on, build a second problem.
 
+    **Arguments**: `problem`: `params -> scalar`.
+
+    **Raises** `ValueError` for a problem that cannot be called.
+
     >>> import gradflow as gf, jax.numpy as jnp
     >>> float(gf.observables.Loss(lambda w: 0.5 * w**2)(jnp.array(2.0)))
     2.0

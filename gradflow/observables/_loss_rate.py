@@ -25,6 +25,8 @@ class LossRate(eqx.Module):
 
     **Arguments**: `problem`: `params -> scalar`; `scale`: positive.
 
+    **Raises** `ValueError` for a problem that cannot be called, and a scale that is not positive.
+
     >>> import gradflow as gf, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([2.0, 1.0]), gf.losses.square, reduction="sum")
     >>> flow, rate = gf.LogDiagonalFlow(problem), gf.observables.LossRate(problem, scale=2.5)

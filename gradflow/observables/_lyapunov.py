@@ -25,7 +25,7 @@ class Lyapunov(eqx.Module):
       `HeavyBallFlow` and `NesterovFlow`; or `"published"`, at least like `exp(-sqrt(mu) t / 4)`. The docstrings of the
       flows' `lyapunov` say what they are.
 
-    **Raises** `ValueError` for flows that have no Lyapunov function, and for rules.
+    **Raises** `ValueError` for an unknown `kind`; in a run, for flows that have no Lyapunov function, and for rules.
 
     Source: the published ones are those of B. Shi, S. S. Du, M. I. Jordan and W. J. Su (2018), arXiv 1810.08907.
 

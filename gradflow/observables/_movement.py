@@ -20,7 +20,7 @@ class NeuronMovement(eqx.Module):
     **Arguments**: `start`: the parameters at the start; `neurons`: function `params -> (width, in_size)`, by default
     `params.neurons()`.
 
-    **Raises** `ValueError` for parameters of another shape than those at the start.
+    **Raises** `ValueError` for parameters without neurons, and of another shape than those at the start.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> moved = gf.observables.NeuronMovement(jnp.zeros((2, 2)), neurons=lambda w: w)

@@ -32,7 +32,8 @@ class NeuronPartition(eqx.Module):
     **Arguments**: `x`: inputs `(n, in_size)`; `y`: labels, +1 and -1 `(n,)`, for vector outputs class indices `(n,)` or
     one-hot rows. The parameters need `preactivations` and `readout`, as `gradflow.models.TwoLayer` has them.
 
-    **Raises** `ValueError` for labels of another kind, a sample of norm zero, and other parameters.
+    **Raises** `ValueError` for inputs that are not finite or of norm zero, labels of another kind or number, and other
+    parameters.
 
     Source: M. Wang and C. Ma (2022), *Early Stage Convergence and Global Convergence of Training Mildly Parameterized
     Neural Networks*, arXiv 2206.02139.
@@ -51,6 +52,8 @@ class NeuronPartition(eqx.Module):
         check_finite("x", x)
         check_inputs_of_length(x)
         self.x, self.y = jnp.asarray(x), jnp.asarray(y)
+        if self.x.ndim != 2 or self.y.shape[:1] != self.x.shape[:1]:
+            raise fail("y", "have one label per input (in_size,)", f"of shape {self.y.shape} against {self.x.shape}")
         self.kind = label_kind(self.y)
 
     @full_precision

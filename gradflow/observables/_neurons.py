@@ -19,6 +19,8 @@ class NeuronNorms(eqx.Module):
     **Arguments**: `weights`: function `params -> (width, size)`; by default `params.neuron_weights()`, which
     `gradflow.models.TwoLayer` has.
 
+    **Raises** `ValueError` for parameters without that method.
+
     >>> import gradflow as gf, jax.numpy as jnp
     >>> norms = gf.observables.NeuronNorms(weights=lambda params: params["w"])
     >>> norms({"w": jnp.array([[3.0, 4.0], [0.0, 1.0]])}).tolist()
@@ -41,8 +43,8 @@ class NeuronAngles(eqx.Module):
 
     **Arguments**: `reference`; `neurons`: function `params -> (width, in_size)`, by default `params.neurons()`.
 
-    **Raises** `ValueError` without a reference unless the inputs lie in the plane, and for one of zeros or of another
-    size than the inputs.
+    **Raises** `ValueError` without a reference unless the inputs lie in the plane, for one of zeros, not finite or of
+    another size than the inputs, and for parameters without neurons.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> angles = gf.observables.NeuronAngles(jnp.array([1.0, 0.0]), neurons=lambda w: w)

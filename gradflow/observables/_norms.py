@@ -28,6 +28,10 @@ class GradientNorm(eqx.Module):
 
     Costs one gradient, which the run does not count as its own.
 
+    **Arguments**: `problem`: `params -> scalar`.
+
+    **Raises** `ValueError` for a problem that cannot be called.
+
     >>> import gradflow as gf, jax.numpy as jnp
     >>> float(gf.observables.GradientNorm(lambda w: 0.5 * w**2)(jnp.array(2.0)))
     2.0

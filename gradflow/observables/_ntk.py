@@ -21,7 +21,11 @@ class NTK(eqx.Module):
     Along gradient flow of a loss with mean reduction, predictions move as `f' = -K grad_f L`, with `grad_f L` of order
     `1/n` per sample. Costs one product with `J^T` and one with `J` per row; `J` itself is never held.
 
-    **Arguments**: `problem`: an `EmpiricalRisk`; `x`: other inputs to evaluate at; `chunk`: rows computed at once.
+    **Arguments**: `problem`: an `EmpiricalRisk`; `x`: other inputs `(m, ...)` to evaluate at; `chunk`: rows computed at
+    once.
+
+    **Raises** `ValueError` for a problem without data (a plain function), inputs that are not finite, and a `chunk`
+    below one.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(2 * jnp.eye(2), jnp.ones(2), gf.losses.square, lambda w, x: x @ w)
@@ -49,6 +53,8 @@ class NTK(eqx.Module):
 
 class NTKEigenvalues(eqx.Module):
     """All eigenvalues of the empirical tangent kernel, decreasing: `(n k,)`.
+
+    **Arguments**, **Raises**: as for `NTK`.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.diag(jnp.array([1.0, 3.0])), jnp.ones(2), gf.losses.square, lambda w, x: x @ w)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from gradflow._checks import check_callable, check_count, fail
+from gradflow._checks import check_callable, check_count, fail, is_concrete
 from gradflow._tree import join
 from gradflow.models import MeanFieldNet, MeanFieldNodes
 
@@ -27,7 +27,8 @@ class ParticleHistogram(eqx.Module):
     **Arguments**: `edges`: increasing, `(bins + 1,)`. `value`: function `MeanFieldNet -> (nodes,)`, by default the
     lengths `|w|` of the first layer. `layer`: the hidden layer whose nodes these are, from zero.
 
-    **Raises** `ValueError` for edges that do not increase.
+    **Raises** `ValueError` for edges that do not increase, a `value` that cannot be called, and a negative layer; when
+    evaluated, for a layer that the network does not have.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> net = gf.models.MeanFieldNet((jnp.array([[0.1], [0.4], [0.6], [2.0]]),), jnp.ones(4))
@@ -48,6 +49,8 @@ class ParticleHistogram(eqx.Module):
         self.value, self.layer = value, int(layer)
 
     def __call__(self, params: MeanFieldNet) -> Float[Array, " bins"]:
+        if self.layer >= len(params.widths):
+            raise fail("layer", f"be below {len(params.widths)}, the number of hidden layers", str(self.layer))
         n = params.widths[self.layer]
         return self._masses(params, jnp.full(n, 1 / n, params.output.dtype))
 
@@ -73,11 +76,22 @@ def wasserstein(
 
         (int |F^-1 - G^-1|^order)^(1/order)
 
+    with `F`, `G` their distribution functions; weights are divided by their sum.
+
+    **Arguments**: `x`, `y`: the numbers; `p`, `q`: their weights, not negative; `order`: at least one.
+
+    **Raises** `ValueError` unless there is one weight for each number, and for an order below one.
+
     >>> import gradflow as gf, jax.numpy as jnp
     >>> x, p = jnp.array([0.0, 1.0]), jnp.array([0.5, 0.5])
     >>> float(gf.observables.wasserstein(x, p, x + 2, p))
     2.0
     """
+    for name, numbers, weights in (("p", x, p), ("q", y, q)):
+        if jnp.shape(weights) != jnp.shape(numbers):
+            raise fail(name, f"have a weight for each of {jnp.size(numbers)} numbers", f"of shape {jnp.shape(weights)}")
+    if is_concrete(order) and not order >= 1:
+        raise fail("order", "be at least 1", f"{order:g}")
     i, j = jnp.argsort(x), jnp.argsort(y)
     up, uq = jnp.cumsum(p[i]) / jnp.sum(p), jnp.cumsum(q[j]) / jnp.sum(q)
     levels = jnp.sort(jnp.concatenate([jnp.zeros(1, up.dtype), up, uq]))
@@ -98,7 +112,10 @@ def particle_distance(a: Any, b: Any, directions: int = 64, seed: int = 0) -> Fl
 
     **Arguments**: `a`, `b`: `gradflow.models.MeanFieldNodes`, a network and the weights of its nodes.
 
-    **Raises** `ValueError` for more than one hidden layer, whose entries belong to pairs of nodes.
+    `directions`: their number; `seed`: of their draw.
+
+    **Raises** `ValueError` for anything else, for more than one hidden layer, whose entries belong to pairs of nodes,
+    and for nodes of different sizes.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> nodes = gf.models.MeanFieldNodes(
@@ -120,7 +137,10 @@ def particle_distance(a: Any, b: Any, directions: int = 64, seed: int = 0) -> Fl
     return jnp.sqrt(jnp.mean(jax.vmap(along)(units)))
 
 
-def _points(argument: str, nodes: MeanFieldNodes) -> Float[Array, "nodes entries"]:
+def _points(argument: str, nodes: Any) -> Float[Array, "nodes entries"]:
+    if not isinstance(nodes, MeanFieldNodes):
+        advice = "For instance from gradflow.models.as_nodes."
+        raise fail(argument, "be gradflow.models.MeanFieldNodes", f"of type {type(nodes).__name__}", advice)
     if len(nodes.weights) != 1:
         raise fail(argument, "have one hidden layer", f"of {len(nodes.weights)}", "Compare predictions instead.")
     output = nodes.net.output.reshape(nodes.net.output.shape[0], -1)

@@ -87,8 +87,13 @@ def survivors(history: Any) -> Bool[np.ndarray, "n neurons"]:
 
     **Arguments**: `history (T, n, neurons)`: `sol.observed["name"]` of a `NeuronPartition`.
 
+    **Raises** `ValueError` for a history of another shape.
+
     >>> import gradflow as gf, numpy as np
     >>> gf.observables.survivors(np.array([[[3, 3, 2]], [[3, 2, 3]]])).tolist()
     [[True, False, False]]
     """
-    return np.all(np.asarray(history) == TRUE_LIVING, axis=0)
+    history = np.asarray(history)
+    if history.ndim != 3:
+        raise fail("history", "be of shape (T, n, neurons)", f"of shape {history.shape}")
+    return np.all(history == TRUE_LIVING, axis=0)

@@ -10,7 +10,16 @@ from gradflow.plot._style import STYLE, figure, label_decades, shades
 
 
 def compare(ds: xr.Dataset) -> Figure:
-    """The gap against the learning rate with its measured order, and against the gradients spent."""
+    """The gap against the learning rate with its measured order, and against the gradients spent.
+
+    **Arguments**: `ds`: what `gradflow.studies.compare` returned. **Returns** a matplotlib figure; see `save`.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> rule = gf.GradientDescent(lambda w: 0.5 * w**2, learning_rate=0.1)
+    >>> ds = gf.compare(rule, jnp.array(1.0), [0.2, 0.1], 1.0, rtol=1e-5)
+    >>> [ax.get_title() for ax in gf.plot.compare(ds).axes][0]
+    'GradientDescent against its flow'
+    """
     with matplotlib.rc_context(STYLE):
         drawn = figure(figsize=(7, 2.9))
         left, right = drawn.subplots(1, 2)

@@ -28,7 +28,15 @@ FIGURES = {
 def draw(ds: xr.Dataset) -> Figure:
     """The figure of the study that wrote a data set, by its attribute `study`.
 
+    **Arguments**: `ds`: what a study returned, or its store opened. **Returns** a matplotlib figure; see `save`.
+
     **Raises** `ValueError` for a data set that no study wrote.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> rule = gf.GradientDescent(lambda w: 0.5 * w**2, learning_rate=0.1)
+    >>> ds = gf.compare(rule, jnp.array(1.0), [0.2, 0.1], 1.0, rtol=1e-5)
+    >>> [ax.get_title() for ax in gf.plot.draw(ds).axes][0]
+    'GradientDescent against its flow'
     """
     study = ds.attrs.get("study")
     if study not in FIGURES:

@@ -16,6 +16,8 @@ def early_stage(ds: xr.Dataset) -> Figure:
     """Loss drop, samples deserted, switches that theory forbids, late phase.
 
     The drop over widths, rates and batches; over time the partition, the bound on the gradient, and `t * loss`.
+
+    **Arguments**: `ds`: what `gradflow.studies.early_stage` returned. **Returns** a matplotlib figure; see `save`.
     """
     with matplotlib.rc_context(STYLE):
         drawn = figure(figsize=(12.5, 5.2))
@@ -133,7 +135,10 @@ def _late(ax: Axes, ds: xr.Dataset) -> None:
 
 
 def two_directions(ds: xr.Dataset) -> Figure:
-    """Loss over time for every angle, in units of the inverse squared angle; escape times; sliding; descent stuck."""
+    """Loss over time for every angle, in units of the inverse squared angle; escape times; sliding; descent stuck.
+
+    **Arguments**: `ds`: what `gradflow.studies.two_directions` returned. **Returns** a matplotlib figure; see `save`.
+    """
     with matplotlib.rc_context(STYLE):
         drawn = figure(figsize=(10, 2.9))
         losses, times, phases, stuck = drawn.subplots(1, 4)

@@ -12,7 +12,10 @@ MARKERS = ["o", "s", "^", "D"]
 
 
 def mean_field(ds: xr.Dataset) -> Figure:
-    """Risk by width, deviation and bias, depth, rules of nodes, test particles, and predictions with their band."""
+    """Risk by width, deviation and bias, depth, rules of nodes, test particles, and predictions with their band.
+
+    **Arguments**: `ds`: what `gradflow.studies.mean_field` returned. **Returns** a matplotlib figure; see `save`.
+    """
     with matplotlib.rc_context(STYLE):
         drawn = figure(figsize=(10, 5.6))
         axes = np.asarray(drawn.subplots(2, 3))

@@ -15,7 +15,10 @@ MARKERS = {"gradient descent": "^", "heavy ball": "o", "Nesterov": "s"}
 
 
 def momentum(ds: xr.Dataset) -> Figure:
-    """Losses, gaps to the flows, rates per mode, who is faster, movement and linearisation error against width."""
+    """Losses, gaps to the flows, rates per mode, who is faster, movement and linearisation error against width.
+
+    **Arguments**: `ds`: what `gradflow.studies.momentum` returned. **Returns** a matplotlib figure; see `save`.
+    """
     with matplotlib.rc_context(STYLE):
         drawn = figure(figsize=(10, 5.2))
         axes = np.asarray(drawn.subplots(2, 3))

@@ -12,7 +12,10 @@ from gradflow.plot._style import STYLE, figure, label_decades, shades
 
 
 def phase_diagram(ds: xr.Dataset) -> Figure:
-    """SGD beside its equations in each region; plateaus, uninformed starts, the price in samples; both maps."""
+    """SGD beside its equations in each region; plateaus, uninformed starts, the price in samples; both maps.
+
+    **Arguments**: `ds`: what `gradflow.studies.phase_diagram` returned. **Returns** a matplotlib figure; see `save`.
+    """
     with matplotlib.rc_context(STYLE):
         columns = max(ds.sizes["exponent"], 3)
         drawn = figure(figsize=(2.9 * columns, 10.4))

@@ -16,6 +16,8 @@ def small_init(ds: xr.Dataset) -> Figure:
     saddles foretold for the smallest scale. Angles are those of every neuron at the smallest scale to the direction
     predicted for positive output weights. The last column shows every member, the fitted lines and, dashed, what is
     foretold to leading order, without the time that alignment takes.
+
+    **Arguments**: `ds`: what `gradflow.studies.small_init` returned. **Returns** a matplotlib figure; see `save`.
     """
     with matplotlib.rc_context(STYLE):
         rows = ds.sizes["loss"]

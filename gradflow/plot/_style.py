@@ -49,6 +49,8 @@ def figure(**size: Any) -> Figure:
 def save(drawn: Figure, path: str | os.PathLike[str]) -> pathlib.Path:
     """Writes a figure; the ending of the path decides on the format.
 
+    Folders that the path names are made. **Returns** the path.
+
     >>> import gradflow as gf, pathlib, tempfile
     >>> from gradflow import plot
     >>> rule = gf.GradientDescent(lambda w: 0.5 * w**2, learning_rate=0.1)

@@ -16,6 +16,8 @@ def vanishing_init(ds: xr.Dataset) -> Figure:
 
     Angles and the loss are those of the full runs: angles of the widest network and the first seed, the loss of the
     first width and seed, where dotted lines are the saddles that alternating gradient flow foretells.
+
+    **Arguments**: `ds`: what `gradflow.studies.vanishing_init` returned. **Returns** a matplotlib figure; see `save`.
     """
     with matplotlib.rc_context(STYLE):
         drawn = figure(figsize=(10, 2.7))
@@ -89,7 +91,12 @@ def _staircase(ax: Axes, ds: xr.Dataset) -> None:
 
 
 def circle(ds: xr.Dataset) -> Figure:
-    """Loss, norm and polar angles of neurons over iterations: gradient descent, its flow, and the KKT angles."""
+    """Loss, norm and polar angles of neurons over iterations: gradient descent, its flow, and the KKT angles.
+
+    **Arguments**: `ds`: what `gradflow.studies.circle_illustration` returned.
+
+    **Returns** a matplotlib figure; see `save`.
+    """
     with matplotlib.rc_context(STYLE):
         drawn = figure(figsize=(8, 2.6))
         loss, norm, angles = drawn.subplots(1, 3)

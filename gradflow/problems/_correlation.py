@@ -33,8 +33,10 @@ class NeuralCorrelation(eqx.Module):
     - `degree`: of homogeneity.
     - `at`: parameters of the saddle; `None` for the origin. The small weights form a sub-network of the same kind as
       those that `N` is called with: `N` of one neuron tells of the next one to appear.
+    - `labels`: the first labels themselves, of the shape of the predictions, instead of those above.
 
-    **Raises** `ValueError` if all first labels vanish, or are not finite.
+    **Raises** `ValueError` for another kind of problem, one with class indices for targets, a degree below one, and if
+    all first labels vanish, or are not finite.
 
     >>> import equinox as eqx, gradflow as gf, jax, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([1.0, -3.0]), gf.losses.square, reduction="sum")

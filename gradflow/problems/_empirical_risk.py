@@ -32,9 +32,10 @@ class EmpiricalRisk(eqx.Module):
       `None`, `params` itself is called on each sample, as Equinox models are.
     - `reduction`: `"mean"` or `"sum"`.
 
-    **Raises** `ValueError` for data that are empty, not finite or of different lengths, for targets other than +1 and
-    -1 of a margin loss (traced ones cannot be looked at); and, when first evaluated, for a loss that is not scalar per
-    sample.
+    **Raises** `ValueError` for data that are empty, not numbers, not finite or of different lengths, for targets other
+    than +1 and -1 of a margin loss (traced ones cannot be looked at), for a `loss` or `predict` that cannot be called,
+    and an unknown reduction; and, when first evaluated, for a loss that is not scalar per sample, and for parameters
+    that cannot be called without a `predict`.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.ones(2), loss=gf.losses.square, predict=lambda w, x: x @ w)

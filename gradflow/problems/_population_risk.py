@@ -24,7 +24,7 @@ class PopulationRisk(eqx.Module):
     **Arguments**: `x`, `y`, `loss`, `predict`: as for `gradflow.EmpiricalRisk`. `weights`: `(n,)`, not negative, of sum
     one for an expectation.
 
-    **Raises** `ValueError` for data that are empty, not finite or of different lengths, and for negative weights.
+    **Raises** `ValueError` for what `EmpiricalRisk` refuses, and for weights of another number, negative or not finite.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> from gradflow.models.nodes import GaussLegendre, Uniform

@@ -35,7 +35,8 @@ class TeacherStudent(eqx.Module):
     - `activation`: `"erf"`, `"square"`, `"relu"`, an elementwise function, or a `gradflow.problems.activations`.
     - `noise`: variance of the label noise. `teacher_output`: second layer `v* (k,)`, ones by default.
 
-    **Raises** `ValueError` for weights of the wrong shape, a teacher that is degenerate, and negative noise.
+    **Raises** `ValueError` for weights and a second layer of the wrong shape, a teacher that is degenerate or not
+    finite, an unknown activation, and negative noise.
 
     >>> import gradflow as gf, jax
     >>> problem = gf.TeacherStudent.orthogonal(dim=100, units=2)

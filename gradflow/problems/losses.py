@@ -24,6 +24,8 @@ def _same_shape(prediction: Array, target: Array) -> None:
 def square(prediction: Float[Array, "*out"], target: Num[Array, "*out"]) -> PerSampleLoss:
     """`|p - y|^2 / 2`, summed over outputs.
 
+    **Raises** `ValueError` for a target of another shape than the prediction.
+
     >>> import gradflow as gf, jax.numpy as jnp
     >>> float(gf.losses.square(jnp.array(3.0), jnp.array(1.0)))
     2.0
@@ -34,6 +36,8 @@ def square(prediction: Float[Array, "*out"], target: Num[Array, "*out"]) -> PerS
 
 def logistic(prediction: Float[Array, "*out"], target: Num[Array, "*out"]) -> PerSampleLoss:
     """`log(1 + exp(-p y))` for `y = +-1`; its slope at `p = 0` is `-y / 2`.
+
+    **Raises** `ValueError` as `square` does.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> round(float(gf.losses.logistic(jnp.array(0.0), jnp.array(1.0))), 4)
@@ -46,6 +50,8 @@ def logistic(prediction: Float[Array, "*out"], target: Num[Array, "*out"]) -> Pe
 def exponential(prediction: Float[Array, "*out"], target: Num[Array, "*out"]) -> PerSampleLoss:
     """`exp(-p y)` for `y = +-1`.
 
+    **Raises** `ValueError` as `square` does.
+
     >>> import gradflow as gf, jax.numpy as jnp
     >>> float(gf.losses.exponential(jnp.array(0.0), jnp.array(-1.0)))
     1.0
@@ -56,6 +62,8 @@ def exponential(prediction: Float[Array, "*out"], target: Num[Array, "*out"]) ->
 
 def hinge(prediction: Float[Array, "*out"], target: Num[Array, "*out"]) -> PerSampleLoss:
     """`max(0, 1 - p y)` for `y = +-1`.
+
+    **Raises** `ValueError` as `square` does.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> float(gf.losses.hinge(jnp.array(0.25), jnp.array(1.0)))
@@ -70,6 +78,8 @@ def cross_entropy(prediction: Float[Array, " classes"], target: Num[Array, "*cla
 
     An index outside `0 ... classes - 1` gives NaN, for the gradient as well, rather than the loss of a neighbouring
     class.
+
+    **Raises** `ValueError` for a scalar prediction, and for probabilities of another number.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> round(float(gf.losses.cross_entropy(jnp.zeros(10), jnp.array(3))), 4)

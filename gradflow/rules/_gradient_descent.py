@@ -23,7 +23,8 @@ class GradientDescent(AbstractDescent):
 
     **Arguments**: `problem`, a callable `params -> scalar`; `learning_rate`, positive, may be traced.
 
-    **Raises** `ValueError` for a learning rate that is not positive.
+    **Raises** `ValueError` for a problem that cannot be called and a learning rate that is not positive; so does `flow`
+    for an unknown order.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> rule = gf.GradientDescent(lambda w: 0.5 * w**2, learning_rate=0.1)

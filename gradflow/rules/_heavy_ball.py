@@ -36,7 +36,8 @@ class HeavyBall(AbstractMomentumRule):
       with `mu`; `"rest"`: `-s grad L(w_0)`, from `w_{-1} = w_0`, the default with `momentum`, as in
       `optax.sgd(s, momentum)`.
 
-    **Raises** `ValueError` for numbers outside these ranges, and unless exactly one of `mu` and `momentum` is given.
+    **Raises** `ValueError` for a problem that cannot be called, numbers outside these ranges, an unknown `start`, and
+    unless exactly one of `mu` and `momentum` is given; so does `flow` for an unknown order or resolution.
 
     Source: B. T. Polyak (1964); in this form B. Shi, S. S. Du, M. I. Jordan and W. J. Su (2018), arXiv 1810.08907.
 

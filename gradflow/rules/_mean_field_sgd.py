@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree, Scalar
 
-from gradflow._checks import check_count, fail, is_concrete
+from gradflow._checks import check_count, check_key, fail, is_concrete
 from gradflow._tree import join
 from gradflow.flows import AbstractFlow, MeanFieldFlow
 from gradflow.models import MeanFieldNet
@@ -37,7 +37,8 @@ class MeanFieldSGD(AbstractRule):
     - `weights`: `1 / N` for every node, as `gradflow.models.MeanFieldStart.draw` gives them.
     - `learning_rate`: `eta`, by default `1 / N_1`. `batch_size`: samples of a step. `key`: random key.
 
-    **Raises** `ValueError` for weights that are not those of a finite network, and for bad rates and sizes.
+    **Raises** `ValueError` for other problems, weights that are not those of a finite network, a learning rate that is
+    not positive, batches below one, and what is no random key.
 
     **Source**: Sirignano and Spiliopoulos 2019, arXiv 1903.04440.
 
@@ -65,6 +66,7 @@ class MeanFieldSGD(AbstractRule):
                 advice = "Width infinity takes a flow: gradflow.MeanFieldFlow."
                 raise fail(f"weights[{number}]", f"be 1 / {p.shape[0]} for each of {p.shape[0]} nodes", "not", advice)
         check_count("batch_size", batch_size)
+        check_key(key)
         rate = 1 / flow.weights[0].shape[0] if learning_rate is None else learning_rate
         check_learning_rate(rate)
         self.problem, self.weights, self.key = problem, flow.weights, key

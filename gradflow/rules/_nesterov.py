@@ -36,7 +36,8 @@ class Nesterov(AbstractMomentumRule):
     - at most one of `mu`, not negative and at most `1 / s`, and `momentum`, in `[0, 1)`. `alpha`: positive, for
       `k/(k + alpha)`. All numbers may be traced.
 
-    **Raises** `ValueError` for numbers outside these ranges, and if both `mu` and `momentum` are given.
+    **Raises** `ValueError` for a problem that cannot be called, numbers outside these ranges, and if both `mu` and
+    `momentum` are given; so does `flow` for an unknown order or resolution.
 
     Source: Y. Nesterov (1983, 2004); in this form B. Shi, S. S. Du, M. I. Jordan and W. J. Su (2018), arXiv 1810.08907.
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree, Scalar
 
-from gradflow._checks import check_callable, check_count, check_positive, fail
+from gradflow._checks import check_callable, check_count, check_key, check_not_negative, check_positive, fail
 from gradflow.flows import AbstractFlow, OrderParameterFlow
 from gradflow.problems import OrderParameters, TeacherStudent
 from gradflow.problems._teacher_student import split_weights
@@ -35,7 +35,8 @@ class OnePassSGD(AbstractRule):
 
     The parameters are weights `W (p, d)`, or a pair `(W, v)`.
 
-    **Raises** `ValueError` for a learning rate that is not positive, and for weights of the wrong shape.
+    **Raises** `ValueError` for another problem, learning rates that are not positive, batches below one, and what is no
+    random key; so does `iterate` for weights of the wrong shape.
 
     Source: R. Veiga et al. (2022), arXiv 2202.00293.
 
@@ -69,7 +70,9 @@ class OnePassSGD(AbstractRule):
         check_positive("gamma_over_p", gamma_over_p, "It is the learning rate over the width.")
         if schedule is not None:
             check_callable("schedule", schedule, "schedule(t) -> factor on the learning rate")
+        check_not_negative("second_layer_rate", second_layer_rate, "Zero keeps the second layer as it is.")
         check_count("batch_size", batch_size)
+        check_key(key)
         self.problem, self.schedule, self.key, self.batch_size = problem, schedule, key, int(batch_size)
         self.gamma_over_p = jnp.asarray(gamma_over_p, float)
         self.second_layer_rate = jnp.asarray(second_layer_rate, float)

@@ -32,7 +32,8 @@ class OptaxRule(AbstractRule):
     - `learning_rate`: positive. With a ready-made transform it only sets the clock and has to agree with the transform.
     - `limit`: function `problem -> flow`, the continuous limit, if the transform has one.
 
-    **Raises** `ValueError` for a learning rate that is not positive, or something that is not a transform.
+    **Raises** `ValueError` for a problem that cannot be called, a learning rate that is not positive, or something that
+    is not a transform; so does `flow` without a `limit`, and `with_learning_rate` for a ready-made transform.
 
     >>> import gradflow as gf, jax.numpy as jnp, optax
     >>> rule = gf.OptaxRule(lambda w: 0.5 * w**2, optax.sgd, learning_rate=0.1, limit=gf.GradientFlow)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from gradflow._checks import check_choice, fail
+from gradflow._checks import check_choice, check_key
 from gradflow.flows import AbstractFlow, GradientFlow, SGDFlow
 from gradflow.flows._sgd_flow import check_batches
 from gradflow.problems import EmpiricalRisk
@@ -39,7 +39,7 @@ class SGD(AbstractDescent):
     Counts of gradients are of mini-batch gradients, `B/n` of a full one each.
 
     **Raises** `ValueError` for another kind of problem, a learning rate that is not positive, batches larger than the
-    data, and an unknown sampling.
+    data, an unknown sampling, and what is no random key.
 
     >>> import gradflow as gf, jax, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.ones(2), gf.losses.square, predict=lambda w, x: x @ w)
@@ -59,8 +59,7 @@ class SGD(AbstractDescent):
         check_batches(problem, batch_size)
         check_learning_rate(learning_rate)
         check_choice("sampling", sampling, SAMPLINGS)
-        if not jnp.issubdtype(getattr(key, "dtype", jnp.float32), jax.dtypes.prng_key):
-            raise fail("key", "be a random key", f"of type {type(key).__name__}", "For instance jax.random.key(0).")
+        check_key(key)
         self.problem, self.key, self.batch_size, self.sampling = problem, key, int(batch_size), sampling
         self.learning_rate = jnp.asarray(learning_rate, float)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
+from gradflow._checks import fail
 from gradflow._tree import flatten
 from gradflow.solvers._control import DORMANT, StepControl
 from gradflow.solvers._method import AbstractMethod, Attempt, Field
@@ -55,6 +56,8 @@ class Automatic(AbstractMethod):
     **Arguments**: `explicit`: a diffrax solver whose last stage is the first of the next step, such as `Tsit5()`.
     `implicit`: an `NDF`.
 
+    **Raises** `ValueError` for other methods.
+
     >>> import gradflow as gf, jax.numpy as jnp
     >>> flow = gf.GradientFlow(lambda w: 0.5 * (w[0] ** 2 + 1e4 * w[1] ** 2))
     >>> sol = gf.solve(flow, jnp.ones(2), [5.0])
@@ -65,9 +68,14 @@ class Automatic(AbstractMethod):
     explicit: Any
     implicit: NDF
 
-    def __init__(self, explicit: diffrax.AbstractERK | None = None, implicit: NDF | None = None):
+    def __init__(self, explicit: Any = None, implicit: Any = None):
         self.explicit = diffrax.Tsit5() if explicit is None else explicit
         self.implicit = NDF() if implicit is None else implicit
+        if not isinstance(self.explicit, diffrax.AbstractERK) or not getattr(self.explicit.tableau, "fsal", False):
+            must = "be an explicit diffrax solver whose last stage is the first of the next step"
+            raise fail("explicit", must, f"of type {type(explicit).__name__}", "For instance gradflow.solvers.Tsit5().")
+        if not isinstance(self.implicit, NDF):
+            raise fail("implicit", "be a gradflow.solvers.NDF", f"of type {type(implicit).__name__}")
 
     @property
     def counts(self) -> bool:

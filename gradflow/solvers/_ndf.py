@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
-from gradflow._checks import fail
+from gradflow._checks import check_count, fail
 from gradflow._tree import flatten
 from gradflow.solvers._control import EARLIEST, StepControl
 from gradflow.solvers._differences import append, change_of_spacing, weights
@@ -75,6 +75,8 @@ class NDF(AbstractMethod):
     **Arguments**: `order`: keep to this order once it is reached (default: whichever takes the longest step, up to
     `max_order`). `max_products`: most products in one linear solve.
 
+    **Raises** `ValueError` for an `order` or `max_order` other than 1 to 5, and for `max_products` below one.
+
     Forward-mode differentiation works; reverse mode does not.
 
     **Source**: Shampine & Reichelt (1997), SIAM J. Sci. Comput. 18, 1-22, for the formulas and the constant-step form;
@@ -98,8 +100,7 @@ class NDF(AbstractMethod):
         for name, value in (("order", order), ("max_order", max_order)):
             if value is not None and value not in range(1, HIGHEST + 1):
                 raise fail(name, f"be an order from 1 to {HIGHEST}", f"{value}")
-        if max_products < 1:
-            raise fail("max_products", "be at least 1", f"{max_products}", "The default of 300 is seldom reached.")
+        check_count("max_products", max_products, advice="The default of 300 is seldom reached.")
         self.order, self.max_order, self.linearise = order, order or max_order, linearise
         self.max_products = max_products
 

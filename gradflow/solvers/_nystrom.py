@@ -50,7 +50,7 @@ class Nystrom(AbstractMethod):
     Dense output integrates the polynomial through the accelerations of the stages. Forward-mode differentiation works;
     reverse mode does not.
 
-    **Raises** `ValueError` for a flow that is not of this form (`flow.velocity_free` is false).
+    In `solve` it **raises** `ValueError` for a flow that is not of this form (`flow.velocity_free` is false).
 
     Source: J. R. Dormand, M. E. A. El-Mikkawy and P. J. Prince (1987), IMA J. Numer. Anal. 7, 423-430, for the
     coefficients.

@@ -43,7 +43,7 @@ class RKC2(AbstractStabilised):
     - `bounded`: loops over stages that reverse mode can follow, at the memory of `max_stages` stages. Without it
       forward mode alone is available.
 
-    **Raises**: `ValueError` where `refresh` or `max_stages` are no positive integers.
+    **Raises** `ValueError` where `refresh` is no positive integer, or `max_stages` none of at least 2.
 
     Source: B. P. Sommeijer, L. F. Shampine and J. G. Verwer, RKC: an explicit solver for parabolic PDEs,
     J. Comput. Appl. Math. 88 (1998) 315-326.

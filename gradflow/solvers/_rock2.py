@@ -43,7 +43,7 @@ class ROCK2(AbstractStabilised):
     - `bounded`: loops over stages that reverse mode can follow, at the memory of `max_stages` stages. Without it
       forward mode alone is available.
 
-    **Raises**: `ValueError` where `refresh` is no positive integer, or `max_stages` none of at least 3.
+    **Raises** `ValueError` where `refresh` is no positive integer, or `max_stages` none of at least 3.
 
     Source: A. Abdulle and A. A. Medovikov, Second order Chebyshev methods based on orthogonal polynomials,
     Numer. Math. 90 (2001) 1-18, with the coefficients of the published program.

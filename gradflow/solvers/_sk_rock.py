@@ -46,7 +46,8 @@ class SKROCK(AbstractStochasticMethod):
       `gradflow.observables.Sharpness` met; known when the solver is built, since it sets the number of stages.
     - `stages`: their number, instead: stable for `dt * spectral_radius <= 1.93 (stages - 0.5)^2 - 1.5`.
 
-    **Raises** `ValueError` unless one of the two is given, and for values that are not positive.
+    **Raises** `ValueError` unless one of the two is given, for values that are not positive, and for a spectral radius
+    or `dt` that is traced.
 
     Source: A. Abdulle, I. Almuslimani and G. Vilmart (2018), *Optimal explicit stabilized integrator of weak order 1
     for stiff and ergodic stochastic differential equations*, SIAM/ASA J. Uncertain. Quantif. 6, 937-964.

@@ -119,7 +119,7 @@ class FixedSteps(AbstractStochasticMethod):
 
     **Arguments**: `solver`: such as `diffrax.Euler()`; `dt`: as for `EulerMaruyama`.
 
-    **Raises** `ValueError` for anything else, Stratonovich solvers among them.
+    **Raises** `ValueError` for any other solver, Stratonovich ones among them, and for a step that is not positive.
 
     >>> import diffrax, gradflow as gf, jax, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.ones(2), gf.losses.square, predict=lambda w, x: x @ w)

@@ -42,12 +42,13 @@ def circle_illustration(
     there.
 
     **Arguments**: `dataset`: inputs in the plane, such as `gradflow.data.circle()`. `width`, `scale`, `learning_rate`,
-    `steps`, `seed`: of network and descent. `saves`: about as many rows. `rtol`: of the flow.
+    `steps`, `seed`: of network and descent. `saves`: about as many rows, at least two. `rtol`: of the flow.
 
     **Returns** an `xarray.Dataset` over `(run, time)`: `risk`, `norm`, and by neuron `polar_angle`, with runs
     `"descent"` and `"flow"`; and `kkt_angle`, the angles of the KKT points of one neuron.
 
-    **Raises** `ValueError` for inputs that do not lie in the plane.
+    **Raises** `ValueError` for inputs that do not lie in the plane, a width or `steps` below one, fewer than two rows,
+    and a scale or learning rate that is not positive.
 
     Source: A. Kumar and J. Haupt (2024), arXiv 2402.09226, Figure 1.
 
@@ -55,10 +56,16 @@ def circle_illustration(
     >>> ds = gf.studies.circle_illustration(gf.data.circle(20), width=4, steps=2000, saves=21)
     >>> dict(ds.polar_angle.sizes)
     {'run': 2, 'time': 21, 'neuron': 4}
+    >>> print(gf.studies.circle_table(ds).splitlines()[0])
+    width 4, scale 1e-05, learning rate 5e-05
+    >>> len(gf.plot.circle(ds).axes)
+    3
     """
     x, y = (np.asarray(part) for part in dataset)
     if x.shape[1:] != (2,) or y.ndim != 1:
         raise _checks.fail("dataset", "have inputs in the plane and one target each", f"of shape {x.shape}, {y.shape}")
+    _checks.check_count("steps", steps)
+    _checks.check_count("saves", saves, least=2)
     problem = EmpiricalRisk(x, y, losses.square, reduction="sum")
     model = OneLayer(2, width, init_scale=scale, key=jax.random.key(seed))
     every = max(1, steps // (saves - 1))
@@ -81,7 +88,7 @@ def circle_illustration(
 
 
 def circle_table(ds: xr.Dataset) -> str:
-    """What `circle_illustration` found, as text."""
+    """What `circle_illustration` found, as text; see the example there."""
     risk = ds.risk.values
     kkt = np.rad2deg(ds.kkt_angle.values)
     small = np.flatnonzero(ds.norm.sel(run="flow").values < SMALL)

@@ -11,7 +11,7 @@ import xarray as xr
 from jaxtyping import Array, Float, Int, PyTree
 
 from gradflow import observables, theory
-from gradflow._checks import check_choice, check_count, fail
+from gradflow._checks import check_choice, check_count, check_positive, fail
 from gradflow._iterate import iterate, iterate_to
 from gradflow._solution import STATUS
 from gradflow._solve import solve
@@ -87,11 +87,21 @@ def early_stage(
     >>> ds = gf.studies.early_stage(data, **few, horizon=10.0, saves=5)
     >>> int(ds.violations.sel(data="given").sum())
     0
+    >>> print(gf.studies.early_stage_table(ds).splitlines()[0])
+    loss drop within 1/eta steps, at width 8 and eta 0.05
+    >>> len(gf.plot.early_stage(ds).axes)
+    9
     """
     y, size = _targets(np.asarray(dataset.x, float), dataset.y), np.shape(dataset.x)[1]
     x = _within_span(np.asarray(dataset.x, float))
     signs = y.ndim == 1
     names = _losses(losses, y, signs)
+    for name, values in (("widths", widths), ("rates", rates), ("batches", batches)):
+        if not len(values):
+            raise fail(name, "hold at least one value", "empty")
+    check_count("runs", runs)
+    check_count("saves", saves, least=2)
+    check_positive("horizon", horizon)
     for name, values in (("widths", widths), ("batches", batches)):
         for value in values:
             check_count(name, value)
@@ -273,7 +283,7 @@ def _condition(x: jax.Array, y: jax.Array) -> str:
 
 
 def early_stage_table(ds: xr.Dataset) -> str:
-    """What the study found, as text."""
+    """What `early_stage` found, as text; see the example there."""
     lines = [
         f"loss drop within 1/eta steps, at width {ds.attrs['middle_width']} and eta {ds.attrs['middle_rate']:g}",
         f"{'loss':<14} {'over widths':>20} {'over rates':>20} {'SGD / descent':>20} {'width needed':>13}",

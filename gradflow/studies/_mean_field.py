@@ -72,19 +72,25 @@ def mean_field(
     - `limit (time, sample)` for two layers with `limit_error`, its estimate, and `foretold_std` at width one;
     - over `(rule, node_count)`: `node_error`, with `nodes_used`; `particle_path (particle, time, entry)`.
 
-    **Raises** `ValueError` for data of another shape, and what `sweep` refuses.
+    **Raises** `ValueError` for data of another shape, fewer than two seeds or save times, depths without 2 or below it,
+    and what `sweep` refuses.
 
     >>> import gradflow as gf
     >>> few = {"widths": [4, 8], "seeds": 2, "depths": [2], "sgd_widths": [4, 8], "node_counts": [16], "nodes": 4}
     >>> ds = gf.studies.mean_field(gf.data.circle(6), **few, saves=3, progress=False, accuracy=1e-2, horizon=1.0)
     >>> dict(ds.deviation.sizes)
     {'depth': 1, 'width': 2}
+    >>> print(gf.studies.mean_field_table(ds).splitlines()[0])
+    data: circle, 6 samples; tanh, mean-field scaling, to t = 1
+    >>> len(gf.plot.mean_field(ds).axes)
+    6
     """
     x, y = (np.asarray(part, float) for part in dataset)
     if x.ndim != 2 or x.shape[1] != 2 or y.shape != x.shape[:1]:
         raise _checks.fail("dataset", "have inputs (n, 2) and targets (n,)", f"{x.shape} and {y.shape}")
     _checks.check_count("seeds", seeds, 2, "The scatter over seeds is what is measured.")
     _checks.check_positive("horizon", horizon)
+    _checks.check_count("saves", saves, 2)
     if 2 not in depths or min(depths) < 2:
         raise _checks.fail("depths", "hold 2, and nothing less", f"{tuple(depths)}", "Rates are foretold for it.")
     problem = EmpiricalRisk(x, y, losses.square)
@@ -259,7 +265,7 @@ def _slope(widths: Any, values: Any) -> float:
 
 
 def mean_field_table(ds: xr.Dataset) -> str:
-    """What `mean_field` found, as text."""
+    """What `mean_field` found, as text; see the example there."""
     lines = [
         f"data: {ds.attrs['data']}, {ds.sizes['sample']} samples; tanh, mean-field scaling, to t = {ds.time[-1]:g}"
     ]

@@ -54,11 +54,10 @@ def momentum(
 
     - `dataset`: two classes, inputs `x (n, d)`, targets `y` of +1 and -1; no two inputs parallel.
     - `widths`: of the networks. `ratios`: values of `mu` over the smallest eigenvalue of the kernel at initialisation,
-    in
-      the widest network. The learning rate is a quarter over its largest one.
+      in the widest network. The learning rate is a quarter over its largest one.
     - `steps`: of the methods; by default four times the time in which the slowest mode decays by `e`, at most 2000.
-    - `rtol`: tolerance of the flows, which are solved in the narrowest network, with the
-      low-order `Bosh3`, since the field jumps where ReLU switches. `saves`: iterates kept. `seed`.
+    - `rtol`: tolerance of the flows, which are solved in the narrowest network, with the low-order `Bosh3`, since the
+      field jumps where ReLU switches. `saves`: iterates kept. `seed`: of the networks.
 
     **Returns** an `xarray.Dataset` over `(rule, ratio, width, save)`: `loss`; over `(rule, ratio, width)`:
     `status`, the largest `movement` of a neuron, the `distance` that all weights moved, `linear_error`, how far
@@ -80,6 +79,10 @@ def momentum(
     >>> ds = gf.studies.momentum(data, **few, progress=False)
     >>> str(ds.predicted_winner[0].values)
     'Nesterov'
+    >>> print(gf.studies.momentum_table(ds).split(";")[0])
+    digits, 6 samples
+    >>> len(gf.plot.momentum(ds).axes)
+    6
     """
     x, y = dataset
     if np.ndim(y) != 1 or not np.all(np.isin(np.asarray(y), (-1, 1))):
@@ -313,7 +316,10 @@ def movement_slope(ds: xr.Dataset) -> xr.DataArray:
 
 
 def momentum_table(ds: xr.Dataset) -> str:
-    """What `momentum` found, as text: rates and winners, movement against width, gaps and costs."""
+    """What `momentum` found, as text: rates and winners, movement against width, gaps and costs.
+
+    The example of `momentum` shows its first words.
+    """
     s, steps = ds.attrs["learning_rate"], ds.attrs["steps"]
     least, most = float(ds.eigenvalue[0]), float(ds.eigenvalue[-1])
     lines = [

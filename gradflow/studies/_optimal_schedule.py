@@ -25,7 +25,7 @@ class OptimalSchedule(NamedTuple):
 
 
 def optimal_schedule(
-    flow: OrderParameterFlow,
+    flow: Any,
     params: OrderParameters,
     horizon: Any,
     *,
@@ -45,7 +45,7 @@ def optimal_schedule(
 
     **Returns** an `OptimalSchedule`, of a local minimum.
 
-    **Raises** `ValueError` for bad input.
+    **Raises** `ValueError` for another flow or one with a schedule, and for numbers that are not positive.
 
     >>> import gradflow as gf, jax
     >>> problem = gf.TeacherStudent.orthogonal(dim=100, units=1, noise=0.1)
@@ -58,6 +58,9 @@ def optimal_schedule(
     _checks.check_positive("horizon", horizon)
     _checks.check_count("knots", knots)
     _checks.check_count("iterations", iterations)
+    _checks.check_positive("step", step)
+    if not isinstance(flow, OrderParameterFlow):
+        raise _checks.fail("flow", "be a gradflow.OrderParameterFlow", f"of type {type(flow).__name__}")
     if flow.schedule is not None:
         raise _checks.fail("flow", "have no schedule of its own", "one with a schedule", "Leave `schedule` out.")
     ts = np.linspace(0, horizon, knots) if knots > 1 else np.zeros(1)

@@ -84,6 +84,8 @@ def small_init(
     >>> ds = gf.studies.small_init(data, **few, saves=41, progress=False)
     >>> bool(ds.escape_time[0, 0, 0, 0] < ds.escape_time[0, 0, 1, 0])
     True
+    >>> len(gf.plot.small_init(ds).axes)
+    4
     """
     x, y = dataset
     if np.ndim(y) != 1 or not np.all(np.isin(np.asarray(y), (-1, 1))):

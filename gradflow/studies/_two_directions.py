@@ -65,17 +65,23 @@ def two_directions(
     (escape times); over `step`: `descent_time`, `descent_risk` and `flow_risk` at the same times, `descent_alive`
     (negative neurons that see `x-`).
 
-    **Raises** `ValueError` for sizes below one, angles that do not decrease, and a start without neurons of either
-    sign that see the data.
+    **Raises** `ValueError` for a ratio below two, angles that do not decrease, other numbers that are not positive, and
+    a start without neurons of either sign that see the data.
 
     >>> import gradflow as gf
     >>> ds = gf.studies.two_directions(angles=(0.2,), horizon=10.0, steps=100, saves=41)
     >>> ds.risk.shape
     (1, 41)
+    >>> print(gf.studies.two_directions_table(ds).splitlines()[0])
+    two directions, 3 copies to one, width 32: ends of the phases
+    >>> len(gf.plot.two_directions(ds).axes)
+    4
     """
     check_count("ratio", ratio, least=2, advice="It is the number of copies of the one input; with one there is none.")
     check_positive("kappa", kappa)
     check_positive("horizon", horizon)
+    check_count("steps", steps)
+    check_count("saves", saves, least=2)
     angles = [float(angle) for angle in angles]
     if not angles or any(b >= a for a, b in itertools.pairwise(angles)):
         raise fail("angles", "be a decreasing sequence, not empty", f"{angles}")
@@ -189,7 +195,7 @@ def _descent(model: SignedTwoLayer, angle: float, ratio: int, learning_rate: flo
 
 
 def two_directions_table(ds: xr.Dataset) -> str:
-    """What the study found, as text."""
+    """What `two_directions` found, as text; see the example there."""
     lines = [
         f"two directions, {ds.attrs['ratio']} copies to one, width {ds.attrs['width']}: ends of the phases",
         f"{'angle':>8} {'condensed':>10} {'escaped':>10} {'foretold':>10} {'told apart':>11} {'slide':>6}"
@@ -219,6 +225,14 @@ def two_directions_table(ds: xr.Dataset) -> str:
 
 
 def escape_slopes(ds: xr.Dataset) -> np.ndarray:
-    """`d ln(escape time) / d ln(angle)` between neighbouring angles."""
+    """`d ln(escape time) / d ln(angle)` between neighbouring angles, from what `two_directions` returned.
+
+    Theory has -2, as times go like the inverse squared angle.
+
+    >>> import gradflow as gf, xarray as xr
+    >>> ends = xr.DataArray([[1.0], [4.0]], {"angle": [0.2, 0.1], "phase": ["plateau"]}, ("angle", "phase"))
+    >>> gf.studies.escape_slopes(xr.Dataset({"phase_end": ends})).round(6).tolist()
+    [-2.0]
+    """
     times = ds.phase_end.sel(phase="plateau").values
     return np.diff(np.log(times)) / np.diff(np.log(ds.angle.values))

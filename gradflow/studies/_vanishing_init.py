@@ -72,8 +72,8 @@ def vanishing_init(
     - over `(width, seed, time)`: `risk`, and by neuron `neuron_angle`; `log`, the log-norm of these runs at the start;
     - for the first width and seed: `saddle_time`, `saddle_loss` of alternating gradient flow.
 
-    **Raises** `ValueError` for targets of another shape, or other than +1 and -1 for logistic loss; for exponents that
-    are not positive, and what `sweep` refuses.
+    **Raises** `ValueError` for targets of another shape, or other than +1 and -1 for logistic loss; for another loss,
+    exponents that are not positive, fewer than two save times, and what `sweep` refuses.
 
     >>> import gradflow as gf
     >>> data = gf.data.orthogonal_inputs(4, 4, y=[1.0, 2.0, -1.0, 0.5])
@@ -81,6 +81,10 @@ def vanishing_init(
     >>> ds = gf.studies.vanishing_init(data, **few, progress=False)
     >>> bool(abs(ds.slope / ds.predicted_slope - 1).max() < 1e-3)
     True
+    >>> print(gf.studies.vanishing_init_table(ds).splitlines()[0])
+    data: orthogonal-inputs; square loss; ReLU smoothed over 0.01
+    >>> len(gf.plot.vanishing_init(ds).axes)
+    4
     """
     x, y = (np.asarray(part) for part in dataset)
     if y.ndim not in (1, 2) or y.dtype.kind != "f":
@@ -93,6 +97,7 @@ def vanishing_init(
         raise _checks.fail("dataset", "have targets +1 and -1 for logistic loss", f"with {np.ravel(y)[:3]}", advice)
     logs = {float(e): -float(e) * np.log(10) for e in exponents}
     _checks.check_positive("exponents", np.asarray(list(logs), float), "10^-exponent is the norm at the start.")
+    _checks.check_count("saves", saves, least=2)
     problem = EmpiricalRisk(x, y, known[loss], predict=Smoothed(smoothing))
     flow, correlation = PolarFlow(problem), NeuralCorrelation(problem)
     outputs = None if y.ndim == 1 else y.shape[1]
@@ -253,7 +258,10 @@ def _limit(problem: EmpiricalRisk, model: TwoLayer, log: float, rounds: int) -> 
 
 
 def vanishing_init_table(ds: xr.Dataset) -> str:
-    """What `vanishing_init` found, as text: one line per network and start, and a summary."""
+    """What `vanishing_init` found, as text: one line per network and start, and a summary.
+
+    The example of `vanishing_init` shows its first line.
+    """
     about = ds.attrs
     lines = [f"data: {about['data']}; {about['loss']} loss; ReLU smoothed over {about['smoothing']:g}"]
     lines.append(f"{'width':>6} {'seed':>5} {'scale':>8} {'escape':>10} {'foretold':>10} {'gradients':>10}")

@@ -207,7 +207,18 @@ def _beside(path: pathlib.Path) -> pathlib.Path:
 
 
 def check_writable(argument: str, path: str | os.PathLike[str]) -> None:
-    """Refuses paths at which no folder can be made, before anything is computed."""
+    """Refuses paths at which no folder can be made, before anything is computed.
+
+    **Arguments**: `argument`: what the complaint calls the path. Folders above it are made.
+
+    **Raises** `ValueError` for a path that cannot be written.
+
+    >>> import gradflow as gf
+    >>> gf.sweeps.check_writable("store", "/dev/null/a.zarr")
+    Traceback (most recent call last):
+    ...
+    ValueError: Argument `store` must be a path that can be written, but is '/dev/null/a.zarr' ...
+    """
     target = pathlib.Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -92,7 +92,7 @@ def sweep(
     `runs` tells, for every run that added to it, its time, its compiled programs and what each device spent.
 
     **Raises** `ValueError` for bad input, for a sweep that does not fit into memory, and for a store that cannot be
-    written or holds another sweep.
+    written or holds another sweep; `RuntimeError` where launched jobs fail, whose finished part the store keeps.
 
     >>> import gradflow as gf, jax
     >>> problem = gf.EmpiricalRisk(*gf.data.circle(8), gf.losses.square)

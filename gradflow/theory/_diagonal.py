@@ -31,7 +31,10 @@ def diagonal_saddles(x: Any, y: Any, *, reduction: str = "mean", limit: int = 10
     **Arguments**: `x (n, d)`, in general position; `y (n,)`; `reduction` of the loss, `"mean"` or `"sum"`; `limit` on
     the number of saddles.
 
-    **Raises** `ValueError` for other shapes, for entries that are not finite, and if `limit` is reached.
+    **Returns** the `Saddles`, with predictors `(d,)`.
+
+    **Raises** `ValueError` for other shapes, entries that are not finite, an unknown reduction, and if `limit` is
+    reached.
 
     Source: S. Pesme and N. Flammarion (2023), *Saddle-to-saddle dynamics in diagonal linear networks*,
     arXiv 2304.00488.

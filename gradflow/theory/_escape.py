@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gradflow._checks import check_count, check_positive, fail
+from gradflow._checks import check_count, check_finite, check_positive, fail
 
 
 class Escape(NamedTuple):
@@ -34,18 +34,23 @@ def escape(correlation: float, log_norm: float, *, degree: int = 2, curvature: f
 
     **Arguments**: `correlation`: positive. `log_norm`: `ln delta`, negative. `degree`. `curvature`: `mu`.
 
-    **Raises** `ValueError` for a correlation that is not positive, and a log-norm that is not negative.
+    **Returns** an `Escape`.
+
+    **Raises** `ValueError` for a correlation that is not positive, a log-norm that is not negative, a degree below two,
+    and a curvature that is not finite.
 
     Source: Kumar & Haupt (2024), arXiv 2402.09226; the rates from the linearised flow of `N` on the sphere.
 
     >>> import gradflow as gf
-    >>> gf.theory.escape(0.5, -2302.6, curvature=0.0).time
-    2302.6
+    >>> found = gf.theory.escape(0.5, -2302.6, curvature=0.0)
+    >>> found.time, found.slope, found.rate
+    (2302.6, 1.0, 1.0)
     """
     check_positive("correlation", correlation, "Directions with a negative one decay towards zero.")
     check_count("degree", degree, least=2)
     if not log_norm < 0:
         raise fail("log_norm", "be negative", f"{log_norm:g}", "Small initialisation is below norm one.")
+    check_finite("curvature", curvature)
     if degree == 2:
         slope = 1 / (2 * correlation)
         time = -log_norm * slope

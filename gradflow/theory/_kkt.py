@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from gradflow._checks import check_count, fail
+from gradflow._checks import check_count, check_positive, fail
 from gradflow._polar import neuron_rows
 from gradflow._tree import join, split
 from gradflow.problems import NeuralCorrelation
@@ -61,7 +61,7 @@ class KKTPoints(NamedTuple):
 
 
 def kkt_points(
-    correlation: NeuralCorrelation,
+    correlation: Any,
     model: PyTree,
     *,
     every: bool = False,
@@ -93,7 +93,12 @@ def kkt_points(
     - `starts`, `iterations`: of the ascent. `tolerance`: distance below which two points count as one.
     - `key`: of the random starts.
 
-    **Raises** `ValueError` for a correlation that is positive nowhere.
+    **Returns** the `KKTPoints`.
+
+    **Raises** `ValueError` for anything but a `NeuralCorrelation`, for one that is positive nowhere, for counts below
+    one, and a tolerance that is not positive.
+
+    Source: A. Kumar and J. Haupt (2024), arXiv 2402.09226, for the part that these points play.
 
     >>> import gradflow as gf, jax, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([3.0, -1.0]), gf.losses.square, reduction="sum")
@@ -102,8 +107,12 @@ def kkt_points(
     >>> [round(float(value), 4) for value in points.values]  # relu: |y| / 2 for each sign
     [1.5, 0.5]
     """
+    if not isinstance(correlation, NeuralCorrelation):
+        advice = "Make one of a problem: gradflow.NeuralCorrelation(problem)."
+        raise fail("correlation", "be a gradflow.NeuralCorrelation", f"of type {type(correlation).__name__}", advice)
     check_count("starts", starts)
     check_count("iterations", iterations)
+    check_positive("tolerance", tolerance)
     trainable, frozen = split(model)
     flat = jax.flatten_util.ravel_pytree(trainable)[0]
     key = jax.random.key(0) if key is None else key

@@ -26,7 +26,10 @@ def linear_saddles(x: Any, y: Any, *, depth: int = 2, reduction: str = "mean") -
 
     **Arguments**: `x (n, d)`; `y (n, k)`; `depth`; `reduction`.
 
-    **Raises** `ValueError` for inputs whose covariance mixes the modes, and other shapes.
+    **Returns** the `Saddles`, with predictors `(k, d)`.
+
+    **Raises** `ValueError` for inputs whose covariance mixes the modes, entries that are not finite, a depth below two,
+    an unknown reduction, and other shapes.
 
     Source: A. Saxe, J. McClelland and S. Ganguli (2014), arXiv 1312.6120.
 
@@ -71,7 +74,11 @@ def saxe_mode(t: Any, s: float, start: float) -> Float[np.ndarray, "*times"]:
 
     **Arguments**: `t`: times; `s`: its singular value; `start`: in `(0, s)`, the product of both layers at the start.
 
+    **Returns** `c` at these times, of their shape.
+
     **Raises** `ValueError` for `s` or `start` that are not positive.
+
+    Source: A. Saxe, J. McClelland and S. Ganguli (2014), arXiv 1312.6120.
 
     >>> import gradflow as gf
     >>> round(float(gf.theory.saxe_mode(2.0, s=1.0, start=1e-2)), 4)

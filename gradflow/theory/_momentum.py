@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from gradflow._checks import check_choice, check_finite, check_not_negative, check_positive, fail
+from gradflow._checks import check_choice, check_finite, check_not_negative, check_positive, fail, is_concrete
 
 
 class FasterMethod(NamedTuple):
@@ -43,8 +43,10 @@ def momentum_rates(
     **Arguments**: `eigenvalues` of the Hessian, not negative; `mu` and `s` of the method, which broadcast against them;
     `resolution`: of the flow, or `"discrete"` for the iterates, where a negative rate is growth.
 
+    **Returns** the rates, of the shape to which eigenvalues, `mu` and `s` broadcast.
+
     **Raises** `ValueError` for negative eigenvalues or `mu`, `s` that is not positive, `mu` above the largest
-    eigenvalue.
+    eigenvalue, and an unknown method or resolution.
 
     Source: roots of the characteristic polynomials. The flows: B. Shi et al. (2018), arXiv 1810.08907.
 
@@ -93,8 +95,9 @@ def faster_method(
     **Arguments** and **raises**: as for `momentum_rates`. Rates that agree to nine digits are a tie.
 
     >>> import gradflow as gf
-    >>> gf.theory.faster_method([1.0, 10.0], mu=0.5, s=0.05).name
-    'nesterov'
+    >>> found = gf.theory.faster_method([1.0, 10.0], mu=0.5, s=0.05)
+    >>> found.name, found.nesterov > found.heavy_ball, found.crossover
+    ('nesterov', True, 0.9875)
     >>> gf.theory.faster_method([1.0, 10.0], mu=1.5, s=0.05).name
     'heavy_ball'
     """
@@ -109,12 +112,17 @@ def faster_method(
 def effective_mu(momentum: Any, s: Any) -> Any:
     """The `mu` that a fixed momentum stands for, `((1 - beta)/(1 + beta))^2 / s`.
 
-    **Arguments**: `momentum`: the coefficient `beta`, in `[0, 1)`; `s`: the step size. Nothing is checked.
+    **Arguments**: `momentum`: the coefficient `beta`, in `[0, 1)`; `s`: the step size, positive. Arrays broadcast.
+
+    **Raises** `ValueError` for numbers outside these ranges.
 
     >>> import gradflow as gf
     >>> round(gf.theory.effective_mu(0.9, 0.01), 4)
     0.277
     """
+    check_not_negative("momentum", momentum)
+    if is_concrete(momentum) and np.any(np.asarray(momentum) >= 1):
+        raise fail("momentum", "lie in [0, 1)", f"{np.max(momentum):g}", "Typical values are 0.9 and 0.99.")
     check_positive("s", s)
     return ((1 - momentum) / (1 + momentum)) ** 2 / s
 
@@ -126,10 +134,16 @@ def stable_step(sharpness: Any, beta: Any, method: Literal["heavy_ball", "nester
 
     The flows have no such limit.
 
+    **Arguments**: `sharpness`: positive; `beta`: the coefficient of the last step, not negative; `method`:
+    `"heavy_ball"` or `"nesterov"`.
+
+    **Raises** `ValueError` for numbers outside these ranges, and an unknown method.
+
     >>> import gradflow as gf
     >>> gf.theory.stable_step(2.0, 1.0, "heavy_ball")
     2.0
     """
     check_positive("sharpness", sharpness)
+    check_not_negative("beta", beta)
     check_choice("method", method, ("heavy_ball", "nesterov"))
     return 2 * (1 + beta) / sharpness / (1 if method == "heavy_ball" else 1 + 2 * beta)

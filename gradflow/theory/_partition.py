@@ -28,7 +28,9 @@ def partition_condition(x: Any, y: Any) -> PartitionCondition:
 
     **Arguments**: `x`: inputs `(n, in_size)`; `y`: labels +1 and -1 `(n,)`.
 
-    **Raises** `ValueError` for other labels, shapes that do not agree, and samples of norm zero.
+    **Returns** a `PartitionCondition`.
+
+    **Raises** `ValueError` for other labels, shapes that do not agree, and samples that are not finite or of norm zero.
 
     Source: M. Wang and C. Ma (2022), arXiv 2206.02139.
 

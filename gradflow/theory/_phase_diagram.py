@@ -68,7 +68,11 @@ def phase_region(kappa: Any, delta: Any) -> PhaseRegion:
 
     At finite `d` the terms dropped matter: the full system, with `g = gamma / p` as it is, holds in all three.
 
+    **Arguments**: `kappa`, `delta`: the exponents. **Returns** a `PhaseRegion`.
+
     **Raises** `ValueError` for exponents that are not finite.
+
+    Source: R. Veiga et al. (2022), arXiv 2202.00293.
 
     >>> import gradflow as gf
     >>> gf.theory.phase_region(0.3, 0.2).name, gf.theory.phase_region(0.0, 0.0).name
@@ -95,7 +99,8 @@ def plateau(gamma_over_p: Any, noise: Any) -> float:
     leading term is derived, the next one is a fit: within 2 % for `g <= 1` and `noise <= 1e-3`, within .2 % for
     `g <= .1`. Too low for larger `g`; at larger noise the student leaves that state, and the risk drifts below it.
 
-    **Raises** `ValueError` for a learning rate at which no such state is stable, `g >= 1 / (2 A)`.
+    **Raises** `ValueError` for a learning rate that is not positive, or at which no such state is stable,
+    `g >= 1 / (2 A)`, and for negative noise.
 
     >>> import gradflow as gf
     >>> round(1e4 * gf.theory.plateau(1.0, 1e-3), 3)
@@ -115,9 +120,10 @@ def plateau(gamma_over_p: Any, noise: Any) -> float:
 def finite_dim_plateau(exponent: Any, dim: Any, noise: Any, ratio: Any = 1.0) -> float:
     """Plateau of the risk in the green region at a finite number of inputs.
 
-    There `g = ratio * dim^-exponent` is not yet zero.
+    There `g = ratio * dim^-exponent` is not yet zero, and the plateau falls like `dim^-exponent`.
 
-    It falls like `dim^-exponent`.
+    **Arguments**: `exponent`: `kappa + delta`, positive; `dim`: the number of inputs `d`; `noise`: the variance of the
+    label noise; `ratio`: `g` at exponent zero.
 
     **Raises** `ValueError` for a number of inputs that is not positive, and what `plateau` refuses.
 

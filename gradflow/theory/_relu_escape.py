@@ -36,8 +36,12 @@ def relu_escape(x: Float[np.ndarray, "n d"], z: Float[np.ndarray, " n"], iterati
     label make maxima there), from every input, its opposite, the mean of `z_i x_i` and some random directions; keeps
     the best point met. The maximum is a global one as far as these starts reach.
 
-    **Raises** `ValueError` if the shapes do not agree, for entries that are not finite, or if no neuron has any
-    correlation with the labels.
+    **Returns** a `ReLUEscape`.
+
+    **Raises** `ValueError` if the shapes do not agree, for entries that are not finite, fewer than 20 iterations, or if
+    no neuron has any correlation with the labels.
+
+    Source: A. Kumar and J. Haupt (2024), arXiv 2402.09226.
 
     >>> import gradflow as gf, numpy as np
     >>> found = gf.theory.relu_escape(np.eye(2), np.array([1.0, 1.0]))

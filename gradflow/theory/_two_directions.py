@@ -51,6 +51,8 @@ def two_directions(ratio: float | int, angle: float, share: float) -> TwoDirecti
     **Arguments**: `ratio`: `p`; `angle`: `D` in radians, small; `share`: the sum of `a_k^2` over these neurons, for
     `a_k = +-1 / sqrt(m)` their fraction.
 
+    **Returns** a `TwoDirections`.
+
     **Raises** `ValueError` for arguments that are not positive.
 
     Source: M. Wang and C. Ma (2023), arXiv 2305.12467, for the plateau and the scaling; the law of the loss is worked

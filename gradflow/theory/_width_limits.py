@@ -32,9 +32,13 @@ def width_limit(parametrisation: Parametrisation | str, depth: int = 1) -> Width
     | NTK | linear, with a constant kernel: `LinearisedFlow` | the same |
     | muP | mean field | has memory, no ODE: refused |
 
-    **Raises** `ValueError` for what has no limit as an ODE: muP with two or more hidden layers, where the backward
-    pass sees weights that correlate with what it goes through, so that the velocities depend on the whole past; and the
-    standard parametrisation, whose kernel grows with the width.
+    **Arguments**: `parametrisation`: a name, or a `gradflow.models.Parametrisation`; `depth`: number of hidden layers.
+
+    **Returns** a `WidthLimit`.
+
+    **Raises** `ValueError` for unknown names, a depth below one, and what has no limit as an ODE: muP with two or more
+    hidden layers, where the backward pass sees weights that correlate with what it goes through, so that the velocities
+    depend on the whole past; and the standard parametrisation, whose kernel grows with the width.
 
     >>> import gradflow as gf
     >>> gf.theory.width_limit("mup", 1).flow, gf.theory.width_limit("ntk", 3).flow
@@ -72,11 +76,11 @@ def extrapolate_width(widths: Any, values: Any) -> ExtrapolatedWidth:
 
     **Arguments**: `widths (k,)`, at least two; `values (k, seeds, ...)`, at least two seeds.
 
-    **Returns** the limit and its error: what the scatter of the seeds makes of it, and how far the fit moves when the
-    narrowest width is left out (with three or more widths), the larger of the two. `slope`: fitted exponent of the
-    distance between means and the limit (root mean square over entries), which should be near -1.
+    **Returns** an `ExtrapolatedWidth`: the limit and its error, the larger of what the scatter of the seeds makes of it
+    and of how far the fit moves when the narrowest width is left out (with three or more widths). `slope`: fitted
+    exponent of the distance between means and the limit (root mean square over entries), which should be near -1.
 
-    **Raises** `ValueError` for other shapes.
+    **Raises** `ValueError` for widths that are equal or below one, values that are not finite, and other shapes.
 
     >>> import gradflow as gf, numpy as np
     >>> widths = np.array([8, 16, 32])

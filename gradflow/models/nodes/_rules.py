@@ -51,6 +51,8 @@ class GaussLegendre(AbstractNodeRule):
 
     Grids of over 100,000 nodes are refused with a warning, and `Sobol(4096)` takes their place.
 
+    **Raises** `ValueError` for `n` below one.
+
     >>> import numpy as np
     >>> from gradflow.models.nodes import GaussLegendre, Uniform
     >>> x, w = GaussLegendre(12)([Uniform(-1, 1), Uniform(-1, 1)])
@@ -84,6 +86,8 @@ class Sobol(AbstractNodeRule):
 
     `n` of them, a power of two, with equal weights.
 
+    **Raises** `ValueError` for `n` that is no power of two, and a negative seed.
+
     >>> from gradflow.models.nodes import Gaussian, Sobol
     >>> x, w = Sobol(1024)([Gaussian()] * 5)
     >>> x.shape, bool(abs(w @ x**2 - 1).max() < 0.02)
@@ -98,6 +102,7 @@ class Sobol(AbstractNodeRule):
         check_count("n", n)
         if n & (n - 1):
             raise fail("n", "be a power of two", f"{n}", "Sobol points are balanced in such numbers.")
+        check_count("seed", seed, least=0)
         self.n, self.seed = int(n), int(seed)
 
     def __call__(self, laws: Sequence[AbstractLaw]) -> tuple[Nodes, Weights]:
@@ -116,6 +121,8 @@ class Sobol(AbstractNodeRule):
 class MonteCarlo(AbstractNodeRule):
     """`n` independent draws with equal weights.
 
+    **Raises** `ValueError` for `n` below one, and a negative seed.
+
     >>> from gradflow.models.nodes import MonteCarlo, Uniform
     >>> MonteCarlo(10)([Uniform(0, 1)])[0].shape
     (10, 1)
@@ -127,6 +134,7 @@ class MonteCarlo(AbstractNodeRule):
 
     def __init__(self, n: int = 256, seed: int = 0):
         check_count("n", n)
+        check_count("seed", seed, least=0)
         self.n, self.seed = int(n), int(seed)
 
     def __call__(self, laws: Sequence[AbstractLaw]) -> tuple[Nodes, Weights]:
