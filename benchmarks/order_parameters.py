@@ -1,7 +1,7 @@
 """Order parameters of one-pass SGD: adaptive steps against Euler's method, and the time that a phase map takes.
 
-Eight erf students, four orthogonal teachers, `gamma / p = 1`, noise 1e-3, an informed start: the blue region up to `t =
-1000`. One run of the SGD that the equations describe, in 100 dimensions, is a row of its own. Existing codes take
+Eight erf students, four orthogonal teachers, `gamma / p = 1`, noise 1e-3, an informed start: the blue region up to
+`t = 1000`. One run of the SGD that the equations describe, in 100 dimensions, is a row of its own. Existing codes take
 Euler steps of 1e-3 or less; here these run as one compiled loop over the same vector field, on the same machine in the
 same run. The error is that of the risk at the end, relative to a reference by scipy's DOP853 at a tolerance of 1e-11.
 The map solves the full system over learning rates and noises from an uninformed start, on one core; its error is that

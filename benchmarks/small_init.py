@@ -4,7 +4,7 @@ A linear network on four modes (3, 2, 1.4 and 1), width 6, from delta = 1e-4 dow
 error of the time at which the norm reaches .1, against the polar flow at a tolerance of 1e-10. Compared are the polar
 flow, the shortcut `first_escape`, gradient flow with tolerances scaled to the state, Tsit5 with tolerances fixed at
 1e-3 and 1e-6, and gradient descent near the largest learning rate and at a hundredth of it. A second table has the jump
-times of all four modes from 1e-12, against DOP853 of scipy, where it is installed. Counts do not depend on the machine.
+times of all four modes from 1e-12, against DOP853 of scipy. Counts do not depend on the machine.
 
     python benchmarks/small_init.py [--quick] [--out FOLDER]
 """

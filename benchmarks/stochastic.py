@@ -5,8 +5,8 @@ targets: an Ornstein-Uhlenbeck process. Steps are affine there, so the first two
 from the solver's own step, and those of the process from closed forms: no Monte Carlo. Errors at `t = 1`, relative: of
 the mean and of the standard deviation of the slowest direction, and of the mean loss over its minimum, to which the
 noise of every direction contributes in proportion to its curvature. The start is off the minimum in the slowest
-direction. SGD itself, whose learning rate is that of the process, diverges in the stiff ones; it takes the same part in
-the table.
+direction. SGD itself, at the learning rate of the process, has a row of its own, billed by full gradients of which a
+step takes one sample; it diverges in the stiff directions.
 
     python benchmarks/stochastic.py [--quick] [--out FOLDER]
 """

@@ -6,7 +6,8 @@ one width, seeds; "many": thousands of tiny ones on a circle of 16 points. Each 
 `vmap(diffrax.diffeqsolve)` of equal solver, tolerances and save times, or, where diffrax does not have the solver, as
 `vmap(gradflow.solve)`: "one vmap" over scales and widths at once, which takes padding every network with zeros to the
 largest width (with one of the seeds, for time), and "by width", one program and one batch for each. "descent" is
-gradient descent in flight, at 1.9 over the largest sharpness of the batch. The useful share is that of the gradients
+gradient descent in flight, at 1.9 over the largest sharpness at both ends of runs of seed 0 at the largest scale. The
+useful share is that of the gradients
 which members need by themselves in all that are evaluated, those that slots evaluate while they wait for others
 included. (For `vmap` over the default solver that is an upper bound: its loops within a step wait as well, which nobody
 counts.) Seconds are medians of up to three runs, the ways in turn; they contain stacking of the members, but neither
@@ -80,7 +81,7 @@ def builder(problem, spans=None, rate=None):
 
 
 def stable_rate(problem, axes, ts):
-    """1.9 over the largest sharpness of the batch, at the ends of runs that show it."""
+    """1.9 over the largest sharpness at both ends of runs of seed 0 at the largest scale."""
     build, sharpness = builder(problem), gf.observables.Sharpness(problem)
     ends = [gf.solve(*build(w, max(axes["scale"]), 0), ts[-1:], rtol=RTOL).final for w in axes["width"]]
     starts = [build(w, max(axes["scale"]), 0)[1] for w in axes["width"]]
@@ -182,14 +183,14 @@ def in_turn(runs):
 
 HEADER = (
     f"{'batch':<7} {'solver':<8} {'how':<10} {'flows':>5} {'needed':>9} {'useful':>7} {'seconds':>8} {'cpu':>8}"
-    f" {'flows/s':>8}"
+    f" {'flows/s':>8} {'failed':>7}"
 )
 
 
 def line(row):
     share = row["needed"] / row["spent"]
     cells = f"{row['batch']:<7} {row['solver']:<8} {row['how']:<10} {row['flows']:5d} {row['needed']:9d} {share:7.0%}"
-    return f"{cells} {row['seconds']:8.2f} {row['cpu']:8.2f} {row['flows'] / row['seconds']:8.1f}"
+    return f"{cells} {row['seconds']:8.2f} {row['cpu']:8.2f} {row['flows'] / row['seconds']:8.1f} {row['failed']:7d}"
 
 
 def measure(quick):

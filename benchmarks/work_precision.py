@@ -28,7 +28,7 @@ from support import cases, curves, methods, records  # noqa: E402
 from gradflow import plot  # noqa: E402
 from gradflow.plot._style import STYLE, figure, label_decades, shades  # noqa: E402
 
-TARGETS = (1e-3, 1e-4, 1e-5, 1e-6)
+TARGETS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 def measure_case(case, chosen, budget, store, limit):
@@ -174,7 +174,7 @@ def write(out, quick, abouts, rows, skipped, figures):
             records.comparison(f"{entry['case']}, error {target:.0e}", entry["method"], ratio)
             for entry in summary
             for target, ratio in zip(TARGETS, entry["ratio to default"], strict=True)
-            if target == 1e-5 and ratio is not None and entry["method"] != "default"
+            if target in (1e-2, 1e-5) and ratio is not None and entry["method"] != "default"
         ],
     }
     paths = [records.write(record, out)]

@@ -27,8 +27,8 @@ def default_solver(rtol: float, flow: Any = None, kinked: bool = False) -> diffr
 
     The field of a ReLU network jumps where an activation pattern changes. There no method is of more than order one,
     the histories of multistep methods are worth little, and what counts is that steps are cheap. For an error of 1e-3
-    on two hidden layers `Hybrid` takes two fifths of the gradients of `ROCK2`, and a seventh of those of `NDF`. (The
-    escape from a small initialisation alone, in which few patterns change, takes half as many by `Tsit5`.)
+    on two hidden layers `Hybrid` takes little more than half of the gradients of `ROCK2`, and a sixth of those of
+    `NDF`. (The escape from a small initialisation alone, in which few patterns change, takes half as many by `Tsit5`.)
 
     Smooth flows that oscillate get `Nystrom` where no velocity but constant damping enters, as with the heavy ball.
 
