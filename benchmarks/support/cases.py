@@ -84,6 +84,14 @@ def network(
     return gradient_case(f"{name}, T = {horizon:g}", problem, model, horizon, **more)
 
 
+def relu_escape(horizon: float, **more: Any) -> Case:
+    """Two classes of digits and a bias-free ReLU network whose weights start at 1e-4: escape and fit."""
+    dataset = gf.data.digits(classes=(0, 1), centre=True, unit_norm=True, labels="pm1")
+    model = gf.models.TwoLayer(64, 32, init_scale=1e-4, key=jax.random.key(0))
+    problem = gf.EmpiricalRisk(*dataset, gf.losses.square)
+    return gradient_case(f"ReLU net from 1e-4, T = {horizon:g}", problem, model, horizon, **more)
+
+
 def deep_linear(horizon: float, width: int) -> Case:
     """Three layers on whitened inputs: singular values of the teacher are learnt one after another."""
     teacher = np.diag(2.0 ** -np.arange(4.0)) @ np.linalg.qr(np.random.default_rng(0).normal(size=(8, 4)))[0].T
@@ -156,6 +164,7 @@ def every_case(quick: bool, full: bool) -> list[Callable[[], Case]]:
         lambda: network(horizon=200.0, activation="GELU", loss="cross-entropy"),
         lambda: network(horizon=10.0, activation="ReLU", loss="cross-entropy", smooth=False, tight=(1e-7, 1e-6)),
         lambda: network(horizon=2000.0, init_scale=0.01),
+        lambda: relu_escape(80.0, smooth=False, tight=(1e-8, 1e-7)),
         lambda: deep_linear(30.0, 16),
         lambda: factorisation(1000.0, 20),
         lambda: quadratic(200.0, 200),

@@ -25,9 +25,10 @@ class Hybrid(AbstractStabilised):
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> flow = gf.GradientFlow(lambda w: 0.5 * (w[0] ** 2 + 1e3 * w[1] ** 2))
-    >>> sol = gf.solve(flow, jnp.ones(2), [5.0], rtol=1e-4, solver=gf.solvers.Hybrid())
-    >>> sol.method, bool(sol.stats["gradient_evaluations"] < 300)
-    ('Hybrid', True)
+    >>> methods = gf.solvers.Hybrid(), gf.solvers.Bosh3()
+    >>> runs = [gf.solve(flow, jnp.ones(2), [5.0], rtol=1e-4, solver=method) for method in methods]
+    >>> bool(runs[0].stats["gradient_evaluations"] < runs[1].stats["gradient_evaluations"] / 3)
+    True
     """
 
     ordinary: ClassVar[float] = 2.5
