@@ -225,7 +225,7 @@ def two_directions_table(ds: xr.Dataset) -> str:
 
 
 def escape_slopes(ds: xr.Dataset) -> np.ndarray:
-    """`d ln(escape time) / d ln(angle)` between neighbouring angles, from what `two_directions` returned.
+    """`d ln(escape time) / d ln(angle)` between neighbouring angles of `two_directions`.
 
     Theory has -2, as times go like the inverse squared angle.
 
