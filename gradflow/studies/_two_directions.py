@@ -225,7 +225,7 @@ def two_directions_table(ds: xr.Dataset) -> str:
 
 
 def escape_slopes(ds: xr.Dataset) -> np.ndarray:
-    """`d ln(escape time) / d ln(angle)` between neighbouring angles of `two_directions`.
+    """Slopes `d ln(escape time) / d ln(angle)` of `two_directions`, between neighbouring angles.
 
     Theory has -2, as times go like the inverse squared angle.
 
