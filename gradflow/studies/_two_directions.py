@@ -225,7 +225,7 @@ def two_directions_table(ds: xr.Dataset) -> str:
 
 
 def escape_slopes(ds: xr.Dataset) -> np.ndarray:
-    """Slopes `d ln(escape time) / d ln(angle)` of `two_directions`, between neighbouring angles.
+    """`d ln(escape time) / d ln(angle)` of `two_directions`, between neighbours.
 
     Theory has -2, as times go like the inverse squared angle.
 
