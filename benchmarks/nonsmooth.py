@@ -274,7 +274,7 @@ def draw(results):
             ax.set(title=name, xlabel="gradient evaluations")
             label_decades(ax)
         panels[0].set_ylabel("error over the run / distance travelled")
-        panels[0].legend()
+        drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
         return drawn
 
 
