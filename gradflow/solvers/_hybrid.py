@@ -4,15 +4,13 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree, Scalar
+from jaxtyping import PyTree, Scalar
 
 from gradflow import _checks
-from gradflow.solvers._rock2 import available, fewest_stages, load, recur, row_of, stability_interval
-from gradflow.solvers._stabilised import AbstractStabilised
+from gradflow.solvers._rock2 import AbstractROCK2
 
 
-class Hybrid(AbstractStabilised):
+class Hybrid(AbstractROCK2):
     """An ordinary explicit method on short steps, `ROCK2` on long ones.
 
     The default for ReLU networks. A step with `h rho <= 2.5`, where `rho` is the spectral radius, is taken by the
@@ -46,22 +44,3 @@ class Hybrid(AbstractStabilised):
     def error_order(self, terms: Any) -> int:
         del terms
         return 3
-
-    def stages(self, product: Scalar, most: int) -> Int[Array, ""]:
-        return fewest_stages(product, most)
-
-    def reach(self, most: int) -> float:
-        return float(stability_interval(available(most))[-1])
-
-    def advance(
-        self,
-        field: Callable[[Scalar, PyTree], PyTree],
-        y: PyTree,
-        f: PyTree,
-        h: Scalar,
-        product: Scalar,
-        stages: Int[Array, ""],
-    ) -> tuple[PyTree, PyTree, PyTree]:
-        most = self._most_stages(h.dtype)
-        first = jnp.where(product <= self.ordinary, load().ordinary, row_of(stages))
-        return recur(field, y, f, h, first, stages, most if self.bounded else None)

@@ -25,7 +25,34 @@ from gradflow import _checks
 from gradflow.solvers._stabilised import AbstractStabilised, combine, loop
 
 
-class ROCK2(AbstractStabilised):
+class AbstractROCK2(AbstractStabilised):
+    """What methods have in common that take long steps by ROCK2, and by an ordinary method what is short for them."""
+
+    def stages(self, product: Scalar, most: int) -> Int[Array, ""]:
+        known = available(most)
+        index = jnp.sum(jnp.asarray(stability_interval(known), product.dtype) < product)
+        return jnp.asarray(known)[jnp.minimum(index, len(known) - 1)].astype(int)
+
+    def reach(self, most: int) -> float:
+        return float(stability_interval(available(most))[-1])
+
+    def advance(
+        self,
+        field: Callable[[Scalar, PyTree], PyTree],
+        y: PyTree,
+        f: PyTree,
+        h: Scalar,
+        product: Scalar,
+        stages: Int[Array, ""],
+    ) -> tuple[PyTree, PyTree, PyTree]:
+        most = self._most_stages(h.dtype)
+        first = row_of(stages)
+        if self.ordinary:
+            first = jnp.where(product <= self.ordinary, load().ordinary, first)
+        return recur(field, y, f, h, first, stages, most if self.bounded else None)
+
+
+class ROCK2(AbstractROCK2):
     """Stabilised explicit Runge-Kutta of order 2, of 3 to 200 stages.
 
     For stiff fields with real spectrum, gradient flows first of all: a step costs `~ sqrt(1.23 h rho)` evaluations,
@@ -70,25 +97,6 @@ class ROCK2(AbstractStabilised):
     def error_order(self, terms: Any) -> int:
         del terms
         return 2
-
-    def stages(self, product: Scalar, most: int) -> Int[Array, ""]:
-        return fewest_stages(product, most)
-
-    def reach(self, most: int) -> float:
-        return float(stability_interval(available(most))[-1])
-
-    def advance(
-        self,
-        field: Callable[[Scalar, PyTree], PyTree],
-        y: PyTree,
-        f: PyTree,
-        h: Scalar,
-        product: Scalar,
-        stages: Int[Array, ""],
-    ) -> tuple[PyTree, PyTree, PyTree]:
-        del product
-        most = self._most_stages(h.dtype)
-        return recur(field, y, f, h, row_of(stages), stages, most if self.bounded else None)
 
 
 class Table(NamedTuple):
@@ -168,13 +176,6 @@ def row_of(stages: Int[Array, ""]) -> Int[Array, ""]:
     """Where the recurrence of that many stages begins."""
     table = load()
     return jnp.asarray(table.starts)[jnp.sum(jnp.asarray(table.stages) < stages)]
-
-
-def fewest_stages(product: Scalar, most: int) -> Int[Array, ""]:
-    """The fewest stages, of those that there are up to `most`, that are stable for `h rho = product`."""
-    known = available(most)
-    index = jnp.sum(jnp.asarray(stability_interval(known), product.dtype) < product)
-    return jnp.asarray(known)[jnp.minimum(index, len(known) - 1)].astype(int)
 
 
 def available(most: int) -> Int[np.ndarray, " methods"]:
