@@ -80,7 +80,7 @@ assert gaps["Nesterov"][1] > 5 * gaps["Nesterov"][0]
 # %%
 values = np.geomspace(0.005, 0.3, 60)
 predicted = [gf.theory.faster_method(curvatures, float(value), s) for value in values]
-fig, ax = plt.subplots(figsize=(4.5, 2.8), layout="constrained")
+fig, ax = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
 ax.semilogx(values, [found.heavy_ball for found in predicted], color="black", label="heavy ball")
 ax.semilogx(values, [found.nesterov for found in predicted], color="tab:red", linestyle="--", label="Nesterov")
 ax.axvline(float(curvatures[0]), color="0.6", linestyle=":", label=r"$\mu=\lambda_{\min}$")
@@ -106,7 +106,7 @@ for value in (0.01, 0.03, 0.2):
     told = f"{found.heavy_ball:.4f}, {found.nesterov:.4f}"
     print(f"mu = {value}: measured {rates[0]:.4f}, {rates[1]:.4f}, foretold {told}: {found.name}")
 ax.set(xlabel=r"$\mu$", ylabel="rate of the slowest mode,\nper unit of flow time", title="which method is faster")
-ax.legend()
+fig.legend(loc="outside right upper")
 plt.show()
 names = [gf.theory.faster_method(curvatures, value, s).name for value in (0.01, 0.05, 0.2)]
 assert names == ["nesterov", "tie", "heavy_ball"]

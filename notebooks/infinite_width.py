@@ -54,10 +54,10 @@ assert apart < stated + float(limit.errors["predictions"])
 # ## Finite widths
 #
 # Networks stray from the limit by $N^{-1/2}$. How far is foretold from the limit alone, without drawing a network.
-# $n$ seeds tell a deviation to about $1/\sqrt{2n}$, a tenth for 48; the tolerances are two of these, for the slope too.
+# $n$ seeds tell a deviation to about $1/\sqrt{2n}$, an eighth for 32; the tolerances are two of these, for the slope too.
 
 # %%
-widths, seeds = [16, 64, 256], 48
+widths, seeds = [16, 64, 256], 32
 
 
 def build(width, seed):
@@ -78,8 +78,8 @@ for width, seen, told in zip(widths, measured, expected, strict=True):
     print(f"width {width:3}: distance from the limit {seen:.4f}, foretold {told:.4f}")
 slope = np.polyfit(np.log(widths), np.log(measured), 1)[0]
 print(f"slope {slope:.2f}")
-assert abs(slope + 0.5) < 0.1
-assert np.allclose(measured, expected, rtol=0.2)
+assert abs(slope + 0.5) < 0.13
+assert np.allclose(measured, expected, rtol=0.25)
 
 # %% [markdown]
 # ## One picture
@@ -99,6 +99,6 @@ axes[1].loglog(widths, measured, "o", color="black", label="measured")
 axes[1].loglog(widths, expected, "k--", linewidth=0.9, label="foretold")
 axes[1].set(xlabel="width $N$", ylabel="distance from the limit", title=f"slope {slope:.2f}")
 axes[1].set_xticks(widths, [str(width) for width in widths])
-axes[1].minorticks_off()
+axes[1].tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
 axes[1].legend()
 plt.show()

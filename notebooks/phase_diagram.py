@@ -90,7 +90,10 @@ ds = gf.studies.phase_map(
 )
 risk = ds.risk.isel(time=-1).transpose("noise", "rate")
 fig, ax = plt.subplots(figsize=(4.5, 3), layout="constrained")
-drawn = ax.pcolormesh(rates, noises, np.log10(risk), shading="nearest", cmap="viridis")
+rate_edges, noise_edges = (
+    np.geomspace(v[0], v[-1] * v[1] / v[0], len(v) + 1) / (v[1] / v[0]) ** 0.5 for v in (rates, noises)
+)
+drawn = ax.pcolormesh(rate_edges, noise_edges, np.log10(risk), cmap="viridis")
 fig.colorbar(drawn, label=r"$\log_{10}$ risk at $t=1000$")
 ax.set(xscale="log", yscale="log", xlabel=r"learning rate $\gamma/p$", ylabel="variance of the noise")
 ax.set_title("two teachers, four students")
