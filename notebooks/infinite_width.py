@@ -54,7 +54,7 @@ assert apart < stated + float(limit.errors["predictions"])
 # ## Finite widths
 #
 # Networks stray from the limit by $N^{-1/2}$. How far is foretold from the limit alone, without drawing a network.
-# $n$ seeds tell a deviation to about $1/\sqrt{2n}$, an eighth for 32; the tolerances are two of these, for the slope too.
+# $n$ seeds tell a deviation to about $1/\sqrt{2n}$, an eighth for 32; the tolerances are two of these.
 
 # %%
 widths, seeds = [16, 64, 256], 32
