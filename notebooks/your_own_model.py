@@ -57,7 +57,7 @@ flow = gf.GradientFlow(problem)
 # Observables are functions of the parameters, evaluated during the solve.
 
 # %%
-ts = np.linspace(0, 150, 301)
+ts = np.linspace(0, 150, 101)
 observe = {
     "loss": gf.observables.Loss(problem),
     "accuracy": gf.observables.Accuracy(problem),
