@@ -62,8 +62,8 @@ def escapes(exponents):
             rows.append(row(name, exponent, sol.t_final, sol.stats["gradient_evaluations"], exact))
         # The curvature at the end of training is twice the largest mode.
         for rate in (1.9, 0.019) if exponent <= 150 else ():
-            rule = gf.GradientDescent(problem, rate / (2 * MODES[0]))
-            steps = int(3 * float(exact) / (rate / (2 * MODES[0])))
+            learning_rate = rate / (2 * MODES[0])
+            rule, steps = gf.GradientDescent(problem, learning_rate), int(3 * float(exact) / learning_rate)
             run = gf.iterate(rule, start.ordinary(), steps, save_every=1, until=until, save_params=False)
             name = f"gradient descent, {rate:g} / sharpness"
             rows.append(row(name, exponent, run.t_final, run.stats["gradient_evaluations"], exact))

@@ -97,7 +97,7 @@ fitted = np.asarray(end.observed["loss"]) < 1 / len(data.y)
 margin = np.asarray(end.observed["margin"])[fitted]
 fig, axes = plt.subplots(1, 2, figsize=(7.5, 2.8), layout="constrained")
 axes[0].loglog(late[1:], late[1:] * end.observed["loss"][1:], color="black")
-axes[0].set(xlabel="flow time $t$", ylabel="$t$ times loss", title="$t$ times the loss keeps falling")
+axes[0].set(xlabel="flow time $t$", ylabel="$t$ times loss", title="in the end $t$ times the loss falls")
 axes[1].semilogx(late[fitted], margin, color="black")
 axes[1].set(xlabel="flow time $t$", ylabel="normalised margin", title="the margin grows")
 plt.show()

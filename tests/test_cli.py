@@ -1,5 +1,6 @@
 """The command line: what it writes and prints, how it resumes, and how it complains."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -9,11 +10,12 @@ import warnings
 
 import matplotlib.pyplot as plt
 import pytest
+import typer
 import xarray as xr
 import zarr
 
 import gradflow as gf
-from gradflow.cli import main
+from gradflow.cli import _studies, main
 from gradflow.studies import _phase_diagram
 from gradflow.sweeps import _queue
 
@@ -381,6 +383,20 @@ def test_a_failed_run_has_a_code_of_its_own(gradflow, monkeypatch, tmp_path):
     code, _, err = gradflow("compare", "--quick", "--out", tmp_path / "o")
     assert code == 1
     assert "max_steps" in one_line(err)
+
+
+@pytest.mark.parametrize(("codes", "code"), [([0, 1], 0), ([0, 2, 3, 2], 1)])
+def test_flows_that_failed_are_told_and_have_the_code_of_failures(codes, code, capsys):
+    status = xr.DataArray(codes)
+    with pytest.raises(typer.Exit) if code else contextlib.nullcontext() as end:
+        _studies._end_with(status)
+    said = capsys.readouterr().err
+    if not code:
+        assert said == ""
+        return
+    assert end.value.exit_code == code
+    assert said.startswith("gradflow: 3 of 4 flows ended early: max_steps: the step budget ran out")
+    assert "step_underflow: " in said
 
 
 @pytest.mark.slow

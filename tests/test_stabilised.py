@@ -90,11 +90,8 @@ def test_order_is_two_at_few_and_at_many_stages(method, stages):
 
 def attempt(solver, radius):
     """One step of length .1 on a field that knows the time; its ends, its error and the field at the end."""
-    term, args, y0 = (
-        diffrax.ODETerm(lambda t, y, args: jnp.cos(3 * t) - y**3),
-        {"radius": radius},
-        jnp.array([1.0, -0.4]),
-    )
+    term = diffrax.ODETerm(lambda t, y, args: jnp.cos(3 * t) - y**3)
+    args, y0 = {"radius": radius}, jnp.array([1.0, -0.4])
     state = solver.init(term, 0.2, 0.3, y0, args)
     y1, error, dense, *_ = eqx.filter_jit(solver.step)(term, 0.2, 0.3, y0, args, state, made_jump=False)
     return y1, error, dense

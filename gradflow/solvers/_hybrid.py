@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 import equinox as eqx
 from jaxtyping import PyTree, Scalar
 
-from gradflow import _checks
 from gradflow.solvers._rock2 import AbstractROCK2
 
 
@@ -35,11 +34,6 @@ class Hybrid(AbstractROCK2):
     refresh: int = eqx.field(default=25, static=True)
     max_stages: int | None = eqx.field(default=None, static=True)
     bounded: bool = eqx.field(default=False, static=True)
-
-    def __check_init__(self):
-        _checks.check_count("refresh", self.refresh)
-        if self.max_stages is not None:
-            _checks.check_count("max_stages", self.max_stages, least=3)
 
     def error_order(self, terms: Any) -> int:
         del terms

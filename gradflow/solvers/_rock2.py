@@ -28,6 +28,11 @@ from gradflow.solvers._stabilised import AbstractStabilised, combine, loop
 class AbstractROCK2(AbstractStabilised):
     """What methods have in common that take long steps by ROCK2, and by an ordinary method what is short for them."""
 
+    def __check_init__(self):
+        _checks.check_count("refresh", self.refresh)
+        if self.max_stages is not None:
+            _checks.check_count("max_stages", self.max_stages, least=3)
+
     def stages(self, product: Scalar, most: int) -> Int[Array, ""]:
         known = available(most)
         index = jnp.sum(jnp.asarray(stability_interval(known), product.dtype) < product)
@@ -88,11 +93,6 @@ class ROCK2(AbstractROCK2):
     refresh: int = eqx.field(default=25, static=True)
     max_stages: int | None = eqx.field(default=None, static=True)
     bounded: bool = eqx.field(default=False, static=True)
-
-    def __check_init__(self):
-        _checks.check_count("refresh", self.refresh)
-        if self.max_stages is not None:
-            _checks.check_count("max_stages", self.max_stages, least=3)
 
     def error_order(self, terms: Any) -> int:
         del terms

@@ -24,9 +24,8 @@ SAFETY = 1.2
 """By how much an estimated spectral radius is enlarged: it is a lower bound, and it ages."""
 PATIENCE = 4
 """Ordinary steps before the first estimate of the spectral radius, in `gradflow.solve`."""
-GAIN, LEAP = 1.5, 1.5
-"""How much longer an ordinary step is for the same error; and how far beyond its stability the error has to let it go
-before stabilised steps, shorter by as much, are the cheaper ones."""
+GAIN = 1.5
+"""How much longer an ordinary step is for the same error."""
 
 
 class StabilisedState(eqx.Module):
@@ -164,15 +163,14 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         """The step to go on with, where the error suggests one, from the method of the last attempt.
 
         For the same error an ordinary step may be `GAIN` times longer than a stabilised one. It is held within its
-        stability, until a step that is longer by `LEAP` promises more.
+        stability, until a stabilised one is longer.
         """
         if not self.ordinary:
             return step
         edge = jnp.where(state.radius > 0, self.ordinary / jnp.where(state.radius > 0, state.radius, 1), jnp.inf)
-        leap = jnp.where(step <= LEAP * edge, jnp.minimum(step, edge), step / GAIN)
-        return jnp.where(
-            state.product <= self.ordinary, leap, jnp.where(step < edge, jnp.minimum(GAIN * step, edge), step)
-        )
+        after_ordinary = jnp.where(step <= edge, step, jnp.maximum(step / GAIN, edge))
+        after_stabilised = jnp.where(step < edge, jnp.minimum(GAIN * step, edge), step)
+        return jnp.where(state.product <= self.ordinary, after_ordinary, after_stabilised)
 
     def _most_stages(self, dtype: Any) -> int:
         if self.max_stages is not None:
