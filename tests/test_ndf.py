@@ -664,6 +664,23 @@ def test_default_switches_on_a_long_stiff_run_and_is_continuous_there():
     assert 5 * int(sol.stats["gradient_evaluations"]) < int(explicit.stats["gradient_evaluations"])
 
 
+def test_default_stays_explicit_where_steps_are_short_for_the_sake_of_accuracy():
+    """A jump from one saddle to another, a hundred steps of Runge-Kutta but only some twenty units of `1 / stiffness`."""
+    flow = gf.GradientFlow(lambda w: jnp.sum(w**3 / 3 - w**2 / 2))
+    start, ts = jnp.array([1e-2, 1e-4]), [20.0]
+    seen = watch(flow, start, ts, gf.solvers.Automatic(), rtol=1e-6)
+    assert not any(implicit for _, implicit, _ in seen)
+    lengths = np.diff([t for t, _, _ in seen])
+    assert 5 * 20 / lengths[3] > 30 * 1e-6 ** (-1 / 6)  # so short that the run looked long
+    run = lambda solver: gf.solve(flow, start, ts, solver=solver, rtol=1e-6)  # noqa: E731
+    sol, other = run(None), run(gf.solvers.NDF())
+    odds = start / (1 - start) * np.exp(20.0)
+    wanted = odds / (1 + odds)
+    error, errors = (float(jnp.max(jnp.abs(s.final - wanted))) for s in (sol, other))
+    assert error <= min(1e-6, errors / 3)
+    assert int(sol.stats["gradient_evaluations"]) < 1.2 * int(other.stats["gradient_evaluations"])
+
+
 class Kinks(eqx.Module):
     """The field jumps at each of many places along the way."""
 
@@ -688,9 +705,10 @@ def test_default_returns_to_the_explicit_method_where_the_field_jumps():
 
 @pytest.mark.parametrize("max_order", [3, 5])
 def test_history_at_the_switch_is_that_of_the_explicit_step(max_order):
-    """Four differences at an eighth of the step, of a quartic that Tsit5 and its dense output reproduce."""
+    """Four differences at an eighth of the step, of a quartic that Tsit5 and its dense output nearly reproduce."""
     method = gf.solvers.Automatic(implicit=gf.solvers.NDF(max_order=max_order))
-    field, y, h = at(Plain(lambda t, y: 4 * t[None] ** 3), 1.0), jnp.ones(1), jnp.asarray(0.4)
+    flow = Plain(lambda t, y: 4 * t[None] ** 3 - 0.01 * (y - t**4))  # were it not stiff at all, nothing would switch
+    field, y, h = at(flow, 1.0), jnp.ones(1), jnp.asarray(0.4)
     control, rate = gf.solvers.StepControl(jnp.asarray(1e-2), None), jnp.full(1, 4.0)
     mode = method.begin(field, y, rate, h)
     field = eqx.tree_at(lambda f: f.share, field, jnp.asarray(1e-4))  # nearly all of the run lies ahead

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from gradflow._checks import fail
-from gradflow._tree import flatten
+from gradflow._tree import flatten, scaled_norm
 from gradflow.solvers._control import DORMANT, StepControl
 from gradflow.solvers._method import AbstractMethod, Attempt, Field
 from gradflow.solvers._ndf import NDF, ROWS, History, split_state
@@ -19,6 +19,11 @@ WARM = 3
 """Explicit steps after which their length is taken at its word."""
 BUDGET = 30
 """Evaluations, times `rtol^(-1/6)`, that a run is given to be finished explicitly; `NDF` seldom takes fewer."""
+HELD = 20
+"""The same for the evaluations that steps as long as stability allows would take.
+
+Short steps alone, as around a jump from saddle to saddle, are short for the sake of accuracy, and `NDF` would take
+short ones too."""
 FORGET = 0.95
 """Weight of the past in the share of implicit steps that were rejected."""
 SETTLED = 10
@@ -45,8 +50,9 @@ class Automatic(AbstractMethod):
     """The default: chooses between an explicit method and `NDF` at every step.
 
     A run starts with the explicit method. After a few steps, and at every later one, its cost to the end of the run is
-    foretold from the length of the step; where that is more than `NDF` is likely to need, `NDF` takes over, with its
-    history read off the last explicit step. The way back is taken when many implicit steps are rejected: the field is
+    foretold twice: from the length of the step, and from the length that stability allows, by the stiffness seen
+    between the last two stages. Where both are more than `NDF` is likely to need, `NDF` takes over, with its history
+    read off the last explicit step. The way back is taken when many implicit steps are rejected: the field is
     then not smooth, as with ReLU, and the explicit method does less badly.
 
     On gradient flows of networks `NDF` needs fewer gradients even in the smooth escape from a small initialisation,
@@ -156,7 +162,9 @@ class Automatic(AbstractMethod):
 
         remaining = (1 - field.share) * self._whole(field, dt)
         ahead = (tableau.stages - 1) * remaining / (dt * factor.astype(dt.dtype))
-        switch = (mode.steps + 1 >= WARM) & (ahead > BUDGET * mode.budget * given.rtol ** (-1 / 6))
+        held = cost_if_held(field, unflatten, tableau, k) * remaining / dt
+        budget = mode.budget * given.rtol ** (-1 / 6)
+        switch = (mode.steps + 1 >= WARM) & (ahead > BUDGET * budget) & (held > HELD * budget)
         history = self._recent(field, y, dense, mode.history)
         factor = jnp.where((ratio <= 1) & switch, (history.spacing / h).astype(factor.dtype), factor)
         history = jax.tree_util.tree_map(lambda a, b: jnp.where(switch, a, b), history, mode.history)
@@ -232,6 +240,21 @@ class _Tableau:
         z = np.linspace(0, 20, 4001)
         grown = np.abs(np.polynomial.polynomial.polyval(-z, powers)) > 1 + 1e-9
         self.limit = float(z[int(np.argmax(grown))])
+
+
+def cost_if_held(field: Field, unflatten: Any, tableau: _Tableau, k: Float[Array, "stages size"]) -> Scalar:
+    """Evaluations per length of the step just taken, were steps held by stability alone.
+
+    The last two stages are near in time, so that the field's change over their distance tells how stiff it is (Hairer,
+    Wanner, Solving Ordinary Differential Equations II, section IV.2).
+    """
+
+    def size(vector: Float[Array, " size"]) -> Scalar:
+        return scaled_norm(flatten(field.watched(unflatten(vector)))[0])
+
+    apart, changed = size(jnp.asarray(tableau.rows[-1] - tableau.rows[-2], k.dtype) @ k), size(k[-1] - k[-2])
+    stiffness = jnp.where(apart > 0, changed / jnp.where(apart > 0, apart, 1), 0)
+    return (tableau.stages - 1) / tableau.limit * stiffness
 
 
 def split_both(field: Field, y: PyTree) -> Float[Array, " size"]:
