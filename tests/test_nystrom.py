@@ -1,4 +1,4 @@
-"""The Runge-Kutta-Nystrom pair: order, embedded order, dense output, damping, energy, calibration, choice, counts."""
+"""The Runge-Kutta-Nystrom pairs: order, embedded order, dense output, reach, damping, energy, calibration, counts."""
 
 import json
 from fractions import Fraction
@@ -40,28 +40,30 @@ def pendulum(w):
     return jnp.sum(1 - jnp.cos(w))
 
 
+TOLERANCES = {4: 1e-2, 6: 1e-4, 8: 1e-8}
+"""By the order of the pair that they select."""
 PROBLEMS = {"linear": Quadratic(jnp.asarray(HESSIAN)), "cubic": quartic, "pendulum": pendulum}
 
 
 @eqx.filter_jit
-def take(flow, y, rate, dt):
+def take(flow, y, rate, dt, rtol):
     """A step of a given length: the state after it, the error over a tolerance of one, and the state half-way."""
     zero = jnp.zeros(())
     field = gf.solvers.Field(flow, None, zero, zero)
-    control = gf.solvers.StepControl(jnp.asarray(1.0), jnp.asarray(1.0))
+    control = gf.solvers.StepControl(rtol, jnp.asarray(1.0))
     state = METHOD.begin(field, y, rate, dt)
     floor = jax.tree_util.tree_map(jnp.zeros_like, flow.controlled(y))
     tried = METHOD.attempt(field, y, dt, control, floor, state)
     return tried.y1, tried.ratio, METHOD.interpolate(field, tried.dense, 0.37 * dt), tried.accepted
 
 
-def run(flow, start, end, steps):
-    """Fixed steps to `end`; the state there and what the last step said."""
+def run(flow, start, end, steps, order=8):
+    """Fixed steps to `end` with the pair of this order; the state there and what the last step said."""
     y = flow.init(start, None)
     dt = jnp.asarray(end / steps)
     for _ in range(steps):
         rate = flow.vector_field(jnp.zeros(()), y, None)
-        y, ratio, inside, _ = take(flow, y, rate, dt)
+        y, ratio, inside, _ = take(flow, y, rate, dt, jnp.asarray(TOLERANCES[order]))
     return y, float(ratio), inside
 
 
@@ -105,31 +107,97 @@ def test_the_published_coefficients_are_of_orders_eight_and_six():
         ("pendulum", 0.6, 6.0, 8),
     ],
 )
-def test_order_eight(name, damping, end, fewest):
+@pytest.mark.parametrize("order", [4, 6, 8])
+def test_order(name, damping, end, fewest, order):
     """Fixed steps, up to four times as many, where rounding begins: order eight leaves no room for more halvings."""
     flow = gf.HeavyBallFlow(PROBLEMS[name], mu=damping**2 / 4, s=0.04)
     start = jnp.asarray([1.0, -0.5, 0.8, 1.7])
     known = exact(PROBLEMS[name], flow, start, end)
+    fewest = {4: 32, 6: 24 if name == "cubic" else 16, 8: fewest}[order]
     counts, errors = (fewest * 2 ** (np.arange(5) / 2)).astype(int), []
     for count in counts:
-        y, *_ = run(flow, start, end, count)
+        y, *_ = run(flow, start, end, count, order)
         errors.append(np.linalg.norm(np.concatenate([y.position, y.momentum]) - known))
     slope, _ = np.polyfit(np.log(counts), -np.log(errors), 1)
-    assert slope == pytest.approx(8, abs=0.15), errors
+    assert slope == pytest.approx(order, abs=0.15), errors
 
 
-def test_the_estimate_is_of_order_seven_and_dense_output_of_order_seven_in_a_step():
+@pytest.mark.parametrize(("order", "estimate", "dense"), [(4, 4, [4, 4]), (6, 6, [5, 4]), (8, 7, [7, 6])])
+def test_orders_of_the_estimate_and_of_dense_output_in_a_step(order, estimate, dense):
     flow = gf.HeavyBallFlow(pendulum, mu=0.09, s=0.04)
     start = jnp.asarray([1.0, -0.5, 2.0])
     ratios, gaps = [], []
-    for dt in 0.8 / 2.0 ** np.arange(4):
-        _, ratio, inside = run(flow, start, dt, 1)
+    for dt in 0.8 / 2.0 ** np.arange(5 if order == 4 else 4):
+        _, ratio, inside = run(flow, start, dt, 1, order)
         ratios.append(ratio)
         known = exact(pendulum, flow, start, 0.37 * dt)
         gaps.append([np.linalg.norm(inside.position - known[:3]), np.linalg.norm(inside.momentum - known[3:])])
-    assert np.diff(-np.log2(ratios))[-2:] == pytest.approx([7, 7], abs=0.3)
+    assert np.diff(-np.log2(ratios))[-2:] == pytest.approx([estimate, estimate], abs=0.3)
     slopes = np.diff(-np.log2(gaps), axis=0)
-    np.testing.assert_allclose(slopes[1:3], [[7, 6], [7, 6]], atol=0.15)
+    np.testing.assert_allclose(slopes[3:] if order == 4 else slopes[1:3], [dense] * (1 if order == 4 else 2), atol=0.15)
+
+
+def turn(pair, z, share=1.0):
+    """What a step of this pair makes of `w'' = -w` over `z`, for both starts, less the rotation; in numpy."""
+    table = jax.tree_util.tree_map(lambda part: np.asarray(part)[pair], coefficients())
+    powers = share ** np.arange(1, 12)
+    if share == 1:
+        position, velocity = table.position, table.velocity
+    else:
+        position, velocity = table.dense[1] @ powers[1:], table.dense[0] @ powers[:-1]
+    stages = np.linalg.solve(np.eye(9) + z**2 * table.rows, np.stack([np.ones(9), z * table.nodes], axis=1))
+    matrix = np.array([[1, share * z], [0, 1]]) - np.stack([z**2 * position @ stages, z * velocity @ stages])
+    c, s = np.cos(share * z), np.sin(share * z)
+    return matrix, np.linalg.norm(matrix - np.array([[c, s], [-s, c]]), 2)
+
+
+@pytest.mark.parametrize(
+    ("pair", "reach", "error", "inside", "growth"), [(0, 8.75, 1.6e-3, 3.5e-3, 1.1e-3), (1, 6.0, 4e-5, 1e-4, 4e-5)]
+)
+def test_oscillations_are_followed_as_far_as_said(pair, reach, error, inside, growth):
+    """The error of a step stays small up to `reach`, at its end and inside, and explodes beyond."""
+    assert coefficients().reach[pair] == reach
+    steps = [turn(pair, z) for z in np.linspace(0.05, reach, 300)]
+    assert max(gap for _, gap in steps) < error
+    assert max(np.abs(np.linalg.eigvals(matrix)).max() for matrix, _ in steps) < 1 + growth
+    assert max(turn(pair, z, share)[1] for z in np.linspace(0.05, reach, 100) for share in (0.1, 0.37, 0.8)) < inside
+    assert turn(pair, 1.15 * reach)[1] > 100 * error
+    # Order eight is off by more than that at half the length.
+    assert turn(2, 0.8 * reach)[1] > error
+
+
+def test_the_highest_frequency_is_seen_and_holds_the_steps():
+    """Oscillations that have died away must not let steps grow to where the method would wake them."""
+    hessian = np.diag([1.0, 0.9, 0.3, 1e-4])
+    flow = gf.HeavyBallFlow(Quadratic(jnp.asarray(hessian)), mu=1e-3, s=1.0)
+    start, r = jnp.ones(4), np.sqrt(1e-3)
+    y = flow.init(start, None)
+    rate = flow.vector_field(jnp.zeros(()), y, None)
+    *_, state = take(flow, y, rate, jnp.asarray(5.0), jnp.asarray(1e-2))
+    assert float(state.highest) == pytest.approx(1 + r, rel=0.05)
+    assert float(state.highest) <= (1 + r) * (1 + 1e-9)
+    ts = np.linspace(0, 400, 9)
+    sol = gf.solve(flow, start, ts, rtol=1e-2, solver=METHOD)
+    zero, one = np.zeros((4, 4)), np.eye(4)
+    field = np.block([[zero, one], [-(1 + r) * hessian, -2 * np.sqrt(1e-3) * one]])
+    whole = np.concatenate([start, -1.5 * hessian @ start])
+    known = np.array([(scipy.linalg.expm(field * t) @ whole)[:4] for t in ts])
+    assert np.abs(sol.params - known).max() < 1e-2
+    assert np.abs(sol.final - known[-1])[:3].max() < 1e-4  # in the fast ones, which have lost all but 3e-6
+    assert int(sol.stats["rejected"]) == 0
+    radians = 400 * np.sqrt(1 + r)
+    assert radians * 8 / 9.1 < int(sol.stats["gradient_evaluations"]) < 1.15 * radians
+
+
+@pytest.mark.parametrize("rtol", [1e-2, 1e-4])
+def test_leaving_a_saddle(rtol):
+    """Growth, not rotation: the coefficients that are fitted to oscillations follow it to the tolerance all the same."""
+    flow = gf.HeavyBallFlow(lambda w: jnp.sum(w**4 / 4 - w**2 / 2), mu=0.01, s=0.04)
+    start = jnp.asarray([1e-3, -0.02, 0.4])
+    for end in (4.0, 8.0, 30.0):
+        sol = gf.solve(flow, start, [end], rtol=rtol)
+        known = exact(lambda w: jnp.sum(w**4 / 4 - w**2 / 2), flow, start, end)[:3]
+        assert np.linalg.norm(sol.final - known) < 10 * rtol * np.linalg.norm(known)
 
 
 def test_damping_is_exact():
@@ -138,7 +206,7 @@ def test_damping_is_exact():
     y = flow.init(jnp.ones(2), None)._replace(momentum=jnp.ones(2))
     rate = flow.vector_field(jnp.zeros(()), y, None)
     for dt, tolerance in ((0.05, 1e-11), (0.1, 1e-9), (0.2, 1e-6)):
-        y1, *_ = take(flow, y, rate, jnp.asarray(dt))
+        y1, *_ = take(flow, y, rate, jnp.asarray(dt), jnp.asarray(TOLERANCES[8]))
         np.testing.assert_allclose(y1.momentum, np.exp(-10 * dt), rtol=tolerance)
 
 
@@ -157,7 +225,7 @@ def test_closed_form_on_a_quadratic(mu):
     np.testing.assert_allclose(sol.params, known, atol=1e-9)
 
 
-@pytest.mark.parametrize("rtol", [1e-3, 1e-5, 1e-7])
+@pytest.mark.parametrize("rtol", [1e-2, 1e-3, 1e-5, 1e-7])
 @pytest.mark.parametrize("name", ["cubic", "pendulum"])
 def test_what_is_asked_for_is_what_one_gets(name, rtol):
     """Over ten oscillations: error within a factor of ten of the tolerance, and the energy tells of it."""
@@ -172,7 +240,7 @@ def test_what_is_asked_for_is_what_one_gets(name, rtol):
 
 
 def test_fewer_gradients_than_order_eight_without_nystrom():
-    """At equal error on a network, by a third at least."""
+    """At equal error on a network, by two fifths."""
     problem = gf.EmpiricalRisk(*gf.data.digits(n=40, centre=True, labels="onehot"), gf.losses.square)
     model = gf.models.MLP(64, 8, 10, key=jax.random.key(0))
     sharpness = float(gf.observables.Sharpness(problem)(model))
@@ -187,7 +255,7 @@ def test_fewer_gradients_than_order_eight_without_nystrom():
             if gf._tree.tree_norm(gap) < 1e-3 * gf._tree.tree_norm(known):
                 cost[sol.method] = int(sol.stats["gradient_evaluations"])
                 break
-    assert cost["Nystrom"] < 0.67 * cost["Dopri8"]
+    assert cost["Nystrom"] < 0.6 * cost["Dopri8"]
 
 
 def test_every_gradient_is_counted():
@@ -259,7 +327,7 @@ def test_mutants_are_of_another_order(wrong, monkeypatch):
         monkeypatch.setattr(METHOD.__class__, "_damping", lambda self, field, like: 1.001 * real(field.flow, field.t))
     else:
         change = np.zeros_like(getattr(table, wrong))
-        change[(4, 2) if wrong == "rows" else 4] = 1e-3
+        change[(2, 4, 2) if wrong == "rows" else (2, 4)] = 1e-3
         monkeypatch.setattr(
             "gradflow.solvers._nystrom.coefficients", lambda: table._replace(**{wrong: getattr(table, wrong) + change})
         )
