@@ -74,7 +74,8 @@ def measure(quick):
         mu = CONDITION * sharpness
         limit = limits(sharpness, mu)
         for name, (rule, flow) in METHODS.items():
-            sizes = (1.0,) if quick else (limit[name] * sharpness, 1.0, 0.5, 0.1, 0.01)
+            largest = limit[name] * sharpness
+            sizes = (1.0,) if quick else (largest, *(size for size in (2.0, 1.0, 0.5, 0.1, 0.01) if size < largest))
             for size in sizes:
                 s = size / sharpness
                 method = rule(problem, s, mu)

@@ -134,7 +134,7 @@ class StepControl(eqx.Module):
         step = jnp.minimum(100 * h0, h1)
         return jnp.where(jnp.isfinite(step) & (step > 0), step, small), jnp.asarray(1)
 
-    def factor(self, ratio: Scalar, previous: Scalar, rejected_before: Bool[Array, ""], order: int) -> Scalar:
+    def factor(self, ratio: Scalar, previous: Scalar, rejected_before: Bool[Array, ""], order: int | Scalar) -> Scalar:
         """By how much to change the step, after a step with this error ratio and one before with `previous`."""
         tiny = jnp.asarray(1e-10, ratio.dtype)
         good = jnp.maximum(ratio, tiny)

@@ -25,7 +25,7 @@ from gradflow._tree import flatten, scaled_norm
 from gradflow.solvers._control import DORMANT, StepControl
 from gradflow.solvers._method import AbstractMethod, Attempt, Field
 
-TIGHTEST = (1e-3, 1e-6)
+TIGHTEST = (3e-4, 1e-6)
 """Tolerances below which the first pair gives way to the second, and that to the third."""
 LENIENT = 20.0
 """Times the tolerance that the result of order six is held to; that of order eight, which is kept, errs by about it."""
@@ -126,7 +126,7 @@ class Nystrom(AbstractMethod):
         ratio = jax.lax.stop_gradient(jnp.where(finite, ratio, jnp.inf)).astype(state.ratio.dtype)
         seen = jax.lax.stop_gradient(step.squared_frequency(accelerations, forces)).astype(state.highest.dtype)
         highest = jnp.maximum(jnp.where(finite, seen, 0), FORGET * state.highest)
-        factor = control.factor(ratio, jnp.maximum(state.ratio, FAR), state.failed, self.first_order)
+        factor = control.factor(ratio, jnp.maximum(state.ratio, FAR), state.failed, step.table.order)
         longest = table.reach / jnp.sqrt(jnp.where(highest > 0, highest, 1))
         capped = jnp.minimum(factor, (longest / h).astype(factor.dtype))
         return Attempt(
@@ -206,7 +206,7 @@ class _Step:
     def squared_frequency(
         self, accelerations: Float[Array, "stages size"], forces: Float[Array, "stages size"]
     ) -> Scalar:
-        """Of the oscillation that dominates the error: of the fastest ones, for all slow motion drops out of it.
+        """Of the fastest oscillations, for slow motion drops out of these combinations; zero where rounding is left.
 
         The same combination of forces and of positions: for `F = -H X` they differ by the factor `-H`.
         """
@@ -214,7 +214,9 @@ class _Step:
         shrunk = weights * jnp.exp(-0.5 * self.damping * s)
         shift = (shrunk @ s) * self.velocity + self.h**2 * ((shrunk @ self.table.rows) @ accelerations)
         moved, changed = scaled_norm(shift), scaled_norm(weights @ forces)
-        return jnp.where(moved > 0, changed / jnp.where(moved > 0, moved, 1), 0)
+        noise = 100 * jnp.finfo(self.h.dtype).eps
+        told = (moved > noise * scaled_norm(self.position)) & (changed > noise * scaled_norm(forces[0]))
+        return jnp.where(told, changed / jnp.where(told, moved, 1), 0)
 
     def dissipation(
         self, accelerations: Float[Array, "stages size"], forces: Float[Array, "stages size"]
@@ -238,6 +240,7 @@ class Coefficients(NamedTuple):
     velocity: np.ndarray
     position_error: np.ndarray
     velocity_error: np.ndarray
+    order: np.ndarray  # (3,): of the estimate
     fast: np.ndarray  # weights to which slow motion contributes nothing
     dense: tuple[np.ndarray, np.ndarray]  # (3, 9, 10) each: powers of s/h in the integrals, once and twice, of stages
     reach: np.ndarray  # (3,): `h w` up to which oscillations are followed
@@ -267,9 +270,9 @@ def _fitted(data: dict[str, Any]) -> Coefficients:
         np.array(data[name])
         for name in ("nodes", "position", "velocity", "error", "fast", "dense_velocity", "dense_position")
     )
-    reach = np.array(data["reach"])
+    reach, order = np.array(data["reach"]), np.array(data["order_estimate"])
     return Coefficients(
-        nodes, _lower(data["rows"]), position, velocity, error, reach * error, fast, (once, twice), reach
+        nodes, _lower(data["rows"]), position, velocity, error, reach * error, order, fast, (once, twice), reach
     )
 
 
@@ -291,6 +294,7 @@ def _published(data: dict[str, Any]) -> Coefficients:
         velocity,
         (position - vectors["position_embedded"]) / LENIENT,
         (velocity - vectors["velocity_embedded"]) / LENIENT,
+        np.array(7),
         velocity - vectors["velocity_embedded"],
         (lagrange / (k + 1), lagrange / ((k + 1) * (k + 2))),
         np.array(SETTLED),
