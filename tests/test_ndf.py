@@ -665,7 +665,7 @@ def test_default_switches_on_a_long_stiff_run_and_is_continuous_there():
 
 
 def test_default_stays_explicit_where_steps_are_short_for_the_sake_of_accuracy():
-    """A jump from one saddle to another, hundreds of gradients by Runge-Kutta, but some twenty units of `1 / stiffness`."""
+    """A jump from one saddle to another, hundreds of gradients, but only some twenty units of `1 / stiffness`."""
     flow = gf.GradientFlow(lambda w: jnp.sum(w**3 / 3 - w**2 / 2))
     start, ts = jnp.array([1e-2, 1e-4]), [20.0]
     seen = watch(flow, start, ts, gf.solvers.Automatic(), rtol=1e-6)

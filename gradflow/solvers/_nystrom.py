@@ -53,11 +53,11 @@ class Nystrom(AbstractMethod):
     damping, as in heavy-ball flows. Not for Hessian damping (Nesterov's flow at high resolution), nor for ReLU, where
     high orders are wasted.
 
-    Three pairs, by the tolerance. Below 1e-6 that of orders 8 and 6 by Dormand, El-Mikkawy and Prince, good for some
-    `h w = 2` of an oscillation of frequency `w`. From there to 3e-4 a pair of order 6 whose free coefficients are
-    fitted to oscillations: for all `h w` up to 6, almost a whole turn in a step, it errs by less than 4e-5 a step.
-    Above, one of order 4, nearly 5, that errs by 1.3e-3 up to `h w = 8.6`. Steps are held to these lengths by the
-    highest frequency seen: beyond, oscillations would be amplified.
+    Three pairs, by the tolerance. Below 1e-6 that of orders 8 and 6 by Dormand, El-Mikkawy and Prince, which errs by
+    2e-5 in a step of `h w = 2` of an oscillation of frequency `w`. From there to 3e-4 a pair of order 6 whose free
+    coefficients are fitted to oscillations: it errs by less than 4e-5 for all `h w` up to 6, almost a whole turn in a
+    step. Above, one of order 4, by less than 1.6e-3 up to `h w = 8.75`. Steps are held to these lengths by the highest
+    frequency seen: beyond, oscillations would be amplified.
 
     Dense output integrates a polynomial through the accelerations of the stages. Forward-mode differentiation works;
     reverse mode does not.
