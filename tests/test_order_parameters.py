@@ -26,7 +26,8 @@ PLATEAUS = [(1.0, 1e-5), (1.0, 1e-4), (1.0, 1e-3), (0.1, 1e-3), (0.01, 1e-3), (0
 def long_runs():
     """Eight students, four teachers, an informed start, to t = 10^6: one program for all of them.
 
-    The last run is one without noise and with next to no learning rate: the green region at infinite `d`.
+    The last run is one without noise and with next to no learning rate: the green region at infinite `d`. Its risk falls
+    to 2e-11, which takes parameters to better than the root of a hundredth of that.
     """
     problem = gf.TeacherStudent.orthogonal(200, 4)
     start = problem.order_parameters(problem.informed(8, jax.random.key(0)))
@@ -42,7 +43,7 @@ def long_runs():
     def run(g, noise):
         flow = gf.OrderParameterFlow(problem.P, gamma_over_p=g, noise=noise)
         observe = {"risk": flow.risk, "lowest": lowest, "skew": skew}
-        return gf.solve(flow, start, ts, rtol=1e-6, observe=observe, save_params=False)
+        return gf.solve(flow, start, ts, rtol=1e-6 if noise else 1e-8, observe=observe, save_params=False)
 
     return {pair: run(*pair) for pair in [*PLATEAUS, (1e-12, 0.0)]}
 
@@ -192,7 +193,7 @@ def test_tail_of_the_green_region(long_runs):
     ts, risk = np.asarray(sol.ts)[-5:], np.asarray(sol.observed["risk"])[-5:]
     local = np.diff(np.log(risk)) / np.diff(np.log(ts))
     np.testing.assert_allclose(local, gf.theory.GREEN_TAIL, rtol=0, atol=0.06)
-    assert local[-1] == pytest.approx(gf.theory.GREEN_TAIL, abs=0.02)
+    assert local[-1] == pytest.approx(gf.theory.GREEN_TAIL, abs=0.015)
 
 
 @pytest.mark.slow
