@@ -26,8 +26,8 @@ PLATEAUS = [(1.0, 1e-5), (1.0, 1e-4), (1.0, 1e-3), (0.1, 1e-3), (0.01, 1e-3), (0
 def long_runs():
     """Eight students, four teachers, an informed start, to t = 10^6: one program for all of them.
 
-    The last run is one without noise and with next to no learning rate: the green region at infinite `d`. Its risk falls
-    to 2e-11, which takes parameters to better than the root of a hundredth of that.
+    The last run is one without noise and with next to no learning rate: the green region at infinite `d`. Its risk
+    falls to 2e-11, which takes parameters to better than the root of a hundredth of that.
     """
     problem = gf.TeacherStudent.orthogonal(200, 4)
     start = problem.order_parameters(problem.informed(8, jax.random.key(0)))
