@@ -189,6 +189,23 @@ def test_the_highest_frequency_is_seen_and_holds_the_steps():
     assert radians * 8 / 9.1 < int(sol.stats["gradient_evaluations"]) < 1.15 * radians
 
 
+@pytest.mark.parametrize("mu", [0.25, 1.0, 4.0])
+def test_what_decays_without_turning(mu):
+    """Damped beyond every frequency: not what coefficients were fitted to, and within the tolerance all the same."""
+    hessian = np.diag(np.geomspace(1e-3, 1, 6))
+    flow = gf.HeavyBallFlow(Quadratic(jnp.asarray(hessian)), mu=mu, s=0.25)
+    y, ts = flow.init(jnp.ones(6), None), np.linspace(0, 60, 13)
+    zero, one = np.zeros((6, 6)), np.eye(6)
+    field = np.block([[zero, one], [-(1 + np.sqrt(mu * 0.25)) * hessian, -2 * np.sqrt(mu) * one]])
+    known = np.array([scipy.linalg.expm(field * t) @ np.concatenate([y.position, y.momentum]) for t in ts])[:, :6]
+    for rtol in (3e-2, 1e-2, 1e-3, 1e-4):
+        sol = gf.solve(flow, jnp.ones(6), ts, rtol=rtol)
+        assert np.abs(sol.params - known).max() < rtol
+        assert int(sol.stats["gradient_evaluations"]) < 100 + 8 * 60 / 6 * 2 * np.sqrt(
+            mu
+        )  # steps of 6 over the damping
+
+
 @pytest.mark.parametrize("rtol", [1e-2, 1e-4])
 def test_leaving_a_saddle(rtol):
     """Growth, not rotation: coefficients that are fitted to oscillations follow it to the tolerance all the same."""

@@ -33,6 +33,8 @@ SETTLED = 3.4
 """`h w` up to which a step of order eight does not amplify an oscillation."""
 FAR = 0.1
 """Error ratio below which a step tells the next but one nothing but that it was short."""
+OVERDAMPED = 6.0
+"""Damping times the longest step: what decays without turning is no oscillation to which coefficients were fitted."""
 FORGET = 0.98
 """What is left after a step of the highest squared frequency seen before it."""
 
@@ -127,12 +129,14 @@ class Nystrom(AbstractMethod):
         seen = jax.lax.stop_gradient(step.squared_frequency(accelerations, forces)).astype(state.highest.dtype)
         highest = jnp.maximum(jnp.where(finite, seen, 0), FORGET * state.highest)
         factor = control.factor(ratio, jnp.maximum(state.ratio, FAR), state.failed, step.table.order)
-        longest = table.reach / jnp.sqrt(jnp.where(highest > 0, highest, 1))
-        capped = jnp.minimum(factor, (longest / h).astype(factor.dtype))
+        tiny = jnp.finfo(h.dtype).tiny
+        longest = jnp.minimum(
+            table.reach / jnp.sqrt(jnp.maximum(highest, tiny)), OVERDAMPED / jnp.maximum(step.damping, tiny)
+        )
         return Attempt(
             y1=y1,
             ratio=ratio,
-            factor=jnp.where(highest > 0, capped, factor),
+            factor=jnp.minimum(factor, (longest / h).astype(factor.dtype)),
             accepted=NystromState(forces[-1], ratio, jnp.asarray(False), highest),
             rejected=NystromState(state.force, state.ratio, jnp.asarray(True), highest),
             dense=(y, dt, which, accelerations, losses),
