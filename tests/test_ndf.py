@@ -671,7 +671,7 @@ def test_default_stays_explicit_where_steps_are_short_for_the_sake_of_accuracy()
     seen = watch(flow, start, ts, gf.solvers.Automatic(), rtol=1e-6)
     assert not any(implicit for _, implicit, _ in seen)
     lengths = np.diff([t for t, _, _ in seen])
-    assert 5 * 20 / lengths[3] > 30 * 1e-6 ** (-1 / 6)  # so short that the run looked long
+    assert 5 * 20 / lengths[3] > 35 * 1e-6 ** (-1 / 6)  # so short that the run looked long
     run = lambda solver: gf.solve(flow, start, ts, solver=solver, rtol=1e-6)  # noqa: E731
     sol, other = run(None), run(gf.solvers.NDF())
     odds = start / (1 - start) * np.exp(20.0)

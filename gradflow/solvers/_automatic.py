@@ -17,13 +17,8 @@ from gradflow.solvers._ndf import NDF, ROWS, History, split_state
 
 WARM = 3
 """Explicit steps after which their length is taken at its word."""
-BUDGET = 30
+BUDGET = 35
 """Evaluations, times `rtol^(-1/6)`, that a run is given to be finished explicitly; `NDF` seldom takes fewer."""
-HELD = 20
-"""The same for the evaluations that steps as long as stability allows would take.
-
-Short steps alone, as around a jump from saddle to saddle, are short for the sake of accuracy, and `NDF` would take
-short ones too."""
 FORGET = 0.95
 """Weight of the past in the share of implicit steps that were rejected."""
 SETTLED = 10
@@ -51,9 +46,10 @@ class Automatic(AbstractMethod):
 
     A run starts with the explicit method. After a few steps, and at every later one, its cost to the end of the run is
     foretold twice: from the length of the step, and from the length that stability allows, by the stiffness seen
-    between the last two stages. Where both are more than `NDF` is likely to need, `NDF` takes over, with its history
-    read off the last explicit step. The way back is taken when many implicit steps are rejected: the field is
-    then not smooth, as with ReLU, and the explicit method does less badly.
+    between the last two stages. Steps alone that are short for the sake of accuracy, as around a jump from saddle to
+    saddle, tell little: `NDF` would take short ones, too. Where the geometric mean of both is more than `NDF` is likely
+    to need, `NDF` takes over, with its history read off the last explicit step. The way back is taken when many
+    implicit steps are rejected: the field is then not smooth, as with ReLU, and the explicit method does less badly.
 
     On gradient flows of networks `NDF` needs fewer gradients even in the smooth escape from a small initialisation,
     where nothing is stiff: its steps take two or three gradients where Runge-Kutta methods take six or twelve. The
@@ -164,7 +160,7 @@ class Automatic(AbstractMethod):
         ahead = (tableau.stages - 1) * remaining / (dt * factor.astype(dt.dtype))
         held = cost_if_held(field, unflatten, tableau, k) * remaining / dt
         budget = mode.budget * given.rtol ** (-1 / 6)
-        switch = (mode.steps + 1 >= WARM) & (ahead > BUDGET * budget) & (held > HELD * budget)
+        switch = (mode.steps + 1 >= WARM) & (ahead * held > (BUDGET * budget) ** 2)
         history = self._recent(field, y, dense, mode.history)
         factor = jnp.where((ratio <= 1) & switch, (history.spacing / h).astype(factor.dtype), factor)
         history = jax.tree_util.tree_map(lambda a, b: jnp.where(switch, a, b), history, mode.history)
