@@ -318,7 +318,7 @@ def run_with_bad(changes):
         return decay(**({"rate": rate} | (changes if rate == 1.5 else {})))
 
     axes = {"rate": [0.5, 1.0, 1.5, 2.0, 2.5]}
-    return quietly(build, axes, observe={"w": weights}, batch=3, max_steps=150, save_params=True)
+    return quietly(build, axes, observe={"w": weights}, batch=3, max_steps=120, save_params=True)
 
 
 @pytest.mark.parametrize("wrong", WRONG)
