@@ -7,12 +7,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, PyTree, Scalar
+from jaxtyping import Array, Bool, Int, Key, PyTree, Scalar
 
 from gradflow import _checks, _solution
-from gradflow._record import Record, blank_record, check_observe, write_row
-from gradflow._solution import Solution, SolveInterrupted
-from gradflow._tree import Extents, full_precision, join, split, within
+from gradflow._drive import AbstractRun, drive
+from gradflow._record import Record, bind, blank_record, check_observe, write_row
+from gradflow._solution import Solution
+from gradflow._tree import Extents, full_precision, join, rest_of, split, within
 from gradflow._until import Until
 from gradflow.rules import AbstractRule
 
@@ -20,19 +21,59 @@ GROWTH = 1e6
 """Factor by which the loss may grow over its first value (or over one) before a run counts as diverged."""
 
 
-class RuleSetup(eqx.Module):
+class RuleCheckpoint(eqx.Module):
+    """What a run of a rule needs, besides its state, to be continued as if it had never stopped."""
+
+    k: Int[Array, ""]
+    largest_loss: Scalar
+    key: Key[Array, ""] | None = None  # of a stochastic flow; rules hold their own
+
+
+class ResumedRule(eqx.Module):
+    """Where a continued run starts."""
+
+    state: PyTree
+    checkpoint: RuleCheckpoint
+
+
+class RuleSetup(AbstractRun):
     """What stays fixed during a run."""
 
     rule: AbstractRule
     frozen: PyTree
     start: PyTree
+    ks: Int[Array, " rows"]  # the iterates that are saved
     observe: dict[str, Callable[[Any], Any]]
     until: Until | None
     save_params: bool = eqx.field(static=True)
     extents: Extents | None = None  # of a padded state
+    resumed: ResumedRule | None = None
+
+    @property
+    def title(self) -> str:
+        return type(self.rule).__name__
 
     def params(self, state: PyTree) -> PyTree:
         return join(self.rule.params(state), self.frozen)
+
+    def observed_at(self, k: Int[Array, ""], state: PyTree) -> dict[str, Callable[[Any], Any]]:
+        return bind(self.observe, self.rule, self.rule.time(k), state, self.frozen)
+
+    def begin(self) -> "RuleCarry":
+        return begin_rule(self)
+
+    def advance(self, carry: "RuleCarry", budget: Int[Array, ""]) -> "RuleCarry":
+        return advance_rule(self, carry, budget)
+
+    def running(self, carry: "RuleCarry") -> bool:
+        return int(carry.code) == _solution.RUNNING and int(carry.row) < self.ks.size
+
+    def progress(self, carry: "RuleCarry") -> tuple[float, str]:
+        first, last = int(self.ks[0]), int(self.ks[-1])
+        return (int(carry.k) - first) / max(last - first, 1), f"step {int(carry.k)}"
+
+    def finish(self, carry: "RuleCarry") -> Solution:
+        return finish_rule(self, carry)
 
 
 class RuleCarry(eqx.Module):
@@ -42,6 +83,7 @@ class RuleCarry(eqx.Module):
     attempted: Int[Array, ""]
     state: PyTree
     first_loss: Scalar
+    largest_loss: Scalar  # beyond which the run counts as diverged
     record: Record
     row: Int[Array, ""]
     code: Int[Array, ""]
@@ -70,9 +112,11 @@ def iterate(
 
     - `rule`: such as `gradflow.GradientDescent(problem, learning_rate=0.1)`.
     - `params`, `observe`, `save_params`, `until`, `progress`, `throw`: as for `solve`; `until` is looked at at the
-      saved iterates.
+      saved iterates. A `Solution` of the same rule in place of `params` is continued from its iterate, with the memory
+      of the optimiser, the count of steps and so the random numbers that a run without a break would have drawn.
     - `steps`: number of steps, at least one.
-    - `save_every`: save iterates `0, save_every, 2 save_every, ...` and the last; by default about a hundred of them.
+    - `save_every`: save iterates `0, save_every, 2 save_every, ...` and the last, counted from where the run starts; by
+      default about a hundred of them.
 
     **Returns** a `gradflow.Solution` with `ts = rule.time(k)` at the saved iterates `k`. A run whose loss is no longer
     finite, or has grown a million times over its first value (over one, if that is smaller), ends with the status
@@ -94,6 +138,8 @@ def iterate(
     save_every = max(1, steps // 100) if save_every is None else save_every
     _checks.check_count("save_every", save_every)
     ks = np.append(np.arange(0, steps, save_every), steps)
+    if isinstance(params, Solution):
+        ks = jnp.asarray(ks) + resume_rule(rule, params)[2].checkpoint.k
     return iterate_to(
         rule,
         params,
@@ -117,15 +163,9 @@ def iterate_to(
     progress: bool = False,
     throw: bool = True,
 ) -> Solution:
-    """As `iterate`, saving the iterates `ks`, which increase from zero on. One compilation per number of them."""
-    ks = jnp.asarray(ks)
-    setup = prepare_rule(rule, params, observe=observe, save_params=save_params, until=until)
-    carry = begin_rule(setup, ks)
-    if progress and _checks.is_concrete((setup, carry)):
-        carry = _with_progress(setup, carry, ks)
-    else:
-        carry = _advance(setup, carry, ks)
-    solution = finish_rule(setup, carry, ks)
+    """As `iterate`, saving the iterates `ks`, which increase from the first on. One compilation per number of them."""
+    setup = prepare_rule(rule, params, jnp.asarray(ks), observe=observe, save_params=save_params, until=until)
+    solution = drive(setup, progress)
     if throw:
         solution.check()
     return solution
@@ -134,61 +174,97 @@ def iterate_to(
 def prepare_rule(
     rule: AbstractRule,
     params: PyTree,
+    ks: Int[Array, " rows"],
     *,
     observe: Mapping[str, Callable[[Any], Any]] | None,
     save_params: bool,
     until: Until | None,
 ) -> RuleSetup:
     """Checks the arguments of `iterate`; returns what the loop runs on."""
-    trainable, frozen = split(params)
+    resumed = None
+    if isinstance(params, Solution):
+        trainable, frozen, resumed = resume_rule(rule, params)
+    else:
+        trainable, frozen = split(params)
     _checks.check_finite("params", trainable, "A rule cannot start from there.")
     if until is not None and not isinstance(until, Until):
         raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}")
-    return RuleSetup(rule, frozen, trainable, check_observe(observe), until, bool(save_params))
+    observe = check_observe(observe)
+    return RuleSetup(rule, frozen, trainable, ks, observe, until, bool(save_params), resumed=resumed)
+
+
+def resume_rule(rule: AbstractRule, solution: Solution) -> tuple[PyTree, PyTree, ResumedRule]:
+    """The parameters, in two halves, and the rest of what a run of this rule goes on from."""
+    if solution.title != rule.title or not isinstance(solution.checkpoint, RuleCheckpoint):
+        actual = f"one of {solution.title}"
+        advice = "Pass its `final` parameters, to start anew from there."
+        raise _checks.fail("params", f"be parameters, or a Solution of {rule.title}", actual, advice)
+    trainable = rule.params(solution.state)
+    frozen = rest_of(solution.final, trainable)
+    wanted = jax.tree_util.tree_structure(eqx.filter_eval_shape(rule.init, trainable, frozen))
+    if wanted != jax.tree_util.tree_structure(solution.state):
+        actual = "one whose state is of another structure"
+        raise _checks.fail("params", "be a Solution of the same rule", actual, "Pass its `final` parameters instead.")
+    return trainable, frozen, ResumedRule(solution.state, solution.checkpoint)
 
 
 @eqx.filter_jit
 @full_precision
-def begin_rule(setup: RuleSetup, ks: Int[Array, " rows"]) -> RuleCarry:
+def begin_rule(setup: RuleSetup) -> RuleCarry:
     setup.rule.check(setup.start, setup.frozen)
-    state = setup.rule.init(setup.start, setup.frozen)
+    resumed = setup.resumed
+    state = setup.rule.init(setup.start, setup.frozen) if resumed is None else resumed.state
     loss = setup.rule.loss(state, setup.frozen)
-    record = blank_record(ks.size, setup.params(state), setup.observe, setup.save_params)
+    largest = GROWTH * jnp.maximum(jnp.abs(loss), 1)
+    k = jnp.asarray(0, setup.ks.dtype)
+    if resumed is not None:
+        k, largest = resumed.checkpoint.k.astype(k.dtype), resumed.checkpoint.largest_loss.astype(largest.dtype)
+    observe = setup.observed_at(k, state)
+    record = blank_record(setup.ks.size, setup.params(state), observe, setup.save_params)
     code = jnp.where(jnp.isfinite(loss), _solution.RUNNING, _solution.NONFINITE)
-    zero = jnp.asarray(0, ks.dtype)
-    return RuleCarry(zero, zero, state, loss, record, jnp.asarray(0), code)
+    zero = jnp.zeros_like(k)
+    return RuleCarry(k, zero, state, loss, largest, record, jnp.asarray(0), code)
 
 
 @eqx.filter_jit
 @full_precision
-def _advance(setup: RuleSetup, carry: RuleCarry, ks: Int[Array, " rows"]) -> RuleCarry:
-    """Goes on to each of the iterates `ks` in turn."""
+def advance_rule(setup: RuleSetup, carry: RuleCarry, budget: Int[Array, ""]) -> RuleCarry:
+    """At most `budget` steps, and the rows of the iterates that are reached."""
+    last = carry.attempted + budget
     dynamic, static = eqx.partition(carry, eqx.is_array)
 
-    def body(state: PyTree, k: Int[Array, ""]) -> tuple[PyTree, None]:
-        now = _save(setup, _steps_to(setup, eqx.combine(state, static), k), k)
-        return eqx.filter(now, eqx.is_array), None
+    def running(state: PyTree) -> Bool[Array, ""]:
+        now = eqx.combine(state, static)
+        return (now.code == _solution.RUNNING) & (now.row < setup.ks.size) & (now.attempted < last)
 
-    dynamic, _ = jax.lax.scan(body, dynamic, ks)
-    return eqx.combine(dynamic, static)
+    def body(state: PyTree) -> PyTree:
+        now = eqx.combine(state, static)
+        return eqx.filter(_towards(setup, now, last - now.attempted), eqx.is_array)
+
+    return eqx.combine(jax.lax.while_loop(running, body, dynamic), static)
 
 
-def attempt_rule(setup: RuleSetup, carry: RuleCarry, ks: Int[Array, " rows"], max_steps: Int[Array, ""]) -> RuleCarry:
-    """At most one step towards the next of the iterates `ks`, and its row once it is reached."""
-    k = ks[jnp.minimum(carry.row, ks.size - 1)]
-    dynamic, static = eqx.partition(_steps_to(setup, carry, jnp.minimum(k, carry.k + 1)), eqx.is_array)
-    due = (dynamic.k == k) | (dynamic.code != _solution.RUNNING)
-    write = lambda now: eqx.filter(_save(setup, eqx.combine(now, static), k), eqx.is_array)  # noqa: E731
-    after = eqx.combine(jax.lax.cond(due, write, lambda now: now, dynamic), static)
+def attempt_rule(setup: RuleSetup, carry: RuleCarry, max_steps: Int[Array, ""]) -> RuleCarry:
+    """At most one step towards the next of the iterates that are saved, and its row once it is reached."""
+    after = _towards(setup, carry, jnp.asarray(1))
     going = after.code == _solution.RUNNING
     code = jnp.where(going & (after.attempted >= max_steps), _solution.MAX_STEPS, after.code)
-    code = jnp.where(going & (after.row == ks.size), _solution.OK, code)
+    code = jnp.where(going & (after.row == setup.ks.size), _solution.OK, code)
     return eqx.tree_at(lambda c: c.code, after, code)
+
+
+def _towards(setup: RuleSetup, carry: RuleCarry, most: Int[Array, ""]) -> RuleCarry:
+    """At most `most` steps towards the next of the iterates that are saved, and its row once it is reached."""
+    k = setup.ks[jnp.minimum(carry.row, setup.ks.size - 1)]
+    target = jnp.minimum(k, carry.k + most.astype(k.dtype))
+    dynamic, static = eqx.partition(_steps_to(setup, carry, target), eqx.is_array)
+    due = (dynamic.k == k) | (dynamic.code != _solution.RUNNING)
+    write = lambda now: eqx.filter(_save(setup, eqx.combine(now, static), k), eqx.is_array)  # noqa: E731
+    return eqx.combine(jax.lax.cond(due, write, lambda now: now, dynamic), static)
 
 
 def _steps_to(setup: RuleSetup, carry: RuleCarry, k: Int[Array, ""]) -> RuleCarry:
     """Steps until iterate `k`, or until the run breaks down; a state that is not finite is never taken over."""
-    bound = GROWTH * jnp.maximum(jnp.abs(carry.first_loss), 1)
 
     def running(state: tuple[Array, Array, PyTree, Array]) -> Bool[Array, ""]:
         now, _, _, code = state
@@ -199,7 +275,7 @@ def _steps_to(setup: RuleSetup, carry: RuleCarry, k: Int[Array, ""]) -> RuleCarr
         new, loss = setup.rule.step(now, old, setup.frozen)
         new = new if setup.extents is None else within(new, setup.extents)
         finite = _all_finite(setup.rule.params(new)) & jnp.isfinite(loss)
-        grown = loss > bound
+        grown = loss > carry.largest_loss
         code = jnp.where(grown, _solution.DIVERGED, code)
         code = jnp.where(finite, code, _solution.NONFINITE)
         keep = finite & ~grown
@@ -215,32 +291,33 @@ def _save(setup: RuleSetup, carry: RuleCarry, k: Int[Array, ""]) -> RuleCarry:
     """Writes a row if iterate `k` has been reached by a run in good order."""
     loss = setup.rule.loss(carry.state, setup.frozen)
     bad = jnp.where(jnp.isfinite(loss), carry.code, _solution.NONFINITE)
-    grown = loss > GROWTH * jnp.maximum(jnp.abs(carry.first_loss), 1)
+    grown = loss > carry.largest_loss
     bad = jnp.where(grown & (bad == _solution.RUNNING), _solution.DIVERGED, bad)
     code = jnp.where(carry.code == _solution.RUNNING, bad, carry.code)
     good = (code == _solution.RUNNING) & (carry.k == k)
-    params = setup.params(carry.state)
+    params, observe = setup.params(carry.state), setup.observed_at(k, carry.state)
     record = jax.lax.cond(
         good,
-        lambda: eqx.filter(write_row(carry.record, carry.row, params, setup.observe), eqx.is_array),
+        lambda: eqx.filter(write_row(carry.record, carry.row, params, observe), eqx.is_array),
         lambda: eqx.filter(carry.record, eqx.is_array),
     )
     record = eqx.combine(record, carry.record)
     if setup.until is not None:
         code = jnp.where(good & (setup.until.excess(params) >= 0), _solution.STOPPED, code)
-    return RuleCarry(carry.k, carry.attempted, carry.state, carry.first_loss, record, carry.row + good, code)
+    return eqx.tree_at(lambda c: (c.record, c.row, c.code), carry, (record, carry.row + good, code))
 
 
 @eqx.filter_jit
 @full_precision
-def finish_rule(setup: RuleSetup, carry: RuleCarry, ks: Int[Array, " rows"]) -> Solution:
-    rule = setup.rule
+def finish_rule(setup: RuleSetup, carry: RuleCarry) -> Solution:
+    rule, ks = setup.rule, setup.ks
+    first = 0 if setup.resumed is None else setup.resumed.checkpoint.k
     done = (carry.code == _solution.RUNNING) & (carry.row == ks.size)
     interrupted = jnp.where(carry.code == _solution.RUNNING, _solution.INTERRUPTED, carry.code)
     stats = {
         "steps": carry.attempted,
-        "accepted": carry.k,
-        "rejected": carry.attempted - carry.k,
+        "accepted": carry.k - first,
+        "rejected": carry.attempted - (carry.k - first),
         "gradient_evaluations": rule.gradients_per_step * carry.attempted,
         "hessian_vector_products": jnp.asarray(0),
     }
@@ -256,28 +333,11 @@ def finish_rule(setup: RuleSetup, carry: RuleCarry, ks: Int[Array, " rows"]) -> 
         loss=(carry.first_loss, rule.loss(carry.state, setup.frozen)),
         drift={},
         rtol=None,
-        title=type(rule).__name__,
+        title=rule.title,
         method="discrete steps",
+        state=carry.state,
+        checkpoint=RuleCheckpoint(carry.k, carry.largest_loss),
     )
-
-
-def _with_progress(setup: RuleSetup, carry: RuleCarry, ks: Int[Array, " rows"]) -> RuleCarry:
-    """Segments of a few saved iterates each, with a bar over the steps."""
-    from tqdm import tqdm
-
-    parts = min(ks.size, 50)
-    # Equal parts, so that at most two programs are compiled.
-    length = -(-ks.size // parts)
-    with tqdm(total=int(ks[-1]), desc=type(setup.rule).__name__, unit="step") as bar:
-        for first in range(0, ks.size, length):
-            try:
-                carry = jax.block_until_ready(_advance(setup, carry, ks[first : first + length]))
-            except KeyboardInterrupt as error:
-                raise SolveInterrupted(finish_rule(setup, carry, ks)) from error
-            bar.update(int(carry.k) - bar.n)
-            if int(carry.code) != _solution.RUNNING:
-                break
-    return carry
 
 
 def _all_finite(tree: PyTree) -> Bool[Array, ""]:

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from gradflow import _solution
+from gradflow._conserved import Conserved
+from gradflow._drive import AbstractRun
 from gradflow._record import Record, bind, blank_record, write_row
 from gradflow._solution import Solution
 from gradflow._tree import Extents, full_precision, join
@@ -23,9 +25,33 @@ from gradflow.solvers import AbstractMethod, Attempt, Field, StepControl
 
 MOST_FAILURES = 40
 """Rejections in a row after which a run is given up: each divides the step by ten at the most, by 1.1 at the least."""
+SAME = 64
+"""Units of rounding within which a loss and the constants of a flow count as those of the run that is continued."""
 
 
-class Setup(eqx.Module):
+class Checkpoint(eqx.Module):
+    """What a run needs, besides its state and time, to be continued as if it had never stopped."""
+
+    lost: Scalar
+    dt: Scalar
+    method_state: PyTree  # its arrays
+    usable: Bool[Array, ""]  # whether the method's state belongs to the state that the run ended with
+    floor: PyTree
+    was_zero: Bool[Array, ""]
+    fingerprint: Float[Array, " numbers"]  # of the flow, at the end of the run
+    reference: dict[str, Conserved]  # conserved quantities at the start of the first run
+    method: str = eqx.field(static=True)
+
+
+class Resumed(eqx.Module):
+    """Where a continued run starts."""
+
+    t: Scalar
+    state: PyTree
+    checkpoint: Checkpoint
+
+
+class Setup(AbstractRun):
     """What stays fixed during a run; all numbers are leaves."""
 
     flow: AbstractFlow
@@ -39,9 +65,31 @@ class Setup(eqx.Module):
     max_steps: Int[Array, ""]
     save_params: bool = eqx.field(static=True)
     extents: Extents | None = None
+    resumed: Resumed | None = None
+
+    @property
+    def title(self) -> str:
+        return type(self.flow).__name__
 
     def params(self, state: PyTree) -> PyTree:
         return join(self.flow.params(state), self.frozen)
+
+    def begin(self) -> "Carry":
+        return begin(self)
+
+    def advance(self, carry: "Carry", budget: Int[Array, ""]) -> "Carry":
+        return advance(self, carry, budget)
+
+    def running(self, carry: "Carry") -> bool:
+        return int(carry.code) == _solution.RUNNING
+
+    def progress(self, carry: "Carry") -> tuple[float, str]:
+        start = float(self.flow.t0 if self.resumed is None else self.resumed.t)
+        done = (float(carry.t) - start) / max(float(self.ts[-1]) - start, 1e-300)
+        return done, f"t = {float(carry.t):.4g}, {int(carry.evaluations)} gradients"
+
+    def finish(self, carry: "Carry") -> Solution:
+        return finish(self, carry)
 
     def field(self, t: Scalar, dt: Scalar) -> Field:
         """The flow in time counted from `t`, for a step of size `dt`."""
@@ -73,57 +121,118 @@ class Carry(eqx.Module):
     first_loss: Scalar | None
 
 
+class Launch(eqx.Module):
+    """What a method starts with."""
+
+    dt: Scalar
+    method_state: PyTree
+    evaluations: Int[Array, ""]
+    finite: Bool[Array, ""]
+
+
 @eqx.filter_jit
 @full_precision
 def begin(setup: Setup) -> Carry:
-    flow, control, method = setup.flow, setup.control, setup.method
+    flow, control = setup.flow, setup.control
     flow.check(setup.start, setup.frozen)
-    t = jnp.asarray(flow.t0, setup.ts.dtype)
-    y = flow.init(setup.start, setup.frozen)
-    field = setup.field(t, jnp.zeros_like(t))
-    watched = field.watched(y)
-    floor = control.floor(field.sizes(y))
-    if flow.own_sizes:
-        floor = jax.tree_util.tree_map(jnp.zeros_like, floor)
-    whole = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree_util.tree_leaves(watched)])
-    f0 = field(jnp.zeros_like(t), y)
-
-    def moved(s: Scalar, to: PyTree) -> PyTree:
-        return field.watched(field(s.astype(t.dtype), field.replace(y, to)))
-
-    dt, spent = control.first_step(moved, watched, field.watched(f0), floor, method.first_order)
-    dt = jax.lax.stop_gradient(jnp.asarray(dt, t.dtype))
-    method_state = method.begin(field, y, f0, dt)
+    if setup.resumed is None:
+        t = jnp.asarray(flow.t0, setup.ts.dtype)
+        y = flow.init(setup.start, setup.frozen)
+        watched = flow.controlled(y)
+        floor = control.floor(flow.sizes(watched))
+        if flow.own_sizes:
+            floor = jax.tree_util.tree_map(jnp.zeros_like, floor)
+        whole = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree_util.tree_leaves(watched)])
+        lost, was_zero = jnp.zeros_like(t), jnp.all(whole == 0)
+        loss = flow.loss(y, setup.frozen)
+        launch = _launch(setup, t, y, floor)
+    else:
+        t, y = setup.resumed.t.astype(setup.ts.dtype), setup.resumed.state
+        loss = flow.loss(y, setup.frozen)
+        known = setup.resumed.checkpoint
+        lost, floor, was_zero = known.lost, known.floor, known.was_zero
+        launch = _relaunch(setup, known, t, y, loss)
     observe = bind(setup.observe, flow, t, y, setup.frozen)
     record = blank_record(setup.ts.size, setup.params(y), observe, setup.save_params)
-    loss = flow.loss(y, setup.frozen)
-    known = jax.tree_util.tree_leaves((y, f0, loss))
-    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in known])
+    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree_util.tree_leaves((y, loss))])
+    finite = jnp.all(finite) & launch.finite
     carry = Carry(
         t=t,
-        lost=jnp.zeros_like(t),
-        dt=dt,
+        lost=lost,
+        dt=launch.dt,
         y=y,
-        method_state=method_state,
+        method_state=launch.method_state,
         floor=floor,
-        was_zero=jnp.all(whole == 0),
+        was_zero=was_zero,
         failures=jnp.asarray(0),
         finite=jnp.asarray(True),
         index=jnp.asarray(0),
         record=record,
         steps=jnp.asarray(0),
         accepted=jnp.asarray(0),
-        evaluations=1 + spent,
+        evaluations=launch.evaluations,
         products=jnp.asarray(0),
-        code=jnp.where(jnp.all(finite), _solution.RUNNING, _solution.NONFINITE),
+        code=jnp.where(finite, _solution.RUNNING, _solution.NONFINITE),
         first_loss=loss,
     )
     index, record = _save(setup, carry, t, lambda _: y)
     met = jnp.asarray(False) if setup.until is None else setup.until.excess(setup.params(y)) >= 0
     code = jnp.where(index == setup.ts.size, _solution.OK, carry.code)
     code = jnp.where(met, _solution.STOPPED, code)
-    code = jnp.where(jnp.all(finite), code, _solution.NONFINITE)
+    code = jnp.where(finite, code, _solution.NONFINITE)
     return eqx.tree_at(lambda c: (c.index, c.record, c.code), carry, (index, record, code))
+
+
+def _launch(setup: Setup, t: Scalar, y: PyTree, floor: PyTree) -> Launch:
+    """The first step size, and the state of the method before the first step."""
+    field = setup.field(t, jnp.zeros_like(t))
+    f0 = field(jnp.zeros_like(t), y)
+
+    def moved(s: Scalar, to: PyTree) -> PyTree:
+        return field.watched(field(s.astype(t.dtype), field.replace(y, to)))
+
+    order = setup.method.first_order
+    dt, spent = setup.control.first_step(moved, field.watched(y), field.watched(f0), floor, order)
+    dt = jax.lax.stop_gradient(jnp.asarray(dt, t.dtype))
+    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree_util.tree_leaves(f0)])
+    return Launch(dt, setup.method.begin(field, y, f0, dt), 1 + spent, jnp.all(finite))
+
+
+def _relaunch(setup: Setup, known: Checkpoint, t: Scalar, y: PyTree, loss: Scalar | None) -> Launch:
+    """The method as the run before left it; started anew if it, the problem or a constant of the flow has changed."""
+
+    def anew() -> Launch:
+        return _launch(setup, t, y, known.floor)
+
+    fresh = eqx.filter_eval_shape(anew)
+    arrays, static = eqx.partition(fresh, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
+    kept = Launch(known.dt.astype(t.dtype), known.method_state, jnp.asarray(0), jnp.asarray(True))
+    if known.method != setup.method.name or not _alike(kept, arrays):
+        return anew()
+    now = _fingerprint(setup, y, loss)
+    if now.shape != known.fingerprint.shape:
+        return anew()
+    near = jnp.abs(now - known.fingerprint) <= SAME * jnp.finfo(now.dtype).eps * jnp.abs(now)
+    same = jnp.all(near) & known.usable
+    kept = jax.tree_util.tree_map(lambda a, b: a.astype(b.dtype), kept, arrays)
+    found = jax.lax.cond(same, lambda: kept, lambda: eqx.filter(anew(), eqx.is_array))
+    return eqx.combine(found, static)
+
+
+def _alike(tree: PyTree, other: PyTree) -> bool:
+    """Whether two pytrees of arrays have the same structure and shapes."""
+    leaves, structure = jax.tree_util.tree_flatten(tree)
+    others, wanted = jax.tree_util.tree_flatten(other)
+    return structure == wanted and all(a.shape == b.shape for a, b in zip(leaves, others, strict=True))
+
+
+def _fingerprint(setup: Setup, y: PyTree, loss: Scalar | None) -> Float[Array, " numbers"]:
+    """The loss at a state and the numbers among the flow's leaves: what tells whether it is the same flow."""
+    leaves = [leaf for leaf in jax.tree_util.tree_leaves(setup.flow) if eqx.is_inexact_array(leaf)]
+    numbers: list[Any] = [leaf for leaf in leaves if leaf.ndim == 0]
+    numbers += [] if loss is None else [loss]
+    dtype = jnp.result_type(*jax.tree_util.tree_leaves(y))
+    return jnp.stack([jnp.zeros((), dtype), *(jnp.asarray(number).astype(dtype) for number in numbers)])
 
 
 @eqx.filter_jit
@@ -275,13 +384,16 @@ def finish(setup: Setup, carry: Carry) -> Solution:
     losses = None if first is None or final is None else (first, final)
     drift = {}
     now = flow.conserved(carry.y, setup.frozen)
-    then = flow.conserved(flow.init(setup.start, setup.frozen), setup.frozen) if now else {}
+    if setup.resumed is None:
+        then = flow.conserved(flow.init(setup.start, setup.frozen), setup.frozen) if now else {}
+        gradients, products = flow.start_cost
+    else:
+        then, (gradients, products) = setup.resumed.checkpoint.reference, (0, 0)
     for name, value in now.items():
         size = jnp.maximum(jnp.max(value.magnitude), jnp.max(then[name].magnitude))
         change = jnp.max(jnp.abs(value.value - then[name].value))
         drift[name] = jnp.where(size > 0, change / jnp.where(size > 0, size, 1), change)
     counted = setup.method.counts
-    gradients, products = flow.start_cost
     products += carry.products + flow.products_per_evaluation * carry.evaluations
     stats = {
         "steps": carry.steps,
@@ -291,6 +403,18 @@ def finish(setup: Setup, carry: Carry) -> Solution:
         "hessian_vector_products": products if counted else jnp.asarray(-1),
     }
     code = jnp.where(carry.code == _solution.RUNNING, _solution.INTERRUPTED, carry.code)
+    usable = (code == _solution.OK) | (code == _solution.MAX_STEPS) | (code == _solution.INTERRUPTED)
+    checkpoint = Checkpoint(
+        lost=carry.lost,
+        dt=carry.dt,
+        method_state=eqx.filter(carry.method_state, eqx.is_array),
+        usable=usable,
+        floor=carry.floor,
+        was_zero=carry.was_zero,
+        fingerprint=_fingerprint(setup, carry.y, final),
+        reference=then,
+        method=setup.method.name,
+    )
     return Solution(
         ts=setup.ts,
         params=carry.record.params,
@@ -305,4 +429,6 @@ def finish(setup: Setup, carry: Carry) -> Solution:
         rtol=setup.control.rtol,
         title=type(flow).__name__,
         method=setup.method.name,
+        state=carry.y,
+        checkpoint=checkpoint,
     )

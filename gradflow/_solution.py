@@ -53,6 +53,10 @@ class Solution(eqx.Module):
     - `stats`: exact counts `"steps"` (attempted), `"accepted"`, `"rejected"`, `"gradient_evaluations"` (initial step
       size and rejected steps included; -1 where the solver does not tell), `"hessian_vector_products"`.
     - `loss`: first and last value, where there is a loss. `drift`: name -> relative change of each conserved quantity.
+    - `state`: the whole state at `t_final`, of which the parameters are a part: velocities, the memory of an optimiser,
+      running integrals. A `Solution` in place of parameters lets `solve` and `iterate` go on from it, with the step and
+      the history of the method (`checkpoint`), as if the run had never stopped; `stats` and `loss` are then those of
+      the new part, `drift` is measured from the start of the first one.
     - `errors`: name -> estimated error of an observable, the largest over the run, from runs that look for it, such as
       `gradflow.infinite_width`; `None` from all others.
 
@@ -78,6 +82,8 @@ class Solution(eqx.Module):
     title: str = eqx.field(static=True)
     method: str = eqx.field(static=True)
     errors: dict[str, Float[Array, "*batch"]] | None = None
+    state: PyTree = None
+    checkpoint: PyTree = None
 
     @property
     def status(self) -> Any:

@@ -1,6 +1,5 @@
 """`solve`: integrates a flow with adaptive steps; checks what it is given, then runs the compiled loop."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,12 +12,13 @@ import numpy as np
 import optimistix
 from jaxtyping import ArrayLike, Float, Int, PyTree
 
-from gradflow import _checks, _solution
-from gradflow._loop import Carry, Setup, advance, begin, finish
+from gradflow import _checks
+from gradflow._drive import drive
+from gradflow._loop import Checkpoint, Resumed, Setup
 from gradflow._record import check_observe
-from gradflow._solution import Solution, SolveInterrupted
+from gradflow._solution import Solution
 from gradflow._stochastic import solve_stochastic
-from gradflow._tree import split, tree_norm
+from gradflow._tree import rest_of, split, tree_norm
 from gradflow._until import Until
 from gradflow.flows import AbstractFlow, AbstractStochasticFlow
 from gradflow.solvers import AbstractMethod, AbstractStochasticMethod, OneStep, StepControl, default_solver
@@ -45,8 +45,10 @@ def solve(
     **Arguments**
 
     - `flow`: what to integrate, such as `gradflow.GradientFlow(problem)`; its docstring tells the time unit.
-    - `params`: any pytree. Floating-point arrays flow; all other leaves are carried along unchanged.
-    - `ts`: increasing save times `(T,)`. Integration starts at `flow.t0`; the last one ends it.
+    - `params`: any pytree. Floating-point arrays flow; all other leaves are carried along unchanged. Or a `Solution` of
+      the same flow, which is continued from its whole state and its time, whether it had reached its end or not.
+    - `ts`: increasing save times `(T,)`. Integration starts at `flow.t0`, or where a continued run ended; the last one
+      ends it.
     - `observe`: name -> function of the parameters, evaluated at the save times during the run.
     - `solver`: one of `gradflow.solvers`, or any diffrax solver with an error estimate. `None` chooses: `Automatic`,
       which takes an explicit method on short runs and the implicit multistep method `NDF` on all others; where the
@@ -57,7 +59,8 @@ def solve(
     - `save_params`: keep the parameters at every save time, not only at the end.
     - `until`: a `gradflow.Until`, which ends the run early. Derivatives treat the time at which it does as constant.
     - `max_steps`: budget of attempted steps.
-    - `progress`: show a bar; a keyboard interrupt then raises `SolveInterrupted` with the part computed so far.
+    - `progress`: show a bar. With or without one, a keyboard interrupt raises `SolveInterrupted` with the part computed
+      so far.
     - `throw`: raise `SolveError`, which holds the partial result, when a run fails; otherwise return that result.
       Inside `jit`, `vmap` or `grad` nothing can be raised: look at the status.
     - `key`: random key, for stochastic flows only. These take steps of fixed size, so `rtol` and `atol` play no part;
@@ -96,12 +99,7 @@ def solve(
         max_steps=max_steps,
         key=key,
     )
-    carry = begin(setup)
-    if progress and _checks.is_concrete((carry, setup)):
-        carry = _with_progress(setup, carry)
-    else:
-        carry = advance(setup, carry, setup.max_steps)
-    solution = finish(setup, carry)
+    solution = drive(setup, progress)
     if throw:
         solution.check()
     return solution
@@ -130,15 +128,19 @@ def prepare(
         raise _checks.fail("flow", "be deterministic", f"a {type(flow).__name__}, which is not", advice)
     if key is not None:
         raise _checks.fail("key", "be None for a deterministic flow", "a key", "Only stochastic flows draw numbers.")
-    trainable, frozen = split(params)
+    resumed = None
+    if isinstance(params, Solution):
+        trainable, frozen, resumed = resume(flow, params)
+    else:
+        trainable, frozen = split(params)
     _checks.check_finite("params", trainable, "A flow cannot start from there.")
     kinds = sorted({str(leaf.dtype) for leaf in jax.tree_util.tree_leaves(trainable)})
     if len(kinds) > 1:
         raise _checks.fail("params", "be of one floating-point type", " and ".join(kinds), "Cast them to one of these.")
-    if _checks.is_concrete((flow, trainable, frozen)):
+    if resumed is None and _checks.is_concrete((flow, trainable, frozen)):
         with jax.ensure_compile_time_eval():
             flow.check_values(trainable, frozen)
-    times = check_times(ts, flow.t0)
+    times = check_times(ts, flow.t0 if resumed is None else resumed.t)
     observe = check_observe(observe)
     if _checks.is_concrete(max_steps):
         _checks.check_count("max_steps", max_steps)
@@ -146,7 +148,8 @@ def prepare(
         advice = "For instance gradflow.Until(problem, below=0.1)."
         raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}", advice)
     control = check_tolerances(rtol, atol, kinds[0])
-    check_size(trainable, kinds[0])
+    if resumed is None:
+        check_size(trainable, kinds[0])
     if solver is None:
         tolerance = float(control.rtol) if _checks.is_concrete(control.rtol) else 1e-5
         solver = default_solver(tolerance, flow, flow.kinked(trainable, frozen))
@@ -156,32 +159,33 @@ def prepare(
         raise _checks.fail("solver", f"be an explicit method for a {type(flow).__name__}", method.name, advice)
 
     return Setup(
-        flow, frozen, trainable, times, observe, method, control, until, jnp.asarray(max_steps), bool(save_params)
+        flow=flow,
+        frozen=frozen,
+        start=trainable,
+        ts=times,
+        observe=observe,
+        method=method,
+        control=control,
+        until=until,
+        max_steps=jnp.asarray(max_steps),
+        save_params=bool(save_params),
+        resumed=resumed,
     )
 
 
-def _with_progress(setup: Setup, carry: Carry) -> Carry:
-    """Segments of about a third of a second, with a bar over the time of the flow."""
-    from tqdm import tqdm
-
-    first, last = float(carry.t), float(setup.ts[-1])
-    budget = 1
-    with tqdm(
-        total=100.0, unit="%", bar_format="{desc} {percentage:3.0f} % |{bar}| {elapsed}<{remaining}{postfix}"
-    ) as bar:
-        bar.set_description(type(setup.flow).__name__)
-        while int(carry.code) == _solution.RUNNING:
-            before = time.perf_counter()
-            try:
-                carry = jax.block_until_ready(advance(setup, carry, jnp.asarray(budget)))
-            except KeyboardInterrupt as error:
-                raise SolveInterrupted(finish(setup, carry)) from error
-            spent = time.perf_counter() - before
-            budget = int(np.clip(budget * np.clip(0.3 / max(spent, 1e-9), 0.5, 4.0), 1, 1_000_000))
-            done = (float(carry.t) - first) / max(last - first, 1e-300)
-            bar.update(min(100.0, 100.0 * done) - bar.n)
-            bar.set_postfix_str(f"t = {float(carry.t):.4g}, {int(carry.evaluations)} gradients", refresh=False)
-    return carry
+def resume(flow: AbstractFlow, solution: Solution) -> tuple[PyTree, PyTree, Resumed]:
+    """The parameters, in two halves, and the rest of what a run of this flow goes on from."""
+    if solution.title != type(flow).__name__ or not isinstance(solution.checkpoint, Checkpoint):
+        actual = f"one of {solution.title}"
+        advice = "Pass its `final` parameters, to start anew from there."
+        raise _checks.fail("params", f"be parameters, or a Solution of a {type(flow).__name__}", actual, advice)
+    trainable = flow.params(solution.state)
+    frozen = rest_of(solution.final, trainable)
+    wanted = jax.tree_util.tree_structure(eqx.filter_eval_shape(flow.init, trainable, frozen))
+    if wanted != jax.tree_util.tree_structure(solution.state):
+        actual = "one whose state is of another structure"
+        raise _checks.fail("params", "be a Solution of the same flow", actual, "Pass its `final` parameters instead.")
+    return trainable, frozen, Resumed(solution.t_final, solution.state, solution.checkpoint)
 
 
 def check_times(ts: ArrayLike | Sequence[float], t0: Any) -> Float[jax.Array, " T"]:

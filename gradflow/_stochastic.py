@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree, Scalar
 
 from gradflow import _checks
-from gradflow._iterate import iterate_to
+from gradflow._iterate import RuleCheckpoint, iterate_to
 from gradflow._solution import Solution
 from gradflow._until import Until
 from gradflow.flows import AbstractStochasticFlow
@@ -25,11 +25,16 @@ class Path(AbstractRule):
     key: Key[Array, ""]
     edges: Float[Array, " intervals_1"]
     counts: Int[Array, " intervals"]
+    earlier: Int[Array, ""]  # steps of the runs that this one continues
+
+    @property
+    def title(self) -> str:
+        return type(self.sde).__name__
 
     @property
     def before(self) -> Int[Array, " intervals"]:
         """Steps taken before each interval."""
-        return jnp.cumsum(self.counts) - self.counts
+        return self.earlier + jnp.cumsum(self.counts) - self.counts
 
     def locate(self, k: Any) -> tuple[Any, Any]:
         """Time at step `k`, and the size of that step."""
@@ -83,6 +88,13 @@ def solve_stochastic(
     throw: bool,
 ) -> Solution:
     """`solve` for stochastic flows; see there."""
+    start, earlier = jnp.asarray(flow.t0, ts.dtype), jnp.asarray(0)
+    if isinstance(params, Solution):
+        if not isinstance(params.checkpoint, RuleCheckpoint) or params.checkpoint.key is None:
+            actual = f"one of {params.title}"
+            raise _checks.fail("params", f"be parameters, or a Solution of a {type(flow).__name__}", actual)
+        start, earlier = params.t_final.astype(ts.dtype), params.checkpoint.k
+        key = params.checkpoint.key if key is None else key
     if key is None:
         raise _checks.fail("key", "be a random key for a stochastic flow", "None", "For instance jax.random.key(0).")
     _checks.check_key(key)
@@ -93,19 +105,20 @@ def solve_stochastic(
         actual = f"of type {type(solver).__name__}"
         raise _checks.fail("solver", "be a method for stochastic flows", actual, advice)
     largest = flow.time_step if solver.dt is None else solver.dt
-    edges = jnp.concatenate([jnp.asarray(flow.t0, ts.dtype)[None], ts])
+    edges = jnp.concatenate([start[None], ts])
     # A step that fits a whole number of times, up to rounding, is taken that often.
     counts = jnp.ceil((edges[1:] - edges[:-1]) / largest * (1 - 1e-9)).astype(int)
     if _checks.is_concrete((counts, max_steps)) and int(jnp.sum(counts)) > int(max_steps):
         actual = f"{int(max_steps)} for a run of {int(jnp.sum(counts))} steps"
         raise _checks.fail("max_steps", "be at least the number of steps", actual, "Raise it, or take larger steps.")
-    rule = Path(flow, solver, key, edges, counts)
+    rule = Path(flow, solver, key, edges, counts, earlier)
     options: dict[str, Any] = {"observe": observe, "until": until, "save_params": save_params, "progress": progress}
-    sol = iterate_to(rule, params, jnp.cumsum(counts), **options, throw=False)
+    sol = iterate_to(rule, params, earlier + jnp.cumsum(counts), **options, throw=False)
     gradients, products = solver.evaluations(flow)
     cost = {"gradient_evaluations": gradients, "hessian_vector_products": products}
     stats = sol.stats | {name: sol.stats["steps"] * n if n >= 0 else jnp.asarray(-1) for name, n in cost.items()}
-    solution = dataclasses.replace(sol, ts=ts, stats=stats, title=type(flow).__name__, method=solver.name)
+    checkpoint = dataclasses.replace(sol.checkpoint, key=key)
+    solution = dataclasses.replace(sol, ts=ts, stats=stats, method=solver.name, checkpoint=checkpoint)
     if throw:
         solution.check()
     return solution

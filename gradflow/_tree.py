@@ -67,6 +67,13 @@ def join(trainable: PyTree, frozen: PyTree) -> PyTree:
     return eqx.combine(trainable, frozen)
 
 
+def rest_of(params: PyTree, trainable: PyTree) -> PyTree:
+    """What `join` has to add to the half `trainable` to give `params`."""
+    return jax.tree_util.tree_map(
+        lambda half, leaf: leaf if half is None else None, trainable, params, is_leaf=lambda leaf: leaf is None
+    )
+
+
 def within(tree: PyTree, extents: Extents) -> PyTree:
     """A padded pytree with zeros beyond the extents of its leaves."""
     leaves, structure = jax.tree_util.tree_flatten(tree)

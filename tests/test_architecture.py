@@ -28,7 +28,7 @@ RANKS = [
     ["models"],
     ["data"],
     ["flows", "rules", "solvers", "observables", "theory"],
-    ["_loop", "_solve", "_stochastic", "_iterate", "_filippov", "_escape", "_pursuit", "_saddles", *WIDTH],
+    ["_drive", "_loop", "_solve", "_stochastic", "_iterate", "_filippov", "_escape", "_pursuit", "_saddles", *WIDTH],
     ["sweeps"],
     ["studies"],
     ["plot"],

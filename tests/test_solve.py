@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gradflow as gf
-from gradflow import _loop, _solve
+from gradflow import _loop
 
 
 class Counted(eqx.Module):
@@ -292,7 +292,8 @@ def test_progress_gives_the_same_numbers(quadratic, capsys):
     assert "GradientFlow" in capsys.readouterr().err
 
 
-def test_interruption_keeps_what_was_computed(quadratic, monkeypatch):
+@pytest.mark.parametrize("show", [True, False])
+def test_interruption_keeps_what_was_computed(quadratic, monkeypatch, show):
     genuine, calls = _loop.advance, []
 
     def interrupted(setup, carry, budget):
@@ -301,9 +302,9 @@ def test_interruption_keeps_what_was_computed(quadratic, monkeypatch):
             raise KeyboardInterrupt
         return genuine(setup, carry, budget)
 
-    monkeypatch.setattr(_solve, "advance", interrupted)
+    monkeypatch.setattr(_loop, "advance", interrupted)
     with pytest.raises(gf.SolveInterrupted) as caught:
-        gf.solve(gf.GradientFlow(quadratic), jnp.ones(4), [1e-9, 30.0], progress=True)
+        gf.solve(gf.GradientFlow(quadratic), jnp.ones(4), [1e-9, 30.0], progress=show)
     partial = caught.value.solution
     assert partial.status == "interrupted"
     assert int(partial.stats["steps"]) >= 2

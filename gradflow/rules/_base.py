@@ -19,6 +19,11 @@ class AbstractRule(eqx.Module):
     gradients_per_step: ClassVar[int] = 1
 
     @property
+    def title(self) -> str:
+        """What its runs are called."""
+        return type(self).__name__
+
+    @property
     def orders(self) -> tuple[int, ...]:
         """Orders of the continuous limits that `flow` knows."""
         return ()

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from gradflow._iterate import RuleSetup, attempt_rule, begin_rule, finish_rule, prepare_rule
-from gradflow._loop import Setup, attempt, begin, finish
+from gradflow._iterate import RuleSetup, attempt_rule, prepare_rule
+from gradflow._loop import Setup, attempt
 from gradflow._solution import Solution
 from gradflow._solve import prepare
 from gradflow._tree import Extents, PaddedRest
@@ -55,24 +55,20 @@ class Program(eqx.Module):
     max_steps: Array
 
     def begin(self) -> PyTree:
-        if isinstance(self.setup, Setup):
-            return begin(self.setup)
-        return begin_rule(self.setup, self._iterates)
+        return self.setup.begin()
 
     def attempt(self, carry: Any) -> PyTree:
         """One attempted step."""
         if isinstance(self.setup, Setup):
             return attempt(self.setup, carry)
-        return attempt_rule(self.setup, carry, self._iterates, self.max_steps)
+        return attempt_rule(self.setup, carry, self.max_steps)
 
     def result(self, carry: Any) -> Solution:
         """The solution, with the saved parameters that flow, and without the last ones."""
-        if isinstance(self.setup, Setup):
-            solution = finish(self.setup, carry)
-        else:
-            solution = finish_rule(self.setup, carry, self._iterates)
+        solution = self.setup.finish(carry)
         flowing = eqx.filter(solution.params, eqx.is_inexact_array)
-        return eqx.tree_at(lambda s: (s.params, s.final), solution, (flowing, None), is_leaf=lambda x: x is None)
+        parts = lambda s: (s.params, s.final, s.state, s.checkpoint)  # noqa: E731
+        return eqx.tree_at(parts, solution, (flowing, None, None, None), is_leaf=lambda x: x is None)
 
     def evaluation(self) -> Any:
         """What is evaluated again and again, at the start: the derivative of the state, or a step of the rule."""
@@ -81,18 +77,15 @@ class Program(eqx.Module):
             return setup.flow.vector_field(setup.ts[0], setup.flow.init(setup.start, setup.frozen), setup.frozen)
         return setup.rule.step(jnp.asarray(0), setup.rule.init(setup.start, setup.frozen), setup.frozen)
 
-    @property
-    def _iterates(self) -> Int[Array, " rows"]:
-        assert self.own.iterates is not None
-        return self.own.iterates
-
 
 def make_program(own: Own, shared: PyTree, options: Options) -> Program:
     """The program of a member, from its own part and that which it shares with the others of its group."""
     what, params, observe = eqx.combine(own.run, shared)
     setup: Any
     if isinstance(what, AbstractRule):
-        setup = prepare_rule(what, params, observe=observe, save_params=options.save_params, until=options.until)
+        assert own.iterates is not None
+        saved = {"save_params": options.save_params, "until": options.until}
+        setup = prepare_rule(what, params, own.iterates, observe=observe, **saved)
     else:
         setup = prepare(
             what,
