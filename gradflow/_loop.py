@@ -39,6 +39,7 @@ class Setup(eqx.Module):
     max_steps: Int[Array, ""]
     save_params: bool = eqx.field(static=True)
     extents: Extents | None = None
+    choice: str = eqx.field(static=True, default="")  # why the method was chosen, if it was
 
     def params(self, state: PyTree) -> PyTree:
         return join(self.flow.params(state), self.frozen)
@@ -305,4 +306,5 @@ def finish(setup: Setup, carry: Carry) -> Solution:
         rtol=setup.control.rtol,
         title=type(flow).__name__,
         method=setup.method.name,
+        choice=setup.choice,
     )

@@ -53,6 +53,7 @@ class Solution(eqx.Module):
     - `stats`: exact counts `"steps"` (attempted), `"accepted"`, `"rejected"`, `"gradient_evaluations"` (initial step
       size and rejected steps included; -1 where the solver does not tell), `"hessian_vector_products"`.
     - `loss`: first and last value, where there is a loss. `drift`: name -> relative change of each conserved quantity.
+    - `method`, `choice`: the method, and why it was chosen where none was given: kinks of the problem, or none.
     - `errors`: name -> estimated error of an observable, the largest over the run, from runs that look for it, such as
       `gradflow.infinite_width`; `None` from all others.
 
@@ -78,6 +79,7 @@ class Solution(eqx.Module):
     title: str = eqx.field(static=True)
     method: str = eqx.field(static=True)
     errors: dict[str, Float[Array, "*batch"]] | None = None
+    choice: str = eqx.field(static=True, default="")
 
     @property
     def status(self) -> Any:
@@ -150,4 +152,5 @@ def _batch_summary(sol: Solution) -> str:
 
 
 def _method(sol: Solution) -> str:
-    return sol.method if sol.rtol is None else f"{sol.method}, rtol = {float(np.max(sol.rtol)):.3g}"
+    name = f"{sol.method} ({sol.choice})" if sol.choice else sol.method
+    return name if sol.rtol is None else f"{name}, rtol = {float(np.max(sol.rtol)):.3g}"

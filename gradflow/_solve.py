@@ -22,6 +22,7 @@ from gradflow._tree import split, tree_norm
 from gradflow._until import Until
 from gradflow.flows import AbstractFlow, AbstractStochasticFlow
 from gradflow.solvers import AbstractMethod, AbstractStochasticMethod, OneStep, StepControl, default_solver
+from gradflow.solvers._default import describe_choice
 
 
 def solve(
@@ -50,8 +51,9 @@ def solve(
     - `observe`: name -> function of the parameters, evaluated at the save times during the run.
     - `solver`: one of `gradflow.solvers`, or any diffrax solver with an error estimate. `None` chooses: `Automatic`,
       which takes an explicit method on short runs and the implicit multistep method `NDF` on all others; where the
-      flow says that it oscillates or limits its steps, an explicit method alone; for models whose `activation` is
-      (leaky) ReLU, not smoothed, `Hybrid` down to `rtol=1e-6`. See `gradflow.solvers.default_solver`.
+      flow says that it oscillates or limits its steps, an explicit method alone; for problems with kinks, such as
+      ReLU, not smoothed, a maximum or an absolute value of what depends on the parameters, `Hybrid` down to
+      `rtol=1e-6`. See `gradflow.solvers.default_solver`; `print(sol)` says what was chosen and why.
     - `rtol`, `atol`: tolerances on the error of each step. `atol=None` scales with the initial state, leaf by leaf. An
       `rtol` below 64 units of rounding of the parameters' type is raised to that, with a `PrecisionWarning`.
     - `save_params`: keep the parameters at every save time, not only at the end.
@@ -147,16 +149,19 @@ def prepare(
         raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}", advice)
     control = check_tolerances(rtol, atol, kinds[0])
     check_size(trainable, kinds[0])
+    choice = ""
     if solver is None:
         tolerance = float(control.rtol) if _checks.is_concrete(control.rtol) else 1e-5
         solver = default_solver(tolerance, flow, flow.kinked(trainable, frozen))
+        choice = describe_choice(tolerance, flow, flow.kinks(trainable, frozen))
     method = _prepare_solver(solver, control, trainable)
     if flow.limited and not isinstance(method, OneStep):
         advice = "Use one such as gradflow.solvers.Tsit5()."
         raise _checks.fail("solver", f"be an explicit method for a {type(flow).__name__}", method.name, advice)
 
+    budget = jnp.asarray(max_steps)
     return Setup(
-        flow, frozen, trainable, times, observe, method, control, until, jnp.asarray(max_steps), bool(save_params)
+        *(flow, frozen, trainable, times, observe, method, control, until, budget, bool(save_params)), choice=choice
     )
 
 
