@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from gradflow import _checks, _solution
+from gradflow._leaves import warn_of_leaves
 from gradflow._record import Record, blank_record, check_observe, write_row
 from gradflow._solution import Solution, SolveInterrupted
-from gradflow._tree import Extents, full_precision, join, split, within
+from gradflow._tree import Extents, full_precision, held_paths, join, split, within
 from gradflow._until import Until
 from gradflow.rules import AbstractRule
 
@@ -63,14 +64,15 @@ def iterate(
     until: Until | None = None,
     progress: bool = False,
     throw: bool = True,
+    trainable: Any = None,
 ) -> Solution:
     """Runs `steps` steps of a discrete rule.
 
     **Arguments**
 
     - `rule`: such as `gradflow.GradientDescent(problem, learning_rate=0.1)`.
-    - `params`, `observe`, `save_params`, `until`, `progress`, `throw`: as for `solve`; `until` is looked at at the
-      saved iterates.
+    - `params`, `observe`, `save_params`, `until`, `progress`, `throw`, `trainable`: as for `solve`; `until` is looked
+      at at the saved iterates.
     - `steps`: number of steps, at least one.
     - `save_every`: save iterates `0, save_every, 2 save_every, ...` and the last; by default about a hundred of them.
 
@@ -103,6 +105,7 @@ def iterate(
         until=until,
         progress=progress,
         throw=throw,
+        trainable=trainable,
     )
 
 
@@ -116,10 +119,11 @@ def iterate_to(
     until: Until | None = None,
     progress: bool = False,
     throw: bool = True,
+    trainable: Any = None,
 ) -> Solution:
     """As `iterate`, saving the iterates `ks`, which increase from zero on. One compilation per number of them."""
     ks = jnp.asarray(ks)
-    setup = prepare_rule(rule, params, observe=observe, save_params=save_params, until=until)
+    setup = prepare_rule(rule, params, observe=observe, save_params=save_params, until=until, trainable=trainable)
     carry = begin_rule(setup, ks)
     if progress and _checks.is_concrete((setup, carry)):
         carry = _with_progress(setup, carry, ks)
@@ -138,13 +142,16 @@ def prepare_rule(
     observe: Mapping[str, Callable[[Any], Any]] | None,
     save_params: bool,
     until: Until | None,
+    trainable: Any = None,
 ) -> RuleSetup:
     """Checks the arguments of `iterate`; returns what the loop runs on."""
-    trainable, frozen = split(params)
-    _checks.check_finite("params", trainable, "A rule cannot start from there.")
+    if trainable is None:
+        warn_of_leaves(params)
+    flowing, frozen = split(params, trainable)
+    _checks.check_finite("params", flowing, "A rule cannot start from there.")
     if until is not None and not isinstance(until, Until):
         raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}")
-    return RuleSetup(rule, frozen, trainable, check_observe(observe), until, bool(save_params))
+    return RuleSetup(rule, frozen, flowing, check_observe(observe), until, bool(save_params))
 
 
 @eqx.filter_jit
@@ -153,7 +160,8 @@ def begin_rule(setup: RuleSetup, ks: Int[Array, " rows"]) -> RuleCarry:
     setup.rule.check(setup.start, setup.frozen)
     state = setup.rule.init(setup.start, setup.frozen)
     loss = setup.rule.loss(state, setup.frozen)
-    record = blank_record(ks.size, setup.params(state), setup.observe, setup.save_params)
+    flowing = setup.rule.params(state)
+    record = blank_record(ks.size, setup.params(state), setup.observe, setup.save_params, flowing)
     code = jnp.where(jnp.isfinite(loss), _solution.RUNNING, _solution.NONFINITE)
     zero = jnp.asarray(0, ks.dtype)
     return RuleCarry(zero, zero, state, loss, record, jnp.asarray(0), code)
@@ -258,6 +266,7 @@ def finish_rule(setup: RuleSetup, carry: RuleCarry, ks: Int[Array, " rows"]) -> 
         rtol=None,
         title=type(rule).__name__,
         method="discrete steps",
+        held=held_paths(setup.frozen),
     )
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 from gradflow import _solution
 from gradflow._record import Record, bind, blank_record, write_row
 from gradflow._solution import Solution
-from gradflow._tree import Extents, full_precision, join
+from gradflow._tree import Extents, full_precision, held_paths, join
 from gradflow._until import Until
 from gradflow.flows import AbstractFlow
 from gradflow.solvers import AbstractMethod, Attempt, Field, StepControl
@@ -96,7 +96,7 @@ def begin(setup: Setup) -> Carry:
     dt = jax.lax.stop_gradient(jnp.asarray(dt, t.dtype))
     method_state = method.begin(field, y, f0, dt)
     observe = bind(setup.observe, flow, t, y, setup.frozen)
-    record = blank_record(setup.ts.size, setup.params(y), observe, setup.save_params)
+    record = blank_record(setup.ts.size, setup.params(y), observe, setup.save_params, flow.params(y))
     loss = flow.loss(y, setup.frozen)
     known = jax.tree_util.tree_leaves((y, f0, loss))
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in known])
@@ -307,4 +307,5 @@ def finish(setup: Setup, carry: Carry) -> Solution:
         title=type(flow).__name__,
         method=setup.method.name,
         choice=setup.choice,
+        held=held_paths(setup.frozen),
     )

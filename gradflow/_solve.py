@@ -14,6 +14,7 @@ import optimistix
 from jaxtyping import ArrayLike, Float, Int, PyTree
 
 from gradflow import _checks, _solution
+from gradflow._leaves import warn_of_leaves
 from gradflow._loop import Carry, Setup, advance, begin, finish
 from gradflow._record import check_observe
 from gradflow._solution import Solution, SolveInterrupted
@@ -40,13 +41,16 @@ def solve(
     progress: bool = False,
     throw: bool = True,
     key: Any = None,
+    trainable: Any = None,
 ) -> Solution:
     """Integrates a flow, and returns what was asked for at the save times.
 
     **Arguments**
 
     - `flow`: what to integrate, such as `gradflow.GradientFlow(problem)`; its docstring tells the time unit.
-    - `params`: any pytree. Floating-point arrays flow; all other leaves are carried along unchanged.
+    - `params`: any pytree. Floating-point arrays flow; all other leaves are carried along unchanged, and so are known
+      buffers: variables of Flax's `nnx` other than `Param`, the state of Equinox layers, Flax's "batch_stats".
+      `print(sol)` names the arrays that were held fixed. Observables see all of them.
     - `ts`: increasing save times `(T,)`. Integration starts at `flow.t0`; the last one ends it.
     - `observe`: name -> function of the parameters, evaluated at the save times during the run.
     - `solver`: one of `gradflow.solvers`, or any diffrax solver with an error estimate. `None` chooses: `Automatic`,
@@ -65,6 +69,8 @@ def solve(
     - `key`: random key, for stochastic flows only. These take steps of fixed size, so `rtol` and `atol` play no part;
       `solver` is `gradflow.solvers.EulerMaruyama`, `SmallNoise` (the default where the flow is of second order),
       `SKROCK` (for stiff ones) or `FixedSteps`; `until` is looked at at the save times.
+    - `trainable`: which floating-point arrays flow, instead, as an Equinox filter: a function of a leaf, or a pytree of
+      Booleans such as `{"base": False, "adapter": True}`, which may end above the leaves of `params`.
 
     **Returns** a `gradflow.Solution`. Works inside `jax.jit` and `jax.vmap` and under forward-mode differentiation.
     The second call with arrays of the same shapes compiles nothing. For reverse mode, hand `flow.terms()` to
@@ -81,6 +87,7 @@ def solve(
     if isinstance(flow, AbstractStochasticFlow):
         times = check_times(ts, flow.t0)
         options = {"observe": observe, "until": until, "save_params": save_params, "progress": progress}
+        options["trainable"] = trainable
         return solve_stochastic(flow, params, times, solver, key, max_steps, throw=throw, **options)
     if isinstance(solver, AbstractStochasticMethod):
         advice = "See gradflow.solvers."
@@ -97,6 +104,7 @@ def solve(
         until=until,
         max_steps=max_steps,
         key=key,
+        trainable=trainable,
     )
     carry = begin(setup)
     if progress and _checks.is_concrete((carry, setup)):
@@ -122,6 +130,7 @@ def prepare(
     until: Until | None,
     max_steps: int | Int[jax.Array, ""],
     key: Any = None,
+    trainable: Any = None,
 ) -> Setup:
     """Checks the arguments of `solve`; returns what the loop runs on."""
     if not isinstance(flow, AbstractFlow):
@@ -132,14 +141,16 @@ def prepare(
         raise _checks.fail("flow", "be deterministic", f"a {type(flow).__name__}, which is not", advice)
     if key is not None:
         raise _checks.fail("key", "be None for a deterministic flow", "a key", "Only stochastic flows draw numbers.")
-    trainable, frozen = split(params)
-    _checks.check_finite("params", trainable, "A flow cannot start from there.")
-    kinds = sorted({str(leaf.dtype) for leaf in jax.tree_util.tree_leaves(trainable)})
+    if trainable is None:
+        warn_of_leaves(params)
+    flowing, frozen = split(params, trainable)
+    _checks.check_finite("params", flowing, "A flow cannot start from there.")
+    kinds = sorted({str(leaf.dtype) for leaf in jax.tree_util.tree_leaves(flowing)})
     if len(kinds) > 1:
         raise _checks.fail("params", "be of one floating-point type", " and ".join(kinds), "Cast them to one of these.")
-    if _checks.is_concrete((flow, trainable, frozen)):
+    if _checks.is_concrete((flow, flowing, frozen)):
         with jax.ensure_compile_time_eval():
-            flow.check_values(trainable, frozen)
+            flow.check_values(flowing, frozen)
     times = check_times(ts, flow.t0)
     observe = check_observe(observe)
     if _checks.is_concrete(max_steps):
@@ -148,20 +159,20 @@ def prepare(
         advice = "For instance gradflow.Until(problem, below=0.1)."
         raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}", advice)
     control = check_tolerances(rtol, atol, kinds[0])
-    check_size(trainable, kinds[0])
+    check_size(flowing, kinds[0])
     choice = ""
     if solver is None:
         tolerance = float(control.rtol) if _checks.is_concrete(control.rtol) else 1e-5
-        solver = default_solver(tolerance, flow, flow.kinked(trainable, frozen))
-        choice = describe_choice(tolerance, flow, flow.kinks(trainable, frozen))
-    method = _prepare_solver(solver, control, trainable)
+        solver = default_solver(tolerance, flow, flow.kinked(flowing, frozen))
+        choice = describe_choice(tolerance, flow, flow.kinks(flowing, frozen))
+    method = _prepare_solver(solver, control, flowing)
     if flow.limited and not isinstance(method, OneStep):
         advice = "Use one such as gradflow.solvers.Tsit5()."
         raise _checks.fail("solver", f"be an explicit method for a {type(flow).__name__}", method.name, advice)
 
     budget = jnp.asarray(max_steps)
     return Setup(
-        *(flow, frozen, trainable, times, observe, method, control, until, budget, bool(save_params)), choice=choice
+        *(flow, frozen, flowing, times, observe, method, control, until, budget, bool(save_params)), choice=choice
     )
 
 

@@ -314,7 +314,7 @@ def test_summary_says_what_matters(quadratic):
     text = str(gf.solve(gf.GradientFlow(quadratic), jnp.ones(4), [0.0, 1.0], observe={"n": lambda w: w[:2]}))
     for part in (
         "GradientFlow, 4 parameters, float64",
-        "Automatic(Tsit5, NDF), rtol = 1e-05",
+        "Automatic(Tsit5, NDF) (smooth), rtol = 1e-05",
         "ok",
         "2 of 2 save times",
     ):

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, PyTree
 
 from gradflow._iterate import RuleSetup, attempt_rule, begin_rule, finish_rule, prepare_rule
 from gradflow._loop import Setup, attempt, begin, finish
-from gradflow._solution import Solution
+from gradflow._solution import Solution, moving
 from gradflow._solve import prepare
 from gradflow._tree import Extents, PaddedRest
 from gradflow._until import Until
@@ -71,7 +71,7 @@ class Program(eqx.Module):
             solution = finish(self.setup, carry)
         else:
             solution = finish_rule(self.setup, carry, self._iterates)
-        flowing = eqx.filter(solution.params, eqx.is_inexact_array)
+        flowing = moving(solution.params, solution.held)
         return eqx.tree_at(lambda s: (s.params, s.final), solution, (flowing, None), is_leaf=lambda x: x is None)
 
     def evaluation(self) -> Any:
