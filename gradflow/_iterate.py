@@ -212,7 +212,7 @@ def _steps_to(setup: RuleSetup, carry: RuleCarry, k: Int[Array, ""]) -> RuleCarr
         code = jnp.where(finite, code, _solution.NONFINITE)
         keep = finite & ~grown
         kept = jax.tree_util.tree_map(lambda a, b: jnp.where(keep, a, b), new, old)
-        return now + keep.astype(now.dtype), attempted + 1, kept, code
+        return now + keep.astype(now.dtype), attempted + 1, setup.rule.with_cost_of(kept, new), code
 
     start = (carry.k, carry.attempted, carry.state, carry.code)
     found = jax.lax.while_loop(running, one, start)
@@ -249,7 +249,7 @@ def finish_rule(setup: RuleSetup, carry: RuleCarry, ks: Int[Array, " rows"]) -> 
         "steps": carry.attempted,
         "accepted": carry.k,
         "rejected": carry.attempted - carry.k,
-        "gradient_evaluations": rule.gradients_per_step * carry.attempted,
+        "gradient_evaluations": rule.gradient_evaluations(carry.state, carry.attempted),
         "hessian_vector_products": jnp.asarray(0),
     }
     return Solution(
