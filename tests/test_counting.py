@@ -129,6 +129,22 @@ def test_what_cannot_be_counted_is_said():
     assert "gradient evaluations not reported" in repr(sol)
 
 
+@pytest.mark.parametrize("kind", ["function", "risk", "custom rule"])
+def test_a_loss_that_a_transform_has_from_elsewhere_is_not_passed_over(kind):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)))
+    risk = gf.EmpiricalRisk(x, jnp.ones(6), gf.losses.square, predict=lambda w, x: x @ w)
+    problem = {"function": lambda w: jnp.sum(w**2), "risk": risk, "custom rule": counted_valley()[0]}[kind]
+
+    def update(gradient, state, params):
+        return -0.001 * jax.grad(problem)(params + 0.01 * gradient), state
+
+    transform = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    sol = gf.iterate(gf.OptaxRule(problem, transform, learning_rate=0.1), jnp.ones(2), 4)
+    assert int(sol.stats["gradient_evaluations"]) == -1
+    plain = gf.iterate(gf.OptaxRule(problem, optax.lbfgs(), learning_rate=0.1), jnp.ones(2), 4)
+    assert int(plain.stats["gradient_evaluations"]) >= 4
+
+
 def test_the_run_is_that_of_optax_itself():
     loss, _ = counted_valley()
     rule = gf.OptaxRule(loss, optax.lbfgs(), learning_rate=1.0)

@@ -5,6 +5,8 @@ how often its loops run. So the program is traced with a mark in the backward pa
 a counter beside it: added to at every mark, and carried by every loop and branch that holds one.
 """
 
+import inspect
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -52,6 +54,45 @@ def run_counted(fn: Callable[..., PyTree], *args: PyTree) -> tuple[PyTree, Int[A
         raise UncountableError(FORWARD)
     outs, count = _run(closed, jax.tree_util.tree_leaves(args))
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(shapes), outs), count
+
+
+class Watch:
+    """Whether a problem, or another one of its kind, is called by anybody else than `through` meanwhile."""
+
+    def __init__(self, problem: Callable[..., Any]):
+        self._code, self._inside, self.found = _code_of(problem), False, False
+
+    def through(self, fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """A function whose calls of the problem are none of those looked for."""
+
+        def called(value: Any) -> Any:
+            before, self._inside = self._inside, True
+            try:
+                return fn(value)
+            finally:
+                self._inside = before
+
+        return called
+
+    def __enter__(self) -> "Watch":
+        self._before = sys.getprofile()
+        sys.setprofile(self._look)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(self._before)
+
+    def _look(self, frame: Any, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code is self._code and not self._inside:
+            self.found = True
+
+
+def _code_of(problem: Callable[..., Any]) -> Any:
+    """The code that runs when a function, or an object with a method `__call__`, is called."""
+    fn = inspect.unwrap(problem)
+    if not hasattr(fn, "__code__"):
+        fn = inspect.unwrap(type(fn).__call__)
+    return getattr(fn, "__code__", None)
 
 
 def _mark(name: str) -> Callable[[Any], Any]:

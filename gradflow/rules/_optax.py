@@ -15,7 +15,7 @@ from gradflow._tree import join
 from gradflow.flows import AbstractFlow
 from gradflow.flows._gradient_flow import check_scalar
 from gradflow.rules._base import AbstractRule, check_learning_rate
-from gradflow.rules._counting import UncountableError, marked, run_counted
+from gradflow.rules._counting import UncountableError, Watch, marked, run_counted
 
 
 class OptaxRule(AbstractRule):
@@ -36,7 +36,7 @@ class OptaxRule(AbstractRule):
 
     Transforms get the loss as `value_fn`, which line searches ask for. The gradients that they take of it are counted
     as the run goes, like the rule's own; values without a gradient are not. `gradient_evaluations` is -1 where they
-    cannot be counted; what a transform evaluates of a loss that it has from elsewhere is not seen.
+    cannot be counted, as for a transform that has the loss from elsewhere and calls it by itself.
 
     **Raises** `ValueError` for a problem that cannot be called, a learning rate that is not positive, or something that
     is not a transform; so does `flow` without a `limit`, and `with_learning_rate` for a ready-made transform.
@@ -105,11 +105,15 @@ class OptaxRule(AbstractRule):
             return transform.update(gradient, memory, params, value=loss, grad=gradient, value_fn=value_fn)
 
         args = gradient, memory, trainable, loss
+        watch = Watch(self.problem)
         try:
-            found, more = run_counted(functools.partial(update, marked(problem)), *args)
+            with watch:
+                found, more = run_counted(functools.partial(update, marked(watch.through(problem))), *args)
         except (UncountableError, TypeError):  # forward mode, which a function with a mark does not know
             return update(problem, *args), None
-        return (found, more) if evaluates else (update(problem, *args), 0)
+        if not evaluates:
+            found, more = update(problem, *args), 0
+        return found, None if watch.found else more
 
     def params(self, state: PyTree) -> PyTree:
         return state[0]
