@@ -75,16 +75,16 @@ class Watch:
         return called
 
     def __enter__(self) -> "Watch":
-        self._before = sys.getprofile()
-        sys.setprofile(self._look)
+        self._before, code = sys.getprofile(), self._code
+        # Runs at every call in Python, so that it has to be quick: no function with types that are checked.
+        sys.setprofile(lambda frame, event, _: self._note() if event == "call" and frame.f_code is code else None)
         return self
 
     def __exit__(self, *_: object) -> None:
         sys.setprofile(self._before)
 
-    def _look(self, frame: Any, event: str, _: Any) -> None:
-        if event == "call" and frame.f_code is self._code and not self._inside:
-            self.found = True
+    def _note(self) -> None:
+        self.found |= not self._inside
 
 
 def _code_of(problem: Callable[..., Any]) -> Any:
