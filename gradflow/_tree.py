@@ -76,8 +76,6 @@ def _wanted(params: PyTree, trainable: Any) -> PyTree:
         chosen = choice if callable(choice) else lambda _: choice
         return jax.tree_util.tree_map(lambda leaf: eqx.is_inexact_array(leaf) and bool(chosen(leaf)), part)
 
-    if callable(trainable):  # also one that happens to be a pytree
-        return below(trainable, params)
     try:
         return jax.tree_util.tree_map(below, trainable, params)
     except ValueError as error:

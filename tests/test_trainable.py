@@ -65,6 +65,16 @@ def test_filters_come_in_several_forms(name):
     assert [key for key in LORA if frozen[key] is not None] == ["base", "readout"]
 
 
+def test_a_model_of_booleans_is_a_pytree_even_though_it_can_be_called():
+    net = eqx.nn.MLP(3, "scalar", 4, 1, key=jax.random.key(0))
+    spec = jax.tree_util.tree_map(lambda _: False, net)
+    spec = eqx.tree_at(lambda n: n.layers[-1].weight, spec, True)
+    sol = gf.iterate(gf.GradientDescent(gf.EmpiricalRisk(X, Y, gf.losses.square), 0.1), net, 3, trainable=spec)
+    assert sol.held == (".layers[0].weight", ".layers[0].bias", ".layers[1].bias")
+    assert jnp.array_equal(sol.final.layers[0].weight, net.layers[0].weight)
+    assert not jnp.array_equal(sol.final.layers[1].weight, net.layers[1].weight)
+
+
 def test_a_filter_may_end_above_the_leaves_and_never_takes_what_cannot_flow():
     params = {"old": {"w": jnp.ones(2)}, "new": {"w": jnp.ones(2), "n": jnp.arange(2), "f": jnp.tanh}}
     flowing, frozen = split(params, {"old": False, "new": True})
