@@ -32,8 +32,8 @@ def not_buffers(params: PyTree) -> PyTree:
 
 def warn_of_leaves(params: PyTree) -> None:
     """Says which Python floats stay as they are, and which array stands in two places, and so turns into two."""
-    leaves = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda node: isinstance(node, eqx.nn.Dropout))[0]
-    floats = [_name(path) for path, leaf in leaves if type(leaf) is float]
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    floats = [_name(path) for path, leaf in leaves if type(leaf) is float and not _is_setting(params, path)]
     if floats:
         warnings.warn(
             f"The Python float at {_listed(floats)} in `params` does not flow: only arrays do. Make it one, such as"
@@ -54,6 +54,19 @@ def warn_of_leaves(params: PyTree) -> None:
             UserWarning,
             stacklevel=4,
         )
+
+
+def _is_setting(params: PyTree, path: Any) -> bool:
+    """Whether a number is a setting of one of Equinox's layers, such as the rate of `Dropout`."""
+    owner = params
+    for key in path[:-1]:
+        if isinstance(key, jax.tree_util.GetAttrKey):
+            owner = getattr(owner, key.name, None)
+        elif isinstance(key, jax.tree_util.DictKey | jax.tree_util.SequenceKey):
+            owner = owner[key.key if isinstance(key, jax.tree_util.DictKey) else key.idx]
+        else:
+            return False
+    return type(owner).__module__.startswith("equinox.nn")
 
 
 def _name(path: Any) -> str:

@@ -331,6 +331,20 @@ def test_a_python_float_is_named():
     assert float(flowing.final.scale) != 2.0
 
 
+def test_settings_of_layers_are_not_taken_for_parameters():
+    layers = [eqx.nn.Linear(3, 4, key=jax.random.key(0)), eqx.nn.Dropout(0.5, inference=True)]
+    layers += [
+        eqx.nn.Lambda(lambda z: eqx.nn.MaxPool1d(2)(z[None])[0]),
+        eqx.nn.Linear(3, "scalar", key=jax.random.key(1)),
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net = eqx.nn.Sequential(layers)
+        gf.iterate(gf.GradientDescent(gf.EmpiricalRisk(X, Y, gf.losses.square), 0.1), net, 2)
+    with pytest.warns(UserWarning, match="Python float at"):
+        gf.iterate(gf.GradientDescent(lambda p: jnp.sum(p[0].weight ** 2) * p[1]["c"], 0.1), (layers[0], {"c": 0.5}), 2)
+
+
 def test_one_array_in_two_places_is_named():
     shared = jnp.ones(3)
     params = {"in": shared, "out": shared, "other": jnp.ones(3)}
