@@ -58,7 +58,7 @@ def warn_of_leaves(params: PyTree) -> None:
 
 def _is_setting(params: PyTree, path: Any) -> bool:
     """Whether a number is a setting of one of Equinox's layers, such as the rate of `Dropout`."""
-    owner = params
+    owner: Any = params
     for key in path[:-1]:
         if isinstance(key, jax.tree_util.GetAttrKey):
             owner = getattr(owner, key.name, None)
