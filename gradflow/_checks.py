@@ -93,6 +93,13 @@ def check_key(key: Any) -> None:
         raise fail("key", "be a random key", f"of type {type(key).__name__}", "For instance jax.random.key(0).")
 
 
+def check_no_filter(trainable: Any) -> None:
+    """Refuses a choice of what flows where a run is continued, for which it has been made."""
+    if trainable is not None:
+        advice = "What flows was chosen when the run began; pass its `final` parameters, to start anew."
+        raise fail("trainable", "be None where a Solution is continued", f"of type {type(trainable).__name__}", advice)
+
+
 def warn_precision(message: str) -> None:
     """Says that a tolerance is out of reach of the floating-point type."""
     warnings.warn(message, PrecisionWarning, stacklevel=3)

@@ -1,7 +1,7 @@
 """Quantities that gradient flow conserves, with the size that their drift is to be measured against."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.core
@@ -30,23 +30,6 @@ def degree_one_slopes(activation: Callable[[Array], Array]) -> tuple[float, floa
     with jax.core.eval_context():
         left, right = np.asarray(activation(jnp.array([-1.0, 1.0])), float)
     return float(0.0 - left), float(right)
-
-
-def has_kinks(model: Any) -> bool:
-    """Whether the `activation` of a model is piecewise linear, as far as it has one that can be tried.
-
-    >>> import gradflow as gf, jax
-    >>> from gradflow._conserved import has_kinks
-    >>> has_kinks(gf.models.TwoLayer(2, 3, key=jax.random.key(0)))
-    True
-    """
-    if not callable(getattr(model, "activation", None)):
-        return False
-    try:
-        found = degree_one_slopes(model.activation)
-    except (TypeError, ValueError):
-        return False  # not a function of one array
-    return found is not None and found[0] != found[1]
 
 
 def is_degree_one(activation: Callable[[Array], Array]) -> bool:

@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Int, Key, PyTree, Scalar
 
 from gradflow import _checks, _solution
 from gradflow._drive import AbstractRun, drive
+from gradflow._leaves import warn_of_leaves
 from gradflow._record import Record, bind, blank_record, check_observe, write_row
 from gradflow._solution import Solution
-from gradflow._tree import Extents, full_precision, join, rest_of, split, within
+from gradflow._tree import Extents, full_precision, held_paths, join, rest_of, split, strong, within
 from gradflow._until import Until
 from gradflow.rules import AbstractRule
 
@@ -105,15 +106,16 @@ def iterate(
     until: Until | None = None,
     progress: bool = False,
     throw: bool = True,
+    trainable: Any = None,
 ) -> Solution:
     """Runs `steps` steps of a discrete rule.
 
     **Arguments**
 
     - `rule`: such as `gradflow.GradientDescent(problem, learning_rate=0.1)`.
-    - `params`, `observe`, `save_params`, `until`, `progress`, `throw`: as for `solve`; `until` is looked at at the
-      saved iterates. A `Solution` of the same rule in place of `params` is continued from its iterate, with the memory
-      of the optimiser, the count of steps and so the random numbers that a run without a break would have drawn.
+    - `params`, `observe`, `save_params`, `until`, `progress`, `throw`, `trainable`: as for `solve`; `until` is looked
+      at at the saved iterates. A `Solution` of the same rule in place of `params` is continued from its iterate, with
+      the memory of the optimiser, the count of steps and so the random numbers that a run without a break would draw.
     - `steps`: number of steps, at least one.
     - `save_every`: save iterates `0, save_every, 2 save_every, ...` and the last, counted from where the run starts; by
       default about a hundred of them.
@@ -149,6 +151,7 @@ def iterate(
         until=until,
         progress=progress,
         throw=throw,
+        trainable=trainable,
     )
 
 
@@ -162,9 +165,11 @@ def iterate_to(
     until: Until | None = None,
     progress: bool = False,
     throw: bool = True,
+    trainable: Any = None,
 ) -> Solution:
     """As `iterate`, saving the iterates `ks`, which increase from the first on. One compilation per number of them."""
-    setup = prepare_rule(rule, params, jnp.asarray(ks), observe=observe, save_params=save_params, until=until)
+    saved: dict[str, Any] = {"observe": observe, "save_params": save_params, "until": until}
+    setup = prepare_rule(rule, params, jnp.asarray(ks), **saved, trainable=trainable)
     solution = drive(setup, progress)
     if throw:
         solution.check()
@@ -179,18 +184,22 @@ def prepare_rule(
     observe: Mapping[str, Callable[[Any], Any]] | None,
     save_params: bool,
     until: Until | None,
+    trainable: Any = None,
 ) -> RuleSetup:
     """Checks the arguments of `iterate`; returns what the loop runs on."""
     resumed = None
     if isinstance(params, Solution):
-        trainable, frozen, resumed = resume_rule(rule, params)
+        _checks.check_no_filter(trainable)
+        flowing, frozen, resumed = resume_rule(rule, params)
     else:
-        trainable, frozen = split(params)
-    _checks.check_finite("params", trainable, "A rule cannot start from there.")
+        if trainable is None:
+            warn_of_leaves(params)
+        flowing, frozen = split(params, trainable)
+    _checks.check_finite("params", flowing, "A rule cannot start from there.")
     if until is not None and not isinstance(until, Until):
         raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}")
     observe = check_observe(observe)
-    return RuleSetup(rule, frozen, trainable, ks, observe, until, bool(save_params), resumed=resumed)
+    return RuleSetup(rule, frozen, flowing, ks, observe, until, bool(save_params), resumed=resumed)
 
 
 def resume_rule(rule: AbstractRule, solution: Solution) -> tuple[PyTree, PyTree, ResumedRule]:
@@ -199,13 +208,13 @@ def resume_rule(rule: AbstractRule, solution: Solution) -> tuple[PyTree, PyTree,
         actual = f"one of {solution.title}"
         advice = "Pass its `final` parameters, to start anew from there."
         raise _checks.fail("params", f"be parameters, or a Solution of {rule.title}", actual, advice)
-    trainable = rule.params(solution.state)
-    frozen = rest_of(solution.final, trainable)
-    wanted = jax.tree_util.tree_structure(eqx.filter_eval_shape(rule.init, trainable, frozen))
+    flowing = rule.params(solution.state)
+    frozen = rest_of(solution.final, flowing)
+    wanted = jax.tree_util.tree_structure(eqx.filter_eval_shape(rule.init, flowing, frozen))
     if wanted != jax.tree_util.tree_structure(solution.state):
         actual = "one whose state is of another structure"
         raise _checks.fail("params", "be a Solution of the same rule", actual, "Pass its `final` parameters instead.")
-    return trainable, frozen, ResumedRule(solution.state, solution.checkpoint)
+    return flowing, frozen, ResumedRule(solution.state, solution.checkpoint)
 
 
 @eqx.filter_jit
@@ -219,11 +228,11 @@ def begin_rule(setup: RuleSetup) -> RuleCarry:
     k = jnp.asarray(0, setup.ks.dtype)
     if resumed is not None:
         k, largest = resumed.checkpoint.k.astype(k.dtype), resumed.checkpoint.largest_loss.astype(largest.dtype)
-    observe = setup.observed_at(k, state)
-    record = blank_record(setup.ks.size, setup.params(state), observe, setup.save_params)
+    flowing, observe = setup.rule.params(state), setup.observed_at(k, state)
+    record = blank_record(setup.ks.size, setup.params(state), observe, setup.save_params, flowing)
     code = jnp.where(jnp.isfinite(loss), _solution.RUNNING, _solution.NONFINITE)
     zero = jnp.zeros_like(k)
-    return RuleCarry(k, zero, state, loss, largest, record, jnp.asarray(0), code)
+    return strong(RuleCarry(k, zero, state, loss, largest, record, jnp.asarray(0), code))
 
 
 @eqx.filter_jit
@@ -241,7 +250,7 @@ def advance_rule(setup: RuleSetup, carry: RuleCarry, budget: Int[Array, ""]) -> 
         now = eqx.combine(state, static)
         return eqx.filter(_towards(setup, now, last - now.attempted), eqx.is_array)
 
-    return eqx.combine(jax.lax.while_loop(running, body, dynamic), static)
+    return strong(eqx.combine(jax.lax.while_loop(running, body, dynamic), static))
 
 
 def attempt_rule(setup: RuleSetup, carry: RuleCarry, max_steps: Int[Array, ""]) -> RuleCarry:
@@ -280,7 +289,7 @@ def _steps_to(setup: RuleSetup, carry: RuleCarry, k: Int[Array, ""]) -> RuleCarr
         code = jnp.where(finite, code, _solution.NONFINITE)
         keep = finite & ~grown
         kept = jax.tree_util.tree_map(lambda a, b: jnp.where(keep, a, b), new, old)
-        return now + keep.astype(now.dtype), attempted + 1, kept, code
+        return now + keep.astype(now.dtype), attempted + 1, setup.rule.with_cost_of(kept, new), code
 
     start = (carry.k, carry.attempted, carry.state, carry.code)
     found = jax.lax.while_loop(running, one, start)
@@ -311,14 +320,18 @@ def _save(setup: RuleSetup, carry: RuleCarry, k: Int[Array, ""]) -> RuleCarry:
 @full_precision
 def finish_rule(setup: RuleSetup, carry: RuleCarry) -> Solution:
     rule, ks = setup.rule, setup.ks
-    first = 0 if setup.resumed is None else setup.resumed.checkpoint.k
+    first, spent = 0, rule.gradient_evaluations(carry.state, carry.attempted)
+    if setup.resumed is not None:
+        first = setup.resumed.checkpoint.k
+        before = rule.gradient_evaluations(setup.resumed.state, jnp.zeros_like(carry.attempted))
+        spent = jnp.where(spent < 0, spent, spent - before)
     done = (carry.code == _solution.RUNNING) & (carry.row == ks.size)
     interrupted = jnp.where(carry.code == _solution.RUNNING, _solution.INTERRUPTED, carry.code)
     stats = {
         "steps": carry.attempted,
         "accepted": carry.k - first,
         "rejected": carry.attempted - (carry.k - first),
-        "gradient_evaluations": rule.gradients_per_step * carry.attempted,
+        "gradient_evaluations": spent,
         "hessian_vector_products": jnp.asarray(0),
     }
     return Solution(
@@ -337,6 +350,7 @@ def finish_rule(setup: RuleSetup, carry: RuleCarry) -> Solution:
         method="discrete steps",
         state=carry.state,
         checkpoint=RuleCheckpoint(carry.k, carry.largest_loss),
+        held=held_paths(setup.frozen),
     )
 
 

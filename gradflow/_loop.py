@@ -18,7 +18,7 @@ from gradflow._conserved import Conserved
 from gradflow._drive import AbstractRun
 from gradflow._record import Record, bind, blank_record, write_row
 from gradflow._solution import Solution
-from gradflow._tree import Extents, full_precision, join
+from gradflow._tree import Extents, full_precision, held_paths, join, strong
 from gradflow._until import Until
 from gradflow.flows import AbstractFlow
 from gradflow.solvers import AbstractMethod, Attempt, Field, StepControl
@@ -65,6 +65,7 @@ class Setup(AbstractRun):
     max_steps: Int[Array, ""]
     save_params: bool = eqx.field(static=True)
     extents: Extents | None = None
+    choice: str = eqx.field(static=True, default="")  # why the method was chosen, if it was
     resumed: Resumed | None = None
 
     @property
@@ -153,7 +154,7 @@ def begin(setup: Setup) -> Carry:
         lost, floor, was_zero = known.lost, known.floor, known.was_zero
         launch = _relaunch(setup, known, t, y, loss)
     observe = bind(setup.observe, flow, t, y, setup.frozen)
-    record = blank_record(setup.ts.size, setup.params(y), observe, setup.save_params)
+    record = blank_record(setup.ts.size, setup.params(y), observe, setup.save_params, flow.params(y))
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree_util.tree_leaves((y, loss))])
     finite = jnp.all(finite) & launch.finite
     carry = Carry(
@@ -180,7 +181,7 @@ def begin(setup: Setup) -> Carry:
     code = jnp.where(index == setup.ts.size, _solution.OK, carry.code)
     code = jnp.where(met, _solution.STOPPED, code)
     code = jnp.where(finite, code, _solution.NONFINITE)
-    return eqx.tree_at(lambda c: (c.index, c.record, c.code), carry, (index, record, code))
+    return strong(eqx.tree_at(lambda c: (c.index, c.record, c.code), carry, (index, record, code)))
 
 
 def _launch(setup: Setup, t: Scalar, y: PyTree, floor: PyTree) -> Launch:
@@ -249,7 +250,7 @@ def advance(setup: Setup, carry: Carry, budget: Int[Array, ""]) -> Carry:
     def body(state: PyTree) -> PyTree:
         return eqx.filter(attempt(setup, eqx.combine(state, static)), eqx.is_array)
 
-    return eqx.combine(jax.lax.while_loop(running, body, dynamic), static)
+    return strong(eqx.combine(jax.lax.while_loop(running, body, dynamic), static))
 
 
 def attempt(setup: Setup, carry: Carry) -> Carry:
@@ -431,4 +432,6 @@ def finish(setup: Setup, carry: Carry) -> Solution:
         method=setup.method.name,
         state=carry.y,
         checkpoint=checkpoint,
+        choice=setup.choice,
+        held=held_paths(setup.frozen),
     )

@@ -40,8 +40,10 @@ def bind(
     }
 
 
-def blank_record(rows: int, params: PyTree, observe: dict[str, Callable[[Any], Any]], save_params: bool) -> Record:
-    """Buffers for runs of these parameters. Leaves that do not flow are kept once, without rows."""
+def blank_record(
+    rows: int, params: PyTree, observe: dict[str, Callable[[Any], Any]], save_params: bool, flowing: PyTree
+) -> Record:
+    """Buffers for runs of these parameters, of which `flowing` flow. All other leaves are kept once, without rows."""
     shapes = {
         name: eqx.filter_eval_shape(lambda p, fn=fn: jnp.asarray(fn(seen(fn, p))), params)
         for name, fn in observe.items()
@@ -49,9 +51,8 @@ def blank_record(rows: int, params: PyTree, observe: dict[str, Callable[[Any], A
     observed = {name: _blank(rows, shape.shape, shape.dtype) for name, shape in shapes.items()}
     if not save_params:
         return Record(None, observed)
-    flowing, rest = eqx.partition(params, eqx.is_inexact_array)
     buffers = jax.tree_util.tree_map(lambda leaf: _blank(rows, leaf.shape, leaf.dtype), flowing)
-    return Record(eqx.combine(buffers, rest), observed)
+    return Record(eqx.combine(buffers, params), observed)
 
 
 def write_row(
@@ -60,7 +61,8 @@ def write_row(
     """The record with row `index` filled in."""
 
     def put(buffer: Any, leaf: Any) -> Any:
-        return buffer.at[index].set(leaf) if eqx.is_inexact_array(leaf) else buffer
+        flows = eqx.is_inexact_array(leaf) and buffer.ndim > leaf.ndim
+        return buffer.at[index].set(leaf) if flows else buffer
 
     saved = record.params
     if saved is not None:

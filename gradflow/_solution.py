@@ -23,6 +23,9 @@ REMEDY = {
     "interrupted": "stopped from the keyboard",
 }
 
+LISTED = 8
+"""Leaves that are named as held fixed, at most."""
+
 
 class SolveError(RuntimeError):
     """A run that did not reach its end. The part that was computed is in `solution`."""
@@ -57,6 +60,8 @@ class Solution(eqx.Module):
       running integrals. A `Solution` in place of parameters lets `solve` and `iterate` go on from it, with the step and
       the history of the method (`checkpoint`), as if the run had never stopped; `stats` and `loss` are then those of
       the new part, `drift` is measured from the start of the first one.
+    - `method`, `choice`: the method, and why it was chosen where none was given: kinks of the problem, or none.
+    - `held`: paths of the floating-point arrays that did not flow. Those have no leading axis `T` in `params`.
     - `errors`: name -> estimated error of an observable, the largest over the run, from runs that look for it, such as
       `gradflow.infinite_width`; `None` from all others.
 
@@ -84,6 +89,8 @@ class Solution(eqx.Module):
     errors: dict[str, Float[Array, "*batch"]] | None = None
     state: PyTree = None
     checkpoint: PyTree = None
+    choice: str = eqx.field(static=True, default="")
+    held: tuple[str, ...] = eqx.field(static=True, default=())
 
     @property
     def status(self) -> Any:
@@ -118,11 +125,13 @@ class Solution(eqx.Module):
 
 
 def _summary(sol: Solution) -> str:
-    leaves = jax.tree_util.tree_leaves(eqx.filter(sol.final, eqx.is_inexact_array))
+    leaves = jax.tree_util.tree_leaves(moving(sol.final, sol.held))
     size = sum(leaf.size for leaf in leaves)
     dtypes = "/".join(sorted({str(leaf.dtype) for leaf in leaves}))
     stats = {name: int(value) for name, value in sol.stats.items()}
     lines = [("run", f"{sol.title}, {size} parameters, {dtypes}"), ("method", _method(sol))]
+    if sol.held:
+        lines.append(("held fixed:", f" {_held(sol)}"))
     reached = f"{int(sol.saved)} of {sol.ts.shape[-1]} save times, t = {float(sol.t_final):.6g}"
     lines.append(("status", f"{sol.status} ({REMEDY[sol.status]}); {reached}"))
     steps = f"{stats['steps']} ({stats['accepted']} accepted, {stats['rejected']} rejected)"
@@ -151,9 +160,26 @@ def _batch_summary(sol: Solution) -> str:
     ended = ", ".join(f"{count} {name}" for name, count in zip(names, counts, strict=True))
     cost = np.asarray(sol.stats["gradient_evaluations"])
     text = [("run", f"{sol.title}, batch of shape {np.shape(sol.code)}"), ("method", _method(sol)), ("status", ended)]
+    if sol.held:
+        text.insert(2, ("held fixed:", f" {_held(sol)}"))
     text.append(("steps", f"gradient evaluations {cost.min()} ... {cost.max()}, {cost.sum()} in all"))
     return "Solution\n" + "\n".join(f"  {name:<9}{line}" for name, line in text)
 
 
 def _method(sol: Solution) -> str:
-    return sol.method if sol.rtol is None else f"{sol.method}, rtol = {float(np.max(sol.rtol)):.3g}"
+    name = f"{sol.method} ({sol.choice})" if sol.choice else sol.method
+    return name if sol.rtol is None else f"{name}, rtol = {float(np.max(sol.rtol)):.3g}"
+
+
+def _held(sol: Solution) -> str:
+    more = f" and {len(sol.held) - LISTED} more" if len(sol.held) > LISTED else ""
+    return ", ".join(sol.held[:LISTED]) + more
+
+
+def moving(params: PyTree, held: tuple[str, ...]) -> PyTree:
+    """The leaves of parameters that flow, and `None` for all others."""
+
+    def kept(path: Any, leaf: Any) -> Any:
+        return leaf if eqx.is_inexact_array(leaf) and jax.tree_util.keystr(path) not in held else None
+
+    return jax.tree_util.tree_map_with_path(kept, params)

@@ -14,6 +14,7 @@ from jaxtyping import ArrayLike, Float, Int, PyTree
 
 from gradflow import _checks
 from gradflow._drive import drive
+from gradflow._leaves import warn_of_leaves
 from gradflow._loop import Checkpoint, Resumed, Setup
 from gradflow._record import check_observe
 from gradflow._solution import Solution
@@ -22,6 +23,7 @@ from gradflow._tree import rest_of, split, tree_norm
 from gradflow._until import Until
 from gradflow.flows import AbstractFlow, AbstractStochasticFlow
 from gradflow.solvers import AbstractMethod, AbstractStochasticMethod, OneStep, StepControl, default_solver
+from gradflow.solvers._default import describe_choice
 
 
 def solve(
@@ -39,21 +41,25 @@ def solve(
     progress: bool = False,
     throw: bool = True,
     key: Any = None,
+    trainable: Any = None,
 ) -> Solution:
     """Integrates a flow, and returns what was asked for at the save times.
 
     **Arguments**
 
     - `flow`: what to integrate, such as `gradflow.GradientFlow(problem)`; its docstring tells the time unit.
-    - `params`: any pytree. Floating-point arrays flow; all other leaves are carried along unchanged. Or a `Solution` of
-      the same flow, which is continued from its whole state and its time, whether it had reached its end or not.
+    - `params`: any pytree. Floating-point arrays flow; all other leaves are carried along unchanged, and so are known
+      buffers: variables of Flax's `nnx` other than `Param`, the state of Equinox layers, Flax's "batch_stats".
+      `print(sol)` names the arrays that were held fixed. Observables see all of them. Or a `Solution` of the same flow,
+      which is continued from its whole state and its time, whether it had reached its end or not.
     - `ts`: increasing save times `(T,)`. Integration starts at `flow.t0`, or where a continued run ended; the last one
       ends it.
     - `observe`: name -> function of the parameters, evaluated at the save times during the run.
     - `solver`: one of `gradflow.solvers`, or any diffrax solver with an error estimate. `None` chooses: `Automatic`,
       which takes an explicit method on short runs and the implicit multistep method `NDF` on all others; where the
-      flow says that it oscillates or limits its steps, an explicit method alone; for models whose `activation` is
-      (leaky) ReLU, not smoothed, `Hybrid` down to `rtol=1e-6`. See `gradflow.solvers.default_solver`.
+      flow says that it oscillates or limits its steps, an explicit method alone; for problems with kinks, such as
+      ReLU, not smoothed, a maximum or an absolute value of what depends on the parameters, `Hybrid` down to
+      `rtol=1e-6`. See `gradflow.solvers.default_solver`; `print(sol)` says what was chosen and why.
     - `rtol`, `atol`: tolerances on the error of each step. `atol=None` scales with the initial state, leaf by leaf. An
       `rtol` below 64 units of rounding of the parameters' type is raised to that, with a `PrecisionWarning`.
     - `save_params`: keep the parameters at every save time, not only at the end.
@@ -66,6 +72,8 @@ def solve(
     - `key`: random key, for stochastic flows only. These take steps of fixed size, so `rtol` and `atol` play no part;
       `solver` is `gradflow.solvers.EulerMaruyama`, `SmallNoise` (the default where the flow is of second order),
       `SKROCK` (for stiff ones) or `FixedSteps`; `until` is looked at at the save times.
+    - `trainable`: which floating-point arrays flow, instead, as an Equinox filter: a function of a leaf, or a pytree of
+      Booleans such as `{"base": False, "adapter": True}`, which may end above the leaves of `params`.
 
     **Returns** a `gradflow.Solution`. Works inside `jax.jit` and `jax.vmap` and under forward-mode differentiation.
     The second call with arrays of the same shapes compiles nothing. For reverse mode, hand `flow.terms()` to
@@ -82,6 +90,7 @@ def solve(
     if isinstance(flow, AbstractStochasticFlow):
         times = check_times(ts, flow.t0)
         options = {"observe": observe, "until": until, "save_params": save_params, "progress": progress}
+        options["trainable"] = trainable
         return solve_stochastic(flow, params, times, solver, key, max_steps, throw=throw, **options)
     if isinstance(solver, AbstractStochasticMethod):
         advice = "See gradflow.solvers."
@@ -98,6 +107,7 @@ def solve(
         until=until,
         max_steps=max_steps,
         key=key,
+        trainable=trainable,
     )
     solution = drive(setup, progress)
     if throw:
@@ -118,6 +128,7 @@ def prepare(
     until: Until | None,
     max_steps: int | Int[jax.Array, ""],
     key: Any = None,
+    trainable: Any = None,
 ) -> Setup:
     """Checks the arguments of `solve`; returns what the loop runs on."""
     if not isinstance(flow, AbstractFlow):
@@ -130,16 +141,19 @@ def prepare(
         raise _checks.fail("key", "be None for a deterministic flow", "a key", "Only stochastic flows draw numbers.")
     resumed = None
     if isinstance(params, Solution):
-        trainable, frozen, resumed = resume(flow, params)
+        _checks.check_no_filter(trainable)
+        flowing, frozen, resumed = resume(flow, params)
     else:
-        trainable, frozen = split(params)
-    _checks.check_finite("params", trainable, "A flow cannot start from there.")
-    kinds = sorted({str(leaf.dtype) for leaf in jax.tree_util.tree_leaves(trainable)})
+        if trainable is None:
+            warn_of_leaves(params)
+        flowing, frozen = split(params, trainable)
+    _checks.check_finite("params", flowing, "A flow cannot start from there.")
+    kinds = sorted({str(leaf.dtype) for leaf in jax.tree_util.tree_leaves(flowing)})
     if len(kinds) > 1:
         raise _checks.fail("params", "be of one floating-point type", " and ".join(kinds), "Cast them to one of these.")
-    if resumed is None and _checks.is_concrete((flow, trainable, frozen)):
+    if resumed is None and _checks.is_concrete((flow, flowing, frozen)):
         with jax.ensure_compile_time_eval():
-            flow.check_values(trainable, frozen)
+            flow.check_values(flowing, frozen)
     times = check_times(ts, flow.t0 if resumed is None else resumed.t)
     observe = check_observe(observe)
     if _checks.is_concrete(max_steps):
@@ -149,11 +163,13 @@ def prepare(
         raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}", advice)
     control = check_tolerances(rtol, atol, kinds[0])
     if resumed is None:
-        check_size(trainable, kinds[0])
+        check_size(flowing, kinds[0])
+    choice = ""
     if solver is None:
         tolerance = float(control.rtol) if _checks.is_concrete(control.rtol) else 1e-5
-        solver = default_solver(tolerance, flow, flow.kinked(trainable, frozen))
-    method = _prepare_solver(solver, control, trainable)
+        solver = default_solver(tolerance, flow, flow.kinked(flowing, frozen))
+        choice = describe_choice(tolerance, flow, flow.kinks(flowing, frozen))
+    method = _prepare_solver(solver, control, flowing)
     if flow.limited and not isinstance(method, OneStep):
         advice = "Use one such as gradflow.solvers.Tsit5()."
         raise _checks.fail("solver", f"be an explicit method for a {type(flow).__name__}", method.name, advice)
@@ -161,7 +177,7 @@ def prepare(
     return Setup(
         flow=flow,
         frozen=frozen,
-        start=trainable,
+        start=flowing,
         ts=times,
         observe=observe,
         method=method,
@@ -169,6 +185,7 @@ def prepare(
         until=until,
         max_steps=jnp.asarray(max_steps),
         save_params=bool(save_params),
+        choice=choice,
         resumed=resumed,
     )
 

@@ -86,6 +86,7 @@ def solve_stochastic(
     save_params: bool,
     progress: bool,
     throw: bool,
+    trainable: Any = None,
 ) -> Solution:
     """`solve` for stochastic flows; see there."""
     start, earlier = jnp.asarray(flow.t0, ts.dtype), jnp.asarray(0)
@@ -113,7 +114,7 @@ def solve_stochastic(
         raise _checks.fail("max_steps", "be at least the number of steps", actual, "Raise it, or take larger steps.")
     rule = Path(flow, solver, key, edges, counts, earlier)
     options: dict[str, Any] = {"observe": observe, "until": until, "save_params": save_params, "progress": progress}
-    sol = iterate_to(rule, params, earlier + jnp.cumsum(counts), **options, throw=False)
+    sol = iterate_to(rule, params, earlier + jnp.cumsum(counts), **options, throw=False, trainable=trainable)
     gradients, products = solver.evaluations(flow)
     cost = {"gradient_evaluations": gradients, "hessian_vector_products": products}
     stats = sol.stats | {name: sol.stats["steps"] * n if n >= 0 else jnp.asarray(-1) for name, n in cost.items()}

@@ -12,36 +12,99 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from gradflow._checks import fail
+from gradflow._leaves import not_buffers
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def split(params: PyTree) -> tuple[PyTree, PyTree]:
+class Chosen(eqx.Module):
+    """Parameters with the choice of what flows made: `held` names, by path, the floating-point arrays that do not."""
+
+    params: PyTree
+    held: tuple[str, ...] = eqx.field(static=True)
+
+
+def split(params: PyTree, trainable: Any = None) -> tuple[PyTree, PyTree]:
     """Splits parameters into the leaves that flow and the frozen rest; `join` undoes it.
+
+    `trainable` is a filter as Equinox knows it: a function of a leaf, or a pytree of Booleans or of such functions,
+    which may end above the leaves of `params`. Only floating-point arrays flow. `None` takes all of them but known
+    buffers (`gradflow._leaves`).
 
     NumPy arrays become JAX arrays. Complex leaves are refused: a gradient flow of complex parameters is a flow of
     their real and imaginary parts, and which inner product is meant is the user's to say.
     """
+    if isinstance(params, Chosen):
+        params, trainable = params.params, _none_of(params.params, params.held)
     params = jax.tree_util.tree_map(_as_jax, params)
-    trainable, frozen = eqx.partition(params, eqx.is_inexact_array)
-    leaves = jax.tree_util.tree_leaves(trainable)
+    wanted = not_buffers(params) if trainable is None else _wanted(params, trainable)
+    flowing, frozen = eqx.partition(params, wanted)
+    leaves = jax.tree_util.tree_leaves(flowing)
     if any(jnp.iscomplexobj(leaf) for leaf in leaves):
         advice = "Pass real and imaginary parts as two arrays."
         raise fail("params", "hold real numbers", "complex in at least one leaf", advice)
     if not leaves:
-        kinds = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in jax.tree_util.tree_leaves(params)})
-        actual = f"without one (leaf types: {', '.join(kinds) or 'none'})"
-        advice = "Convert the parameters, for instance with `jax.numpy.asarray(x, dtype=float)`."
-        raise fail("params", "have at least one floating-point array leaf", actual, advice)
-    return trainable, frozen
+        raise _nothing_flows(params, trainable)
+    return flowing, frozen
+
+
+def choose(params: PyTree, trainable: Any = None) -> PyTree:
+    """Parameters that carry the choice of what flows along, where it is not simply all floating-point arrays."""
+    held = held_paths(split(params, trainable)[1])
+    return Chosen(params, held) if held else params
+
+
+def held_paths(frozen: PyTree) -> tuple[str, ...]:
+    """The floating-point arrays in the frozen half of parameters, by path."""
+    rest = frozen.rest if isinstance(frozen, PaddedRest) else frozen
+    leaves = jax.tree_util.tree_flatten_with_path(rest)[0]
+    return tuple(jax.tree_util.keystr(path) for path, leaf in leaves if eqx.is_inexact_array(leaf))
+
+
+def _none_of(params: PyTree, held: tuple[str, ...]) -> PyTree:
+    return jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path) not in held, params)
+
+
+def _wanted(params: PyTree, trainable: Any) -> PyTree:
+    """A Boolean for every leaf, from a filter."""
+
+    def below(choice: Any, part: PyTree) -> PyTree:
+        if not callable(choice) and not isinstance(choice, bool | np.bool_):
+            must = "be a function of a leaf or a pytree of Booleans"
+            raise fail("trainable", must, f"one with a leaf of type {type(choice).__name__}")
+        chosen = choice if callable(choice) else lambda _: choice
+        return jax.tree_util.tree_map(lambda leaf: eqx.is_inexact_array(leaf) and bool(chosen(leaf)), part)
+
+    try:
+        return jax.tree_util.tree_map(below, trainable, params)
+    except ValueError as error:
+        if "Argument `trainable`" in str(error):
+            raise
+        actual = f"of another ({str(error).splitlines()[0]})"
+        advice = "For instance equinox.tree_at on jax.tree_util.tree_map(lambda _: False, params)."
+        raise fail("trainable", "have the structure of `params`, or of a part from the top", actual, advice) from error
+
+
+def _nothing_flows(params: PyTree, trainable: Any) -> ValueError:
+    kinds = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in jax.tree_util.tree_leaves(params)})
+    held = held_paths(params)
+    if trainable is not None and held:
+        listed = ", ".join(held[:5])
+        return fail("trainable", "choose at least one floating-point array leaf", f"choosing none of {listed}")
+    actual = f"without one (leaf types: {', '.join(kinds) or 'none'})"
+    advice = "Convert the parameters, for instance with `jax.numpy.asarray(x, dtype=float)`."
+    if held:
+        actual = "without one but known buffers"
+        advice = "Choose what flows by `trainable=equinox.is_inexact_array`, or another filter."
+    return fail("params", "have at least one floating-point array leaf", actual, advice)
 
 
 def _as_jax(leaf: Any) -> Any:
     """NumPy arrays as JAX arrays; types as they are, never weak ones, so that equal shapes share one program."""
     if isinstance(leaf, np.ndarray | np.generic):
         return jnp.asarray(leaf) if leaf.dtype.kind in "biufc" else leaf
-    if isinstance(leaf, jax.Array) and leaf.weak_type:
+    if isinstance(leaf, jax.Array) and getattr(leaf, "weak_type", False):  # random keys have no such attribute
         return jax.lax.convert_element_type(leaf, leaf.dtype)
     return leaf
 
@@ -65,6 +128,15 @@ def join(trainable: PyTree, frozen: PyTree) -> PyTree:
     if isinstance(frozen, PaddedRest):
         return eqx.combine(within(trainable, frozen.extents), frozen.rest)
     return eqx.combine(trainable, frozen)
+
+
+def strong(tree: PyTree) -> PyTree:
+    """The pytree without weak types, so that what a program gives can be handed to it again without a new trace."""
+
+    def convert(leaf: Any) -> Any:
+        return jax.lax.convert_element_type(leaf, leaf.dtype) if eqx.is_array(leaf) and leaf.weak_type else leaf
+
+    return jax.tree_util.tree_map(convert, tree)
 
 
 def rest_of(params: PyTree, trainable: PyTree) -> PyTree:

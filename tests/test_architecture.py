@@ -21,9 +21,22 @@ ROOT = pathlib.Path(gf.__file__).parent
 
 # A file may import from its own rank and from ranks above it. Rooms of one rank leave each other alone,
 # except that a rule names its flows.
+PROBES = ["_kinks", "_leaves", "_scalar"]
 WIDTH = ["_infinite_width", "_width_fluctuations"]
 RANKS = [
-    ["_checks", "_tree", "_linalg", "_conserved", "_polar", "_record", "_solution", "_until"],
+    [
+        "_checks",
+        "_tree",
+        "_linalg",
+        "_conserved",
+        "_kinks",
+        "_leaves",
+        "_polar",
+        "_record",
+        "_scalar",
+        "_solution",
+        "_until",
+    ],
     ["problems"],
     ["models"],
     ["data"],

@@ -51,9 +51,14 @@ class AbstractFlow(eqx.Module):
         """Whether the state is one of positions and velocities, `X'' = -damping X' + F(X)` with constant damping."""
         return False
 
+    def kinks(self, trainable: PyTree, frozen: PyTree) -> tuple[str, ...] | None:
+        """The operations at which the field jumps, along surfaces that trajectories cross, as with ReLU; `None` where
+        that is not known."""
+        return None
+
     def kinked(self, trainable: PyTree, frozen: PyTree) -> bool:
-        """Whether the field is known to jump along surfaces that trajectories cross, as with ReLU."""
-        return False
+        """Whether the field is known to jump."""
+        return bool(self.kinks(trainable, frozen))
 
     @abc.abstractmethod
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, fail
-from gradflow._conserved import Conserved, has_kinks
+from gradflow._conserved import Conserved
+from gradflow._kinks import kinks_of
 from gradflow._tree import join, method_of
 from gradflow.flows._base import AbstractFlow
 from gradflow.models import Smoothed
@@ -62,8 +63,8 @@ class GradientFlow(AbstractFlow):
     def params(self, state: PyTree) -> PyTree:
         return state[0]
 
-    def kinked(self, trainable: PyTree, frozen: PyTree) -> bool:
-        return field_kinked(self.problem, join(trainable, frozen))
+    def kinks(self, trainable: PyTree, frozen: PyTree) -> tuple[str, ...] | None:
+        return field_kinks(self.problem, trainable, frozen)
 
     def controlled(self, state: PyTree) -> PyTree:
         return state[0]
@@ -104,7 +105,7 @@ def check_scalar(problem: Callable[[Any], Any], params: PyTree) -> None:
         raise fail("problem", "return a real floating-point scalar", actual, advice)
 
 
-def field_kinked(problem: Any, params: PyTree) -> bool:
-    """Whether the gradient is known to jump where activations change: ReLU that has not been smoothed."""
+def field_kinks(problem: Any, trainable: PyTree, frozen: PyTree) -> tuple[str, ...] | None:
+    """The operations at which the gradient of a problem jumps; none where ReLU has been smoothed."""
     smoothed = isinstance(getattr(problem, "predict", None), Smoothed)
-    return not smoothed and has_kinks(params)
+    return () if smoothed else kinks_of(problem, trainable, frozen)

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import TheoryWarning, check_finite, check_not_negative, fail, is_concrete
 from gradflow._conserved import Conserved
+from gradflow._kinks import kinks_of
 from gradflow._tree import full_precision, join
 from gradflow.flows._base import AbstractFlow
 from gradflow.models import MeanFieldNet
@@ -121,6 +122,9 @@ class MeanFieldFlow(AbstractFlow):
 
     def derivative(self, rate: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         return rate, jnp.sum(rate.squares(self._weights(rate.output.dtype)))
+
+    def kinks(self, trainable: PyTree, frozen: PyTree) -> tuple[str, ...] | None:
+        return kinks_of(self.risk, trainable, frozen)
 
     def params(self, state: PyTree) -> PyTree:
         return state[0]

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree, Scalar
 from gradflow._checks import check_callable, check_choice, check_finite, check_positive, fail
 from gradflow._tree import join
 from gradflow.flows._base import AbstractFlow
-from gradflow.flows._gradient_flow import check_scalar
+from gradflow.flows._gradient_flow import check_scalar, field_kinks
 from gradflow.flows._momentum_flow import check_momentum
 from gradflow.flows._second_order import shifted
 
@@ -139,6 +139,9 @@ class ModifiedFlow(AbstractFlow):
         _, hhg = jax.jvp(gradient, (state,), (hg,))
         field = shifted(jax.tree_util.tree_map(jnp.negative, g), -eps * k, hg)
         return shifted(shifted(field, -(eps**2) * p, hhg), -(eps**2) * q, third)
+
+    def kinks(self, trainable: PyTree, frozen: PyTree) -> tuple[str, ...] | None:
+        return field_kinks(self.problem, trainable, frozen)
 
     def params(self, state: PyTree) -> PyTree:
         return state

@@ -12,7 +12,7 @@ from gradflow._checks import check_callable, check_count, check_positive
 from gradflow._linalg import hessian_vector_product, matrix_function
 from gradflow._tree import flatten, join
 from gradflow.flows._base import AbstractFlow
-from gradflow.flows._gradient_flow import check_scalar
+from gradflow.flows._gradient_flow import check_scalar, field_kinks
 
 
 class PrincipalFlow(AbstractFlow):
@@ -75,6 +75,9 @@ class PrincipalFlow(AbstractFlow):
             return jnp.where(small, -(1 + z / 2 + z**2 / 3), jnp.log(jnp.abs(1 - safe)) / safe)
 
         return unflatten(matrix_function(product, gradient, rate, self.iterations))
+
+    def kinks(self, trainable: PyTree, frozen: PyTree) -> tuple[str, ...] | None:
+        return field_kinks(self.problem, trainable, frozen)
 
     def params(self, state: PyTree) -> PyTree:
         return state

@@ -12,7 +12,7 @@ from gradflow._checks import check_callable, check_finite, check_not_negative, c
 from gradflow._conserved import Conserved
 from gradflow._tree import join
 from gradflow.flows._base import AbstractFlow
-from gradflow.flows._gradient_flow import check_scalar, field_kinked
+from gradflow.flows._gradient_flow import check_scalar, field_kinks
 
 
 class MomentumState(NamedTuple):
@@ -96,8 +96,8 @@ class AbstractSecondOrderFlow(AbstractFlow):
         """The derivative of `lost` without Hessian damping, from `|X'|^2` and `X' . F`, `F = -c grad f`."""
         return self.damping(t) * squares + (1 / self.gradient_weight(t) - 1) * works
 
-    def kinked(self, trainable: PyTree, frozen: PyTree) -> bool:
-        return field_kinked(self.problem, join(trainable, frozen))
+    def kinks(self, trainable: PyTree, frozen: PyTree) -> tuple[str, ...] | None:
+        return field_kinks(self.problem, trainable, frozen)
 
     def params(self, state: MomentumState) -> PyTree:
         return state.position

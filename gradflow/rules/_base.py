@@ -40,6 +40,14 @@ class AbstractRule(eqx.Module):
     def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         """The next state, and the loss at the present one."""
 
+    def gradient_evaluations(self, state: PyTree, attempted: Int[Array, ""]) -> Int[Array, ""]:
+        """What a run has cost so far, in gradients; -1 if that is not known."""
+        return self.gradients_per_step * attempted
+
+    def with_cost_of(self, state: PyTree, tried: PyTree) -> PyTree:
+        """The state, where a step that led to `tried` is not taken, with what that step has cost."""
+        return state
+
     @abc.abstractmethod
     def params(self, state: PyTree) -> PyTree:
         """The trainable parameters in a state."""

@@ -1,5 +1,6 @@
 """Any optax transform as a rule."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from gradflow._tree import join
 from gradflow.flows import AbstractFlow
 from gradflow.flows._gradient_flow import check_scalar
 from gradflow.rules._base import AbstractRule, check_learning_rate
+from gradflow.rules._counting import UncountableError, Watch, marked, run_counted
 
 
 class OptaxRule(AbstractRule):
@@ -31,6 +33,10 @@ class OptaxRule(AbstractRule):
       function the learning rate stays a number that may vary without a new compilation.
     - `learning_rate`: positive. With a ready-made transform it only sets the clock and has to agree with the transform.
     - `limit`: function `problem -> flow`, the continuous limit, if the transform has one.
+
+    Transforms get the loss as `value_fn`, which line searches ask for. The gradients that they take of it are counted
+    as the run goes, like the rule's own; values without a gradient are not. `gradient_evaluations` is -1 where they
+    cannot be counted, as for a transform that has the loss from elsewhere and calls it by itself.
 
     **Raises** `ValueError` for a problem that cannot be called, a learning rate that is not positive, or something that
     is not a transform; so does `flow` without a `limit`, and `with_learning_rate` for a ready-made transform.
@@ -63,20 +69,51 @@ class OptaxRule(AbstractRule):
         return k * self.learning_rate
 
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
-        return trainable, self._transform().init(trainable)
+        return trainable, self._transform().init(trainable), jnp.zeros((), int)
 
     def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
-        trainable, memory = state
+        trainable, memory, count = state
 
         def problem(p: PyTree) -> Float[Array, ""]:
             return self.problem(join(p, frozen))
 
         loss, gradient = jax.value_and_grad(problem)(trainable)
-        # Line searches and the like take these three; `with_extra_args_support` lets all others ignore them.
-        extra = {"value": loss, "grad": gradient, "value_fn": problem}
-        updates, memory = optax.with_extra_args_support(self._transform()).update(gradient, memory, trainable, **extra)
+        (updates, memory), more = self._update(problem, gradient, memory, trainable, loss)
         moved = jax.tree_util.tree_map(lambda p, u: p + u.astype(p.dtype), trainable, updates)
-        return (moved, memory), loss
+        return (moved, memory, count + 1 + more if more is not None else jnp.full_like(count, -1)), loss
+
+    def gradient_evaluations(self, state: PyTree, attempted: Int[Array, ""]) -> Int[Array, ""]:
+        return state[2]
+
+    def with_cost_of(self, state: PyTree, tried: PyTree) -> PyTree:
+        return (*state[:2], tried[2])
+
+    def _update(
+        self, problem: Callable[[PyTree], Array], gradient: PyTree, memory: PyTree, trainable: PyTree, loss: Array
+    ) -> tuple[tuple[PyTree, PyTree], Int[Array, ""] | int | None]:
+        """What the transform makes of a gradient, and how many more it evaluates; `None` if that cannot be told."""
+        transform = optax.with_extra_args_support(self._transform())
+        evaluates = False
+
+        def update(fn: Callable[[PyTree], Array], gradient: PyTree, memory: PyTree, params: PyTree, loss: Array) -> Any:
+            def value_fn(p: PyTree) -> Array:
+                nonlocal evaluates
+                evaluates = True
+                return fn(p)
+
+            # Line searches and the like take these three; `with_extra_args_support` lets all others ignore them.
+            return transform.update(gradient, memory, params, value=loss, grad=gradient, value_fn=value_fn)
+
+        args = gradient, memory, trainable, loss
+        watch = Watch(self.problem)
+        try:
+            with watch:
+                found, more = run_counted(functools.partial(update, marked(watch.through(problem))), *args)
+        except (UncountableError, TypeError):  # forward mode, which a function with a mark does not know
+            return update(problem, *args), None
+        if not evaluates:
+            found, more = update(problem, *args), 0
+        return found, None if watch.found else more
 
     def params(self, state: PyTree) -> PyTree:
         return state[0]

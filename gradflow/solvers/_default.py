@@ -25,10 +25,10 @@ def default_solver(rtol: float, flow: Any = None, kinked: bool = False) -> diffr
 
     `Automatic`; an explicit Runge-Kutta method where the flow oscillates or limits its steps; `Hybrid` at kinks.
 
-    The field of a ReLU network jumps where an activation pattern changes. There no method is of more than order one,
-    the histories of multistep methods are worth little, and what counts is that steps are cheap. For an error of 1e-3
-    on two hidden layers `Hybrid` takes little more than half of the gradients of `ROCK2`, and a sixth of those of
-    `NDF`; from a start of 1e-4 through the escape, a third and a half.
+    The field of a ReLU network jumps where an activation pattern changes, and so do those with other kinks. There no
+    method is of more than order one, the histories of multistep methods are worth little, and what counts is that steps
+    are cheap. For an error of 1e-3 on two hidden layers `Hybrid` takes little more than half of the gradients of
+    `ROCK2`, and a sixth of those of `NDF`; from a start of 1e-4 through the escape, a third and a half.
 
     Smooth flows that oscillate get `Nystrom` where no velocity but constant damping enters, as with the heavy ball.
 
@@ -48,3 +48,23 @@ def default_solver(rtol: float, flow: Any = None, kinked: bool = False) -> diffr
     if oscillates or getattr(flow, "limited", False):
         return explicit
     return Hybrid() if kinked and rtol >= KINKED else Automatic(explicit)
+
+
+def describe_choice(rtol: float, flow: Any, kinks: tuple[str, ...] | None) -> str:
+    """Why `default_solver` chooses as it does, in a few words; empty where nothing is known of kinks.
+
+    >>> import gradflow as gf
+    >>> flow = gf.GradientFlow(lambda w: w**2)
+    >>> from gradflow.solvers._default import describe_choice
+    >>> describe_choice(1e-5, flow, ("max",)), describe_choice(1e-5, flow, ())
+    ('kinks: max', 'smooth')
+    """
+    words = ["oscillates"] if getattr(flow, "oscillatory", False) else []
+    words += ["limits its steps"] if getattr(flow, "limited", False) else []
+    if kinks:
+        words.append(f"kinks: {', '.join(kinks)}")
+        if rtol < KINKED and len(words) == 1:
+            words.append(f"rtol below {KINKED:g}")
+    elif kinks is not None and not words:
+        words.append("smooth")
+    return "; ".join(words)

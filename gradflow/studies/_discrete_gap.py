@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gradflow import _checks
 from gradflow._iterate import iterate_to
-from gradflow._solution import STATUS
+from gradflow._solution import STATUS, moving
 from gradflow._solve import solve
 from gradflow.flows import AbstractFlow, GradientFlow
 from gradflow.models import MLP
@@ -33,6 +33,7 @@ def compare(
     solver: Any = None,
     after: float = 0.0,
     progress: bool = False,
+    trainable: Any = None,
 ) -> xr.Dataset:
     """The gap between a rule and its flows over learning rates.
 
@@ -50,6 +51,7 @@ def compare(
     - `rtol`: tolerance of the flows, to be far below the gaps. `saves`: number of times compared at the most.
     - `after`: flow time before which distances are not counted. Momentum of a fixed coefficient has a transient of some
       `1/(1 - momentum)` steps, during which it is a first-order distance away from every flow without one.
+    - `trainable`: as for `solve`.
 
     **Returns** an `xarray.Dataset` over `learning_rate` (decreasing) and `flow`: `gap`, `local_order` (slope between
     neighbouring learning rates), `order` (the slope between the two smallest), `distance` and `t` over `save`, `steps`,
@@ -101,15 +103,16 @@ def compare(
     bar = tqdm(tuned, desc="learning rates", unit="run", disable=not progress)
     for i, (current, count) in enumerate(zip(bar, counts, strict=True)):
         ks = np.round(np.linspace(0, count, rows + 1)).astype(int)
-        discrete = iterate_to(current, params, ks, throw=False)
+        discrete = iterate_to(current, params, ks, throw=False, trainable=trainable)
         times[i] = np.asarray(discrete.ts)
         of_rule["steps"][i] = int(discrete.stats["steps"])
         of_rule["gradient_evaluations"][i] = int(discrete.stats["gradient_evaluations"])
         of_rule["status"][i] = int(discrete.code)
         for j, make in enumerate(flows.values()):
             flow = make(current)
-            exact = solve(flow, params, times[i], rtol=rtol, solver=solver, throw=False, max_steps=1_000_000)
-            distance, travelled = run_distance(discrete.params, exact.params)
+            how: Any = {"rtol": rtol, "solver": solver, "throw": False, "max_steps": 1_000_000, "trainable": trainable}
+            exact = solve(flow, params, times[i], **how)
+            distance, travelled = run_distance(*(moving(sol.params, sol.held) for sol in (discrete, exact)))
             found["distance"][i, j] = np.asarray(distance)
             found["gap"][i, j] = float(jnp.max(distance[times[i] >= after]) / travelled)
             found["flow_gradient_evaluations"][i, j] = int(exact.stats["gradient_evaluations"])

@@ -17,7 +17,7 @@ from jaxtyping import PyTree
 
 from gradflow._checks import fail
 from gradflow._solve import check_size
-from gradflow._tree import split
+from gradflow._tree import choose, split
 from gradflow.flows import AbstractFlow
 from gradflow.models._parametrisation import Multipliers
 from gradflow.rules import AbstractRule
@@ -55,8 +55,9 @@ class Roster:
         build: Callable[..., Any],
         axes: Mapping[str, Iterable[Any]],
         observe: Callable[[Any], dict[str, Any]],
+        trainable: Any = None,
     ):
-        self._build, self._observe = build, observe
+        self._build, self._observe, self._trainable = build, observe, trainable
         self._axes = {name: list(values) for name, values in axes.items()}
         self.shape = tuple(len(values) for values in self._axes.values())
         self.places = list(itertools.product(*(range(size) for size in self.shape)))
@@ -117,7 +118,7 @@ class Roster:
             built = self._build(**self._point(number))
             if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], AbstractFlow | AbstractRule)):
                 raise fail("build", "return a pair (flow, params) or (rule, params)", f"returning {_said(built)}")
-            what, params = built
+            what, params = built[0], choose(built[1], self._trainable)
             given, structure = jax.tree_util.tree_flatten((what, params, self._observe(what)))
             given = [self._as_jax(leaf) for leaf in given]
             key = structure, tuple(map(_trait, given))

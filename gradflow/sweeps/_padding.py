@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from gradflow._record import bind, seen
-from gradflow._tree import Extents, PaddedRest, full_precision, join, split
+from gradflow._tree import Chosen, Extents, PaddedRest, full_precision, join, split
 from gradflow.flows import AbstractFlow
 from gradflow.sweeps._digest import arrays_of, numbers, with_arrays
 from gradflow.sweeps._program import Options, Padding
@@ -115,7 +115,8 @@ def _elsewhere(run: PyTree) -> PyTree:
         size = float(jnp.sqrt(jnp.mean(leaf.astype(float) ** 2))) or 0.3
         return (leaf + 0.5 * size * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
 
-    return what, join(jax.tree_util.tree_map(moved, trainable), frozen), observe
+    whole = join(jax.tree_util.tree_map(moved, trainable), frozen)
+    return what, Chosen(whole, params.held) if isinstance(params, Chosen) else whole, observe
 
 
 def _agree(narrow: PyTree, wide: PyTree, strict: bool) -> bool:

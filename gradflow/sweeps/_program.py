@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, PyTree
 
 from gradflow._iterate import RuleSetup, attempt_rule, prepare_rule
 from gradflow._loop import Setup, attempt
-from gradflow._solution import Solution
+from gradflow._solution import Solution, moving
 from gradflow._solve import prepare
 from gradflow._tree import Extents, PaddedRest
 from gradflow._until import Until
@@ -66,8 +66,8 @@ class Program(eqx.Module):
     def result(self, carry: Any) -> Solution:
         """The solution, with the saved parameters that flow, and without the last ones."""
         solution = self.setup.finish(carry)
-        flowing = eqx.filter(solution.params, eqx.is_inexact_array)
         parts = lambda s: (s.params, s.final, s.state, s.checkpoint)  # noqa: E731
+        flowing = moving(solution.params, solution.held)
         return eqx.tree_at(parts, solution, (flowing, None, None, None), is_leaf=lambda x: x is None)
 
     def evaluation(self) -> Any:

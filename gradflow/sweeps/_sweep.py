@@ -51,6 +51,7 @@ def sweep(
     launch: Any = None,
     jobs: int = 8,
     progress: bool = True,
+    trainable: Any = None,
 ) -> xr.Dataset:
     """Solves a flow, or runs a rule, at every point of a grid.
 
@@ -63,8 +64,8 @@ def sweep(
       `(rule, params)`. It has to return the same every time: members that take much memory are built twice. Arrays
       that all members share, such as data, are held once.
     - `axes`: name -> values, all numbers or all strings. The last axis runs fastest.
-    - `ts`, `solver`, `rtol`, `atol`, `until`, `max_steps`: as for `solve`. A rule saves the iterate nearest to each of
-      these times by its own clock; `saved_time` tells which that is.
+    - `ts`, `solver`, `rtol`, `atol`, `until`, `max_steps`, `trainable`: as for `solve`. A rule saves the iterate
+      nearest to each of these times by its own clock; `saved_time` tells which that is.
     - `observe`: name -> function of the parameters, or a function `flow -> such a dictionary`. The names become
       variables, so they differ from those of the axes and of what is listed below.
     - `save_params`: also keep the parameters, flattened, at every save time.
@@ -115,9 +116,18 @@ def sweep(
     share = check_share(chunk, store, resume)
     if launch is not None:
         how = {"observe": observe, "solver": solver, "rtol": rtol, "atol": atol, "save_params": save_params}
-        how |= {"until": until, "max_steps": max_steps, "batch": batch, "pad": pad, "store": store, "resume": resume}
+        how |= {
+            "trainable": trainable,
+            "until": until,
+            "max_steps": max_steps,
+            "batch": batch,
+            "pad": pad,
+            "store": store,
+            "resume": resume,
+        }
         return launch_jobs(launch, jobs, sweep, (build, axes, ts), how, share, progress)
-    roster = Roster(build, {name: values.tolist() for name, values in grid.items()}, _check_observe(observe))
+    values = {name: values.tolist() for name, values in grid.items()}
+    roster = Roster(build, values, _check_observe(observe), trainable)
     options = _options(roster, ts, solver, rtol, atol, until, max_steps, save_params)
     groups = group_members(roster, options, pad)
     rows = [row_of(kind.run, options) for kind in roster.kinds]

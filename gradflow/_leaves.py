@@ -1,0 +1,100 @@
+"""What parameters from other libraries hold besides parameters: buffers that are no parameters, and leaves that look
+like one and are not treated as such."""
+
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.core
+from jaxtyping import PyTree
+
+COLLECTION = "batch_stats"
+"""What Flax calls running statistics, beside "params" in a dictionary of variables."""
+LISTED = 5
+"""Leaves that a message names at most."""
+
+
+def not_buffers(params: PyTree) -> PyTree:
+    """For every leaf, whether it is a floating-point array and not known to be a buffer.
+
+    Known are all variables of Flax's `nnx` but its `Param`, the state of Equinox layers, and Flax's "batch_stats".
+    """
+
+    def flowing(path: Any, node: Any) -> PyTree:
+        held = _is_buffer(node) or _in_collection(params, path)
+        return jax.tree_util.tree_map(lambda leaf: not held and eqx.is_inexact_array(leaf), node)
+
+    return jax.tree_util.tree_map_with_path(flowing, params, is_leaf=_is_whole)
+
+
+def warn_of_leaves(params: PyTree) -> None:
+    """Says which Python floats stay as they are, and which array stands in two places, and so turns into two."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    floats = [_name(path) for path, leaf in leaves if type(leaf) is float and not _is_setting(params, path)]
+    if floats:
+        warnings.warn(
+            f"The Python float at {_listed(floats)} in `params` does not flow: only arrays do. Make it one, such as"
+            " jax.numpy.asarray(0.5), or say what flows by trainable=equinox.is_inexact_array.",
+            UserWarning,
+            stacklevel=4,
+        )
+    places: dict[int, list[str]] = {}
+    for path, leaf in leaves:
+        if eqx.is_inexact_array(leaf) and not isinstance(leaf, jax.core.Tracer) and leaf.size > 0:
+            places.setdefault(id(leaf), []).append(_name(path))
+    shared = [" and ".join(names) for names in places.values() if len(names) > 1]
+    if shared:
+        warnings.warn(
+            f"The same array stands at {_listed(shared)} in `params`: each place flows by itself, as if it held a copy."
+            " For weights that are tied, keep one and use it twice in the model; for two that only start alike, pass"
+            " a copy.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _is_setting(params: PyTree, path: Any) -> bool:
+    """Whether a number is a setting of one of Equinox's layers, such as the rate of `Dropout`."""
+    owner: Any = params
+    for key in path[:-1]:
+        if isinstance(key, jax.tree_util.GetAttrKey):
+            owner = getattr(owner, key.name, None)
+        elif isinstance(key, jax.tree_util.DictKey | jax.tree_util.SequenceKey):
+            owner = owner[key.key if isinstance(key, jax.tree_util.DictKey) else key.idx]
+        else:
+            return False
+    return type(owner).__module__.startswith("equinox.nn")
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path) or "the top"
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def _is_whole(node: Any) -> bool:
+    """Whether a part of the parameters is looked at as one."""
+    return isinstance(node, (eqx.nn.State, eqx.nn.StateIndex, *_variables()))
+
+
+def _is_buffer(node: Any) -> bool:
+    if isinstance(node, eqx.nn.State | eqx.nn.StateIndex):
+        return True
+    return isinstance(node, _variables()) and not isinstance(node, sys.modules["flax.nnx"].Param)
+
+
+def _variables() -> tuple[type, ...]:
+    """The class of Flax's variables, if somebody has loaded it."""
+    nnx = sys.modules.get("flax.nnx")
+    return () if nnx is None or not hasattr(nnx, "Variable") else (nnx.Variable,)
+
+
+def _in_collection(params: PyTree, path: Any) -> bool:
+    known = isinstance(params, Mapping) and "params" in params and COLLECTION in params
+    return known and getattr(path[0], "key", None) == COLLECTION
