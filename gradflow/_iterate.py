@@ -1,5 +1,6 @@
 """`iterate`: runs a discrete rule and returns the same `Solution` as `solve`, on the rule's own clock."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from gradflow import _checks, _solution
-from gradflow._record import Record, blank_record, check_observe, write_row
+from gradflow._record import Record, blank_record, check_observe, unreached_as_nan, write_row
 from gradflow._solution import Solution, SolveInterrupted
 from gradflow._tree import Extents, full_precision, join, split, within
 from gradflow._until import Until
@@ -228,12 +229,21 @@ def _save(setup: RuleSetup, carry: RuleCarry, k: Int[Array, ""]) -> RuleCarry:
     record = eqx.combine(record, carry.record)
     if setup.until is not None:
         code = jnp.where(good & (setup.until.excess(params) >= 0), _solution.STOPPED, code)
-    return RuleCarry(carry.k, carry.attempted, carry.state, carry.first_loss, record, carry.row + good, code)
+    row = carry.row + good.astype(carry.row.dtype)
+    return RuleCarry(carry.k, carry.attempted, carry.state, carry.first_loss, record, row, code)
+
+
+def finish_rule(setup: RuleSetup, carry: RuleCarry, ks: Int[Array, " rows"]) -> Solution:
+    """The result, with NaN in the rows that were not reached."""
+    solution = summarise_rule(setup, carry, ks)
+    rows = unreached_as_nan((solution.params, solution.observed), solution.saved)
+    return dataclasses.replace(solution, params=rows[0], observed=rows[1])
 
 
 @eqx.filter_jit
 @full_precision
-def finish_rule(setup: RuleSetup, carry: RuleCarry, ks: Int[Array, " rows"]) -> Solution:
+def summarise_rule(setup: RuleSetup, carry: RuleCarry, ks: Int[Array, " rows"]) -> Solution:
+    """The result, with zeros in the rows that were not reached."""
     rule = setup.rule
     done = (carry.code == _solution.RUNNING) & (carry.row == ks.size)
     interrupted = jnp.where(carry.code == _solution.RUNNING, _solution.INTERRUPTED, carry.code)

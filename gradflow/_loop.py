@@ -5,6 +5,7 @@ a run can be cut into segments, for a progress bar and so that an interruption k
 run at once with its partial results; and no host callback enters the program, so that compiled programs can be cached.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from gradflow import _solution
-from gradflow._record import Record, bind, blank_record, write_row
+from gradflow._record import Record, bind, blank_record, unreached_as_nan, write_row
 from gradflow._solution import Solution
 from gradflow._tree import Extents, full_precision, join
 from gradflow._until import Until
@@ -202,7 +203,7 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
         index=index,
         record=record,
         steps=steps,
-        accepted=carry.accepted + keep,
+        accepted=carry.accepted + keep.astype(carry.accepted.dtype),
         evaluations=carry.evaluations + tried.evaluations,
         products=carry.products + tried.products,
         code=code,
@@ -267,9 +268,17 @@ def _locate(
     return met, found, located
 
 
+def finish(setup: Setup, carry: Carry) -> Solution:
+    """The result, with NaN in the rows that were not reached."""
+    solution = summarise(setup, carry)
+    rows = unreached_as_nan((solution.params, solution.observed), solution.saved)
+    return dataclasses.replace(solution, params=rows[0], observed=rows[1])
+
+
 @eqx.filter_jit
 @full_precision
-def finish(setup: Setup, carry: Carry) -> Solution:
+def summarise(setup: Setup, carry: Carry) -> Solution:
+    """The result, with zeros in the rows that were not reached."""
     flow = setup.flow
     first, final = carry.first_loss, flow.loss(carry.y, setup.frozen)
     losses = None if first is None or final is None else (first, final)

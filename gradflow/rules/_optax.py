@@ -60,7 +60,7 @@ class OptaxRule(AbstractRule):
         return () if self.limit is None else (1,)
 
     def time(self, k: Any) -> Any:
-        return k * self.learning_rate
+        return jnp.asarray(k, self.learning_rate.dtype) * self.learning_rate
 
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         return trainable, self._transform().init(trainable)
@@ -74,7 +74,9 @@ class OptaxRule(AbstractRule):
         loss, gradient = jax.value_and_grad(problem)(trainable)
         # Line searches and the like take these three; `with_extra_args_support` lets all others ignore them.
         extra = {"value": loss, "grad": gradient, "value_fn": problem}
-        updates, memory = optax.with_extra_args_support(self._transform()).update(gradient, memory, trainable, **extra)
+        transform = optax.with_extra_args_support(self._transform())
+        with jax.numpy_dtype_promotion("standard"):  # optax combines types, such as 0.9 ** count
+            updates, memory = transform.update(gradient, memory, trainable, **extra)
         moved = jax.tree_util.tree_map(lambda p, u: p + u.astype(p.dtype), trainable, updates)
         return (moved, memory), loss
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from gradflow._iterate import RuleSetup, attempt_rule, begin_rule, finish_rule, prepare_rule
-from gradflow._loop import Setup, attempt, begin, finish
+from gradflow._iterate import RuleSetup, attempt_rule, begin_rule, prepare_rule, summarise_rule
+from gradflow._loop import Setup, attempt, begin, summarise
 from gradflow._solution import Solution
 from gradflow._solve import prepare
 from gradflow._tree import Extents, PaddedRest
@@ -66,11 +66,11 @@ class Program(eqx.Module):
         return attempt_rule(self.setup, carry, self._iterates, self.max_steps)
 
     def result(self, carry: Any) -> Solution:
-        """The solution, with the saved parameters that flow, and without the last ones."""
+        """The solution with the saved parameters that flow, zeros in rows not reached, and without the last ones."""
         if isinstance(self.setup, Setup):
-            solution = finish(self.setup, carry)
+            solution = summarise(self.setup, carry)
         else:
-            solution = finish_rule(self.setup, carry, self._iterates)
+            solution = summarise_rule(self.setup, carry, self._iterates)
         flowing = eqx.filter(solution.params, eqx.is_inexact_array)
         return eqx.tree_at(lambda s: (s.params, s.final), solution, (flowing, None), is_leaf=lambda x: x is None)
 
