@@ -57,7 +57,7 @@ def flows(dtype):
         return teaching.order_parameters(draw(2, KEY(0)))
 
     def fluctuations():
-        mean = gf.OrderParameterFlow(teaching, gamma_over_p=0.5)
+        mean = gf.OrderParameterFlow(teaching, gamma_over_p=0.5, allow_float32=True)
         flow = gf.flows.FluctuationFlow(mean, 2, dim=20, samples=32, key=KEY(0))
         return gf.solve(flow, flow.start(overlaps()), TS, rtol=1e-3)
 
@@ -67,7 +67,7 @@ def flows(dtype):
 
     def reduced():
         square = gf.TeacherStudent.orthogonal(20, 1, activation="square", dtype=dtype)
-        flow = gf.flows.OverparametrisedFlow(square)
+        flow = gf.flows.OverparametrisedFlow(square, allow_float32=True)
         start = square.order_parameters(square.uninformed(5, KEY(0)))
         return gf.solve(flow, flow.reduce(start), TS, rtol=1e-3)
 
@@ -103,10 +103,13 @@ def flows(dtype):
             gf.NeuronPolarFlow(problem(dtype)), gf.Polar(relu, np.full(3, -9.0)), TS, rtol=1e-3
         ),
         "OrderParameterFlow": lambda: gf.solve(
-            gf.OrderParameterFlow(teaching, gamma_over_p=0.5), overlaps(), TS, rtol=1e-3
+            gf.OrderParameterFlow(teaching, gamma_over_p=0.5, allow_float32=True), overlaps(), TS, rtol=1e-3
         ),
         "OrderParameterFlow, schedule": lambda: gf.solve(
-            gf.OrderParameterFlow(teaching, gamma_over_p=0.5, schedule=schedule), overlaps(), TS, rtol=1e-3
+            gf.OrderParameterFlow(teaching, gamma_over_p=0.5, schedule=schedule, allow_float32=True),
+            overlaps(),
+            TS,
+            rtol=1e-3,
         ),
         "FluctuationFlow": fluctuations,
         "OverparametrisedFlow": reduced,
@@ -242,7 +245,7 @@ def models(dtype):
     def overlaps(activation):
         teaching = gf.TeacherStudent.orthogonal(20, 2, activation=activation, noise=0.1, dtype=dtype)
         student = teaching.informed(3, key)
-        flow = gf.OrderParameterFlow(teaching, gamma_over_p=0.5)
+        flow = gf.OrderParameterFlow(teaching, gamma_over_p=0.5, allow_float32=True)
         return teaching(student), flow.risk(teaching.order_parameters(student))
 
     def built(build, **options):
