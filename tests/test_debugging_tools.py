@@ -18,14 +18,17 @@ SETTINGS = {
     "jax_check_tracer_leaks": (jax.checking_leaks, True),
 }
 QUICK = {
-    ("flows", "GradientFlow"),
-    ("flows", "NesterovFlow"),
-    ("solvers", "ROCK2"),
-    ("rules", "SGD"),
-    ("observables", "MaxMarginResidual"),
-    ("theory", "diagonal_saddles"),
+    ("jax_debug_nans", "flows", "GradientFlow"),
+    ("jax_debug_nans", "observables", "MaxMarginResidual"),
+    ("jax_debug_nans", "rules", "SGD"),
+    ("jax_numpy_dtype_promotion", "flows", "GradientFlow"),
+    ("jax_numpy_dtype_promotion", "rules", "SGD"),
+    ("jax_disable_jit", "observables", "MaxMarginResidual"),
+    ("jax_check_tracer_leaks", "rules", "GradientDescent"),
 }
-"""Entries of the table that run by default; all others are left to the slow tests."""
+"""What runs by default; all else is left to the slow tests."""
+LONG = {("limits", "alternating_flow"), ("limits", "neuron_pursuit")}
+"""Entries whose runs take more than a minute without `jit`: many short programs, none of them of their own."""
 UNSET = {"jax_numpy_dtype_promotion": "standard"}
 
 
@@ -41,8 +44,9 @@ def setting(name):
         jax.config.update(name, UNSET.get(name, False))
 
 
-def entries():
-    return [pytest.param(*entry, marks=() if entry in QUICK else pytest.mark.slow) for entry in surface.names()]
+def entries(tool):
+    names = [(tool, *entry) for entry in surface.names()]
+    return [pytest.param(*name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
 
 
 def statuses(result):
@@ -59,11 +63,19 @@ def numbers(result):
     return [np.asarray(leaf) for leaf in leaves if eqx.is_inexact_array_like(leaf)]
 
 
-@pytest.mark.parametrize(("room", "name"), entries())
-@pytest.mark.parametrize("tool", SETTINGS)
+@pytest.fixture(autouse=True)
+def few_programs_a_test():
+    """Without `jit` every operation is a program of its own."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize(("tool", "room", "name"), [entry for tool in SETTINGS for entry in entries(tool)])
 def test_everything_runs(tool, room, name):
     """The numbers are those of a run without the setting: to rounding where one program is compiled, as loosely as
     steps of tolerance 1e-3 allow where operations are rounded one by one."""
+    if tool == "jax_disable_jit" and (room, name) in LONG:
+        pytest.skip("takes minutes")
     with setting(tool):
         found = surface.call(room, name, "float64")
     assert statuses(found) <= {"ok", "stopped"}
@@ -75,9 +87,9 @@ def test_everything_runs(tool, room, name):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * size)
 
 
-@pytest.mark.parametrize(("room", "name"), entries())
-def test_strict_promotion_in_single_precision(room, name):
-    with setting("jax_numpy_dtype_promotion"), jax.enable_x64(False):
+@pytest.mark.parametrize(("tool", "room", "name"), entries("jax_numpy_dtype_promotion"))
+def test_strict_promotion_in_single_precision(tool, room, name):
+    with setting(tool), jax.enable_x64(False):
         found = surface.call(room, name, "float32")
     assert statuses(found) <= {"ok", "stopped"}
     leaves = jax.tree_util.tree_leaves(found)

@@ -27,7 +27,7 @@ class NearStart:
 
 @pytest.mark.parametrize("radius", [1e-3, 1.0])
 def test_what_looks_at_shapes_away_from_the_start_is_not_padded(radius):
-    """At the start, and in the smaller of the two balls within half its size, padding changes nothing."""
+    """At the start padding changes nothing; in the larger ball, nothing within many times the size of the start."""
 
     def build(width):
         model = gf.models.TwoLayer(2, width, activation=jnp.tanh, init_scale=1e-2, key=jax.random.key(0))
@@ -36,11 +36,8 @@ def test_what_looks_at_shapes_away_from_the_start_is_not_padded(radius):
     loss = NearStart(radius)
 
     assert float(jnp.sum(build(5)[1].weight ** 2)) < 1e-3
-    options = {"observe": {"loss": CIRCLE}, "solver": gf.solvers.Tsit5(), "rtol": 1e-3}
-    ds = gf.sweep(build, {"width": [3, 5]}, [0.0, 30.0], progress=False, **options)
-    for width in (3, 5):
-        alone = gf.solve(*build(width), [0.0, 30.0], **options)
-        np.testing.assert_allclose(ds.loss.sel(width=width), alone.observed["loss"], rtol=1e-6)
+    with pytest.raises(ValueError, match="zeros added at width=5 change"):
+        gf.sweep(build, {"width": [5, 7]}, [0.0, 30.0], solver=gf.solvers.Tsit5(), pad=True, progress=False)
 
 
 def test_time_is_summed_with_its_rounding():
