@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from gradflow import _checks
+from gradflow._record import nan_where
 from gradflow._solution import Solution
 from gradflow._solve import solve
 from gradflow._tree import scaled_norm
@@ -117,7 +118,7 @@ def filippov(
         observed=good,
         error=_rows(fine, coarse),
         observed_error={k: jnp.abs(good[k] - rough[k]) for k in good if jnp.issubdtype(good[k].dtype, jnp.inexact)},
-        order=jnp.where(both, order, jnp.nan),
+        order=nan_where(~both, order),
         smoothings=smoothings,
         runs=(first, second, third),
         stats={name: sum((run.stats[name] for run in (first, second)), third.stats[name]) for name in third.stats},

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Int, Key, PyTree, Scalar
 from gradflow import _checks, _solution
 from gradflow._drive import AbstractRun, drive
 from gradflow._leaves import warn_of_leaves
-from gradflow._record import Record, bind, blank_record, check_observe, write_row
+from gradflow._record import Record, bind, blank_record, check_observe, with_unreached_rows, write_row
 from gradflow._solution import Solution
 from gradflow._tree import Extents, full_precision, held_paths, join, rest_of, split, strong, within
 from gradflow._until import Until
@@ -313,12 +313,19 @@ def _save(setup: RuleSetup, carry: RuleCarry, k: Int[Array, ""]) -> RuleCarry:
     record = eqx.combine(record, carry.record)
     if setup.until is not None:
         code = jnp.where(good & (setup.until.excess(params) >= 0), _solution.STOPPED, code)
-    return eqx.tree_at(lambda c: (c.record, c.row, c.code), carry, (record, carry.row + good, code))
+    row = carry.row + good.astype(carry.row.dtype)
+    return eqx.tree_at(lambda c: (c.record, c.row, c.code), carry, (record, row, code))
+
+
+def finish_rule(setup: RuleSetup, carry: RuleCarry) -> Solution:
+    """The result, with NaN in the rows that were not reached."""
+    return with_unreached_rows(summarise_rule(setup, carry))
 
 
 @eqx.filter_jit
 @full_precision
-def finish_rule(setup: RuleSetup, carry: RuleCarry) -> Solution:
+def summarise_rule(setup: RuleSetup, carry: RuleCarry) -> Solution:
+    """The result, with zeros in the rows that were not reached."""
     rule, ks = setup.rule, setup.ks
     first, spent = 0, rule.gradient_evaluations(carry.state, carry.attempted)
     if setup.resumed is not None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from gradflow._tree import flatten, scaled_norm
 
@@ -111,7 +111,7 @@ def matrix_function(
     basis = jnp.zeros((steps + 1, vector.size), dtype).at[0].set(vector / jnp.where(norm > 0, norm, 1))
     diagonal, beside = jnp.zeros(steps, dtype), jnp.zeros(steps, dtype)
 
-    def expand(j: Int[Array, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def expand(j: Int[ArrayLike, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         basis, diagonal, beside = state
         image = product(basis[j])
         left = image

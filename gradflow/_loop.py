@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 from gradflow import _solution
 from gradflow._conserved import Conserved
 from gradflow._drive import AbstractRun
-from gradflow._record import Record, bind, blank_record, write_row
+from gradflow._record import Record, bind, blank_record, with_unreached_rows, write_row
 from gradflow._solution import Solution
 from gradflow._tree import Extents, full_precision, held_paths, join, strong
 from gradflow._until import Until
@@ -312,7 +312,7 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
         index=index,
         record=record,
         steps=steps,
-        accepted=carry.accepted + keep,
+        accepted=carry.accepted + keep.astype(carry.accepted.dtype),
         evaluations=carry.evaluations + tried.evaluations,
         products=carry.products + tried.products,
         code=code,
@@ -377,9 +377,15 @@ def _locate(
     return met, found, located
 
 
+def finish(setup: Setup, carry: Carry) -> Solution:
+    """The result, with NaN in the rows that were not reached."""
+    return with_unreached_rows(summarise(setup, carry))
+
+
 @eqx.filter_jit
 @full_precision
-def finish(setup: Setup, carry: Carry) -> Solution:
+def summarise(setup: Setup, carry: Carry) -> Solution:
+    """The result, with zeros in the rows that were not reached."""
     flow = setup.flow
     first, final = carry.first_loss, flow.loss(carry.y, setup.frozen)
     losses = None if first is None or final is None else (first, final)

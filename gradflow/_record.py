@@ -1,14 +1,21 @@
-"""Rows written at the save times of a run: parameters and observables."""
+"""Rows written at the save times of a run: parameters and observables.
 
+Rows not reached hold NaN in a result, but zeros while the run goes on: `jax_debug_nans` ends a program that returns a
+NaN, and a run that is all right shall not trip over the empty rows of its buffers.
+"""
+
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+import numpy as np
+from jaxtyping import Array, Bool, Int, PyTree
 
-from gradflow._checks import check_callable, fail
+from gradflow._checks import check_callable, fail, is_concrete
+from gradflow._solution import Solution, moving
 from gradflow._tree import method_of
 
 
@@ -23,7 +30,7 @@ def seen(fn: Callable[[Any], Any], params: PyTree) -> PyTree:
 
 
 class Record(eqx.Module):
-    """Buffers with one row per save time; rows not yet written hold NaN, zero or False."""
+    """Buffers with one row per save time; rows not yet written hold zero or False."""
 
     params: PyTree | None
     observed: dict[str, Array]
@@ -73,9 +80,35 @@ def write_row(
     return Record(saved, observed)
 
 
+def with_unreached_rows(solution: Solution) -> Solution:
+    """A solution with NaN in the rows that its run did not reach."""
+    flowing = moving(solution.params, solution.held)
+    params, observed = unreached_as_nan((flowing, solution.observed), solution.saved)
+    return dataclasses.replace(solution, params=eqx.combine(params, solution.params), observed=observed)
+
+
+def unreached_as_nan(tree: PyTree, saved: Int[Array, ""]) -> PyTree:
+    """Buffers with NaN in the rows from `saved` on, where their type has one."""
+
+    def mark(leaf: Any) -> Any:
+        if not eqx.is_inexact_array(leaf) or (is_concrete(saved) and int(saved) == leaf.shape[0]):
+            return leaf
+        beyond = jnp.arange(leaf.shape[0]) >= saved
+        return nan_where(beyond.reshape((-1,) + (1,) * (leaf.ndim - 1)), leaf)
+
+    return jax.tree_util.tree_map(mark, tree)
+
+
+def nan_where(condition: Bool[Array, "..."], values: Array) -> Array:
+    """Values with NaN that mean "there is none". These are none of the business of `jax_debug_nans`, which looks at
+    what programs return: where it is on, they are written on the host."""
+    if jax.config.jax_debug_nans and is_concrete((condition, values)):  # pyright: ignore[reportAttributeAccessIssue]
+        return jax.device_put(np.where(condition, np.asarray(np.nan, values.dtype), values), values.sharding)
+    return jnp.where(condition, jnp.asarray(np.nan, values.dtype), values)
+
+
 def _blank(rows: int, shape: tuple[int, ...], dtype: Any) -> Array:
-    empty = jnp.nan if jnp.issubdtype(dtype, jnp.inexact) else 0
-    return jnp.full((rows, *shape), empty, dtype)
+    return jnp.zeros((rows, *shape), dtype)
 
 
 def check_observe(observe: Any) -> dict[str, Callable[[Any], Any]]:

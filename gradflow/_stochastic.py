@@ -39,8 +39,9 @@ class Path(AbstractRule):
     def locate(self, k: Any) -> tuple[Any, Any]:
         """Time at step `k`, and the size of that step."""
         index = jnp.clip(jnp.searchsorted(self.before, k, side="right") - 1, 0, self.counts.size - 1)
-        sizes = (self.edges[1:] - self.edges[:-1]) / jnp.maximum(self.counts, 1)
-        return self.edges[index] + (k - self.before[index]) * sizes[index], sizes[index]
+        sizes = (self.edges[1:] - self.edges[:-1]) / jnp.maximum(self.counts, 1).astype(self.edges.dtype)
+        within = jnp.asarray(k - self.before[index], sizes.dtype)
+        return self.edges[index] + within * sizes[index], sizes[index]
 
     def time(self, k: Any) -> Any:
         return self.locate(k)[0]

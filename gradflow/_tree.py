@@ -109,6 +109,12 @@ def _as_jax(leaf: Any) -> Any:
     return leaf
 
 
+def common_dtype(*values: Any) -> Any:
+    """The type that JAX gives to a combination of values, also where it is told to refuse combinations."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*values)
+
+
 Extents = tuple[Int[Array, "..."] | None, ...]
 """For every leaf of a padded pytree, how many entries along each axis are its own; `None` for all of them."""
 

@@ -107,7 +107,7 @@ def test_divergence_is_reported_and_not_returned_as_numbers():
 def test_overflow_is_nonfinite():
     rule = gf.GradientDescent(lambda w: jnp.sum(w**4), 1e200)
     sol = gf.iterate(rule, jnp.array([1.0]), 10, save_every=1, throw=False)
-    assert sol.status in ("nonfinite", "diverged")
+    assert sol.status == "nonfinite"
     assert np.isfinite(np.asarray(sol.final)).all()
     at_once = gf.iterate(gf.GradientDescent(lambda w: jnp.log(-w), 0.1), jnp.array(1.0), 5, throw=False)
     assert (at_once.status, int(at_once.stats["steps"])) == ("nonfinite", 0)

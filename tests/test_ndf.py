@@ -565,7 +565,7 @@ def test_tolerance_that_cannot_be_met_ends_the_run():
     assert sol.status == "nonfinite"
     blow = gf.GradientFlow(lambda w: -jnp.sum(w**3) / 3)
     sol = gf.solve(blow, jnp.ones(1), [0.5, 2.0], solver=gf.solvers.NDF(), throw=False)
-    assert sol.status in ("step_underflow", "nonfinite")
+    assert sol.status == "step_underflow"
     assert float(sol.t_final) == pytest.approx(1.0, abs=1e-4)
     assert float(sol.params[0, 0]) == pytest.approx(2.0, rel=1e-4)
     assert int(sol.stats["steps"]) < 10_000

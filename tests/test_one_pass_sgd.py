@@ -262,7 +262,7 @@ def test_fluctuations_against_many_seeds():
     assert np.linalg.eigvalsh(predicted).min() >= -1e-12
     measured = np.cov(np.asarray(observed["overlaps"])[:, -1].T)
     # An estimate of a variance from 400 runs has the error sqrt(2 / 400) = 7 %; the sample of fields adds 3 %.
-    np.testing.assert_allclose(np.diag(predicted)[3:], np.diag(measured), rtol=0.25)
+    np.testing.assert_allclose(np.diag(predicted)[3:], np.diag(measured), rtol=0.25)  # measured: 0.1
     assert float(flow.risk_error(sol.final)) == pytest.approx(np.std(np.asarray(observed["risk"])[:, -1]), rel=0.15)
 
 

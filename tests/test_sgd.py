@@ -430,7 +430,7 @@ def test_float32_one_sample_and_divergence(key):
     exact = gf.iterate(gf.GradientDescent(single, 0.1), jnp.array([START], jnp.float32), 10).final
     np.testing.assert_allclose(sol.final, exact, rtol=1e-5)  # one sample has no noise
     wild = gf.solve(gf.SGDFlow(single, 20.0, 1), jnp.array([START], jnp.float32), [2000.0], key=key, throw=False)
-    assert wild.status in ("nonfinite", "diverged")
+    assert wild.status == "nonfinite"
 
 
 def test_bad_input_is_refused(line, key):

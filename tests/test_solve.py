@@ -265,7 +265,7 @@ def test_non_finite_field_ends_the_run_at_once():
     """The square root has no gradient at negative arguments, which the flow reaches at t = 1."""
     flow = gf.GradientFlow(lambda w: w + 0 * jnp.sqrt(w))
     sol = gf.solve(flow, jnp.array(1.0), [0.5, 3.0], throw=False)
-    assert sol.status in ("nonfinite", "step_underflow")
+    assert sol.status == "nonfinite"
     assert float(sol.t_final) == pytest.approx(1.0, abs=1e-3)
     assert int(sol.stats["steps"]) < 200
     at_once = gf.solve(gf.GradientFlow(lambda w: jnp.log(-w)), jnp.array(1.0), [1.0], throw=False)

@@ -151,7 +151,7 @@ def test_amplification_is_at_most_one_on_the_whole_real_interval(method):
 def test_coefficients_of_rkc2_are_those_of_the_recurrences():
     """Chebyshev polynomials and their derivatives by their recurrences, in long precision."""
     for s in (2, 3, 13, 150):
-        w0 = np.longdouble(1) + np.longdouble(_rkc2.DAMPING) / s**2
+        w0 = np.longdouble(1) + np.longdouble(2) / 13 / s**2  # Sommeijer, Shampine and Verwer (1998)
         t, d, dd = [[np.longdouble(v) for v in pair] for pair in ((1, w0), (0, 1), (0, 0))]
         for j in range(2, s + 1):
             t.append(2 * w0 * t[-1] - t[-2])

@@ -96,7 +96,7 @@ def test_study_measures_what_theory_foretells(study):
     assert np.isnan(off[2])
     assert int(ds.aligned.sum() + ds.collapsed.sum()) <= 3
     assert float(ds.angle.max()) < 0.1
-    assert float(ds.saddle_time[1]) == pytest.approx(float(ds.predicted_time[0, 0, 1]), rel=0.25)
+    assert float(ds.saddle_time[1]) == pytest.approx(float(ds.predicted_time[0, 0, 1]), rel=0.25)  # measured: 0.2
 
 
 def test_study_resumes_and_is_told_and_drawn(study, tmp_path):

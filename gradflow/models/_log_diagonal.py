@@ -73,6 +73,8 @@ class LogDiagonal(eqx.Module):
     def ordinary(self) -> DiagonalLinear:
         """The `DiagonalLinear` that it stands for; weights that underflow are zero."""
         size = jnp.abs(self.q)
-        grown = self.sign * jnp.exp(self.log_scale + size) / jnp.sqrt(jnp.asarray(2.0, self.q.dtype))
+        grown = (
+            self.sign.astype(self.q.dtype) * jnp.exp(self.log_scale + size) / jnp.sqrt(jnp.asarray(2.0, self.q.dtype))
+        )
         u, v = grown * (1 + jnp.exp(-2 * size)), jnp.sign(self.q) * grown * -jnp.expm1(-2 * size)
         return eqx.tree_at(lambda m: (m.u, m.v), DiagonalLinear(1, dtype=self.q.dtype), (u, v))

@@ -91,7 +91,8 @@ class MaxMarginResidual(eqx.Module):
     data that cannot be there never is.
 
     **Arguments**: `problem`: as for `Margins`. Its loss should fall exponentially: logistic, exponential or
-    cross-entropy.
+    cross-entropy. `unseparated`: the value where a margin is not positive, if not NaN; under `jax_debug_nans`, which
+    ends a run over a NaN, take infinity.
 
     **Raises** `ValueError`: as for `Margins`.
 
@@ -102,9 +103,10 @@ class MaxMarginResidual(eqx.Module):
     """
 
     margins: Margins
+    unseparated: float | None = eqx.field(static=True)
 
-    def __init__(self, problem: Any):
-        self.margins = Margins(problem)
+    def __init__(self, problem: Any, unseparated: float | None = None):
+        self.margins, self.unseparated = Margins(problem), unseparated
 
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, "2"]:
@@ -118,4 +120,5 @@ class MaxMarginResidual(eqx.Module):
         least = jnp.min(q)
         slack = jnp.sum(own * (q - least)) / (least * jnp.sum(own))
         apart = scaled_norm(flat / scaled_norm(flat) - gradient / scaled_norm(gradient))
-        return jnp.where(least > 0, jnp.stack([apart, slack]), jnp.nan)
+        otherwise = jnp.nan if self.unseparated is None else self.unseparated
+        return jnp.where(least > 0, jnp.stack([apart, slack]), otherwise)

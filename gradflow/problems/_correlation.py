@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import check_count, check_finite, fail, is_concrete
-from gradflow._tree import full_precision, join, scaled_norm, split, tree_norm
+from gradflow._tree import common_dtype, full_precision, join, scaled_norm, split, tree_norm
 from gradflow.problems._clarke import has_kinks, nearest_element
 from gradflow.problems._empirical_risk import EmpiricalRisk
 
@@ -98,7 +98,7 @@ def first_labels(problem: EmpiricalRisk, predictions: Any = None) -> Float[Array
         if jnp.issubdtype(problem.y.dtype, jnp.integer) and problem.y.ndim == 1:
             advice = "Give targets as one-hot rows, for instance with labels='onehot'."
             raise fail("problem", "have targets of the shape of the predictions", "one with class indices", advice)
-        predictions = jnp.zeros(shape, jnp.result_type(problem.y, float))
+        predictions = jnp.zeros(shape, common_dtype(problem.y, float))
     return problem.pulls(predictions)
 
 

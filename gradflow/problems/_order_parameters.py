@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gradflow._checks import fail, is_concrete
+from gradflow._tree import common_dtype
 
 
 class OrderParameters(eqx.Module):
@@ -48,7 +49,7 @@ class OrderParameters(eqx.Module):
             off = np.max(np.abs(array - array.T))
             if off > 1e-4 * np.max(np.abs(array)):
                 raise fail("Q", "be symmetric", f"off by {off:.2g}", "Q[i, j] is the overlap of units i and j.")
-        dtype = jnp.result_type(Q, M, *([] if output is None else [output]), jnp.float32)
+        dtype = common_dtype(Q, M, *([] if output is None else [output]), jnp.float32)
         self.Q = ((Q + Q.T) / 2).astype(dtype)
         self.M = M.astype(dtype)
         self.output = None if output is None else output.astype(dtype)
@@ -81,7 +82,7 @@ def check_teacher(P: Any) -> Float[Array, "k k"]:
         if lowest <= 1e-12 * abs(largest):
             advice = "Units of the teacher that are linearly dependent have to be merged."
             raise fail("P", "be positive definite", f"not: its lowest eigenvalue is {lowest:.3g}", advice)
-    return P.astype(jnp.result_type(P, jnp.float32))
+    return P.astype(common_dtype(P, jnp.float32))
 
 
 def joint_covariance(Q: Float[Array, "p p"], M: Float[Array, "p k"], P: Float[Array, "k k"]) -> Float[Array, "n n"]:

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from gradflow._checks import check_count, check_finite, fail, is_concrete
-from gradflow._tree import full_precision
+from gradflow._tree import common_dtype, full_precision
 from gradflow.problems._field_sums import population_risk
 from gradflow.problems._order_parameters import OrderParameters, check_teacher, joint_covariance
 from gradflow.problems.activations import AbstractActivation, named
@@ -65,7 +65,7 @@ class TeacherStudent(eqx.Module):
         if teacher.ndim != 2 or 0 in teacher.shape:
             raise fail("teacher", "hold weights (units, dim)", f"of shape {teacher.shape}")
         check_finite("teacher", teacher)
-        self.teacher = teacher.astype(jnp.result_type(teacher, jnp.float32))
+        self.teacher = teacher.astype(common_dtype(teacher, jnp.float32))
         check_teacher(self.P)
         check_noise(noise)
         self.activation = named(activation)

@@ -27,7 +27,7 @@ class AbstractDescent(AbstractRule):
         return jax.tree_util.tree_map(lambda p, g: p - self.learning_rate.astype(p.dtype) * g, state, gradient), loss
 
     def time(self, k: Any) -> Any:
-        return k * self.learning_rate
+        return jnp.asarray(k, self.learning_rate.dtype) * self.learning_rate
 
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         return trainable

@@ -84,7 +84,8 @@ class HeavyBall(AbstractMomentumRule):
         return self.coefficient()
 
     def time(self, k: Any) -> Any:
-        return k * self.unit_of_time()
+        unit = self.unit_of_time()
+        return jnp.asarray(k, unit.dtype) * unit
 
     def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         now, before = state

@@ -77,7 +77,7 @@ class MeanFieldSGD(AbstractRule):
         return (1,)
 
     def time(self, k: Any) -> Any:
-        return k * self.learning_rate
+        return jnp.asarray(k, self.learning_rate.dtype) * self.learning_rate
 
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         return trainable

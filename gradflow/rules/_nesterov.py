@@ -90,7 +90,8 @@ class Nesterov(AbstractMomentumRule):
 
     def time(self, k: Any) -> Any:
         shift = 0.5 * self.alpha if self.convex else 0.0
-        return (k + shift) * self.unit_of_time()
+        unit = self.unit_of_time()
+        return (jnp.asarray(k, unit.dtype) + shift) * unit
 
     def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         w, v = state

@@ -82,7 +82,7 @@ class OnePassSGD(AbstractRule):
         return (1,)
 
     def time(self, k: Any) -> Any:
-        return k * (self.gamma_over_p / self.problem.dim)
+        return jnp.asarray(k, self.gamma_over_p.dtype) * (self.gamma_over_p / self.problem.dim)
 
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         return trainable

@@ -66,7 +66,7 @@ class OptaxRule(AbstractRule):
         return () if self.limit is None else (1,)
 
     def time(self, k: Any) -> Any:
-        return k * self.learning_rate
+        return jnp.asarray(k, self.learning_rate.dtype) * self.learning_rate
 
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         return trainable, self._transform().init(trainable), jnp.zeros((), int)
@@ -78,7 +78,8 @@ class OptaxRule(AbstractRule):
             return self.problem(join(p, frozen))
 
         loss, gradient = jax.value_and_grad(problem)(trainable)
-        (updates, memory), more = self._update(problem, gradient, memory, trainable, loss)
+        with jax.numpy_dtype_promotion("standard"):  # optax combines types, such as 0.9 ** count
+            (updates, memory), more = self._update(problem, gradient, memory, trainable, loss)
         moved = jax.tree_util.tree_map(lambda p, u: p + u.astype(p.dtype), trainable, updates)
         return (moved, memory, count + 1 + more if more is not None else jnp.full_like(count, -1)), loss
 

@@ -263,7 +263,7 @@ class NDF(AbstractMethod):
         constants = jnp.asarray((1.0, *ERROR[1:], 1.0, 1.0), table.dtype)
 
         def longest(order: Int[Array, ""], error: Scalar) -> Scalar:
-            return jnp.maximum(error, 1e-10) ** (-1.0 / (order + 1))
+            return jnp.maximum(error, 1e-10) ** (-1.0 / (order + 1).astype(error.dtype))
 
         lower = longest(k - 1, constants[k - 1] * norm(jnp.take(table, k, axis=0)))
         higher = longest(k + 1, constants[k + 1] * norm(jnp.take(table, k + 2, axis=0)))

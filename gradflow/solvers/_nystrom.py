@@ -18,7 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, Scalar
 
 from gradflow._checks import fail
 from gradflow._tree import flatten, scaled_norm
@@ -193,7 +193,7 @@ class _Step:
         count = len(nodes)
         rest = jnp.zeros_like(self.velocity)
 
-        def stage(i: Int[Array, ""], found: tuple[Array, Array]) -> tuple[Array, Array]:
+        def stage(i: Int[ArrayLike, ""], found: tuple[Array, Array]) -> tuple[Array, Array]:
             accelerations, forces = found
             s = nodes[i] * h
             shift = s * self.velocity + h**2 * (rows[i] @ accelerations)

@@ -175,7 +175,7 @@ def recur(
 def row_of(stages: Int[Array, ""]) -> Int[Array, ""]:
     """Where the recurrence of that many stages begins."""
     table = load()
-    return jnp.asarray(table.starts)[jnp.sum(jnp.asarray(table.stages) < stages)]
+    return jnp.asarray(table.starts, stages.dtype)[jnp.sum(jnp.asarray(table.stages, stages.dtype) < stages)]
 
 
 def available(most: int) -> Int[np.ndarray, " methods"]:

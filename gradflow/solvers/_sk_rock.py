@@ -19,7 +19,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Scalar
 
 from gradflow._checks import check_count, check_positive, fail, is_concrete
 from gradflow.solvers._stabilised import combine
@@ -83,7 +83,7 @@ class SKROCK(AbstractStochasticMethod):
         rows = coefficients(self.stages)
         c, m, n, k = (jnp.asarray(column, float) for column in rows)
 
-        def stage(j: Int[Array, ""], state: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        def stage(j: Int[ArrayLike, ""], state: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
             now, before = state
             slope = flow.vector_field(t + c[j - 1] * dt, now, frozen)
             return combine((m[j] * dt, slope), (n[j], now), (k[j], before)), now

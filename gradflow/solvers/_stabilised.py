@@ -225,7 +225,8 @@ def loop(
 ) -> PyTree:
     """`state = body(i, state)` for `i = 1 ... stop`; with a static `bound` on `stop`, reverse mode can follow."""
     if bound is None:
-        return jax.lax.fori_loop(1, stop + 1, body, start)
+        # Without jit the counter is a number of Python's.
+        return jax.lax.fori_loop(1, stop + 1, lambda i, state: body(jnp.asarray(i), state), start)
 
     def masked(state: PyTree, i: Int[Array, ""]) -> tuple[PyTree, None]:
         return jax.lax.cond(i <= stop, body, lambda _, same: same, i, state), None

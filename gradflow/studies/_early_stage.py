@@ -262,7 +262,8 @@ def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: fl
     smooth = EmpiricalRisk(x, y, problem.loss, predict=Smoothed(smoothing))
     observe: dict[str, Any] = {"risk": smooth, "partition": observables.PartitionCounts(x, y)}
     observe |= {"deserted_late": _Deserted(observables.NeuronPartition(x, y))}
-    observe |= {"margin": observables.NormalisedMargin(smooth), "residual": observables.MaxMarginResidual(smooth)}
+    observe |= {"margin": observables.NormalisedMargin(smooth)}
+    observe |= {"residual": observables.MaxMarginResidual(smooth, unseparated=jnp.inf)}
     if y.ndim == 1:
         observe |= {"norm": observables.GradientNorm(problem), "bound": observables.GradientBound(problem)}
     # The curvature falls like 1/t, so that steps grow in proportion to time; but not where neurons slide.
@@ -270,6 +271,7 @@ def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: fl
     found: dict[str, Any] = {name: np.full(len(ts), np.nan) for name in ("norm", "bound")}
     for name, values in _along(observe, sol.params).items():
         found[name] = np.where(sol.reached, np.asarray(values, float).T, np.nan).T
+    found["residual"][np.isinf(found["residual"])] = np.nan  # where samples are not told apart
     found["partition"] /= x.shape[0] * model.weight.shape[0]
     return found | {"status": STATUS.index(sol.status), "gradients": int(sol.stats["gradient_evaluations"])}
 

@@ -137,10 +137,10 @@ def _run(
         "sliding": observables.SlidingNeurons(plain, 0.02 * angle),
         "alive": observables.ActivationPattern(plain.x),
         "margins": observables.Margins(smooth),
-        "residual": observables.MaxMarginResidual(smooth),
+        "residual": observables.MaxMarginResidual(smooth, unseparated=np.inf),
     }
     sol = solve(GradientFlow(smooth), model, ts, observe=observe, rtol=rtol, solver=NDF(), save_params=False)
-    risk = np.asarray(sol.observed["risk"])
+    risk, residual = (np.asarray(sol.observed[name]) for name in ("risk", "residual"))
     negative = np.asarray(model.signs) < 0
     sliding = np.asarray(sol.observed["sliding"])[:, 0] & negative
     known = theory.two_directions(ratio, angle, 1.0)
@@ -164,7 +164,7 @@ def _run(
         "scaled_time": ts * angle**2,
         "risk": risk,
         "sliding": sliding.sum(axis=1),
-        "residual": np.asarray(sol.observed["residual"]),
+        "residual": np.where(np.isinf(residual), np.nan, residual),
         "phase_end": np.array([begins, escapes, told]),
         "plateau_loss": risk[flat] / known.plateau,
         "share": share,

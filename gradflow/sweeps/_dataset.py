@@ -96,7 +96,8 @@ def put(
 def _values_of(results: Solution, row: Row) -> dict[str, np.ndarray]:
     """The variables of a batch of members, padded as they are; all but the saved parameters, which are cut."""
     found: dict[str, Any] = {f"drift_{name}": value for name, value in results.drift.items()}
-    found |= {name: results.stats[name] for name in COUNTS} | results.observed
+    found |= {name: results.stats[name] for name in COUNTS}
+    found |= {name: _unreached_as_nan(value, results.reached) for name, value in results.observed.items()}
     found |= {"status": results.code, "t_final": results.t_final}
     if results.loss is not None:
         found |= {"loss_first": results.loss[0], "loss_last": results.loss[1]}
@@ -105,8 +106,17 @@ def _values_of(results: Solution, row: Row) -> dict[str, np.ndarray]:
     if "params" in row:
         leaves = jax.tree_util.tree_leaves(results.params)
         parts = [leaf[corner((*leaf.shape[:2], *s))] for leaf, s in zip(leaves, row.params, strict=True)]
-        found["params"] = np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=2)
+        flat = np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=2)
+        found["params"] = _unreached_as_nan(flat, results.reached)
     return {name: np.asarray(value) for name, value in found.items()}
+
+
+def _unreached_as_nan(rows: Any, reached: np.ndarray) -> np.ndarray:
+    """Rows of a batch, with NaN in those that its members did not reach, where their type has one."""
+    rows = np.asarray(rows)
+    if not jnp.issubdtype(rows.dtype, jnp.inexact):
+        return rows
+    return np.where(reached.reshape(*reached.shape, *(1,) * (rows.ndim - 2)), rows, np.nan).astype(rows.dtype)
 
 
 def template(

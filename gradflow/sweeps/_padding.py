@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int, PyTree, Scalar
 
 from gradflow._record import bind, seen
 from gradflow._tree import Chosen, Extents, PaddedRest, full_precision, join, split
@@ -53,9 +53,11 @@ def what_changes(run: PyTree, shapes: list[tuple[int, ...]], options: Options) -
         return None
     try:
         padding = padding_of(run)
-        for narrow in (run, _elsewhere(run)):
-            own = _probe(narrow, options, None)
-            wide = _probe(_padded(narrow, shapes), options, padding)
+        for relative, absolute, progress in PROBES:
+            narrow = _elsewhere(run, relative, absolute)
+            now = jnp.asarray(progress, options.ts.dtype)
+            own = _probe(narrow, options, None, now)
+            wide = _probe(_padded(narrow, shapes), options, padding, now)
             for name, value in own.items():
                 if not _agree(value, wide[name], strict=name in (START, CONSERVED)):
                     return name
@@ -65,12 +67,16 @@ def what_changes(run: PyTree, shapes: list[tuple[int, ...]], options: Options) -
 
 
 START, CONSERVED = "the state at the start", "what is conserved"
+PROBES = ((0.0, 0.0, 0.0), (0.5, 0.0, 0.5), (3.0, 0.0, 0.3), (0.0, 1.0, 0.9))
+"""Where padding is tried: how far from the start, in sizes of each leaf and in absolute terms, and how far into the
+run. What looks at shapes may vanish at the start, at one time, or within bounds that training leaves: from a small
+start weights grow to order one."""
 
 
 @eqx.filter_jit
 @full_precision
-def _probe(run: PyTree, options: Options, padding: Padding | None) -> dict[str, Any]:
-    """Everything that a run of a member is made of, at its start."""
+def _probe(run: PyTree, options: Options, padding: Padding | None, progress: Scalar) -> dict[str, Any]:
+    """Everything that a run of a member is made of, at its parameters and a time within the run."""
     what, params, observe = run
     trainable, frozen = split(params)
     if padding is not None:
@@ -79,9 +85,10 @@ def _probe(run: PyTree, options: Options, padding: Padding | None) -> dict[str, 
     found: dict[str, Any] = {START: state}
     watched = observe
     if isinstance(what, AbstractFlow):
-        found["the derivative"] = what.vector_field(0.5 * (what.t0 + options.ts[-1]), state, frozen)
+        t = what.t0 + progress * (options.ts[-1] - what.t0)
+        found["the derivative"] = what.vector_field(t, state, frozen)
         found[CONSERVED] = {name: q.value for name, q in what.conserved(state, frozen).items()}
-        watched = bind(observe, what, options.ts[0], state, frozen)
+        watched = bind(observe, what, t, state, frozen)
     else:
         found["a step"] = what.step(jnp.asarray(0), state, frozen)
     found["the loss"] = what.loss(state, frozen)
@@ -105,15 +112,16 @@ def _padded(run: PyTree, shapes: list[tuple[int, ...]]) -> PyTree:
     return with_arrays(run, [leaf if leaf.shape == shape else stacked([leaf], shape)[0] for leaf, shape in leaves])
 
 
-def _elsewhere(run: PyTree) -> PyTree:
-    """The member at a point where no symmetry of the start hides anything: every entry moved by its leaf's size."""
+def _elsewhere(run: PyTree, relative: float, absolute: float) -> PyTree:
+    """The member at a point where no symmetry of the start hides anything: every entry moved at random, by a multiple
+    of its leaf's size and by an absolute amount."""
     what, params, observe = run
     trainable, frozen = split(params)
     rng = np.random.default_rng(0)
 
     def moved(leaf: Array) -> Array:
         size = float(jnp.sqrt(jnp.mean(leaf.astype(float) ** 2))) or 0.3
-        return (leaf + 0.5 * size * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
+        return (leaf + (relative * size + absolute) * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
 
     whole = join(jax.tree_util.tree_map(moved, trainable), frozen)
     return what, Chosen(whole, params.held) if isinstance(params, Chosen) else whole, observe

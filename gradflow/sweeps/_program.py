@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from gradflow._iterate import RuleSetup, attempt_rule, prepare_rule
-from gradflow._loop import Setup, attempt
+from gradflow._iterate import RuleSetup, attempt_rule, prepare_rule, summarise_rule
+from gradflow._loop import Setup, attempt, summarise
 from gradflow._solution import Solution, moving
 from gradflow._solve import prepare
 from gradflow._tree import Extents, PaddedRest
@@ -64,8 +64,9 @@ class Program(eqx.Module):
         return attempt_rule(self.setup, carry, self.max_steps)
 
     def result(self, carry: Any) -> Solution:
-        """The solution, with the saved parameters that flow, and without the last ones."""
-        solution = self.setup.finish(carry)
+        """The solution with the saved parameters that flow, zeros in rows not reached, and without the last ones."""
+        flow = isinstance(self.setup, Setup)
+        solution = summarise(self.setup, carry) if flow else summarise_rule(self.setup, carry)
         parts = lambda s: (s.params, s.final, s.state, s.checkpoint)  # noqa: E731
         flowing = moving(solution.params, solution.held)
         return eqx.tree_at(parts, solution, (flowing, None, None, None), is_leaf=lambda x: x is None)

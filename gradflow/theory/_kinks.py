@@ -57,7 +57,7 @@ def settle_on_kinks(
         return jax.vmap(model(vector).preactivations)(x)[:, 0]
 
     def allowed(vector: Array, on: Array) -> Array:
-        normals = jax.jacfwd(before)(vector) * on[:, None]
+        normals = jax.jacfwd(before)(vector) * on[:, None].astype(vector.dtype)
         return jnp.eye(vector.size, dtype=vector.dtype) - jnp.linalg.pinv(normals, rtol=1e-10) @ normals
 
     def near(vector: Array) -> Array:

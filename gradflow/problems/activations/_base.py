@@ -72,7 +72,7 @@ class AbstractActivation(eqx.Module):
         """
         a, b = (index[None, :] for index in np.triu_indices(C.shape[0]))
         own = jnp.diagonal(C)
-        weights = c[a[0]] * c[b[0]] * np.where(a[0] == b[0], 1, 2)
+        weights = c[a[0]] * c[b[0]] * np.where(a[0] == b[0], 1, 2).astype(c.dtype)
 
         def some(j: Array, k: Array) -> Array:
             j, k = j[:, None], k[:, None]

@@ -1,0 +1,160 @@
+"""Everything public runs under the settings with which JAX users look for mistakes, and computes what it computes."""
+
+import contextlib
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import surface
+
+import gradflow as gf
+
+SETTINGS = {
+    "jax_debug_nans": (jax.debug_nans, True),
+    "jax_numpy_dtype_promotion": (jax.numpy_dtype_promotion, "strict"),
+    "jax_disable_jit": (jax.disable_jit, True),
+    "jax_check_tracer_leaks": (jax.checking_leaks, True),
+}
+QUICK = {
+    ("jax_debug_nans", "flows", "GradientFlow"),
+    ("jax_debug_nans", "observables", "MaxMarginResidual"),
+    ("jax_debug_nans", "rules", "SGD"),
+    ("jax_numpy_dtype_promotion", "flows", "GradientFlow"),
+    ("jax_numpy_dtype_promotion", "rules", "SGD"),
+    ("jax_disable_jit", "observables", "MaxMarginResidual"),
+    ("jax_check_tracer_leaks", "rules", "GradientDescent"),
+}
+"""What runs by default; all else is left to the slow tests."""
+LONG = {("limits", "alternating_flow"), ("limits", "neuron_pursuit")}
+"""Entries whose runs take more than a minute without `jit`: many short programs, none of them of their own."""
+UNSET = {"jax_numpy_dtype_promotion": "standard"}
+
+
+@contextlib.contextmanager
+def setting(name):
+    """Here and in the threads of a sweep, which see the global value alone."""
+    context, value = SETTINGS[name]
+    jax.config.update(name, value)
+    try:
+        with context() if context is jax.checking_leaks else context(value):
+            yield
+    finally:
+        jax.config.update(name, UNSET.get(name, False))
+
+
+def entries(tool):
+    names = [(tool, *entry) for entry in surface.names()]
+    return [pytest.param(*name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
+def statuses(result):
+    """How all runs in a result ended."""
+    runs = jax.tree_util.tree_leaves(result, is_leaf=lambda node: isinstance(node, gf.Solution))
+    return {run.status for run in runs if isinstance(run, gf.Solution)}
+
+
+def numbers(result):
+    """The floating-point arrays of a result, those of data sets among them."""
+    if hasattr(result, "data_vars"):
+        result = {name: value.values for name, value in result.data_vars.items()}
+    leaves = jax.tree_util.tree_leaves(result)
+    return [np.asarray(leaf) for leaf in leaves if eqx.is_inexact_array_like(leaf)]
+
+
+@pytest.fixture(autouse=True)
+def few_programs_a_test():
+    """Without `jit` every operation is a program of its own."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize(("tool", "room", "name"), [entry for tool in SETTINGS for entry in entries(tool)])
+def test_everything_runs(tool, room, name):
+    """The numbers are those of a run without the setting: to rounding where one program is compiled, as loosely as
+    steps of tolerance 1e-3 allow where operations are rounded one by one."""
+    if tool == "jax_disable_jit" and (room, name) in LONG:
+        pytest.skip("takes minutes")
+    with setting(tool):
+        found = surface.call(room, name, "float64")
+    assert statuses(found) <= {"ok", "stopped"}
+    plain = surface.call(room, name, "float64")
+    assert statuses(found) == statuses(plain)
+    for a, b in zip(numbers(found), numbers(plain), strict=True):
+        assert a.dtype == b.dtype
+        size = np.max(np.abs(b), initial=0.0, where=np.isfinite(b))
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * size)
+
+
+@pytest.mark.parametrize(("tool", "room", "name"), entries("jax_numpy_dtype_promotion"))
+def test_strict_promotion_in_single_precision(tool, room, name):
+    with setting(tool), jax.enable_x64(False):
+        found = surface.call(room, name, "float32")
+    assert statuses(found) <= {"ok", "stopped"}
+    leaves = jax.tree_util.tree_leaves(found)
+    assert not any(leaf.dtype == np.float64 for leaf in leaves if isinstance(leaf, jax.Array))
+
+
+def sour(w):
+    """Finite at its start, and NaN below one half."""
+    return jnp.sum(jnp.where(w > 0.5, w, jnp.nan * w) ** 2)
+
+
+def test_a_nan_of_the_user_is_still_found():
+    with setting("jax_debug_nans"), pytest.raises(FloatingPointError):
+        jax.jit(sour)(jnp.zeros(2))
+    assert gf.solve(gf.GradientFlow(sour), jnp.ones(2), [5.0], throw=False).status == "nonfinite"
+
+
+def test_mixed_types_of_the_user_are_still_refused():
+    def loss(w):
+        return jnp.sum(jnp.arange(2) * w)
+
+    with setting("jax_numpy_dtype_promotion"), pytest.raises(jax.dtypes.TypePromotionError):
+        gf.solve(gf.GradientFlow(loss), jnp.ones(2), [1.0])
+
+
+@pytest.mark.parametrize("debugging", [False, True])
+def test_rows_not_reached_are_nan(debugging):
+    """A run that `until` ends early is a good one, with rows that it does not reach."""
+    loss = lambda w: 0.5 * jnp.sum(w**2)  # noqa: E731
+    observe = {"norm": gf.observables.ParameterNorm(), "twice": lambda w: jnp.asarray([2, 2]) * (w.size)}
+    until = gf.Until(loss, below=0.3)
+    with setting("jax_debug_nans") if debugging else contextlib.nullcontext():
+        flow = gf.solve(gf.GradientFlow(loss), jnp.ones(2), [0.1, 0.2, 5.0, 9.0], observe=observe, until=until)
+        rule = gf.iterate(gf.GradientDescent(loss, 0.1), jnp.ones(2), 100, save_every=10, observe=observe, until=until)
+    for sol in (flow, rule):
+        assert sol.status == "stopped"
+        reached = sol.reached
+        assert 0 < reached.sum() < reached.size
+        for values in (np.asarray(sol.params)[:, 0], np.asarray(sol.observed["norm"])):
+            np.testing.assert_array_equal(np.isnan(values), ~reached)
+        twice = np.asarray(sol.observed["twice"])
+        assert twice.dtype.kind == "i"
+        np.testing.assert_array_equal(twice, np.where(reached[:, None], [[4, 4]], 0))
+
+
+def test_rows_not_reached_are_nan_under_vmap_and_in_a_sweep():
+    """One member ends early, one does not."""
+    loss = lambda w: 0.5 * jnp.sum(w**2)  # noqa: E731
+    until, ts = gf.Until(loss, below=0.3), [0.2, 0.4]
+
+    def run(scale):
+        return gf.solve(gf.GradientFlow(loss), scale * jnp.ones(2), ts, until=until)
+
+    batch = jax.vmap(run)(jnp.array([0.7, 3.0]))
+    np.testing.assert_array_equal(batch.saved, [1, 2])
+    np.testing.assert_array_equal(np.isnan(np.asarray(batch.params)[..., 0]), [[False, True], [False, False]])
+    with setting("jax_debug_nans"):
+        ds = gf.sweep(
+            lambda scale: (gf.GradientFlow(loss), scale * jnp.ones(2)),
+            {"scale": [0.7, 3.0]},
+            ts,
+            observe={"norm": gf.observables.ParameterNorm()},
+            until=until,
+            save_params=True,
+            progress=False,
+        )
+    for values in (ds.norm.values, ds.params.values[..., 0]):
+        np.testing.assert_array_equal(np.isnan(values), [[False, True], [False, False]])
