@@ -51,6 +51,11 @@ class AbstractFlow(eqx.Module):
         """Whether the state is one of positions and velocities, `X'' = -damping X' + F(X)` with constant damping."""
         return False
 
+    @property
+    def jumps(self) -> Float[Array, " J"] | None:
+        """Times at which the field is known to jump, or to change its form, in order; `None` where there are none."""
+        return None
+
     def kinked(self, trainable: PyTree, frozen: PyTree) -> bool:
         """Whether the field is known to jump along surfaces that trajectories cross, as with ReLU."""
         return False
