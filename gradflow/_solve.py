@@ -165,7 +165,7 @@ def prepare(
         solver = default_solver(tolerance, flow, flow.kinked(trainable, frozen))
     method = _prepare_solver(solver, control, trainable)
     if flow.limited and not isinstance(method, OneStep):
-        advice = "Use one such as gradflow.solvers.Tsit5()."
+        advice = "Use one such as gradflow.solvers.Tsit5() or, where it is stiff, Hybrid()."
         raise _checks.fail("solver", f"be an explicit method for a {type(flow).__name__}", method.name, advice)
 
     return Setup(

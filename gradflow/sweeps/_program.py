@@ -29,6 +29,8 @@ class Options(eqx.Module):
     until: Until | None
     max_steps: Array
     save_params: bool = eqx.field(static=True)
+    jumps: Array | None = None
+    longest_step: Array | None = None
 
 
 class Padding(eqx.Module):
@@ -105,6 +107,8 @@ def make_program(own: Own, shared: PyTree, options: Options) -> Program:
             save_params=options.save_params,
             until=options.until,
             max_steps=options.max_steps,
+            jumps=options.jumps,
+            longest_step=options.longest_step,
         )
     if own.padding is not None:
         frozen, extents = PaddedRest(setup.frozen, own.padding.widths), own.padding.extents
