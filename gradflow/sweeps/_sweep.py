@@ -65,8 +65,8 @@ def sweep(
       `(rule, params)`. It has to return the same every time: members that take much memory are built twice. Arrays
       that all members share, such as data, are held once.
     - `axes`: name -> values, all numbers or all strings. The last axis runs fastest.
-    - `ts`, `solver`, `rtol`, `atol`, `until`, `max_steps`, `jumps`, `longest_step`: as for `solve`. A rule saves the iterate nearest to each of
-      these times by its own clock; `saved_time` tells which that is.
+    - `ts`, `solver`, `rtol`, `atol`, `until`, `max_steps`, `jumps`, `longest_step`: as for `solve`. A rule saves the
+      iterate nearest to each of these times by its own clock; `saved_time` tells which that is.
     - `observe`: name -> function of the parameters, or a function `flow -> such a dictionary`. The names become
       variables, so they differ from those of the axes and of what is listed below.
     - `save_params`: also keep the parameters, flattened, at every save time.
