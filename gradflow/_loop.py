@@ -23,6 +23,10 @@ from gradflow._until import Until
 from gradflow.flows import AbstractFlow
 from gradflow.solvers import AbstractMethod, Attempt, Field, StepControl
 
+CROSSING = 100
+"""Times the resolution of time, a step from a state of zeros that is accepted whatever its error."""
+BISECTION = 0.1
+"""Factor on a step that is turned down from a state of zeros: fifteen of them go through all digits of time."""
 MOST_FAILURES = 40
 """Rejections in a row after which a run is given up: each divides the step by ten at the most, by 1.1 at the least."""
 SAME = 64
@@ -66,6 +70,8 @@ class Setup(AbstractRun):
     save_params: bool = eqx.field(static=True)
     extents: Extents | None = None
     choice: str = eqx.field(static=True, default="")  # why the method was chosen, if it was
+    jumps: Float[Array, " J"] | None = None  # increasing times at which the field jumps
+    longest_step: Scalar | None = None
     resumed: Resumed | None = None
 
     @property
@@ -97,7 +103,19 @@ class Setup(AbstractRun):
         begin, end = jnp.asarray(self.flow.t0, t.dtype), self.ts[-1]
         length = end - begin
         share = jnp.where(length > 0, (t + dt - begin) / jnp.where(length > 0, length, 1), 1)
-        return Field(self.flow, self.frozen, t, share, self.extents)
+        return Field(self.flow, self.frozen, t, share, self.extents, *self.beside(t))
+
+    def beside(self, t: Scalar) -> tuple[Scalar | None, Scalar | None]:
+        """The last jump up to time `t` and the first one beyond it."""
+        if self.jumps is None:
+            return None, None
+        edges = jnp.concatenate([jnp.array([-jnp.inf], t.dtype), self.jumps, jnp.array([jnp.inf], t.dtype)])
+        index = jnp.sum(self.jumps <= t)
+        return edges[index], edges[index + 1]
+
+    def limited(self, dt: Scalar) -> Scalar:
+        """A step, no longer than is allowed."""
+        return dt if self.longest_step is None else jnp.minimum(dt, self.longest_step.astype(dt.dtype))
 
 
 class Carry(eqx.Module):
@@ -192,9 +210,9 @@ def _launch(setup: Setup, t: Scalar, y: PyTree, floor: PyTree) -> Launch:
     def moved(s: Scalar, to: PyTree) -> PyTree:
         return field.watched(field(s.astype(t.dtype), field.replace(y, to)))
 
-    order = setup.method.first_order
-    dt, spent = setup.control.first_step(moved, field.watched(y), field.watched(f0), floor, order)
-    dt = jax.lax.stop_gradient(jnp.asarray(dt, t.dtype))
+    order, length = setup.method.first_order, setup.ts[-1] - jnp.asarray(setup.flow.t0, t.dtype)
+    dt, spent = setup.control.first_step(moved, field.watched(y), field.watched(f0), floor, order, length)
+    dt = setup.limited(jax.lax.stop_gradient(jnp.asarray(dt, t.dtype)))
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree_util.tree_leaves(f0)])
     return Launch(dt, setup.method.begin(field, y, f0, dt), 1 + spent, jnp.all(finite))
 
@@ -256,13 +274,23 @@ def advance(setup: Setup, carry: Carry, budget: Int[Array, ""]) -> Carry:
 def attempt(setup: Setup, carry: Carry) -> Carry:
     """One attempted step, and whatever falls due within it."""
     control, method, y, t, end = setup.control, setup.method, carry.y, carry.t, setup.ts[-1]
+    _, jump = setup.beside(t)
+    if jump is not None:
+        end = jnp.minimum(end, jump)
     remaining = (end - t) - carry.lost
     last = carry.dt * (1 + 1e-3) >= remaining
     dt = jnp.where(last, remaining, carry.dt)
     field = setup.field(t, dt)
     tried: Attempt = method.attempt(field, y, dt, control, carry.floor, carry.method_state)
     y1, size1 = tried.y1, field.sizes(tried.y1)
+    # Time carries its rounding along, so it resolves more than its type does.
+    resolution = 8 * max(float(jnp.finfo(t.dtype).eps) ** 2, float(jnp.finfo(jnp.float64).eps)) * jnp.abs(t)
     keep = tried.ratio <= 1
+    # From a state of zeros errors are as large as all that moves, however short the step, where the field jumps within
+    # it. Then the jump is looked for in time, and crossed by a step that time hardly resolves.
+    resting = _all_zero(carry.floor) & _all_zero(field.sizes(y))
+    crossing = resting & tried.finite & (dt <= CROSSING * resolution)
+    keep |= crossing
 
     def at(s: Scalar) -> PyTree:
         inside = method.interpolate(field, tried.dense, s - t)
@@ -275,14 +303,14 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
     reached = jnp.where(keep, t1, t)
     index, record = _save(setup, carry, reached, at)
     failures = jnp.where(keep, 0, carry.failures + 1)
-    proposed = dt * tried.factor.astype(dt.dtype)
+    factor = jax.lax.stop_gradient(tried.factor).astype(dt.dtype)
+    factor = jnp.where(resting & ~keep, jnp.minimum(factor, BISECTION), factor)
+    proposed = setup.limited(dt * factor)
     # A step cut short by the end of the run says nothing about the step size to go on with.
-    proposed = jnp.where(keep & last, jnp.maximum(proposed, carry.dt), proposed)
+    proposed = jnp.where((keep & last) | crossing, jnp.maximum(proposed, carry.dt), proposed)
 
     steps = carry.steps + 1
     code = jnp.where(steps >= setup.max_steps, _solution.MAX_STEPS, carry.code)
-    # Time carries its rounding along, so it resolves more than its type does.
-    resolution = 8 * max(float(jnp.finfo(t.dtype).eps) ** 2, float(jnp.finfo(jnp.float64).eps)) * jnp.abs(t)
     small = proposed < resolution
     stuck = ~keep & (small | (proposed <= jnp.finfo(t.dtype).tiny) | (failures >= MOST_FAILURES))
     stuck |= keep & small & ~last & (dt < resolution)
@@ -295,11 +323,15 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
     floor = carry.floor
     if not setup.flow.own_sizes:
         floor = control.raise_floor(floor, carry.was_zero, size1, method.dormant(carry.method_state))
+        # A crossing leaves the time of the jump, and so all that has moved in it, uncertain: no more is asked of what
+        # follows than an error of that size.
+        uncertain = lambda size: jnp.where(crossing, size / control.rtol.astype(size.dtype), size)  # noqa: E731
+        floor = jax.tree_util.tree_map(uncertain, floor)
 
     def choose(new: PyTree, old: PyTree) -> PyTree:
         return jax.tree_util.tree_map(lambda a, b: jnp.where(keep, a, b) if eqx.is_array(b) else b, new, old)
 
-    return Carry(
+    after = Carry(
         t=reached,
         lost=jnp.where(keep, lost, carry.lost),
         dt=proposed,
@@ -318,6 +350,30 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
         code=code,
         first_loss=carry.first_loss,
     )
+    return after if jump is None else _restart(setup, after, keep & last & (t1 == jump))
+
+
+def _restart(setup: Setup, carry: Carry, due: Bool[Array, ""]) -> Carry:
+    """Where a jump has been met: the method begins anew, for what it knows of the field holds no longer.
+
+    A loop of at most one round, so that under `vmap` members that meet no jump cost no evaluations.
+    """
+
+    def begin_again(state: tuple) -> tuple:
+        _, _, _, evaluations = state
+        new = _launch(setup, carry.t, carry.y, carry.floor)
+        return jnp.asarray(False), new.dt, eqx.filter(new.method_state, eqx.is_array), evaluations + new.evaluations
+
+    arrays, static = eqx.partition(carry.method_state, eqx.is_array)
+    due &= carry.code == _solution.RUNNING
+    start = (due, carry.dt, arrays, carry.evaluations)
+    _, dt, arrays, evaluations = jax.lax.while_loop(lambda state: state[0], begin_again, start)
+    where = lambda c: (c.dt, c.method_state, c.evaluations)  # noqa: E731
+    return eqx.tree_at(where, carry, (dt, eqx.combine(arrays, static), evaluations))
+
+
+def _all_zero(tree: PyTree) -> Bool[Array, ""]:
+    return jnp.stack([jnp.all(leaf == 0) for leaf in jax.tree_util.tree_leaves(tree)]).all()
 
 
 def _save(setup: Setup, carry: Carry, reached: Scalar, at: Callable[[Scalar], PyTree]) -> tuple[Array, Record]:

@@ -42,6 +42,8 @@ def solve(
     throw: bool = True,
     key: Any = None,
     trainable: Any = None,
+    jumps: ArrayLike | Sequence[float] | None = None,
+    longest_step: float | ArrayLike | None = None,
 ) -> Solution:
     """Integrates a flow, and returns what was asked for at the save times.
 
@@ -74,6 +76,10 @@ def solve(
       `SKROCK` (for stiff ones) or `FixedSteps`; `until` is looked at at the save times.
     - `trainable`: which floating-point arrays flow, instead, as an Equinox filter: a function of a leaf, or a pytree of
       Booleans such as `{"base": False, "adapter": True}`, which may end above the leaves of `params`.
+    - `jumps`: increasing times at which the field jumps, besides those that `flow.jumps` declares. A step ends at each
+      of them, the field is taken on its right side, and the method begins anew. Without them a short burst between two
+      steps is missed.
+    - `longest_step`: no step is longer. For fields that change at times which are not known. `None`: no limit.
 
     **Returns** a `gradflow.Solution`. Works inside `jax.jit` and `jax.vmap` and under forward-mode differentiation.
     The second call with arrays of the same shapes compiles nothing. For reverse mode, hand `flow.terms()` to
@@ -88,6 +94,9 @@ def solve(
     ('ok', (5,))
     """
     if isinstance(flow, AbstractStochasticFlow):
+        for name, value in (("jumps", jumps), ("longest_step", longest_step)):
+            if value is not None:
+                raise _checks.fail(name, "be None for a stochastic flow", "given", "Its steps are of fixed size.")
         times = check_times(ts, flow.t0)
         options = {"observe": observe, "until": until, "save_params": save_params, "progress": progress}
         options["trainable"] = trainable
@@ -108,6 +117,8 @@ def solve(
         max_steps=max_steps,
         key=key,
         trainable=trainable,
+        jumps=jumps,
+        longest_step=longest_step,
     )
     solution = drive(setup, progress)
     if throw:
@@ -129,6 +140,8 @@ def prepare(
     max_steps: int | Int[jax.Array, ""],
     key: Any = None,
     trainable: Any = None,
+    jumps: ArrayLike | Sequence[float] | None = None,
+    longest_step: float | ArrayLike | None = None,
 ) -> Setup:
     """Checks the arguments of `solve`; returns what the loop runs on."""
     if not isinstance(flow, AbstractFlow):
@@ -171,7 +184,7 @@ def prepare(
         choice = describe_choice(tolerance, flow, flow.kinks(flowing, frozen))
     method = _prepare_solver(solver, control, flowing)
     if flow.limited and not isinstance(method, OneStep):
-        advice = "Use one such as gradflow.solvers.Tsit5()."
+        advice = "Use one such as gradflow.solvers.Tsit5() or, where it is stiff, Hybrid()."
         raise _checks.fail("solver", f"be an explicit method for a {type(flow).__name__}", method.name, advice)
 
     return Setup(
@@ -186,6 +199,8 @@ def prepare(
         max_steps=jnp.asarray(max_steps),
         save_params=bool(save_params),
         choice=choice,
+        jumps=join_jumps(check_jumps(jumps), flow.jumps),
+        longest_step=check_longest_step(longest_step),
         resumed=resumed,
     )
 
@@ -233,6 +248,44 @@ def check_times(ts: ArrayLike | Sequence[float], t0: Any) -> Float[jax.Array, " 
             actual = f"not distinct in float32 between {given[0]:g} and {given[-1]:g}"
             raise _checks.fail("ts", "increase strictly", actual, advice)
     return jnp.asarray(times, jnp.result_type(float))
+
+
+def check_jumps(jumps: Any) -> Float[jax.Array, " J"] | None:
+    """Times at which a field jumps, as an array."""
+    if jumps is None:
+        return None
+    times: Any = jumps
+    if not isinstance(jumps, jax.core.Tracer):
+        try:
+            times = np.asarray(jumps, dtype=float)
+        except (TypeError, ValueError) as error:
+            raise _checks.fail("jumps", "be an array of times", f"not convertible to one ({error})") from error
+    if times.ndim != 1:
+        raise _checks.fail("jumps", "be one-dimensional", f"of shape {times.shape}", "For instance [50.0, 51.0].")
+    if isinstance(times, np.ndarray):
+        if not np.all(np.isfinite(times)):
+            raise _checks.fail("jumps", "be finite", "not", "Leave out what never happens.")
+        if not np.all(times[1:] > times[:-1]):
+            raise _checks.fail("jumps", "increase strictly", f"{times.tolist()}", "Sort them and remove repeated ones.")
+    return jnp.asarray(times, jnp.result_type(float))
+
+
+def join_jumps(given: Any, declared: Any) -> Float[jax.Array, " J"] | None:
+    """All jumps in order, those that the user gives and those that the flow declares; `None` where there are none."""
+    known = [jnp.asarray(times, jnp.result_type(float)) for times in (given, declared) if times is not None]
+    known = [times for times in known if times.size]
+    return jnp.sort(jnp.concatenate(known)) if known else None
+
+
+def check_longest_step(longest_step: Any) -> Float[jax.Array, ""] | None:
+    """The limit on steps in time as an array."""
+    if longest_step is None:
+        return None
+    _checks.check_positive("longest_step", longest_step, "None sets no limit.")
+    value = jnp.asarray(longest_step, jnp.result_type(float))
+    if value.ndim:
+        raise _checks.fail("longest_step", "be a scalar", f"of shape {value.shape}")
+    return value
 
 
 def check_size(trainable: PyTree, dtype: Any) -> None:

@@ -83,6 +83,10 @@ class FluctuationFlow(AbstractFlow):
         zero = jnp.zeros((size, size), params.Q.dtype)
         return Fluctuations(params, zero if covariance is None else jnp.asarray(covariance, params.Q.dtype))
 
+    @property
+    def jumps(self) -> Float[Array, " n"] | None:
+        return self.flow.jumps
+
     def init(self, trainable: Fluctuations, frozen: PyTree) -> tuple[Overlaps, Array]:
         return self.flow.init(trainable.mean, None), trainable.covariance
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, check_not_negative, check_positive, fail, is_concrete
 from gradflow.flows._base import AbstractFlow
+from gradflow.flows._schedule import schedule_jumps
 from gradflow.problems import OrderParameters, TeacherStudent
 from gradflow.problems._field_sums import (
     correlation_with_residual,
@@ -70,7 +71,9 @@ class OrderParameterFlow(AbstractFlow):
     - `dim`: with the number of inputs, the expected step of SGD is met exactly: the terms of order `g` carry
       a factor `|x|^2 / d`, whose correlation with the fields is `(2/d) d/ds` of their covariance `s C` at `s = 1`.
       Fluctuations, of order `sqrt(g / d)`, remain.
-    - `schedule`: function `t -> factor` on the learning rate; time goes on counting steps, `t = nu g / d`.
+    - `schedule`: function `t -> factor` on the learning rate; time goes on counting steps, `t = nu g / d`. Where it is
+      an `InterpolatedSchedule` or one of optax, or has an attribute `jumps`, steps end at its jumps; those of other
+      functions go to `gradflow.solve` as `jumps=`.
     - `batch_size`: samples `b` that a step of SGD averages over. It divides the terms of order `g`; with `dim` the
       products of different samples come in, `g (1 - 1/b) / d` times the overlaps of the expected steps.
     - `teacher_output`: second layer of the teacher, ones by default. `second_layer_rate`: learning rate of the second
@@ -164,6 +167,10 @@ class OrderParameterFlow(AbstractFlow):
         self.normalised = True if normalised is None else bool(normalised)
         self.groups = check_terms(terms)
         self.allow_float32 = bool(allow_float32)
+
+    @property
+    def jumps(self) -> Float[Array, " n"] | None:
+        return schedule_jumps(self.schedule)
 
     def init(self, trainable: OrderParameters, frozen: PyTree) -> Overlaps:
         rows, columns = triangle(trainable.Q.shape[0])

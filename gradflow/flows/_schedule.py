@@ -1,4 +1,4 @@
-"""Learning-rate schedules with finitely many parameters."""
+"""Learning-rate schedules with finitely many parameters, and the times at which schedules jump."""
 
 from typing import Any
 
@@ -40,6 +40,58 @@ class InterpolatedSchedule(eqx.Module):
 
     def __call__(self, t: float | Scalar) -> Scalar:
         return jnp.exp(jnp.interp(jnp.asarray(t, self.ts.dtype), self.ts, self.log_factors))
+
+
+def schedule_jumps(schedule: Any) -> Float[Array, " n"] | None:
+    """Times at which a schedule is known to jump or to bend, in order; `None` where none are.
+
+    Known are the knots of an `InterpolatedSchedule`, an attribute `jumps` of any schedule, and what the schedules of
+    optax keep: the boundaries of piecewise ones, of joined ones and the parts of these, and both ends of polynomial and
+    of cosine ones. Nothing is known of other functions.
+    """
+    if isinstance(schedule, InterpolatedSchedule):
+        return schedule.ts
+    declared = getattr(schedule, "jumps", None)
+    if declared is not None:
+        return jnp.sort(jnp.asarray(declared, float))
+    found = sorted(set(_optax_boundaries(schedule, 0.0, np.inf)))
+    return jnp.asarray(found, float) if found else None
+
+
+def _optax_boundaries(schedule: Any, begin: float, end: float) -> list[float]:
+    """Boundaries of a schedule of optax that starts at `begin` and gives way to another at `end`."""
+    if not str(getattr(schedule, "__module__", "")).startswith("optax"):
+        return []
+    kept = _closure(schedule)
+    if "schedules" in kept and "boundaries" in kept:
+        edges = [0.0, *map(float, kept["boundaries"]), np.inf]
+        found = [begin + edge for edge in edges[1:-1]]
+        for part, low, high in zip(kept["schedules"], edges[:-1], edges[1:], strict=False):
+            found += _optax_boundaries(part, begin + low, begin + high)
+        return [time for time in found if begin <= time <= end]
+    own: list[float] = []
+    if kept.get("boundaries_and_scales"):
+        own += map(float, kept["boundaries_and_scales"])
+    if "interpolate_fn" in kept:
+        own += map(float, kept["boundaries"])
+    if "transition_steps" in kept and "decay_rate" not in kept:
+        first = float(kept.get("transition_begin", 0))
+        own += [first, first + float(kept["transition_steps"])]
+    if "decay_steps" in kept:
+        own.append(float(kept["decay_steps"]))
+    return [begin + time for time in own if begin <= begin + time <= end]
+
+
+def _closure(function: Any) -> dict[str, Any]:
+    """The variables that a function keeps from where it was made; those not yet set are left out."""
+    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None) or ()
+    found = {}
+    for name, cell in zip(code.co_freevars if code is not None else (), cells, strict=True):
+        try:
+            found[name] = cell.cell_contents
+        except ValueError:
+            continue
+    return found
 
 
 def _increases(ts: np.ndarray) -> bool:

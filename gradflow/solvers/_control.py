@@ -116,21 +116,37 @@ class StepControl(eqx.Module):
         return [jnp.maximum(count, 1) for count in self.counts]
 
     def first_step(
-        self, field: Callable[[Scalar, PyTree], PyTree], y0: PyTree, f0: PyTree, floor: PyTree, order: int
+        self,
+        field: Callable[[Scalar, PyTree], PyTree],
+        y0: PyTree,
+        f0: PyTree,
+        floor: PyTree,
+        order: int,
+        length: Scalar | float = 1.0,
     ) -> tuple[Scalar, Scalar]:
-        """A first step and the number of evaluations of the field that it took (Hairer, Norsett & Wanner, II.4)."""
+        """A first step and the number of evaluations of the field that it took, in a run of some `length`.
+
+        After Hairer, Norsett & Wanner, II.4, but free of a unit of time: with `T` the time in which the state or its
+        derivative changes by itself, whichever is shorter, the error of a step `h` is taken for `T |y'| (h / T)^order`.
+        """
 
         def size(tree: PyTree) -> Scalar:
             return self.ratio(tree, y0, y0, floor)
 
         d0, d1 = size(y0), size(f0)
-        small = jnp.asarray(1e-6, d0.dtype)
+        span = jnp.asarray(length, d0.dtype)
+        small = 1e-6 * jnp.where(span > 0, span, 1)
         h0 = jnp.where((d0 > 0) & (d1 > 0) & jnp.isfinite(d0 / d1), 0.01 * d0 / jnp.where(d1 > 0, d1, 1), small)
         y1 = jax.tree_util.tree_map(lambda y, f: y + h0.astype(y.dtype) * f, y0, f0)
         difference = jax.tree_util.tree_map(jnp.subtract, field(h0, y1), f0)
         d2 = size(difference) / h0
-        worst = jnp.maximum(d1, d2)
-        h1 = jnp.where(worst > 0, (0.01 / jnp.where(worst > 0, worst, 1)) ** (1 / order), 100 * h0)
+        moving, bent = d1 > 0, (d1 > 0) & (d2 > 0)
+        unit = jnp.where(bent, d1 / jnp.where(bent, d2, 1), jnp.inf)
+        unit = jnp.minimum(unit, jnp.where(moving & (d0 > 0), d0 / jnp.where(moving, d1, 1), jnp.inf))
+        usable = moving & jnp.isfinite(unit)
+        unit = jnp.where(usable, unit, 1)
+        share = (0.01 / (unit * jnp.where(usable, d1, 1))) ** (1 / order)
+        h1 = jnp.where(usable, unit * share, 100 * h0)
         step = jnp.minimum(100 * h0, h1)
         return jnp.where(jnp.isfinite(step) & (step > 0), step, small), jnp.asarray(1)
 

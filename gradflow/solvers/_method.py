@@ -5,10 +5,14 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from gradflow._tree import Extents, within
 from gradflow.solvers._control import StepControl
+
+ROUNDINGS = 16
+"""Units of rounding that the field keeps away from a jump: a flow may round time again, for a clock of its own."""
 
 
 class Field(eqx.Module):
@@ -16,7 +20,8 @@ class Field(eqx.Module):
 
     A step keeps its digits however far the run has come. `share` is the part of the run that lies behind at the end of
     the step, between 0 and 1. Where states have been padded to a common shape, `extents` tells how far along every
-    axis their leaves are their own: beyond, nothing moves.
+    axis their leaves are their own: beyond, nothing moves. Where the field jumps in time, `before` and `after` are the
+    jumps that bound the step: the field is evaluated strictly between them, on the right side of each.
     """
 
     flow: Any
@@ -24,9 +29,15 @@ class Field(eqx.Module):
     t: Scalar
     share: Scalar
     extents: Extents | None = None
+    before: Scalar | None = None  # the last jump up to the start of the step; minus infinity where there is none
+    after: Scalar | None = None  # the first one beyond it; infinity where there is none
 
     def __call__(self, s: Scalar, y: PyTree) -> PyTree:
-        return self.inside(self.flow.vector_field((self.t + s).astype(self.t.dtype), y, self.frozen))
+        t = (self.t + s).astype(self.t.dtype)
+        if self.before is not None and self.after is not None:
+            low, high = _beside(self.before, 1), _beside(self.after, -1)
+            t = jnp.where(t < low, low, jnp.where(t > high, high, t))
+        return self.inside(self.flow.vector_field(t, y, self.frozen))
 
     def inside(self, y: PyTree) -> PyTree:
         """A state, or a derivative of one, with zeros for the padding."""
@@ -50,6 +61,12 @@ class Field(eqx.Module):
         if watched is None and type(parts) is tuple:
             watched = (None,) * len(parts)
         return eqx.tree_at(self.flow.controlled, y, watched, is_leaf=lambda x: x is None)
+
+
+def _beside(jump: Scalar, side: int) -> Scalar:
+    """The time just after (`side=1`) or before (`-1`) a jump."""
+    spacing = jnp.maximum(jnp.abs(jump) * jnp.finfo(jump.dtype).eps, jnp.finfo(jump.dtype).tiny)
+    return jnp.where(jnp.isfinite(jump), jump + side * ROUNDINGS * spacing, jump)
 
 
 class PaddedTerm(diffrax.ODETerm):

@@ -58,11 +58,13 @@ def estimate_spectral_radius(
     A lower bound where the Jacobian is symmetric, as it is for a gradient flow: multiply it by a safety factor. `span`
     is the length of the coming step, whose displacement gives the size where the state is zero; `extents` are those of
     a padded state. Both tasks share one loop, so that the field is traced once.
+
+    The field found keeps its derivatives in forward mode; radius and direction are constants to every derivative.
     """
     dtype = span.dtype
     root = jnp.sqrt(jnp.finfo(dtype).eps).astype(dtype)
     least = 8 * jnp.finfo(dtype).tiny
-    size = tree_norm(y).astype(dtype)
+    span, direction, size = jax.lax.stop_gradient((span, direction, tree_norm(y).astype(dtype)))
     blank = jnp.asarray(jnp.nan, dtype)
 
     def begin(f: PyTree) -> PyTree:
@@ -76,17 +78,19 @@ def estimate_spectral_radius(
     def iterate(state: tuple) -> tuple:
         k, f, v, last, _ = state
         first = k == 0
-        moved = span * tree_norm(f).astype(dtype)
+        fixed_f = jax.lax.stop_gradient(f)
+        moved = span * tree_norm(fixed_f).astype(dtype)
         reach = jnp.where(size > 0, size, jnp.where(moved > 0, moved, 1))
         distance = jnp.where(first, 0, jnp.maximum(root * reach, least))
         image = field(add(y, scale(distance, v)))
-        change = jax.tree_util.tree_map(jnp.subtract, image, f)
+        fixed_image = jax.lax.stop_gradient(image)
+        change = jax.tree_util.tree_map(jnp.subtract, fixed_image, fixed_f)
         radius = jnp.where(first, blank, tree_norm(change).astype(dtype) / jnp.where(first, 1, distance))
         settled = ~first & (~jnp.isfinite(radius) | (jnp.abs(radius - last) <= SETTLED * radius))
-        return k + 1, select(first, image, f), select(first, begin(image), unit(change)), radius, settled
+        return k + 1, select(first, image, f), select(first, begin(fixed_image), unit(change)), radius, settled
 
     start = jnp.where(known, 1, 0).astype(int)
-    v0 = jax.lax.cond(known & wanted, begin, lambda _: direction, f)
+    v0 = jax.lax.cond(known & wanted, begin, lambda _: direction, jax.lax.stop_gradient(f))
     done, f, v, radius, _ = jax.lax.while_loop(running, iterate, (start, f, v0, blank, jnp.asarray(False)))
     usable = wanted & jnp.isfinite(radius)
     return Estimate(f, jnp.where(usable, radius, blank), select(usable, v, direction), done - start)

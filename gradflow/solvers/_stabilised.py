@@ -195,11 +195,16 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         if self.bounded:  # The field at the start must be seen by reverse mode, which cannot look into the loop below.
             f = jax.lax.cond(known, lambda: f, lambda: field(origin, y))
             spent, known = spent + jnp.where(known, 0, 1), jnp.asarray(True)
-        fixed_y, fixed_f, span = jax.lax.stop_gradient((y, f, jnp.abs(h)))
+        fixed_y, fixed_f = jax.lax.stop_gradient((y, f))
         wanted = stale & (self.spectral_radius is None)
-        found = estimate_spectral_radius(
-            lambda y: field(origin, y), fixed_y, fixed_f, known, wanted, state.direction, span, extents
-        )
+
+        def evaluate(y: PyTree) -> PyTree:
+            return jax.lax.stop_gradient(field(origin, y)) if self.bounded else field(origin, y)
+
+        # Forward mode follows the loop, so that the slope which it evaluates has the derivatives of the state and of
+        # all that the field depends on.
+        start = (fixed_y, fixed_f) if self.bounded else (y, f)
+        found = estimate_spectral_radius(evaluate, *start, known, wanted, state.direction, jnp.abs(h), extents)
         radius = SAFETY * found.radius
         if self.spectral_radius is not None:
             fn = self.spectral_radius

@@ -155,7 +155,9 @@ def template(
 def configuration(grid: dict[str, np.ndarray], roster: Roster, options: Options) -> dict[str, Any]:
     """What decides about the numbers, and so about resuming."""
     control, until = options.control, options.until
-    return {
+    # Named where they are given only: stores written before there were any stay valid.
+    limits = {"jumps": options.jumps, "longest_step": options.longest_step}
+    return {name: np.asarray(value).tolist() for name, value in limits.items() if value is not None} | {
         "axes": {name: values.tolist() for name, values in grid.items()},
         "ts": _times(np.asarray(options.ts)),
         "rtol": float(control.rtol),

@@ -29,6 +29,8 @@ class Options(eqx.Module):
     until: Until | None
     max_steps: Array
     save_params: bool = eqx.field(static=True)
+    jumps: Array | None = None
+    longest_step: Array | None = None
 
 
 class Padding(eqx.Module):
@@ -65,8 +67,8 @@ class Program(eqx.Module):
 
     def result(self, carry: Any) -> Solution:
         """The solution with the saved parameters that flow, zeros in rows not reached, and without the last ones."""
-        flow = isinstance(self.setup, Setup)
-        solution = summarise(self.setup, carry) if flow else summarise_rule(self.setup, carry)
+        setup = self.setup
+        solution = summarise(setup, carry) if isinstance(setup, Setup) else summarise_rule(setup, carry)
         parts = lambda s: (s.params, s.final, s.state, s.checkpoint)  # noqa: E731
         flowing = moving(solution.params, solution.held)
         return eqx.tree_at(parts, solution, (flowing, None, None, None), is_leaf=lambda x: x is None)
@@ -99,6 +101,8 @@ def make_program(own: Own, shared: PyTree, options: Options) -> Program:
             save_params=options.save_params,
             until=options.until,
             max_steps=options.max_steps,
+            jumps=options.jumps,
+            longest_step=options.longest_step,
         )
     if own.padding is not None:
         frozen, extents = PaddedRest(setup.frozen, own.padding.widths), own.padding.extents

@@ -14,7 +14,7 @@ import xarray as xr
 
 from gradflow import _checks
 from gradflow._record import check_observe
-from gradflow._solve import check_times, check_tolerances
+from gradflow._solve import check_jumps, check_longest_step, check_times, check_tolerances
 from gradflow._tree import split
 from gradflow._until import Until
 from gradflow.flows import AbstractFlow
@@ -43,6 +43,8 @@ def sweep(
     save_params: bool = False,
     until: Until | None = None,
     max_steps: int = 100_000,
+    jumps: Any = None,
+    longest_step: float | None = None,
     store: Any = None,
     resume: bool = True,
     batch: int | None = None,
@@ -64,8 +66,8 @@ def sweep(
       `(rule, params)`. It has to return the same every time: members that take much memory are built twice. Arrays
       that all members share, such as data, are held once.
     - `axes`: name -> values, all numbers or all strings. The last axis runs fastest.
-    - `ts`, `solver`, `rtol`, `atol`, `until`, `max_steps`, `trainable`: as for `solve`. A rule saves the iterate
-      nearest to each of these times by its own clock; `saved_time` tells which that is.
+    - `ts`, `solver`, `rtol`, `atol`, `until`, `max_steps`, `jumps`, `longest_step`, `trainable`: as for `solve`. A rule
+      saves the iterate nearest to each of these times by its own clock; `saved_time` tells which that is.
     - `observe`: name -> function of the parameters, or a function `flow -> such a dictionary`. The names become
       variables, so they differ from those of the axes and of what is listed below.
     - `save_params`: also keep the parameters, flattened, at every save time.
@@ -116,19 +118,13 @@ def sweep(
     share = check_share(chunk, store, resume)
     if launch is not None:
         how = {"observe": observe, "solver": solver, "rtol": rtol, "atol": atol, "save_params": save_params}
-        how |= {
-            "trainable": trainable,
-            "until": until,
-            "max_steps": max_steps,
-            "batch": batch,
-            "pad": pad,
-            "store": store,
-            "resume": resume,
-        }
+        how |= {"until": until, "max_steps": max_steps, "batch": batch, "pad": pad, "store": store, "resume": resume}
+        how |= {"jumps": jumps, "longest_step": longest_step, "trainable": trainable}
         return launch_jobs(launch, jobs, sweep, (build, axes, ts), how, share, progress)
     values = {name: values.tolist() for name, values in grid.items()}
     roster = Roster(build, values, _check_observe(observe), trainable)
-    options = _options(roster, ts, solver, rtol, atol, until, max_steps, save_params)
+    limits = check_jumps(jumps), check_longest_step(longest_step)
+    options = _options(roster, ts, solver, rtol, atol, until, max_steps, save_params, limits)
     groups = group_members(roster, options, pad)
     rows = [row_of(kind.run, options) for kind in roster.kinds]
     empty = template(grid, roster, rows, options, configuration(grid, roster, options))
@@ -200,6 +196,7 @@ def _options(
     until: Until | None,
     max_steps: int,
     save_params: bool,
+    limits: tuple[Any, Any],
 ) -> Options:
     firsts = [kind.run for kind in roster.kinds]
     dtypes = {jnp.result_type(*jax.tree_util.tree_leaves(split(params)[0])) for _, params, _ in firsts}
@@ -211,7 +208,7 @@ def _options(
     elif solver is None:
         solver = diffrax.Tsit5()  # Nobody asks it anything.
     times = check_times(ts, roster.latest)
-    return Options(times, solver, control, until, jnp.asarray(max_steps), save_params)
+    return Options(times, solver, control, until, jnp.asarray(max_steps), save_params, *limits)
 
 
 def _plan(roster: Roster, group: Group, options: Options, batch: int | None, members: int, results: int) -> Plan:
