@@ -5,6 +5,7 @@ a run can be cut into segments, for a progress bar and so that an interruption k
 run at once with its partial results; and no host callback enters the program, so that compiled programs can be cached.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -33,9 +34,21 @@ SAME = 64
 """Units of rounding within which a loss and the constants of a flow count as those of the run that is continued."""
 
 
+class Step(eqx.Module):
+    """The last step of a continued run, which may lead beyond its end: the state inside is interpolated."""
+
+    t: Scalar
+    dt: Scalar
+    y1: PyTree
+    dense: PyTree
+
+
 class Checkpoint(eqx.Module):
     """What a run needs, besides its state and time, to be continued as if it had never stopped."""
 
+    t: Scalar  # where the method stands, which may be ahead of the end of the run
+    y: PyTree
+    step: Step | None
     lost: Scalar
     dt: Scalar
     method_state: PyTree  # its arrays
@@ -73,6 +86,12 @@ class Setup(AbstractRun):
     jumps: Float[Array, " J"] | None = None  # increasing times at which the field jumps
     longest_step: Scalar | None = None
     resumed: Resumed | None = None
+    continued: bool = eqx.field(static=True, default=False)
+
+    @property
+    def oversteps(self) -> bool:
+        """Whether the last step may lead beyond the end: pieces of a run then take the steps of the run as a whole."""
+        return self.continued and self.until is None
 
     @property
     def title(self) -> str:
@@ -85,7 +104,7 @@ class Setup(AbstractRun):
         return begin(self)
 
     def advance(self, carry: "Carry", budget: Int[Array, ""]) -> "Carry":
-        return advance(self, carry, budget)
+        return advance(dataclasses.replace(self, resumed=None), carry, budget)
 
     def running(self, carry: "Carry") -> bool:
         return int(carry.code) == _solution.RUNNING
@@ -102,6 +121,8 @@ class Setup(AbstractRun):
         """The flow in time counted from `t`, for a step of size `dt`."""
         begin, end = jnp.asarray(self.flow.t0, t.dtype), self.ts[-1]
         length = end - begin
+        if self.continued:  # it is likely to go on for as long as it has gone on so far
+            length = jnp.maximum(length, 2 * (t + dt - begin))
         share = jnp.where(length > 0, (t + dt - begin) / jnp.where(length > 0, length, 1), 1)
         return Field(self.flow, self.frozen, t, share, self.extents, *self.beside(t))
 
@@ -138,11 +159,16 @@ class Carry(eqx.Module):
     products: Int[Array, ""]
     code: Int[Array, ""]
     first_loss: Scalar | None
+    step: Step | None = None
 
 
 class Launch(eqx.Module):
-    """What a method starts with."""
+    """What a method starts with, and where."""
 
+    t: Scalar
+    y: PyTree
+    step: Step | None
+    lost: Scalar
     dt: Scalar
     method_state: PyTree
     evaluations: Int[Array, ""]
@@ -162,24 +188,24 @@ def begin(setup: Setup) -> Carry:
         if flow.own_sizes:
             floor = jax.tree_util.tree_map(jnp.zeros_like, floor)
         whole = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree_util.tree_leaves(watched)])
-        lost, was_zero = jnp.zeros_like(t), jnp.all(whole == 0)
+        was_zero = jnp.all(whole == 0)
         loss = flow.loss(y, setup.frozen)
         launch = _launch(setup, t, y, floor)
     else:
         t, y = setup.resumed.t.astype(setup.ts.dtype), setup.resumed.state
         loss = flow.loss(y, setup.frozen)
         known = setup.resumed.checkpoint
-        lost, floor, was_zero = known.lost, known.floor, known.was_zero
+        floor, was_zero = known.floor, known.was_zero
         launch = _relaunch(setup, known, t, y, loss)
     observe = bind(setup.observe, flow, t, y, setup.frozen)
     record = blank_record(setup.ts.size, setup.params(y), observe, setup.save_params, flow.params(y))
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree_util.tree_leaves((y, loss))])
     finite = jnp.all(finite) & launch.finite
     carry = Carry(
-        t=t,
-        lost=lost,
+        t=launch.t,
+        lost=launch.lost,
         dt=launch.dt,
-        y=y,
+        y=launch.y,
         method_state=launch.method_state,
         floor=floor,
         was_zero=was_zero,
@@ -193,8 +219,9 @@ def begin(setup: Setup) -> Carry:
         products=jnp.asarray(0),
         code=jnp.where(finite, _solution.RUNNING, _solution.NONFINITE),
         first_loss=loss,
+        step=launch.step,
     )
-    index, record = _save(setup, carry, t, lambda _: y)
+    index, record = _save(setup, carry, launch.t, lambda s: _inside(setup, launch.step, s, y))
     met = jnp.asarray(False) if setup.until is None else setup.until.excess(setup.params(y)) >= 0
     code = jnp.where(index == setup.ts.size, _solution.OK, carry.code)
     code = jnp.where(met, _solution.STOPPED, code)
@@ -214,7 +241,20 @@ def _launch(setup: Setup, t: Scalar, y: PyTree, floor: PyTree) -> Launch:
     dt, spent = setup.control.first_step(moved, field.watched(y), field.watched(f0), floor, order, length)
     dt = setup.limited(jax.lax.stop_gradient(jnp.asarray(dt, t.dtype)))
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree_util.tree_leaves(f0)])
-    return Launch(dt, setup.method.begin(field, y, f0, dt), 1 + spent, jnp.all(finite))
+    method_state, step, zero = setup.method.begin(field, y, f0, dt), None, jnp.zeros_like(t)
+    if setup.oversteps:
+        attempt = lambda: setup.method.attempt(field, y, dt, setup.control, floor, method_state).dense  # noqa: E731
+        dense = jax.tree_util.tree_map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), eqx.filter_eval_shape(attempt))
+        step = Step(t, zero, y, dense)
+    return Launch(t, y, step, zero, dt, method_state, 1 + spent, jnp.all(finite))
+
+
+def _inside(setup: Setup, step: Step | None, s: Scalar, y: PyTree) -> PyTree:
+    """The state at a time within a step; `y` where there is none."""
+    if step is None:
+        return y
+    inside = setup.method.interpolate(setup.field(step.t, step.dt), step.dense, s - step.t)
+    return jax.tree_util.tree_map(lambda a, b: jnp.where(s - step.t >= step.dt, b, a), inside, step.y1)
 
 
 def _relaunch(setup: Setup, known: Checkpoint, t: Scalar, y: PyTree, loss: Scalar | None) -> Launch:
@@ -225,17 +265,27 @@ def _relaunch(setup: Setup, known: Checkpoint, t: Scalar, y: PyTree, loss: Scala
 
     fresh = eqx.filter_eval_shape(anew)
     arrays, static = eqx.partition(fresh, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-    kept = Launch(known.dt.astype(t.dtype), known.method_state, jnp.asarray(0), jnp.asarray(True))
-    if known.method != setup.method.name or not _alike(kept, arrays):
-        return anew()
+    step = Step(known.t, jnp.zeros_like(known.t), known.y, None if fresh.step is None else fresh.step.dense)
+    if fresh.step is not None:
+        step = known.step if known.step is not None else jax.tree_util.tree_map(_blank, step)
+    parts = known.t, known.y, None if fresh.step is None else step, known.lost, known.dt, known.method_state
+    kept = Launch(*parts, jnp.asarray(0), jnp.asarray(True))
     now = _fingerprint(setup, y, loss)
-    if now.shape != known.fingerprint.shape:
+    if known.method != setup.method.name or not _alike((kept, known.fingerprint), (arrays, now)):
         return anew()
     near = jnp.abs(now - known.fingerprint) <= SAME * jnp.finfo(now.dtype).eps * jnp.abs(now)
     same = jnp.all(near) & known.usable
+    if not setup.oversteps:
+        same &= known.t == t
+    if setup.jumps is not None:  # what the method knows of the field before a jump is worth nothing after it
+        same &= ~jnp.any((setup.jumps >= t) & (setup.jumps <= known.t))
     kept = jax.tree_util.tree_map(lambda a, b: a.astype(b.dtype), kept, arrays)
     found = jax.lax.cond(same, lambda: kept, lambda: eqx.filter(anew(), eqx.is_array))
     return eqx.combine(found, static)
+
+
+def _blank(leaf: Any) -> Any:
+    return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
 
 def _alike(tree: PyTree, other: PyTree) -> bool:
@@ -275,6 +325,8 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
     """One attempted step, and whatever falls due within it."""
     control, method, y, t, end = setup.control, setup.method, carry.y, carry.t, setup.ts[-1]
     _, jump = setup.beside(t)
+    if setup.oversteps:
+        end = jnp.full_like(end, jnp.inf)
     if jump is not None:
         end = jnp.minimum(end, jump)
     remaining = (end - t) - carry.lost
@@ -349,6 +401,7 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
         products=carry.products + tried.products,
         code=code,
         first_loss=carry.first_loss,
+        step=choose(Step(t, dt, tried.y1, tried.dense), carry.step) if setup.oversteps else None,
     )
     return after if jump is None else _restart(setup, after, keep & last & (t1 == jump))
 
@@ -442,11 +495,14 @@ def finish(setup: Setup, carry: Carry) -> Solution:
 @full_precision
 def summarise(setup: Setup, carry: Carry) -> Solution:
     """The result, with zeros in the rows that were not reached."""
-    flow = setup.flow
-    first, final = carry.first_loss, flow.loss(carry.y, setup.frozen)
+    flow, t, y = setup.flow, carry.t, carry.y
+    if setup.oversteps:
+        done, t = carry.code == _solution.OK, jnp.minimum(carry.t, setup.ts[-1])
+        y = jax.tree_util.tree_map(lambda a, b: jnp.where(done, a, b), _inside(setup, carry.step, t, y), y)
+    first, final = carry.first_loss, flow.loss(y, setup.frozen)
     losses = None if first is None or final is None else (first, final)
     drift = {}
-    now = flow.conserved(carry.y, setup.frozen)
+    now = flow.conserved(y, setup.frozen)
     if setup.resumed is None:
         then = flow.conserved(flow.init(setup.start, setup.frozen), setup.frozen) if now else {}
         gradients, products = flow.start_cost
@@ -468,21 +524,24 @@ def summarise(setup: Setup, carry: Carry) -> Solution:
     code = jnp.where(carry.code == _solution.RUNNING, _solution.INTERRUPTED, carry.code)
     usable = (code == _solution.OK) | (code == _solution.MAX_STEPS) | (code == _solution.INTERRUPTED)
     checkpoint = Checkpoint(
+        t=carry.t,
+        y=carry.y,
+        step=carry.step,
         lost=carry.lost,
         dt=carry.dt,
         method_state=eqx.filter(carry.method_state, eqx.is_array),
         usable=usable,
         floor=carry.floor,
         was_zero=carry.was_zero,
-        fingerprint=_fingerprint(setup, carry.y, final),
+        fingerprint=_fingerprint(setup, y, final),
         reference=then,
         method=setup.method.name,
     )
     return Solution(
         ts=setup.ts,
         params=carry.record.params,
-        final=setup.params(carry.y),
-        t_final=carry.t,
+        final=setup.params(y),
+        t_final=t,
         observed=carry.record.observed,
         code=code,
         saved=carry.index,
@@ -492,7 +551,7 @@ def summarise(setup: Setup, carry: Carry) -> Solution:
         rtol=setup.control.rtol,
         title=type(flow).__name__,
         method=setup.method.name,
-        state=carry.y,
+        state=y,
         checkpoint=checkpoint,
         choice=setup.choice,
         held=held_paths(setup.frozen),

@@ -202,6 +202,7 @@ def prepare(
         jumps=join_jumps(check_jumps(jumps), flow.jumps),
         longest_step=check_longest_step(longest_step),
         resumed=resumed,
+        continued=resumed is not None,
     )
 
 
