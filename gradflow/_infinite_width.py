@@ -2,27 +2,40 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from gradflow import _checks
-from gradflow._solution import Solution
+from gradflow._solution import INACCURATE, Solution
 from gradflow._solve import solve
 from gradflow.flows import MeanFieldFlow
 from gradflow.models import MeanFieldNodes, MeanFieldStart
-from gradflow.models.nodes import AbstractNodeRule
+from gradflow.models.nodes import AbstractNodeRule, Sobol
+
+Errors = dict[str, float]
 
 MOST_ENTRIES = 1_000_000
-"""Weights of a network of nodes beyond which there is no refinement."""
+"""Weights of a network of nodes beyond which there is no refinement, by default."""
 TIGHT = 1e-6
 """Accuracy below which the explicit method is one of order eight."""
+TIGHTER = 10.0
+"""Factor between the two tolerances whose runs tell the error of the solver."""
+SOLVER_SHARE = 0.25
+"""Part of the accuracy that the error of the solver may take; nodes have the rest."""
+FIRST_FACTOR = 2.0
+"""Error of the finer of two grids over their difference, for a quadrature of order one: `1 / (1.5 - 1)`."""
+SLOWEST_RATIO = 0.9
+"""Ratio of successive differences beyond which their sum is no longer extrapolated: a factor of nine."""
+BEYOND_GRIDS = 1024
+"""Sobol points in each replicate to begin with, where a grid would be too large."""
 
 
 def infinite_width(
@@ -38,16 +51,27 @@ def infinite_width(
     replicates: int = 8,
     solver: Any = None,
     save_params: bool = True,
+    max_weights: int = MOST_ENTRIES,
 ) -> Solution:
     """The flow of a network of width infinity, to a stated accuracy.
 
     Its nodes are refined until the predictions are accurate enough.
 
-    A tensor rule is refined by half as many nodes again in each dimension, at a third of the solver's tolerance, until
-    two runs in a row agree; what they differ by is the estimate, and the finer run is returned, which is usually more
-    accurate by a factor. A random rule runs in replicates, four times the nodes at a time; the mean of what they
-    observe is returned, with the half-width of its 99 % interval (it has to hold for all predictions at once) and
-    the solver's tolerance for an estimate, and the parameters of the first.
+    **The estimate** in `errors` is the sum of that of the nodes and that of the solver, each the largest over the run.
+
+    - *Nodes, tensor rules* have half as many nodes again in each dimension, from run to run. Of the returned run,
+      the finest, the error is taken to be `d max(1, r / (1 - r))`, with `d` its difference from the run before and `r`
+      the ratio of `d` to the difference before that; `2 d` where there are only two runs. That is the limit of a
+      geometric series, not a bound.
+    - *Nodes, random rules* (`Sobol`, `MonteCarlo`) run in replicates, independent of each other by their seeds (for
+      `Sobol`: independent scramblings, replicate `r` with seed `7919 r` more than the rule's), four times the nodes
+      at a time. The mean of what they observe is returned, with the parameters of the first; the error is the
+      half-width of the 99 % interval of each number by Student's law, the largest of them. Layers with a tensor
+      rule beside them add the difference that refining these alone makes to the first replicate. A tensor grid of more
+      than 100,000 nodes is replaced by replicates of Sobol points.
+    - *Solver*: the difference of two runs on the coarsest nodes, one of them ten times less accurate, and rounding,
+      `eps` times the square root of the number of steps. The tolerance is lowered until this is a quarter of the
+      accuracy, or the tolerance is at its least, 64 `eps`.
 
     **Time unit**: as for `gradflow.MeanFieldFlow`.
 
@@ -61,12 +85,14 @@ def infinite_width(
     - `particles`: test particles, the arguments of `MeanFieldNodes.with_particles`; they are the last of their layers.
     - `replicates`: of random rules. `solver`: explicit by default, `Tsit5` or `Dopri8`; on long runs, where the flow
       is stiff, `gradflow.solvers.Automatic()`.
+    - `max_weights`: of a network of nodes; beyond it there is no refinement. One network is in memory at a time.
 
     **Returns** a `Solution` with `errors`: name -> estimate, the largest over the run, for every observable whose shape
     does not depend on the number of nodes.
 
     **Raises** `ValueError` for bad input, `SolveError` for a run that fails. **Warns** (`PrecisionWarning`) where the
-    accuracy is out of reach of a million weights; the estimate is then what was reached.
+    accuracy is out of reach of these weights or of the floating-point type; `status` is then `"inaccurate"`, and the
+    estimate is of what was reached.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> from gradflow.models.nodes import Uniform
@@ -80,108 +106,197 @@ def infinite_width(
         raise _checks.fail("start", "be a gradflow.models.MeanFieldStart", f"of type {type(start).__name__}")
     _checks.check_positive("accuracy", accuracy)
     _checks.check_count("replicates", replicates, 2, "Their scatter is the estimate of the error.")
+    _checks.check_count("max_weights", max_weights)
     if solver is None:
         solver = diffrax.Tsit5() if accuracy >= TIGHT else diffrax.Dopri8()
-    run = _Runs(problem, start, ts, decay, observe, particles or {}, solver, save_params)
-    rules = start.rules(rule)
-    if any(one.random for one in rules):
-        return _by_replicates(run, rules, float(accuracy), replicates)
-    return _by_refinement(run, rules, float(accuracy))
+    run = _Runs(
+        problem, start, ts, decay, observe, particles or {}, solver, save_params, float(accuracy), int(max_weights)
+    )
+    pairs = zip(start.rules(rule), start.labels, strict=True)
+    rules = tuple(one if one.fits(laws) else Sobol(BEYOND_GRIDS) for one, laws in pairs)
+    with _each_warning_once():
+        if any(one.random for one in rules):
+            found = _by_replicates(run, rules, replicates)
+        else:
+            found = _by_refinement(run, rules)
+    reached = float(_of(found)["predictions"])
+    if reached <= accuracy:
+        return found
+    _checks.warn_precision(
+        f"accuracy = {accuracy:g} is out of reach of {max_weights:,} weights and grids of 100,000 nodes in"
+        f" {np.dtype(start.dtype).name};"
+        f" the estimated error is {reached:.1e}. Take another rule, fewer dimensions, or a shorter time."
+    )
+    return dataclasses.replace(found, code=jnp.full_like(found.code, INACCURATE))
 
 
+@dataclasses.dataclass(frozen=True)
 class _Runs:
     """Runs on nodes, and what they have in common."""
 
-    def __init__(
-        self,
-        problem: Any,
-        start: MeanFieldStart,
-        ts: Any,
-        decay: Any,
-        observe: Any,
-        particles: dict[str, Any],
-        solver: Any,
-        save_params: bool,
-    ):
-        self.problem, self.start, self.ts, self.decay = problem, start, ts, decay
-        self.observe, self.particles, self.solver, self.save_params = observe, particles, solver, save_params
-        self.least = 64 * float(np.finfo(np.dtype(start.dtype)).eps)
+    problem: Any
+    start: MeanFieldStart
+    ts: Any
+    decay: Any
+    observe: Any
+    particles: dict[str, Any]
+    solver: Any
+    save_params: bool
+    accuracy: float
+    max_weights: int
 
-    def __call__(self, nodes: MeanFieldNodes, rtol: float, throw: bool = True) -> Solution:
+    @property
+    def eps(self) -> float:
+        return float(np.finfo(np.dtype(self.start.dtype)).eps)
+
+    @property
+    def least(self) -> float:
+        """The lowest tolerance."""
+        return 64 * self.eps
+
+    def __call__(self, nodes: MeanFieldNodes, rtol: Any, throw: bool = True) -> Solution:
         nodes = nodes.with_particles(**self.particles)
         flow = MeanFieldFlow(self.problem, nodes.weights, self.decay)
         observe = {"predictions": flow.predictions, "risk": flow.risk}
         observe |= {} if self.observe is None else self.observe(flow)
         options = {"observe": observe, "solver": self.solver, "save_params": self.save_params, "throw": throw}
-        return solve(flow, nodes.net, self.ts, rtol=max(rtol, self.least), **options)
+        return solve(flow, nodes.net, self.ts, rtol=rtol, **options)
+
+    def fits(self, rules: tuple[AbstractNodeRule, ...]) -> bool:
+        """Whether these rules keep to their kind and to the number of weights."""
+        pairs = list(zip(rules, self.start.labels, strict=True))
+        if not all(rule.fits(laws) for rule, laws in pairs):
+            return False
+        # Counted without the matrices between layers, which may not fit into memory.
+        return _entries([len(rule(laws)[1]) if laws else 1 for rule, laws in pairs]) <= self.max_weights
+
+    def solver_error(self, nodes: MeanFieldNodes) -> tuple[Solution, float, Errors]:
+        """The first run, its tolerance, low enough where it can be, and the error that this leaves."""
+        rtol = max(self.accuracy, TIGHTER * self.least)
+        loose = self(nodes, rtol)
+        while True:
+            rtol = max(rtol / TIGHTER, self.least)
+            tight = self(nodes, rtol)
+            errors = _sum(_differences(tight, loose), self._rounding(tight, nodes))
+            if errors["predictions"] <= SOLVER_SHARE * self.accuracy or rtol <= self.least:
+                return tight, rtol, errors
+            # The last tolerance needs one that is looser by the whole factor beside it.
+            loose = tight if rtol / TIGHTER >= self.least else self(nodes, TIGHTER * self.least)
+
+    def _rounding(self, found: Solution, nodes: MeanFieldNodes) -> Errors:
+        """Of sums whose terms are as large as the outputs, and of the steps, as if they were independent."""
+        unit = self.eps * (1 + float(found.stats["steps"])) ** 0.5
+        terms = float(jnp.max(jnp.tensordot(nodes.weights[-1], jnp.abs(nodes.net.output), axes=1)))
+        errors = {name: unit * float(jnp.max(jnp.abs(value))) for name, value in found.observed.items()}
+        return errors | {"predictions": unit * max(terms, errors["predictions"] / unit)}
 
 
-def _by_refinement(run: _Runs, rules: tuple[AbstractNodeRule, ...], accuracy: float) -> Solution:
+def _by_refinement(run: _Runs, rules: tuple[AbstractNodeRule, ...]) -> Solution:
     finer = tuple(rule.refined() for rule in rules)
+    while not run.fits(finer):
+        coarser = tuple(rule.coarsened() for rule in rules)
+        if all(eqx.tree_equal(a, b) for a, b in zip(coarser, rules, strict=True)):
+            break
+        rules, finer = coarser, tuple(rule.refined() for rule in coarser)
     coarse, fine = run.start.nodes(rules), run.start.nodes(finer)
-    rtol = accuracy
     # Nodes of weight zero change nothing, and with them both share a program.
     wide = coarse.padded([max(n, m) for n, m in zip(coarse.net.widths, fine.net.widths, strict=True)])
-    before = run(wide, rtol)
+    before, rtol, of_solver = run.solver_error(wide)
+    earlier: Errors | None = None
     while True:
-        rtol /= 3
         found = run(fine, rtol)
-        errors = _differences(found.observed, before.observed)
-        title = _titled(fine)
-        if float(errors["predictions"]) <= accuracy:
-            break
+        moved = _differences(found, before)
+        errors = _sum(
+            {name: _extrapolated(d, earlier[name] if earlier else None) for name, d in moved.items()}, of_solver
+        )
         finer = tuple(rule.refined() for rule in finer)
-        next_nodes = run.start.nodes(finer)
-        if _entries(next_nodes) > MOST_ENTRIES:
-            _say_unmet(accuracy, float(errors["predictions"]))
-            break
-        before, fine = found, next_nodes
-    return dataclasses.replace(found, errors=errors, title=title)
+        # More nodes do not help against the error of the solver.
+        enough = errors["predictions"] <= run.accuracy or moved["predictions"] <= of_solver["predictions"] / 2
+        if enough or not run.fits(finer):
+            return dataclasses.replace(found, errors=_arrays(errors), title=_titled(fine))
+        before, fine, earlier = found, run.start.nodes(finer), moved
 
 
-def _by_replicates(run: _Runs, rules: tuple[AbstractNodeRule, ...], accuracy: float, replicates: int) -> Solution:
+def _extrapolated(moved: float, earlier: float | None) -> float:
+    """Error of the last run by the last two differences, as those of a geometric sequence."""
+    if earlier is None:
+        return FIRST_FACTOR * moved
+    ratio = min(moved / earlier, SLOWEST_RATIO) if earlier > 0 else 0.0
+    return moved * max(1.0, ratio / (1 - ratio))
+
+
+def _by_replicates(run: _Runs, rules: tuple[AbstractNodeRule, ...], replicates: int) -> Solution:
     from scipy.stats import t
 
     quantile = float(t.ppf(0.995, replicates - 1))
-    rtol = min(accuracy / 30, 1e-4)
-    many = eqx.filter_vmap(lambda nodes: run(nodes, rtol, throw=False))
+    _, rtol, of_solver = run.solver_error(run.start.nodes(rules))
+    one = eqx.filter_jit(lambda nodes, rtol: run(nodes, rtol, throw=False))
     while True:
-        drawn = [run.start.nodes(tuple(rule.replicate(r) for rule in rules)) for r in range(replicates)]
-        stacked: Any = jax.tree_util.tree_map(lambda *leaves: jnp.stack(leaves), *drawn)
-        all_of_them = many(stacked)
-        all_of_them.check()
-        means = {name: jnp.mean(value, axis=0) for name, value in all_of_them.observed.items()}
-        errors = {
-            name: quantile * jnp.max(jnp.std(value, axis=0, ddof=1)) / replicates**0.5 + rtol * jnp.max(jnp.abs(value))
-            for name, value in all_of_them.observed.items()
-        }
-        reached = float(errors["predictions"])
+        first, rows = None, []
+        for number in range(replicates):
+            found = one(run.start.nodes(tuple(rule.replicate(number) for rule in rules)), jnp.asarray(rtol))
+            found.check()
+            first = found if first is None else first
+            rows.append(found.observed)
+        assert first is not None
+        values = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
+        scatter = {name: float(jnp.max(jnp.std(value, axis=0, ddof=1))) for name, value in values.items()}
+        errors = _sum({name: quantile * std / replicates**0.5 for name, std in scatter.items()}, of_solver)
         finer = tuple(rule.refined() for rule in rules)
-        enough = reached <= accuracy
-        if enough or _entries(run.start.nodes(finer)) > MOST_ENTRIES:
-            if not enough:
-                _say_unmet(accuracy, reached)
-            first = jax.tree_util.tree_map(lambda leaf: leaf[0], all_of_them)
-            title = f"{_titled(drawn[0])}, mean of {replicates}"
-            return dataclasses.replace(first, observed=means, errors=errors, title=title)
+        enough, last = errors["predictions"] <= run.accuracy, not run.fits(finer)
+        if enough or last:
+            errors = _sum(errors, _of_grids(run, rules, first, rtol))
+            enough = errors["predictions"] <= run.accuracy
+        if enough or last or errors["predictions"] <= 1.5 * of_solver["predictions"]:
+            title = f"{_titled(run.start.nodes(rules))}, mean of {replicates}"
+            means = {name: jnp.mean(value, axis=0) for name, value in values.items()}
+            return dataclasses.replace(first, observed=means, errors=_arrays(errors), title=title)
         rules = finer
 
 
-def _differences(a: dict[str, Array], b: dict[str, Array]) -> dict[str, Array]:
-    return {name: jnp.max(jnp.abs(a[name] - b[name])) for name in a if a[name].shape == b[name].shape}
+def _of_grids(run: _Runs, rules: tuple[AbstractNodeRule, ...], first: Solution, rtol: float) -> Errors:
+    """What refining the layers that have a grid does to the first replicate; scatter does not show their error."""
+    finer = tuple(rule if rule.random else rule.refined() for rule in rules)
+    drawn = run.start.nodes(rules), run.start.nodes(finer)
+    if drawn[0].net.widths == drawn[1].net.widths:
+        return dict.fromkeys(first.observed, 0.0)
+    return {name: FIRST_FACTOR * d for name, d in _differences(run(drawn[1], rtol), first).items()}
 
 
-def _entries(nodes: MeanFieldNodes) -> int:
-    widths = nodes.net.widths
+def _differences(a: Solution, b: Solution) -> Errors:
+    pairs = {name: (value, b.observed[name]) for name, value in a.observed.items()}
+    return {name: float(jnp.max(jnp.abs(u - v))) for name, (u, v) in pairs.items() if u.shape == v.shape}
+
+
+def _sum(a: Errors, b: Errors) -> Errors:
+    return {name: a[name] + b[name] for name in a if name in b}
+
+
+def _arrays(errors: Errors) -> dict[str, Array]:
+    return {name: jnp.asarray(value) for name, value in errors.items()}
+
+
+def _of(found: Solution) -> dict[str, Array]:
+    assert found.errors is not None
+    return found.errors
+
+
+@contextmanager
+def _each_warning_once() -> Iterator[None]:
+    """Says once for a call what every run in it says."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            unique = {(str(one.message), one.category): one for one in caught}
+    for one in unique.values():
+        warnings.warn(one.message, one.category, stacklevel=4)
+
+
+def _entries(widths: Sequence[int]) -> int:
     return widths[0] + sum(n * m for n, m in itertools.pairwise(widths)) + widths[-1]
 
 
 def _titled(nodes: MeanFieldNodes) -> str:
     return f"MeanFieldFlow at width infinity, {' x '.join(map(str, nodes.net.widths))} nodes"
-
-
-def _say_unmet(accuracy: float, reached: float) -> None:
-    _checks.warn_precision(
-        f"accuracy = {accuracy:g} is out of reach of {MOST_ENTRIES:,} weights; the estimated error is {reached:.1e}."
-        " Take another rule, fewer dimensions, or a shorter time."
-    )

@@ -8,9 +8,9 @@ import jax.core
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-RUNNING, OK, STOPPED, MAX_STEPS, STEP_UNDERFLOW, NONFINITE, DIVERGED, INTERRUPTED = range(-1, 7)
+RUNNING, OK, STOPPED, MAX_STEPS, STEP_UNDERFLOW, NONFINITE, DIVERGED, INTERRUPTED, INACCURATE = range(-1, 8)
 
-STATUS = ("ok", "stopped", "max_steps", "step_underflow", "nonfinite", "diverged", "interrupted")
+STATUS = ("ok", "stopped", "max_steps", "step_underflow", "nonfinite", "diverged", "interrupted", "inaccurate")
 
 REMEDY = {
     "ok": "reached the last save time",
@@ -21,6 +21,8 @@ REMEDY = {
     "nonfinite": "the state or its derivative stopped being finite: look for overflow, log(0) or NaN in the problem",
     "diverged": "the loss grew by a factor of a million: lower the learning rate",
     "interrupted": "stopped from the keyboard",
+    "inaccurate": "the accuracy asked for was not reached, `errors` tells what was: ask for less, allow more nodes,"
+    " use float64, or shorten ts",
 }
 
 LISTED = 8
@@ -52,7 +54,8 @@ class Solution(eqx.Module):
     - `ts (T,)`: save times. `params`: parameters at the save times, each leaf with a leading axis `T`, or `None`.
       `final`, `t_final`: the last accepted state, wherever the run ended. `observed`: name -> `(T, ...)`.
     - `status`: `"ok"`, `"stopped"` (by `until`), `"max_steps"`, `"step_underflow"`, `"nonfinite"`, for rules
-      `"diverged"`, and `"interrupted"` in the partial result of a `SolveInterrupted`.
+      `"diverged"`, and `"interrupted"` in the partial result of a `SolveInterrupted`; `"inaccurate"` by
+      `gradflow.infinite_width`, where the run is complete but its accuracy is not what was asked for.
     - `stats`: exact counts `"steps"` (attempted), `"accepted"`, `"rejected"`, `"gradient_evaluations"` (initial step
       size and rejected steps included; -1 where the solver does not tell), `"hessian_vector_products"`.
     - `loss`: first and last value, where there is a loss. `drift`: name -> relative change of each conserved quantity.

@@ -43,6 +43,14 @@ class AbstractNodeRule(eqx.Module):
         """The same rule with other random numbers."""
         return self
 
+    def coarsened(self) -> "AbstractNodeRule":
+        """A rule with fewer nodes, or the same where there is none."""
+        return self
+
+    def fits(self, laws: Sequence[AbstractLaw]) -> bool:
+        """Whether these laws get nodes of this rule, and not of one that takes its place."""
+        return True
+
 
 class GaussLegendre(AbstractNodeRule):
     """Gauss-Legendre nodes on a tensor grid, `n` in each dimension.
@@ -67,10 +75,9 @@ class GaussLegendre(AbstractNodeRule):
         self.n = int(n)
 
     def __call__(self, laws: Sequence[AbstractLaw]) -> tuple[Nodes, Weights]:
-        size = np.prod([float(law.atoms or self.n) for law in laws])
-        if size > MOST_NODES:
+        if not self.fits(laws):
             warnings.warn(
-                f"A tensor grid of {self.n} nodes in each of {len(laws)} dimensions has {size:.1e} nodes:"
+                f"A tensor grid of {self.n} nodes in each of {len(laws)} dimensions has {self._size(laws):.1e} nodes:"
                 " taking Sobol(4096), whose error falls more slowly.",
                 stacklevel=2,
             )
@@ -80,11 +87,21 @@ class GaussLegendre(AbstractNodeRule):
     def refined(self) -> "GaussLegendre":
         return GaussLegendre(self.n + max(1, self.n // 2))
 
+    def coarsened(self) -> "GaussLegendre":
+        return GaussLegendre(max(1, 2 * self.n // 3))
+
+    def fits(self, laws: Sequence[AbstractLaw]) -> bool:
+        return self._size(laws) <= MOST_NODES
+
+    def _size(self, laws: Sequence[AbstractLaw]) -> float:
+        return float(np.prod([float(law.atoms or self.n) for law in laws]))
+
 
 class Sobol(AbstractNodeRule):
     """Scrambled Sobol points, through the quantiles of the laws.
 
-    `n` of them, a power of two, with equal weights.
+    `n` of them, a power of two, with equal weights. Replicate `r` is scrambled independently, from seed
+    `seed + 7919 r`.
 
     **Raises** `ValueError` for `n` that is no power of two, and a negative seed.
 

@@ -1,0 +1,194 @@
+"""The estimate of `infinite_width` against explicit NumPy on Gauss grids of its own, integrated by DOP853."""
+
+import itertools
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+
+import gradflow as gf
+from gradflow.models.nodes import Discrete, Gaussian, GaussLegendre, Sobol, Uniform
+
+T = 2.0
+ACTIVATIONS = {
+    "tanh": (jnp.tanh, np.tanh, lambda h, z: 1 - h**2),
+    "relu": (lambda z: jnp.maximum(z, 0), lambda z: np.maximum(z, 0), lambda h, z: (z > 0).astype(float)),
+}
+
+
+def data(d, n=5):
+    """Points of a Kronecker sequence, which takes no seed, and a smooth target."""
+    roots = np.sqrt([2.0, 3.0, 5.0, 7.0, 11.0])[:d]
+    x = 2 * np.mod(np.outer(np.arange(1, n + 1), roots), 1) - 1
+    return x, np.sin(2 * x[:, 0]) + 0.5 * np.cos(x.sum(axis=1))
+
+
+def axis(law, n):
+    """Quadrature of one law: Legendre, Hermite, or its own values."""
+    if isinstance(law, Discrete):
+        return np.asarray(law.values), np.asarray(law.probabilities)
+    if isinstance(law, Gaussian):
+        z, w = np.polynomial.hermite_e.hermegauss(n)
+        return law.location + law.std * z, w / w.sum()
+    z, w = np.polynomial.legendre.leggauss(n)
+    return law.low + (law.high - law.low) * (z + 1) / 2, w / 2
+
+
+def grid(laws, n):
+    parts = [axis(law, m) for law, m in zip(laws, n, strict=True)]
+    nodes = np.array(list(itertools.product(*(z for z, _ in parts))))
+    return nodes, np.prod(np.array(list(itertools.product(*(w for _, w in parts)))), axis=1)
+
+
+def one_layer(x, y, laws, n, name, rtol):
+    """Predictions at the end; the loss is the mean of half squares."""
+    nodes, p = grid(laws, n)
+    _, act, slope = ACTIVATIONS[name]
+
+    def outputs(state):
+        s = state.reshape(len(p), -1)
+        z = s[:, :-1] @ x.T
+        return s, z, act(z)
+
+    def field(t, state):
+        s, z, h = outputs(state)
+        e = (y - (p * s[:, -1]) @ h) / len(y)
+        return np.concatenate([s[:, -1:] * ((slope(h, z) * e) @ x), (h @ e)[:, None]], axis=1).ravel()
+
+    end = solve_ivp(field, (0, T), nodes.ravel(), method="DOP853", rtol=rtol, atol=rtol / 10).y[:, -1]
+    s, _, h = outputs(end)
+    return (p * s[:, -1]) @ h
+
+
+def two_layers(x, y, first, mean, output, n, m, rtol):
+    """The same with two hidden layers of tanh, the entries between by their mean."""
+    w, p = grid(first, n)
+    c, q = grid([output], [m])
+    k, d = w.shape
+
+    def parts(state):
+        a, rest = state[: k * d].reshape(k, d), state[k * d :]
+        u, v = rest[: k * len(q)].reshape(k, len(q)), rest[k * len(q) :]
+        h = np.tanh(a @ x.T)
+        return a, u, v, h, np.tanh((u * p[:, None]).T @ h)
+
+    def field(t, state):
+        _, u, v, h, top = parts(state)
+        e = (y - (q * v) @ top) / len(y)
+        back = v[:, None] * (1 - top**2) * e
+        down = (u * q) @ back
+        return np.concatenate([((down * (1 - h**2)) @ x).ravel(), (h @ back.T).ravel(), top @ e])
+
+    begin = np.concatenate([w.ravel(), np.full(k * len(q), mean), c[:, 0]])
+    end = solve_ivp(field, (0, T), begin, method="DOP853", rtol=rtol, atol=rtol / 10).y[:, -1]
+    _, _, v, _, top = parts(end)
+    return (q * v) @ top
+
+
+def case(d, kind):
+    """Start, reference and options of one problem. Dimension of the labels: `d + 1`."""
+    x, y = data(d)
+    fine = {1: 40, 2: 30, 3: 14, 4: 9}[d]
+    if kind == "atoms":
+        first, output, n = [Gaussian(0.2, 0.5)] * d, Discrete([-0.5, 1.0], [0.3, 0.7]), [min(fine + 4, 24)] * d + [0]
+    elif kind == "relu":
+        # Kinks take fine grids: two continuous dimensions at most.
+        first = [Uniform(-1, 1.5)] * min(d, 2) + [Discrete([-0.6, 0.6])] * max(d - 2, 0)
+        output, n = Uniform(-0.5, 1.0), [600 if d == 1 else 150] * min(d, 2) + [0] * max(d - 2, 0) + [4]
+    else:
+        first, output, n = [Uniform(-1, 1.5)] * d, Uniform(-1, 2), [fine] * d + [8 if d > 2 else 14]
+    options = {"smooth": {"accuracy": 1e-4}, "tight": {"accuracy": 1e-9}, "atoms": {"accuracy": 1e-3}}
+    options |= {"relu": {"accuracy": 3e-3}}
+    extra = {"rule": Sobol(256)} if kind == "relu" and d > 2 else {}
+    name = "relu" if kind == "relu" else "tanh"
+    start = gf.models.MeanFieldStart(d, first=first, output=output, activation=ACTIVATIONS[name][0])
+    rtol = 1e-11 if d <= 2 and kind != "relu" else 1e-8
+    return x, y, start, one_layer(x, y, [*first, output], n, name, rtol), options[kind] | extra
+
+
+def deep_case(kind):
+    x, y = data(2)
+    first = [Gaussian(0.2, 0.5)] * 2 if kind == "atoms" else [Uniform(-1, 1.5)] * 2
+    output = Discrete([-0.5, 1.0], [0.3, 0.7]) if kind == "atoms" else Uniform(-1, 2)
+    accuracy = {"smooth": 1e-4, "tight": 1e-9, "atoms": 1e-3, "float32": 1e-7}[kind]
+    dtype = jnp.float32 if kind == "float32" else None
+    start = gf.models.MeanFieldStart(2, first=first, middle=[Uniform(0, 2)], output=output, dtype=dtype)
+    return x, y, start, two_layers(x, y, first, 1.0, output, [26, 26], 20, 1e-11), {"accuracy": accuracy}
+
+
+def told_and_true(x, y, start, want, options):
+    problem = gf.EmpiricalRisk(x, y, gf.losses.square)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        sol = gf.infinite_width(problem, start, [T], save_params=False, **options)
+    assert sol.errors is not None
+    told = float(sol.errors["predictions"])
+    said = [one for one in caught if one.category is gf.PrecisionWarning]
+    # Met in silence, or a single warning and a status that says so.
+    assert (sol.status, len(said)) == (("ok", 0) if told <= options["accuracy"] else ("inaccurate", 1))
+    assert len({str(one.message) for one in caught}) == len(caught)
+    return told, float(np.max(np.abs(np.asarray(sol.observed["predictions"], float)[-1] - want))), sol
+
+
+@pytest.mark.slow
+def test_estimate_holds_in_nineteen_of_twenty_problems():
+    """All kinds in one to four inputs, labels in two to five dimensions; and two hidden layers."""
+    found = {}
+    for d, kind in itertools.product((1, 2, 3, 4), ("smooth", "tight", "atoms", "relu")):
+        x, y, start, want, options = case(d, kind)
+        found[d, kind] = told_and_true(x, y, start, want, options | {"max_weights": 20_000})[:2]
+        print(d, kind, found[d, kind], flush=True)
+    for kind in ("smooth", "tight", "atoms", "float32"):
+        found["deep", kind] = told_and_true(*deep_case(kind))[:2]
+        print("deep", kind, found["deep", kind], flush=True)
+    good = [3 * max(told, 1e-11) >= true for told, true in found.values()]
+    assert len(good) == 20
+    assert sum(good) >= 19, found
+
+
+def test_a_grid_that_is_too_large_gets_replicates():
+    """Twelve nodes in each of five dimensions: once the same 4,096 points at every refinement."""
+    x, y, start, want, _ = case(4, "smooth")
+    options = {"accuracy": 1e-5, "rule": GaussLegendre(12), "max_weights": 4096}
+    told, true, sol = told_and_true(x, y, start, want, options)
+    assert sol.title.endswith("mean of 8")
+    assert sol.status == "inaccurate"
+    assert true <= 3 * told
+
+
+def test_single_precision_tells_its_own_error():
+    x, y, start, _, _ = case(1, "smooth")
+    laws, half = (
+        [*start.first, *start.output],
+        gf.models.MeanFieldStart(1, first=start.first, output=start.output, dtype=jnp.float32),
+    )
+    want = one_layer(x, y, laws, [40, 14], "tanh", 1e-11)
+    told, true, _ = told_and_true(x, y, half, want, {"accuracy": 1e-7})
+    assert true <= 3 * told
+
+
+def test_scatter_does_not_hide_the_error_of_a_grid():
+    """Random points below, a grid of two nodes above, whose error all replicates share."""
+    x, y = data(2)
+    first, output = [Uniform(-1, 1.5)] * 2, Gaussian(1.0, 2.0)
+    start = gf.models.MeanFieldStart(2, first=first, middle=[Uniform(0, 2)], output=output)
+    want = two_layers(x, y, first, 1.0, output, [20, 20], 40, 1e-9)
+    options = {"accuracy": 1e-1, "rule": (Sobol(1024), GaussLegendre(2)), "max_weights": 4000}
+    told, true, _ = told_and_true(x, y, start, want, options)
+    assert true <= 3 * told
+
+
+def test_rules_know_what_fits():
+    laws = [Uniform(-1, 1)] * 5
+    assert [GaussLegendre(n).fits(laws) for n in (10, 11)] == [True, False]
+    assert Sobol(2**18).fits(laws)
+    assert GaussLegendre(12).coarsened().refined() == GaussLegendre(12)
+
+
+def test_replicates_are_scrambled_independently():
+    """Of 16 replicates, points with the same number are as far apart as independent ones."""
+    points = np.stack([Sobol(256).replicate(r)([Uniform(0, 1)] * 2)[0] for r in range(16)])
+    spread = np.mean(np.var(points, axis=0, ddof=1))
+    assert abs(spread - 1 / 12) < 0.01
