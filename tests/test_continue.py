@@ -157,3 +157,31 @@ def test_what_does_not_fit_is_refused():
         gf.solve(gf.GradientFlow(quadratic), sol, [0.5])
     with pytest.raises(ValueError, match="`trainable` must be None"):
         gf.solve(gf.GradientFlow(quadratic), sol, [2.0], trainable=lambda leaf: True)
+
+
+def test_velocity_time_and_state_are_seen_along_a_run():
+    flow = gf.NesterovFlow(quadratic, mu=0.3, s=0.05)
+    see = {"velocity": gf.observables.Velocity(), "t": gf.observables.Time()}
+    ts = np.linspace(0.5, 2.5, 401)
+    sol = gf.solve(flow, START, ts, observe=see, rtol=1e-9)
+    differences = (sol.params[2:] - sol.params[:-2]) / (ts[2:] - ts[:-2])[:, None]
+    assert np.allclose(sol.observed["velocity"][1:-1], differences, rtol=0, atol=1e-3 * np.abs(differences).max())
+    assert np.array_equal(sol.observed["t"], ts)
+    rule = gf.OptaxRule(quadratic, optax.adam, learning_rate=0.05)
+    count = gf.observables.State(lambda state: state[1][0].count)
+    run = gf.iterate(rule, START, 10, save_every=5, observe={"count": count, "t": gf.observables.Time()})
+    assert run.observed["count"].tolist() == [0, 5, 10]
+    assert np.allclose(run.observed["t"], run.ts)
+    with pytest.raises(ValueError, match="which has no velocity"):
+        gf.iterate(rule, START, 3, observe={"velocity": gf.observables.Velocity()})
+
+
+def test_any_initial_velocity():
+    """`X'' = -X` from `(1, 2)`: `cos t + 2 sin t`; the Hessian damping changes nothing of what the velocity means."""
+    flow = gf.SecondOrderFlow(lambda w: 0.5 * jnp.sum(w**2), damping=0.0, initial_velocity=jnp.array([2.0]))
+    assert abs(float(gf.solve(flow, jnp.ones(1), [1.0], rtol=1e-9).final[0]) - np.cos(1) - 2 * np.sin(1)) <= 1e-6
+    damped = gf.SecondOrderFlow(lambda w: 0.5 * jnp.sum(w**2), 0.1, 0.3, initial_velocity=jnp.array([2.0]))
+    see = {"velocity": gf.observables.Velocity()}
+    assert np.allclose(gf.solve(damped, jnp.ones(1), [0.0, 1.0], observe=see).observed["velocity"][0], 2.0)
+    with pytest.raises(ValueError, match="`initial_velocity` must have the shapes of the parameters"):
+        gf.solve(flow, jnp.ones(2), [1.0])

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, check_finite, check_not_negative, check_positive, fail
 from gradflow._conserved import Conserved
-from gradflow._tree import join
+from gradflow._tree import join, split
 from gradflow.flows._base import AbstractFlow
 from gradflow.flows._gradient_flow import check_scalar, field_kinks
 
@@ -132,6 +132,7 @@ class SecondOrderFlow(AbstractSecondOrderFlow):
     - `damping`, `hessian_damping`, `gradient_weight`: `a`, `b` and `c`, each a number, or a function of time that JAX
       can trace and, for `b`, differentiate once.
     - `velocity`: factor of the gradient in the initial velocity; usually negative or zero.
+    - `initial_velocity`: the initial velocity itself instead, a pytree like the parameters that flow.
     - `t0`: time at which it starts; the coefficients have to be finite there.
 
     **Raises** `ValueError` for a problem that cannot be called, numbers that are not finite, and something that is
@@ -151,6 +152,7 @@ class SecondOrderFlow(AbstractSecondOrderFlow):
     b: Coefficient
     c: Coefficient
     velocity: Float[Array, ""]
+    initial_velocity: PyTree | None
     start_time: Float[Array, ""]
 
     def __init__(
@@ -161,6 +163,7 @@ class SecondOrderFlow(AbstractSecondOrderFlow):
         gradient_weight: Any = 1.0,
         *,
         velocity: Any = 0.0,
+        initial_velocity: PyTree | None = None,
         t0: Any = 0.0,
     ):
         check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
@@ -169,6 +172,8 @@ class SecondOrderFlow(AbstractSecondOrderFlow):
         self.b = _coefficient("hessian_damping", hessian_damping)
         self.c = _coefficient("gradient_weight", gradient_weight)
         self.velocity = _number("velocity", velocity)
+        self.initial_velocity = None if initial_velocity is None else split(initial_velocity)[0]
+        check_finite("initial_velocity", self.initial_velocity)
         self.start_time = _number("t0", t0)
 
     @property
@@ -185,7 +190,27 @@ class SecondOrderFlow(AbstractSecondOrderFlow):
         return _at(self.c, t)
 
     def impulse(self) -> Scalar:
-        return self.velocity + self.hessian_damping(self.start_time)
+        given = self.velocity if self.initial_velocity is None else jnp.zeros_like(self.velocity)
+        return given + self.hessian_damping(self.start_time)
+
+    def init(self, trainable: PyTree, frozen: PyTree) -> MomentumState:
+        start = super().init(trainable, frozen)
+        if self.initial_velocity is None:
+            return start
+        momentum = jax.tree_util.tree_map(lambda a, b: a + b.astype(a.dtype), start.momentum, self.initial_velocity)
+        return MomentumState(start.position, momentum, start.lost)
+
+    def check(self, trainable: PyTree, frozen: PyTree) -> None:
+        super().check(trainable, frozen)
+        if self.initial_velocity is None:
+            return
+        shapes = [
+            [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+            for tree in (trainable, self.initial_velocity)
+        ]
+        if shapes[0] != shapes[1]:
+            wanted = f"have the shapes of the parameters that flow, {shapes[0]}"
+            raise fail("initial_velocity", wanted, f"of {shapes[1]}")
 
 
 def check_strong_convexity(mu: Any, s: Any) -> None:

@@ -29,6 +29,9 @@ from gradflow.observables._particles import ParticleHistogram as ParticleHistogr
 from gradflow.observables._particles import particle_distance as particle_distance
 from gradflow.observables._particles import wasserstein as wasserstein
 from gradflow.observables._sliding import SlidingNeurons as SlidingNeurons
+from gradflow.observables._state import State as State
+from gradflow.observables._state import Time as Time
+from gradflow.observables._state import Velocity as Velocity
 from gradflow.observables._switches import Switches as Switches
 from gradflow.observables._switches import survivors as survivors
 from gradflow.observables._switches import switches as switches

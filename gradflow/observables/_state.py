@@ -1,0 +1,88 @@
+"""What a run knows besides its parameters: time, velocity, and the whole state of a flow or an optimiser."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree, Scalar
+
+from gradflow._checks import check_callable, fail
+from gradflow._tree import flatten, method_of
+
+
+class Time(eqx.Module):
+    """The time of a flow, or of a rule by its own clock. **Unit**: that of the flow or rule.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> flow, see = gf.GradientFlow(lambda w: 0.5 * w**2), {"t": gf.observables.Time()}
+    >>> sol = gf.solve(flow, jnp.array(1.0), [0.0, 1.5], observe=see)
+    >>> sol.observed["t"].tolist()
+    [0.0, 1.5]
+    """
+
+    def __call__(self, params: PyTree) -> Float[Array, ""]:
+        raise _needs_a_run("the time")
+
+    def of_state(self, flow: Any, t: Scalar, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
+        return jnp.asarray(t, jnp.result_type(float))
+
+
+class State(eqx.Module):
+    """A function of the whole state along a run: velocities of a flow, running integrals, the memory of an optimiser.
+
+    **Arguments**: `fn`: `state -> array`. The state is what `Solution.state` holds at the end of the run.
+
+    **Raises** `ValueError` for a function that cannot be called.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> flow = gf.GradientFlow(lambda w: 0.5 * w**2)  # its state: parameters, integral of the squared gradient
+    >>> see = {"spent": gf.observables.State(lambda state: state[1])}
+    >>> sol = gf.solve(flow, jnp.array(1.0), [10.0], observe=see)
+    >>> round(float(sol.observed["spent"][0]), 3)
+    0.5
+    """
+
+    fn: Callable[[Any], Any]
+
+    def __init__(self, fn: Callable[[Any], Any]):
+        self.fn = check_callable("fn", fn, "fn(state) -> array")
+
+    def __call__(self, params: PyTree) -> Array:
+        raise _needs_a_run("the whole state")
+
+    def of_state(self, flow: Any, t: Scalar, state: PyTree, frozen: PyTree) -> Array:
+        return jnp.asarray(self.fn(state))
+
+
+class Velocity(eqx.Module):
+    """The time derivative `X'(t)` of the parameters along a flow, all entries in one vector.
+
+    Of a momentum flow `X'' + a X' + b H X' + c grad L = 0` this is `X' = V - b grad L(X)`, with `V` the momentum in its
+    state; of any other flow, the derivative of its parameters along its vector field. It costs one gradient for each
+    save time, where the velocity is not a part of the state; that one is not counted.
+
+    **Raises** `ValueError` along a rule, which has none.
+
+    >>> import gradflow as gf, jax.numpy as jnp
+    >>> flow = gf.SecondOrderFlow(lambda w: 0.5 * w**2, damping=0.0)  # X = cos t
+    >>> see = {"velocity": gf.observables.Velocity()}
+    >>> sol = gf.solve(flow, jnp.array(1.0), [jnp.pi / 2], observe=see, rtol=1e-8)
+    >>> [round(float(v), 6) for v in sol.observed["velocity"][0]]
+    [-1.0]
+    """
+
+    def __call__(self, params: PyTree) -> Float[Array, " parameters"]:
+        raise _needs_a_run("the velocity")
+
+    def of_state(self, flow: Any, t: Scalar, state: PyTree, frozen: PyTree) -> Float[Array, " parameters"]:
+        field = method_of(flow, "vector_field")
+        if field is None:
+            actual = f"observing a {type(flow).__name__}, which has no velocity"
+            raise fail("observe", "hold the velocity of a flow", actual, "Observe it with `solve`.")
+        return flatten(jax.jvp(flow.params, (state,), (field(t, state, frozen),))[1])[0]
+
+
+def _needs_a_run(what: str) -> ValueError:
+    return fail("observe", "be functions of the parameters here", f"one of {what}", "Observe it along a run.")
