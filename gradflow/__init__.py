@@ -24,6 +24,7 @@ from gradflow._saddles import find_saddles as find_saddles
 from gradflow._solution import Solution as Solution
 from gradflow._solution import SolveError as SolveError
 from gradflow._solution import SolveInterrupted as SolveInterrupted
+from gradflow._solution import load as load
 from gradflow._solve import solve as solve
 from gradflow._until import Until as Until
 from gradflow._width_fluctuations import WidthFluctuations as WidthFluctuations

@@ -1,5 +1,6 @@
 """What a run returns: times, parameters, observables, how it ended and what it cost."""
 
+import os
 from typing import Any
 
 import equinox as eqx
@@ -7,6 +8,9 @@ import jax
 import jax.core
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from gradflow._checks import fail
+from gradflow.stores import read_pytree, write_pytree
 
 RUNNING, OK, STOPPED, MAX_STEPS, STEP_UNDERFLOW, NONFINITE, DIVERGED, INTERRUPTED, INACCURATE = range(-1, 8)
 
@@ -118,6 +122,22 @@ class Solution(eqx.Module):
             message = f"{which}{self.title} ended with status {remedy}{where}. "
             raise SolveError(message + "The part computed is in `error.solution`; throw=False returns it.", self)
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes all of it to one file, without pickle; `gradflow.load` reads it.
+
+        Functions in the model, such as activations, are kept by name.
+
+        **Raises** `ValueError` for a function or class that cannot be imported by name, such as a lambda.
+
+        >>> import gradflow as gf, jax.numpy as jnp, os, tempfile
+        >>> sol = gf.solve(gf.GradientFlow(lambda w: 0.5 * w**2), jnp.array(1.0), [1.0])
+        >>> path = os.path.join(tempfile.mkdtemp(), "run.gf")
+        >>> sol.save(path)
+        >>> float(gf.load(path).final) == float(sol.final)
+        True
+        """
+        write_pytree(path, self)
+
     def __repr__(self) -> str:
         if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(self)):
             return f"Solution({self.title}, traced)"
@@ -125,6 +145,20 @@ class Solution(eqx.Module):
 
     def __str__(self) -> str:
         return repr(self)
+
+
+def load(path: str | os.PathLike[str], like: PyTree = None) -> Solution:
+    """Reads what `Solution.save` wrote. The result can be continued as the one that was saved.
+
+    **Arguments**: `like`: parameters of the same model, for models whose structure the file cannot describe: nodes of
+    a pytree that are neither containers nor dataclasses, such as modules of Flax's `nnx`.
+
+    **Raises** `ValueError` for other files, names that cannot be imported any longer, and where `like` is missing.
+    """
+    found = read_pytree(path, like)
+    if not isinstance(found, Solution):
+        raise fail("path", "name a file that `Solution.save` wrote", f"one with a {type(found).__name__}")
+    return found
 
 
 def _summary(sol: Solution) -> str:

@@ -24,8 +24,9 @@ ROOT = pathlib.Path(gf.__file__).parent
 PROBES = ["_kinks", "_leaves", "_scalar"]
 WIDTH = ["_infinite_width", "_width_fluctuations"]
 RANKS = [
+    ["_checks"],
+    ["stores"],
     [
-        "_checks",
         "_tree",
         "_linalg",
         "_conserved",
