@@ -11,9 +11,14 @@ import gradflow as gf
 STABILISED = (gf.solvers.RKC2, gf.solvers.ROCK2, gf.solvers.Hybrid)
 METHODS = (*STABILISED, gf.solvers.NDF, gf.solvers.Automatic, gf.solvers.Tsit5, lambda: None)
 
-X = jax.random.normal(jax.random.key(0), (12, 3))
-Y = jnp.sin(X[:, 0])
-START = 0.5 * jax.random.normal(jax.random.key(1), (16,))
+NOISE = jax.random.normal(jax.random.key(0), (12, 3))
+Y = jnp.sin(NOISE[:, 0])
+# Two opposite clusters, on either of which every unit is active or far from it: no kink is crossed, where the
+# derivative of the exact flow would jump, which no derivative of a step sees.
+X = jnp.where(jnp.arange(12) % 2 == 0, 1.0, -1.0)[:, None] * (1 + 0.2 * NOISE)
+SIGNS = jnp.tile(jnp.array([1.0, -1.0, 1.0, -1.0]), 4)
+START = SIGNS * (0.5 + 0.1 * jax.random.normal(jax.random.key(1), (16,)))
+LENGTH = 0.3
 
 
 def predictions(activation, w):
@@ -21,9 +26,8 @@ def predictions(activation, w):
 
 
 def end(solver, activation, w, y, factor):
-    """The parameters at `t = 1.5`; fourth-order differences of it are good to seven digits."""
     flow = gf.GradientFlow(lambda w: 5 * factor * jnp.mean((predictions(activation, w) - y) ** 2))
-    return gf.solve(flow, w, [1.5], solver=solver, rtol=1e-8).final
+    return gf.solve(flow, w, [LENGTH], solver=solver, rtol=1e-8).final
 
 
 def central(fn):
@@ -62,6 +66,16 @@ def test_derivative_under_plain_diffrax(make):
     np.testing.assert_allclose(by_rate, -np.exp(-1), rtol=1e-4)
 
 
+@pytest.mark.parametrize("make", STABILISED)
+def test_slope_that_overflows_at_the_end(make):
+    """Such a step is turned down, by an error that is not finite: the slope would be the first of the next step."""
+    term = diffrax.ODETerm(lambda t, y, args: jnp.where(y >= 0.3 - 1e-12, jnp.inf, 1.0) * jnp.ones_like(y))
+    solver = make(spectral_radius=lambda t, y, args: jnp.array(1.0))
+    y = jnp.zeros(1)
+    _, error, _, _, _ = solver.step(term, 0.0, 0.3, y, None, solver.init(term, 0.0, 0.3, y, None), made_jump=False)
+    assert not bool(jnp.all(jnp.isfinite(error)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.relu])
 @pytest.mark.parametrize("make", METHODS)
@@ -73,6 +87,9 @@ def test_derivative_of_a_network(make, activation):
         lambda e: end(make(), activation, START, Y + e * dy, 1.0),
         lambda e: end(make(), activation, START, Y, 1.0 + e),
     )
+    first, last = (X @ w[:12].reshape(3, 4) for w in (START, end(gf.solvers.Tsit5(), activation, START, Y, 1.0)))
+    assert bool(jnp.all(first * last > 0))
+    assert float(jnp.min(jnp.minimum(jnp.abs(first), jnp.abs(last)))) > 0.1
     for move in moves:
         fn = jax.jit(move)
         expected, found = central(fn), jax.jvp(fn, (0.0,), (1.0,))[1]
