@@ -25,6 +25,8 @@ from gradflow._solution import Solution as Solution
 from gradflow._solution import SolveError as SolveError
 from gradflow._solution import SolveInterrupted as SolveInterrupted
 from gradflow._solve import solve as solve
+from gradflow._tree import join_params as join_params
+from gradflow._tree import split_params as split_params
 from gradflow._until import Until as Until
 from gradflow._width_fluctuations import WidthFluctuations as WidthFluctuations
 from gradflow._width_fluctuations import width_fluctuations as width_fluctuations

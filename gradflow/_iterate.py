@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Int, Key, PyTree, Scalar
 from gradflow import _checks, _solution
 from gradflow._drive import AbstractRun, drive
 from gradflow._record import Record, bind, blank_record, check_observe, write_row
-from gradflow._solution import Solution
-from gradflow._tree import Extents, full_precision, join, rest_of, split, within
+from gradflow._solution import Solution, ended
+from gradflow._tree import Extents, check_start, full_precision, join, method_of, rest_of, split, within
 from gradflow._until import Until
 from gradflow.rules import AbstractRule
 
@@ -165,10 +165,13 @@ def iterate_to(
 ) -> Solution:
     """As `iterate`, saving the iterates `ks`, which increase from the first on. One compilation per number of them."""
     setup = prepare_rule(rule, params, jnp.asarray(ks), observe=observe, save_params=save_params, until=until)
-    solution = drive(setup, progress)
-    if throw:
-        solution.check()
-    return solution
+    return ended(drive(setup, progress), throw, lambda: _advice(setup))
+
+
+def _advice(setup: RuleSetup) -> str:
+    """What helps a run that failed, beyond what its status says."""
+    why = method_of(getattr(setup.rule, "problem", None), "why_not_finite")
+    return "" if why is None or not _checks.is_concrete(setup) else why(join(setup.start, setup.frozen))
 
 
 def prepare_rule(
@@ -187,6 +190,8 @@ def prepare_rule(
     else:
         trainable, frozen = split(params)
     _checks.check_finite("params", trainable, "A rule cannot start from there.")
+    if resumed is None and _checks.is_concrete((rule, trainable, frozen)):
+        check_start(rule, join(trainable, frozen))
     if until is not None and not isinstance(until, Until):
         raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}")
     observe = check_observe(observe)

@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from gradflow._checks import check_callable, fail
@@ -26,7 +27,7 @@ class Record(eqx.Module):
     """Buffers with one row per save time; rows not yet written hold NaN, zero or False."""
 
     params: PyTree | None
-    observed: dict[str, Array]
+    observed: dict[str, PyTree]
 
 
 def bind(
@@ -43,10 +44,10 @@ def bind(
 def blank_record(rows: int, params: PyTree, observe: dict[str, Callable[[Any], Any]], save_params: bool) -> Record:
     """Buffers for runs of these parameters. Leaves that do not flow are kept once, without rows."""
     shapes = {
-        name: eqx.filter_eval_shape(lambda p, fn=fn: jnp.asarray(fn(seen(fn, p))), params)
+        name: eqx.filter_eval_shape(lambda p, name=name, fn=fn: value_of(name, fn, p), params)
         for name, fn in observe.items()
     }
-    observed = {name: _blank(rows, shape.shape, shape.dtype) for name, shape in shapes.items()}
+    observed = jax.tree_util.tree_map(lambda shape: _blank(rows, shape.shape, shape.dtype), shapes)
     if not save_params:
         return Record(None, observed)
     flowing, rest = eqx.partition(params, eqx.is_inexact_array)
@@ -65,10 +66,29 @@ def write_row(
     saved = record.params
     if saved is not None:
         saved = jax.tree_util.tree_map(put, saved, params)
-    observed = {
-        name: record.observed[name].at[index].set(jnp.asarray(fn(seen(fn, params)))) for name, fn in observe.items()
-    }
+    values = {name: value_of(name, fn, params) for name, fn in observe.items()}
+    observed = jax.tree_util.tree_map(lambda buffer, value: buffer.at[index].set(value), record.observed, values)
     return Record(saved, observed)
+
+
+def value_of(name: str, fn: Callable[[Any], Any], params: PyTree) -> PyTree:
+    """What an observable is at some parameters: an array, or a pytree of arrays, which are recorded one by one.
+
+    **Raises** `ValueError` for anything else, such as `None` of a function without `return`, and strings.
+    """
+    value = fn(seen(fn, params))
+    leaves = jax.tree_util.tree_leaves(value)
+    if not leaves:
+        raise fail(f"observe[{name!r}]", "return an array or a pytree of arrays", _without_arrays(value))
+    for leaf in leaves:
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+            actual = f"returning {'' if leaf is value else 'a pytree with '}a value of type {type(leaf).__name__}"
+            raise fail(f"observe[{name!r}]", "return an array or a pytree of arrays", actual)
+    return jax.tree_util.tree_map(jnp.asarray, value)
+
+
+def _without_arrays(value: Any) -> str:
+    return "returning None: is there a `return`?" if value is None else f"returning an empty {type(value).__name__}"
 
 
 def _blank(rows: int, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -84,5 +104,5 @@ def check_observe(observe: Any) -> dict[str, Callable[[Any], Any]]:
         actual = f"of type {type(observe).__name__}"
         raise fail("observe", "be a dictionary name -> function of the parameters", actual)
     for name, fn in observe.items():
-        check_callable(f"observe[{name!r}]", fn, "fn(params) -> array")
+        check_callable(f"observe[{name!r}]", fn, "fn(params) -> array or pytree of arrays")
     return dict(observe)
