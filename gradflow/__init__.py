@@ -26,6 +26,8 @@ from gradflow._solution import SolveError as SolveError
 from gradflow._solution import SolveInterrupted as SolveInterrupted
 from gradflow._solution import load as load
 from gradflow._solve import solve as solve
+from gradflow._tree import join_params as join_params
+from gradflow._tree import split_params as split_params
 from gradflow._until import Until as Until
 from gradflow._width_fluctuations import WidthFluctuations as WidthFluctuations
 from gradflow._width_fluctuations import width_fluctuations as width_fluctuations

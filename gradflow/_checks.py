@@ -59,15 +59,39 @@ def check_count(argument: str, value: Any, least: int = 1, advice: str = "") -> 
 
 
 def check_finite(argument: str, tree: Any, advice: str = "") -> None:
-    """Refuses pytrees with a NaN or an infinity in a floating-point leaf."""
+    """Refuses pytrees with a NaN or an infinity in a floating-point leaf.
+
+    Large data are neither copied nor converted nor gathered: arrays are counted where they are, on their devices.
+    """
     for leaf in jax.tree_util.tree_leaves(tree):
         if isinstance(leaf, jax.core.Tracer) or not isinstance(leaf, jax.Array | np.ndarray | float):
             continue
-        array = np.asarray(leaf)
-        if array.dtype.kind in "fc" or array.dtype.name == "bfloat16":
-            bad = int(np.size(array) - np.count_nonzero(np.isfinite(array.astype(np.complex128))))
-            if bad:
-                raise fail(argument, "be finite", f"not finite in {bad} of {array.size} entries", advice)
+        if isinstance(leaf, float):
+            size, bad = 1, int(not math.isfinite(leaf))
+        elif not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            continue
+        else:
+            size, bad = leaf.size, _count_not_finite(leaf)
+        if bad:
+            raise fail(argument, "be finite", f"not finite in {bad} of {size} entries", advice)
+
+
+BLOCK = 2**20
+"""Entries of a NumPy array that are looked at together, so that their mask takes a megabyte."""
+
+
+def _count_not_finite(array: jax.Array | np.ndarray) -> int:
+    if isinstance(array, jax.Array):
+        # A trace around this call is none of the business of values that are known.
+        with jax.ensure_compile_time_eval():
+            return int(_not_finite_on_device(array))
+    blocks = np.nditer(array, ["external_loop", "buffered", "zerosize_ok"], buffersize=BLOCK)
+    return sum(block.size - int(np.count_nonzero(np.isfinite(block))) for block in blocks)
+
+
+@jax.jit
+def _not_finite_on_device(array: jax.Array) -> jax.Array:
+    return jnp.count_nonzero(~jnp.isfinite(array))
 
 
 def check_choice(argument: str, value: Any, choices: Iterable[str], advice: str = "") -> None:
@@ -87,10 +111,17 @@ def check_callable(argument: str, value: Any, takes: str, advice: str = "") -> C
     return value
 
 
-def check_key(key: Any) -> None:
-    """Refuses what `jax.random.key` does not give."""
-    if not jnp.issubdtype(getattr(key, "dtype", jnp.float32), jax.dtypes.prng_key):
+def check_key(key: Any) -> jax.Array:
+    """A key as `jax.random.key` gives it; the raw ones of `jax.random.PRNGKey` are wrapped, all else is refused."""
+    dtype = getattr(key, "dtype", None)
+    if dtype == np.uint32 and np.shape(key) == np.shape(jax.eval_shape(jax.random.PRNGKey, 0)):
+        return jax.random.wrap_key_data(jnp.asarray(key))
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         raise fail("key", "be a random key", f"of type {type(key).__name__}", "For instance jax.random.key(0).")
+    if np.shape(key) != ():
+        advice = "Pass one of them, or use jax.vmap over keys."
+        raise fail("key", "be one random key", f"of shape {np.shape(key)}", advice)
+    return key
 
 
 def check_no_filter(trainable: Any) -> None:

@@ -13,8 +13,19 @@ from gradflow import _checks, _solution
 from gradflow._drive import AbstractRun, drive
 from gradflow._leaves import warn_of_leaves
 from gradflow._record import Record, bind, blank_record, check_observe, with_unreached_rows, write_row
-from gradflow._solution import Solution
-from gradflow._tree import Extents, full_precision, held_paths, join, rest_of, split, strong, within
+from gradflow._solution import Solution, ended
+from gradflow._tree import (
+    Extents,
+    check_start,
+    full_precision,
+    held_paths,
+    join,
+    method_of,
+    rest_of,
+    split,
+    strong,
+    within,
+)
 from gradflow._until import Until
 from gradflow.rules import AbstractRule
 
@@ -170,10 +181,13 @@ def iterate_to(
     """As `iterate`, saving the iterates `ks`, which increase from the first on. One compilation per number of them."""
     saved: dict[str, Any] = {"observe": observe, "save_params": save_params, "until": until}
     setup = prepare_rule(rule, params, jnp.asarray(ks), **saved, trainable=trainable)
-    solution = drive(setup, progress)
-    if throw:
-        solution.check()
-    return solution
+    return ended(drive(setup, progress), throw, lambda: _advice(setup))
+
+
+def _advice(setup: RuleSetup) -> str:
+    """What helps a run that failed, beyond what its status says."""
+    why = method_of(getattr(setup.rule, "problem", None), "why_not_finite")
+    return "" if why is None or not _checks.is_concrete(setup) else why(join(setup.start, setup.frozen))
 
 
 def prepare_rule(
@@ -196,6 +210,8 @@ def prepare_rule(
             warn_of_leaves(params)
         flowing, frozen = split(params, trainable)
     _checks.check_finite("params", flowing, "A rule cannot start from there.")
+    if resumed is None and _checks.is_concrete((rule, flowing, frozen)):
+        check_start(rule, join(flowing, frozen))
     if until is not None and not isinstance(until, Until):
         raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}")
     observe = check_observe(observe)

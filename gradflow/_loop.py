@@ -226,7 +226,18 @@ def begin(setup: Setup) -> Carry:
     code = jnp.where(index == setup.ts.size, _solution.OK, carry.code)
     code = jnp.where(met, _solution.STOPPED, code)
     code = jnp.where(finite, code, _solution.NONFINITE)
+    valid = valid_times(setup.ts, t)
+    code = jnp.where(valid, code, _solution.INVALID_TIMES)
+    record = jax.tree_util.tree_map(
+        lambda new, blank: jnp.where(valid, new, blank) if eqx.is_array(new) else new, record, carry.record
+    )
+    index = jnp.where(valid, index, 0)
     return strong(eqx.tree_at(lambda c: (c.index, c.record, c.code), carry, (index, record, code)))
+
+
+def valid_times(ts: Float[Array, " T"], t0: Scalar) -> Bool[Array, ""]:
+    """Whether save times are finite, increase, and do not begin before `t0`: what cannot be refused under a trace."""
+    return jnp.all(jnp.isfinite(ts)) & jnp.all(ts[1:] > ts[:-1]) & (ts[0] >= t0)
 
 
 def _launch(setup: Setup, t: Scalar, y: PyTree, floor: PyTree) -> Launch:

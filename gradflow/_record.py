@@ -33,7 +33,7 @@ class Record(eqx.Module):
     """Buffers with one row per save time; rows not yet written hold zero or False."""
 
     params: PyTree | None
-    observed: dict[str, Array]
+    observed: dict[str, PyTree]
 
 
 def bind(
@@ -52,10 +52,10 @@ def blank_record(
 ) -> Record:
     """Buffers for runs of these parameters, of which `flowing` flow. All other leaves are kept once, without rows."""
     shapes = {
-        name: eqx.filter_eval_shape(lambda p, fn=fn: jnp.asarray(fn(seen(fn, p))), params)
+        name: eqx.filter_eval_shape(lambda p, name=name, fn=fn: value_of(name, fn, p), params)
         for name, fn in observe.items()
     }
-    observed = {name: _blank(rows, shape.shape, shape.dtype) for name, shape in shapes.items()}
+    observed = jax.tree_util.tree_map(lambda shape: _blank(rows, shape.shape, shape.dtype), shapes)
     if not save_params:
         return Record(None, observed)
     buffers = jax.tree_util.tree_map(lambda leaf: _blank(rows, leaf.shape, leaf.dtype), flowing)
@@ -74,9 +74,8 @@ def write_row(
     saved = record.params
     if saved is not None:
         saved = jax.tree_util.tree_map(put, saved, params)
-    observed = {
-        name: record.observed[name].at[index].set(jnp.asarray(fn(seen(fn, params)))) for name, fn in observe.items()
-    }
+    values = {name: value_of(name, fn, params) for name, fn in observe.items()}
+    observed = jax.tree_util.tree_map(lambda buffer, value: buffer.at[index].set(value), record.observed, values)
     return Record(saved, observed)
 
 
@@ -107,6 +106,26 @@ def nan_where(condition: Bool[Array, "..."], values: Array) -> Array:
     return jnp.where(condition, jnp.asarray(np.nan, values.dtype), values)
 
 
+def value_of(name: str, fn: Callable[[Any], Any], params: PyTree) -> PyTree:
+    """What an observable is at some parameters: an array, or a pytree of arrays, which are recorded one by one.
+
+    **Raises** `ValueError` for anything else, such as `None` of a function without `return`, and strings.
+    """
+    value = fn(seen(fn, params))
+    leaves = jax.tree_util.tree_leaves(value)
+    if not leaves:
+        raise fail(f"observe[{name!r}]", "return an array or a pytree of arrays", _without_arrays(value))
+    for leaf in leaves:
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+            actual = f"returning {'' if leaf is value else 'a pytree with '}a value of type {type(leaf).__name__}"
+            raise fail(f"observe[{name!r}]", "return an array or a pytree of arrays", actual)
+    return jax.tree_util.tree_map(jnp.asarray, value)
+
+
+def _without_arrays(value: Any) -> str:
+    return "returning None: is there a `return`?" if value is None else f"returning an empty {type(value).__name__}"
+
+
 def _blank(rows: int, shape: tuple[int, ...], dtype: Any) -> Array:
     return jnp.zeros((rows, *shape), dtype)
 
@@ -119,5 +138,5 @@ def check_observe(observe: Any) -> dict[str, Callable[[Any], Any]]:
         actual = f"of type {type(observe).__name__}"
         raise fail("observe", "be a dictionary name -> function of the parameters", actual)
     for name, fn in observe.items():
-        check_callable(f"observe[{name!r}]", fn, "fn(params) -> array")
+        check_callable(f"observe[{name!r}]", fn, "fn(params) -> array or pytree of arrays")
     return dict(observe)

@@ -1,20 +1,35 @@
 """What a run returns: times, parameters, observables, how it ended and what it cost."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from gradflow._checks import fail
+from gradflow._checks import fail, is_concrete
 from gradflow.stores import read_pytree, write_pytree
 
-RUNNING, OK, STOPPED, MAX_STEPS, STEP_UNDERFLOW, NONFINITE, DIVERGED, INTERRUPTED, INACCURATE = range(-1, 8)
+RUNNING, OK, STOPPED, MAX_STEPS, STEP_UNDERFLOW, NONFINITE, DIVERGED, INTERRUPTED, INACCURATE, INVALID_TIMES = range(
+    -1, 9
+)
 
-STATUS = ("ok", "stopped", "max_steps", "step_underflow", "nonfinite", "diverged", "interrupted", "inaccurate")
+STATUS = (
+    "ok",
+    "stopped",
+    "max_steps",
+    "step_underflow",
+    "nonfinite",
+    "diverged",
+    "interrupted",
+    "inaccurate",
+    "invalid_times",
+)
 
 REMEDY = {
     "ok": "reached the last save time",
@@ -27,6 +42,7 @@ REMEDY = {
     "interrupted": "stopped from the keyboard",
     "inaccurate": "the accuracy asked for was not reached, `errors` tells what was: ask for less, allow more nodes,"
     " use float64, or shorten ts",
+    "invalid_times": "`ts` are not finite and increasing, or begin before the flow does",
 }
 
 LISTED = 8
@@ -56,10 +72,12 @@ class Solution(eqx.Module):
     Boolean observables); `reached` tells which. A batch of runs, from `vmap`, has one more leading axis everywhere.
 
     - `ts (T,)`: save times. `params`: parameters at the save times, each leaf with a leading axis `T`, or `None`.
-      `final`, `t_final`: the last accepted state, wherever the run ended. `observed`: name -> `(T, ...)`.
+      `final`, `t_final`: the last accepted state, wherever the run ended. `observed`: name -> `(T, ...)`,
+      or a pytree of such arrays.
     - `status`: `"ok"`, `"stopped"` (by `until`), `"max_steps"`, `"step_underflow"`, `"nonfinite"`, for rules
-      `"diverged"`, and `"interrupted"` in the partial result of a `SolveInterrupted`; `"inaccurate"` by
-      `gradflow.infinite_width`, where the run is complete but its accuracy is not what was asked for.
+      `"diverged"`, `"interrupted"` in the partial result of a `SolveInterrupted`, and `"invalid_times"` of traced save
+      times, which cannot be refused before the run; `"inaccurate"` by `gradflow.infinite_width`, where the run is
+      complete but its accuracy is not what was asked for.
     - `stats`: exact counts `"steps"` (attempted), `"accepted"`, `"rejected"`, `"gradient_evaluations"` (initial step
       size and rejected steps included; -1 where the solver does not tell), `"hessian_vector_products"`.
     - `loss`: first and last value, where there is a loss. `drift`: name -> relative change of each conserved quantity.
@@ -84,7 +102,7 @@ class Solution(eqx.Module):
     params: PyTree | None
     final: PyTree
     t_final: Float[Array, "*batch"]
-    observed: dict[str, Array]
+    observed: dict[str, PyTree]
     code: Int[Array, "*batch"]
     saved: Int[Array, "*batch"]
     stats: dict[str, Int[Array, "*batch"]]
@@ -109,17 +127,22 @@ class Solution(eqx.Module):
         """Which save times were reached."""
         return np.arange(self.ts.shape[-1]) < np.asarray(self.saved)[..., None]
 
-    def check(self) -> None:
-        """Raises `SolveError` unless the run ended with `"ok"` or `"stopped"`. Silent under tracing."""
+    def check(self, advice: str = "") -> None:
+        """Raises `SolveError` unless the run ended with `"ok"` or `"stopped"`. Silent under tracing.
+
+        `advice` is added to the remedy in its message.
+        """
         if isinstance(self.code, jax.core.Tracer):
             return
         bad = np.asarray(self.code) > STOPPED
         if np.any(bad):
             names = sorted({STATUS[code] for code in np.asarray(self.code)[bad]})
             which = f"{np.count_nonzero(bad)} of {bad.size} members: " if bad.ndim else ""
-            where = f" at t = {float(self.t_final):.6g} of {float(self.ts[-1]):.6g}" if not bad.ndim else ""
+            # Under jax.jvp the status is known, while the times may not be.
+            known = not bad.ndim and is_concrete((self.t_final, self.ts))
+            where = f" at t = {float(self.t_final):.6g} of {float(self.ts[-1]):.6g}" if known else ""
             remedy = "; ".join(f"{name}: {REMEDY[name]}" for name in names)
-            message = f"{which}{self.title} ended with status {remedy}{where}. "
+            message = f"{which}{self.title} ended with status {remedy}{where}. {advice}{' ' if advice else ''}"
             raise SolveError(message + "The part computed is in `error.solution`; throw=False returns it.", self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -161,6 +184,48 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Solution:
     return found
 
 
+def nan_unless_ended(sol: Solution) -> Solution:
+    """The solution with NaN for what a run that failed has to say about its end; for runs that cannot raise an error.
+
+    These are the final parameters and state, the last loss and the drifts, in every floating-point entry. Rows that
+    were reached, counts, the status and `t_final`, which tell of the failure, stay as they are.
+    """
+    # A factor, not a choice: so the derivatives of these numbers are NaN as well.
+    factor = jnp.where(sol.code > STOPPED, jnp.nan, 1.0)
+
+    def spoil(leaf: Any) -> Any:
+        if not eqx.is_inexact_array(leaf):
+            return leaf
+        return leaf * jnp.reshape(factor, factor.shape + (1,) * (leaf.ndim - factor.ndim)).astype(leaf.dtype)
+
+    ends = lambda s: (s.final, s.state, s.drift, None if s.loss is None else s.loss[1])  # noqa: E731
+    return eqx.tree_at(ends, sol, jax.tree_util.tree_map(spoil, ends(sol)), is_leaf=lambda leaf: leaf is None)
+
+
+REVERSE_MODE = (
+    "A run of gradflow cannot be differentiated in reverse mode (jax.grad, jax.vjp, jax.jacrev): its steps are chosen"
+    " as it goes. With few inputs use forward mode, jax.jvp or jax.jacfwd. With many, hand the flow to diffrax:"
+    " trainable, frozen = gradflow.split_params(params); found = diffrax.diffeqsolve(flow.terms(), diffrax.Tsit5(), t0,"
+    " t1, dt0, flow.init(trainable, frozen), args=frozen, stepsize_controller=diffrax.PIDController(rtol, atol));"
+    " gradflow.join_params(flow.params(state), frozen) are the parameters again."
+)
+
+
+def ended(sol: Solution, throw: bool, advice: Callable[[], str] = str) -> Solution:
+    """The result of a run as the caller gets it: an error if it failed; where none can be raised, under a trace, NaN.
+
+    **Raises** `SolveError`, unless `throw` is false; `advice()` is added to its message.
+    """
+    if throw and not is_concrete(sol.code):
+        sol = nan_unless_ended(sol)
+    elif throw and bool(np.any(np.asarray(sol.code) > STOPPED)):
+        sol.check(advice())
+    if is_concrete(sol):
+        return sol
+    arrays, static = eqx.partition(sol, eqx.is_inexact_array)
+    return eqx.combine(eqxi.nondifferentiable_backward(arrays, msg=REVERSE_MODE), static)
+
+
 def _summary(sol: Solution) -> str:
     leaves = jax.tree_util.tree_leaves(moving(sol.final, sol.held))
     size = sum(leaf.size for leaf in leaves)
@@ -187,7 +252,7 @@ def _summary(sol: Solution) -> str:
         errors = ", ".join(f"{name} {float(value):.1e}" for name, value in sol.errors.items())
         lines.append(("errors", f"{errors} (estimates, the largest over the run)"))
     if sol.observed:
-        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in sol.observed.items())
+        shapes = ", ".join(f"{name} {_shapes(value)}" for name, value in sol.observed.items())
         lines.append(("observed", shapes))
     return "Solution\n" + "\n".join(f"  {name:<9}{text}" for name, text in lines)
 
@@ -201,6 +266,11 @@ def _batch_summary(sol: Solution) -> str:
         text.insert(2, ("held fixed:", f" {_held(sol)}"))
     text.append(("steps", f"gradient evaluations {cost.min()} ... {cost.max()}, {cost.sum()} in all"))
     return "Solution\n" + "\n".join(f"  {name:<9}{line}" for name, line in text)
+
+
+def _shapes(value: PyTree) -> str:
+    shapes = [str(tuple(leaf.shape)) for leaf in jax.tree_util.tree_leaves(value)]
+    return shapes[0] if eqx.is_array(value) else f"{type(value).__name__} of {', '.join(shapes)}"
 
 
 def _method(sol: Solution) -> str:

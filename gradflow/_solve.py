@@ -1,5 +1,6 @@
 """`solve`: integrates a flow with adaptive steps; checks what it is given, then runs the compiled loop."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,9 @@ from gradflow._drive import drive
 from gradflow._leaves import warn_of_leaves
 from gradflow._loop import Checkpoint, Resumed, Setup
 from gradflow._record import check_observe
-from gradflow._solution import Solution
+from gradflow._solution import Solution, ended
 from gradflow._stochastic import solve_stochastic
-from gradflow._tree import rest_of, split, tree_norm
+from gradflow._tree import check_start, join, method_of, rest_of, split, tree_norm
 from gradflow._until import Until
 from gradflow.flows import AbstractFlow, AbstractStochasticFlow
 from gradflow.solvers import AbstractMethod, AbstractStochasticMethod, OneStep, StepControl, default_solver
@@ -120,10 +121,21 @@ def solve(
         jumps=jumps,
         longest_step=longest_step,
     )
-    solution = drive(setup, progress)
-    if throw:
-        solution.check()
-    return solution
+    return ended(drive(setup, progress), throw, lambda: _advice(setup))
+
+
+def _advice(setup: Setup) -> str:
+    """What helps a run that failed, beyond what its status says."""
+    if setup.flow.kinked(setup.start, setup.frozen):
+        return SLIDING
+    why = method_of(getattr(setup.flow, "problem", None), "why_not_finite")
+    return "" if why is None or not _checks.is_concrete(setup) else why(join(setup.start, setup.frozen))
+
+
+SLIDING = (
+    "The model has kinks, along which trajectories may slide: smooth its ReLU with gradflow.models.Smoothed, or let"
+    " gradflow.filippov take the limit of no smoothing."
+)
 
 
 def prepare(
@@ -164,10 +176,16 @@ def prepare(
     kinds = sorted({str(leaf.dtype) for leaf in jax.tree_util.tree_leaves(flowing)})
     if len(kinds) > 1:
         raise _checks.fail("params", "be of one floating-point type", " and ".join(kinds), "Cast them to one of these.")
+    if jnp.finfo(kinds[0]).bits < 32:
+        advice = "Its steps would be smaller than the rounding. Convert them; the data may stay as they are."
+        raise _checks.fail("params", "be of type float32 or float64 to follow a flow", kinds[0], advice)
     if resumed is None and _checks.is_concrete((flow, flowing, frozen)):
         with jax.ensure_compile_time_eval():
             flow.check_values(flowing, frozen)
+        check_start(flow, join(flowing, frozen))
     times = check_times(ts, flow.t0 if resumed is None else resumed.t)
+    if save_params:
+        check_memory(times.size, flowing)
     observe = check_observe(observe)
     if _checks.is_concrete(max_steps):
         _checks.check_count("max_steps", max_steps)
@@ -222,13 +240,16 @@ def resume(flow: AbstractFlow, solution: Solution) -> tuple[PyTree, PyTree, Resu
 
 
 def check_times(ts: ArrayLike | Sequence[float], t0: Any) -> Float[jax.Array, " T"]:
-    times: Any = ts
-    if not isinstance(ts, jax.core.Tracer):
-        try:
-            times = np.asarray(ts, dtype=float)
-        except (TypeError, ValueError) as error:
-            raise _checks.fail("ts", "be an array of times", f"not convertible to one ({error})") from error
     advice = "For instance jax.numpy.linspace(0, 10, 101)."
+    try:
+        times: Any = np.asarray(ts) if _checks.is_concrete(ts) else jnp.asarray(ts)
+        if times.dtype == object:
+            times = times.astype(float)
+    except (TypeError, ValueError) as error:
+        raise _checks.fail("ts", "be an array of times", f"not convertible to one ({error})", advice) from error
+    if not (jnp.issubdtype(times.dtype, jnp.floating) or jnp.issubdtype(times.dtype, jnp.integer)):
+        raise _checks.fail("ts", "be an array of real numbers", f"of type {times.dtype}", advice)
+    times = times.astype(float) if isinstance(times, np.ndarray) else times
     if times.ndim != 1 or times.shape[0] == 0:
         raise _checks.fail("ts", "be one-dimensional and not empty", f"of shape {times.shape}", advice)
     if isinstance(times, np.ndarray):
@@ -287,6 +308,38 @@ def check_longest_step(longest_step: Any) -> Float[jax.Array, ""] | None:
     if value.ndim:
         raise _checks.fail("longest_step", "be a scalar", f"of shape {value.shape}")
     return value
+
+
+def check_memory(rows: int, trainable: PyTree) -> None:
+    """Warns of parameters at all save times that take more memory than is free."""
+    wanted = rows * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree_util.tree_leaves(trainable))
+    free = free_memory() if wanted > WORTH_A_LOOK else None
+    if free is not None and wanted > free:
+        message = (
+            f"The parameters at {rows} save times take {wanted:,} bytes, and {free:,} are free. Save fewer times, or"
+            " pass save_params=False and observe what is needed of them."
+        )
+        warnings.warn(message, stacklevel=4)
+
+
+WORTH_A_LOOK = 2**26
+"""Bytes of saved parameters below which nobody asks the machine for its free memory."""
+
+
+def free_memory() -> int | None:
+    """Free bytes where arrays are put by default; `None` where this is not known."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        stats = device.memory_stats() or {}
+        limit = stats.get("bytes_limit")
+        return None if limit is None else limit - stats.get("bytes_in_use", 0)
+    try:
+        # What the system can give, its caches included; only Linux tells.
+        with open("/proc/meminfo") as lines:
+            known = dict(line.split(":", 1) for line in lines)
+        return 1024 * int(known["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 def check_size(trainable: PyTree, dtype: Any) -> None:

@@ -4,13 +4,15 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Scalar
 
 from gradflow import _checks
 from gradflow._iterate import RuleCheckpoint, iterate_to
-from gradflow._solution import Solution
+from gradflow._loop import valid_times
+from gradflow._solution import INVALID_TIMES, Solution, ended
 from gradflow._until import Until
 from gradflow.flows import AbstractStochasticFlow
 from gradflow.rules import AbstractRule
@@ -99,7 +101,7 @@ def solve_stochastic(
         key = params.checkpoint.key if key is None else key
     if key is None:
         raise _checks.fail("key", "be a random key for a stochastic flow", "None", "For instance jax.random.key(0).")
-    _checks.check_key(key)
+    key = _checks.check_key(key)
     if solver is None:
         solver = SmallNoise() if flow.weak_order > 1 else EulerMaruyama()
     if not isinstance(solver, AbstractStochasticMethod):
@@ -113,6 +115,9 @@ def solve_stochastic(
     if _checks.is_concrete((counts, max_steps)) and int(jnp.sum(counts)) > int(max_steps):
         actual = f"{int(max_steps)} for a run of {int(jnp.sum(counts))} steps"
         raise _checks.fail("max_steps", "be at least the number of steps", actual, "Raise it, or take larger steps.")
+    # Save times that are none, known only during the run: no steps then, and no rows.
+    valid = valid_times(ts, start)
+    counts = jnp.where(valid, counts, 0)
     rule = Path(flow, solver, key, edges, counts, earlier)
     options: dict[str, Any] = {"observe": observe, "until": until, "save_params": save_params, "progress": progress}
     sol = iterate_to(rule, params, earlier + jnp.cumsum(counts), **options, throw=False, trainable=trainable)
@@ -121,6 +126,19 @@ def solve_stochastic(
     stats = sol.stats | {name: sol.stats["steps"] * n if n >= 0 else jnp.asarray(-1) for name, n in cost.items()}
     checkpoint = dataclasses.replace(sol.checkpoint, key=key)
     solution = dataclasses.replace(sol, ts=ts, stats=stats, method=solver.name, checkpoint=checkpoint)
-    if throw:
-        solution.check()
-    return solution
+    return ended(_without_rows(solution, ~valid), throw)
+
+
+def _without_rows(sol: Solution, invalid: Bool[Array, ""]) -> Solution:
+    """The solution as that of a run whose save times were none, where they were."""
+
+    def blank(leaf: Any) -> Any:
+        empty = jnp.nan if eqx.is_inexact_array(leaf) else 0
+        return jnp.where(invalid, jnp.asarray(empty, leaf.dtype), leaf) if eqx.is_array(leaf) else leaf
+
+    rows = (None if sol.params is None else eqx.filter(sol.params, eqx.is_inexact_array), sol.observed)
+    params, observed = jax.tree_util.tree_map(blank, rows)
+    if sol.params is not None:
+        params = eqx.combine(params, sol.params)
+    code, saved = jnp.where(invalid, INVALID_TIMES, sol.code), jnp.where(invalid, 0, sol.saved)
+    return dataclasses.replace(sol, params=params, observed=observed, code=code, saved=saved)

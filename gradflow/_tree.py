@@ -152,6 +152,9 @@ def rest_of(params: PyTree, trainable: PyTree) -> PyTree:
     )
 
 
+split_params, join_params = split, join  # the names by which users know the two
+
+
 def within(tree: PyTree, extents: Extents) -> PyTree:
     """A padded pytree with zeros beyond the extents of its leaves."""
     leaves, structure = jax.tree_util.tree_flatten(tree)
@@ -187,6 +190,23 @@ def method_of(value: Any, name: str) -> Callable[..., Any] | None:
     """The method of that name, if there is one: how models offer what not every model has."""
     found: Any = getattr(value, name, None)
     return found if callable(found) else None
+
+
+def at_least_single(tree: PyTree) -> PyTree:
+    """The pytree with its arrays of half precision in float32, in which factorisations exist and gaps are resolved."""
+
+    def lift(leaf: Any) -> Any:
+        half = eqx.is_inexact_array(leaf) and not jnp.iscomplexobj(leaf) and jnp.finfo(leaf.dtype).bits < 32
+        return leaf.astype(jnp.float32) if half else leaf
+
+    return jax.tree_util.tree_map(lift, tree)
+
+
+def check_start(owner: Any, params: PyTree) -> None:
+    """Lets the problem of a flow or a rule, if it has one that looks, refuse what it cannot start from."""
+    check = method_of(getattr(owner, "problem", None), "check_start")
+    if check is not None:
+        check(params)
 
 
 def full_precision(fn: Callable[P, R]) -> Callable[P, R]:

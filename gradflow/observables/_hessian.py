@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import check_callable, check_count, check_positive, fail
 from gradflow._linalg import hessian_vector_product, lanczos
-from gradflow._tree import full_precision, join, split
+from gradflow._tree import at_least_single, full_precision, join, split
 
 
 class HessianEigenvalues(eqx.Module):
@@ -18,7 +18,8 @@ class HessianEigenvalues(eqx.Module):
     Band Lanczos with full reorthogonalisation, until the error bounds fall below `rtol` times the largest eigenvalue in
     modulus, or after `iterations` Hessian-vector products. Memory is `iterations + k` parameter vectors; no matrix of
     the size of the parameters squared is formed. Eigenvalues come as often as their multiplicity: a network of several
-    outputs repeats them. `with_bounds(params)` also returns error bounds and the products spent.
+    outputs repeats them. Half precision is computed in float32. `with_bounds(params)` also returns error bounds and the
+    products spent.
 
     **Arguments**: `problem`: `params -> scalar`; `k`; `rtol`; `iterations`; `seed` of the random start.
 
@@ -53,8 +54,9 @@ class HessianEigenvalues(eqx.Module):
     @full_precision
     def with_bounds(self, params: PyTree) -> tuple[Float[Array, " k"], Float[Array, " k"], Array]:
         """Eigenvalues, bounds on their errors, and the number of Hessian-vector products spent."""
-        trainable, frozen = split(params)
-        product, flat = hessian_vector_product(lambda p: self.problem(join(p, frozen)), trainable)
+        trainable, frozen = split(at_least_single(params))
+        problem = at_least_single(self.problem)
+        product, flat = hessian_vector_product(lambda p: problem(join(p, frozen)), trainable)
         if self.k > flat.size:
             raise fail("k", f"be at most the number of parameters, {flat.size}", str(self.k))
         start = jax.random.normal(jax.random.key(self.seed), (self.k, flat.size), flat.dtype)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PyTree
 from gradflow._checks import check_callable, fail
 from gradflow._tree import full_precision
 from gradflow.problems import EmpiricalRisk
+from gradflow.problems._labels import check_labels
 
 
 class Loss(eqx.Module):
@@ -59,6 +60,7 @@ class Accuracy(eqx.Module):
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, ""]:
         predictions, targets = self.problem.predictions(params), self.problem.y
+        check_labels(self.problem.loss, targets, predictions.shape[1:])
         if predictions.ndim == 1 or predictions.shape[1:] == targets.shape[1:] == (1,):
             right = predictions * targets > 0
         else:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import check_count, check_finite
 from gradflow._linalg import kernel
-from gradflow._tree import full_precision, join, split
+from gradflow._tree import at_least_single, full_precision, join, split
 from gradflow.observables._loss import needs_data
 from gradflow.problems import EmpiricalRisk
 
@@ -69,4 +69,5 @@ class NTKEigenvalues(eqx.Module):
 
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, " rows"]:
-        return jnp.linalg.eigvalsh(self.ntk(params))[::-1]
+        # Of a kernel computed in half precision, the small eigenvalues would be those of its rounding.
+        return jnp.linalg.eigvalsh(at_least_single(self.ntk)(at_least_single(params)))[::-1]

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from gradflow._checks import check_callable, check_choice, check_finite, fail
+from gradflow._checks import check_callable, check_choice, check_finite, fail, is_concrete
 from gradflow._conserved import Conserved
 from gradflow._tree import full_precision, method_of
-from gradflow.problems._labels import check_targets
+from gradflow.problems._calling import call_model, call_predict
+from gradflow.problems._labels import check_labels, check_targets
+from gradflow.problems.losses import cross_entropy
 
 
 class EmpiricalRisk(eqx.Module):
@@ -33,9 +35,10 @@ class EmpiricalRisk(eqx.Module):
     - `reduction`: `"mean"` or `"sum"`.
 
     **Raises** `ValueError` for data that are empty, not numbers, not finite or of different lengths, for targets other
-    than +1 and -1 of a margin loss (traced ones cannot be looked at), for a `loss` or `predict` that cannot be called,
-    and an unknown reduction; and, when first evaluated, for a loss that is not scalar per sample, and for parameters
-    that cannot be called without a `predict`.
+    than +1 and -1 of a margin loss, and other than class indices or probabilities of `cross_entropy` (traced ones
+    cannot be looked at), for a `loss` or `predict` that cannot be called, and an unknown reduction; and, when first
+    evaluated, for class indices beyond the outputs of the model, a loss that is not scalar per sample, a `predict` with
+    its arguments swapped or for one sample, and for parameters that cannot be called without a `predict`.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.ones(2), loss=gf.losses.square, predict=lambda w, x: x @ w)
@@ -75,21 +78,16 @@ class EmpiricalRisk(eqx.Module):
     def predictions(self, params: PyTree, x: Shaped[Array, "m ..."] | None = None) -> Shaped[Array, "m ..."]:
         """Predictions at the data, or at other inputs `x`."""
         inputs = self.x if x is None else x
-        if self.predict is not None:
-            return self.predict(params, inputs)
-        model = method_of(params, "__call__")
-        if model is None:
-            advice = "Pass predict=..., a function (params, x) -> predictions."
-            raise fail("params", "be callable when predict=None", f"of type {type(params).__name__}", advice)
-        return jax.vmap(model)(inputs)
+        return call_model(params, inputs) if self.predict is None else call_predict(self.predict, params, inputs)
 
     def per_sample(self, params: PyTree) -> Float[Array, " n"]:
         """The loss of every sample."""
         predictions = self.predictions(params)
         shape = jnp.shape(predictions)
         if not shape or shape[0] != self.x.shape[0]:
-            advice = "`predict` takes the whole batch, not one sample."
+            advice = "`predict` takes the whole batch, not one sample. Its first argument are the parameters."
             raise fail("predict", f"return {self.x.shape[0]} predictions", f"returning shape {shape}", advice)
+        check_labels(self.loss, self.y, shape[1:])
         losses = jax.vmap(self.loss)(predictions, self.y)
         if jnp.shape(losses) != (self.x.shape[0],):
             actual = f"of shape {jnp.shape(losses)[1:]} per sample"
@@ -113,6 +111,24 @@ class EmpiricalRisk(eqx.Module):
     def __call__(self, params: PyTree) -> Float[Array, ""]:
         losses = self.per_sample(params)
         return jnp.mean(losses) if self.reduction == "mean" else jnp.sum(losses)
+
+    def check_start(self, params: PyTree) -> None:
+        """Raises `ValueError` for class indices beyond the outputs of the model; looks only where these are known."""
+        if self.loss is cross_entropy and is_concrete((self.y, params)):
+            predictions = eqx.filter_eval_shape(self.predictions, params)
+            check_labels(self.loss, self.y, jnp.shape(predictions)[1:])
+
+    def why_not_finite(self, params: PyTree) -> str:
+        """What is known about a loss that is not finite, in words; empty where it is finite."""
+        bad = ~np.isfinite(np.asarray(self.per_sample(params), float))
+        if not np.any(bad):
+            return ""
+        first = int(np.argmax(bad))
+        target = np.array2string(np.asarray(self.y[first]), threshold=4)
+        return (
+            f"The loss is not finite in {int(bad.sum())} of {bad.size} samples, the first at index {first}, where"
+            f" y = {target}: look for labels that the loss does not take."
+        )
 
     def conserved(self, params: PyTree) -> dict[str, Conserved]:
         """What gradient flow of this risk conserves, as far as the model knows (`params.conserved()`).

@@ -2,12 +2,13 @@
 
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from gradflow._checks import fail, is_concrete
-from gradflow.problems.losses import exponential, hinge, logistic
+from gradflow.problems.losses import cross_entropy, exponential, hinge, logistic
 
 LabelKind = Literal["signs", "indices", "onehot"]
 
@@ -69,12 +70,51 @@ def check_inputs_of_length(x: Any) -> None:
 
 
 def check_targets(loss: Any, y: Any) -> None:
-    """Refuses targets of a margin loss that are not +1 or -1, where they are known."""
-    if not any(loss is known for known in (logistic, exponential, hinge)) or not is_concrete(y):
+    """Refuses targets that the loss has no meaning for, as far as this shows without a model, where they are known."""
+    if not is_concrete(y):
         return
-    values = np.asarray(y).astype(float)
-    wrong = np.abs(values) != 1
-    if np.any(wrong):
-        actual = f"something else in {np.sum(wrong)} of {wrong.size} entries, first {values[wrong][0]:g}"
-        advice = "Labels 0 and 1 become such as 2 * y - 1; class indices go with cross_entropy."
-        raise fail("y", f"hold +1 and -1 for the loss `{loss.__name__}`", actual, advice)
+    # A trace around this call is none of the business of targets that are known, which stay on their devices.
+    with jax.ensure_compile_time_eval():
+        if any(loss is known for known in (logistic, exponential, hinge)):
+            advice = "Labels 0 and 1 become such as 2 * y - 1; class indices go with cross_entropy."
+            _refuse(loss, y, "+1 and -1", jnp.abs(jnp.asarray(y, float)) != 1, advice)
+        elif loss is cross_entropy:
+            _check_classes(y)
+
+
+def _check_classes(y: Shaped[Array, "n ..."]) -> None:
+    """Refuses what is neither class indices nor rows of probabilities."""
+    signs = "Labels +1 and -1 go with logistic; as indices they are (y + 1) // 2."
+    if y.ndim == 1 and jnp.issubdtype(y.dtype, jnp.integer):
+        _refuse(cross_entropy, y, "class indices 0 ... classes - 1", y < 0, signs)
+    elif y.ndim == 1:
+        must = "hold class indices as integers, or a row of probabilities for each sample, for the loss `cross_entropy`"
+        raise fail("y", must, f"{y.dtype} of shape {y.shape}", f"Convert indices with y.astype(int). {signs}")
+    else:
+        advice = "Class indices are integers of shape (n,)."
+        _refuse(cross_entropy, y, "probabilities", jnp.asarray(y, float) < 0, advice)
+        total = jnp.sum(jnp.asarray(y, float), axis=-1)
+        _refuse(cross_entropy, total, "rows of probabilities that sum to one", jnp.abs(total - 1) > ROUGHLY, advice)
+
+
+ROUGHLY = 0.01
+"""By how much the sum of the probabilities of a sample may miss one: bfloat16 resolves 0.008."""
+
+
+def check_labels(loss: Any, y: Any, outputs: tuple[int, ...]) -> None:
+    """Refuses class indices beyond the number of outputs, where they are known; `outputs` is that of one sample."""
+    integers = jnp.issubdtype(jnp.result_type(y), jnp.integer)
+    if loss is not cross_entropy or not is_concrete(y) or len(outputs) != 1 or not integers or jnp.ndim(y) != 1:
+        return
+    with jax.ensure_compile_time_eval():
+        y = jnp.asarray(y)
+        advice = "Labels 1 ... classes become indices as y - 1; or build the model with more outputs."
+        must = f"labels 0 ... {outputs[0] - 1}, as the model has {outputs[0]} outputs,"
+        _refuse(loss, y, must, (y < 0) | (y >= outputs[0]), advice)
+
+
+def _refuse(loss: Any, y: Any, what: str, wrong: Any, advice: str) -> None:
+    if bool(jnp.any(wrong)):
+        first = jnp.ravel(y)[jnp.argmax(jnp.ravel(wrong))]
+        actual = f"something else in {int(jnp.sum(wrong))} of {wrong.size} entries, first {float(first):g}"
+        raise fail("y", f"hold {what} for the loss `{loss.__name__}`", actual, advice)

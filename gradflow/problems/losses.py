@@ -17,7 +17,10 @@ PerSampleLoss = Float[Array, ""]
 def _same_shape(prediction: Array, target: Array) -> None:
     if jnp.shape(prediction) != jnp.shape(target):
         actual = f"{jnp.shape(target)} against predictions of shape {jnp.shape(prediction)}"
-        advice = "A model with out_size=None predicts a scalar per sample, one with out_size=k a vector of k."
+        advice = (
+            'A model with out_size=None ("scalar" in Equinox) predicts a scalar per sample, one with out_size=k a'
+            " vector of k; class indices become such vectors as jax.nn.one_hot(y, k)."
+        )
         raise fail("y", "have the shape of the predictions, per sample", actual, advice)
 
 

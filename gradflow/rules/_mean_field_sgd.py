@@ -66,7 +66,7 @@ class MeanFieldSGD(AbstractRule):
                 advice = "Width infinity takes a flow: gradflow.MeanFieldFlow."
                 raise fail(f"weights[{number}]", f"be 1 / {p.shape[0]} for each of {p.shape[0]} nodes", "not", advice)
         check_count("batch_size", batch_size)
-        check_key(key)
+        key = check_key(key)
         rate = 1 / flow.weights[0].shape[0] if learning_rate is None else learning_rate
         check_learning_rate(rate)
         self.problem, self.weights, self.key = problem, flow.weights, key

@@ -72,7 +72,7 @@ class OnePassSGD(AbstractRule):
             check_callable("schedule", schedule, "schedule(t) -> factor on the learning rate")
         check_not_negative("second_layer_rate", second_layer_rate, "Zero keeps the second layer as it is.")
         check_count("batch_size", batch_size)
-        check_key(key)
+        key = check_key(key)
         self.problem, self.schedule, self.key, self.batch_size = problem, schedule, key, int(batch_size)
         self.gamma_over_p = jnp.asarray(gamma_over_p, float)
         self.second_layer_rate = jnp.asarray(second_layer_rate, float)

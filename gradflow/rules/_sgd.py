@@ -59,7 +59,7 @@ class SGD(AbstractDescent):
         check_batches(problem, batch_size)
         check_learning_rate(learning_rate)
         check_choice("sampling", sampling, SAMPLINGS)
-        check_key(key)
+        key = check_key(key)
         self.problem, self.key, self.batch_size, self.sampling = problem, key, int(batch_size), sampling
         self.learning_rate = jnp.asarray(learning_rate, float)
 

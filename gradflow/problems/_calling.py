@@ -1,0 +1,76 @@
+"""Calling a model on a batch, and saying why it could not be called."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, PyTree, Shaped
+
+from gradflow._checks import fail
+from gradflow._tree import method_of
+
+
+def call_model(params: PyTree, inputs: Shaped[Array, "m ..."]) -> Shaped[Array, "m ..."]:
+    """Predictions of parameters that are called on one sample, as Equinox models are.
+
+    **Raises** `ValueError` for parameters that cannot be called, and for layers that ask for a key or a state.
+    """
+    model = method_of(params, "__call__")
+    if model is None:
+        advice = "Pass predict=..., a function (params, x) -> predictions."
+        raise fail("params", "be callable when predict=None", f"of type {type(params).__name__}", advice)
+    try:
+        return jax.vmap(model)(inputs)
+    except Exception as error:
+        layers = _layers_that_ask_for_more(params)
+        if not layers:
+            raise
+        actual = f"a model with {' and '.join(layers)}, which cannot ({error})"
+        advice = (
+            "A gradient flow is deterministic: put such layers into inference mode with"
+            " equinox.nn.inference_mode(model), or pass predict=..., a function (params, x) -> predictions that hands"
+            " them their key or state."
+        )
+        raise fail("params", "be callable on one sample alone when predict=None", actual, advice) from error
+
+
+def call_predict(
+    predict: Callable[[Any, Any], Any], params: PyTree, inputs: Shaped[Array, "m ..."]
+) -> Shaped[Array, "m ..."]:
+    """`predict(params, inputs)`.
+
+    **Raises** `ValueError` where it fails, but would not with its arguments swapped, or on one sample at a time.
+    """
+    try:
+        return predict(params, inputs)
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        if _works(lambda p, x: predict(x, p), params, inputs):
+            actual = "one that works as predict(x, params) alone"
+            raise fail("predict", "take the parameters first", actual, "Swap its arguments.") from error
+        if _works(lambda p, x: jax.vmap(lambda one: predict(p, one))(x), params, inputs):
+            actual = "one that works on a single sample alone"
+            advice = "Pass jax.vmap(predict, in_axes=(None, 0))."
+            raise fail("predict", "take the parameters and the whole batch", actual, advice) from error
+        raise
+
+
+def _batch(predictions: Any, inputs: Any) -> bool:
+    shape = getattr(predictions, "shape", ())
+    return bool(shape) and shape[0] == inputs.shape[0]
+
+
+def _works(predict: Callable[[Any, Any], Any], params: PyTree, inputs: Array) -> bool:
+    """Whether this gives an array with an entry for every input; found out without computing anything."""
+    try:
+        return _batch(eqx.filter_eval_shape(predict, params, inputs), inputs)
+    except Exception:  # whatever the user's function raises means no
+        return False
+
+
+def _layers_that_ask_for_more(params: PyTree) -> list[str]:
+    """Names of layers that cannot be called on a sample alone: those that draw random numbers, or hold a state."""
+    kinds = (eqx.nn.Dropout, eqx.nn.BatchNorm, eqx.nn.SpectralNorm)
+    nodes = jax.tree_util.tree_leaves(params, is_leaf=lambda node: isinstance(node, kinds))
+    found = [node for node in nodes if isinstance(node, kinds)]
+    return sorted({type(node).__name__ for node in found if not (isinstance(node, eqx.nn.Dropout) and node.inference)})
