@@ -85,7 +85,7 @@ def _count_not_finite(array: jax.Array | np.ndarray) -> int:
         # A trace around this call is none of the business of values that are known.
         with jax.ensure_compile_time_eval():
             return int(_not_finite_on_device(array))
-    blocks = np.nditer(array, ["external_loop", "buffered", "zerosize_ok"], buffersize=BLOCK)
+    blocks: Any = np.nditer(array, ["external_loop", "buffered", "zerosize_ok"], buffersize=BLOCK)
     return sum(block.size - int(np.count_nonzero(np.isfinite(block))) for block in blocks)
 
 
