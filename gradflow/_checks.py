@@ -84,9 +84,16 @@ def _count_not_finite(array: jax.Array | np.ndarray) -> int:
     if isinstance(array, jax.Array):
         # A trace around this call is none of the business of values that are known.
         with jax.ensure_compile_time_eval():
-            return int(_not_finite_on_device(array))
-    blocks = np.nditer(array, ["external_loop", "buffered", "zerosize_ok"], buffersize=BLOCK)
+            return 0 if bool(_all_finite(array)) else int(_not_finite_on_device(array))
+    blocks: Any = np.nditer(array, ["external_loop", "buffered", "zerosize_ok"], buffersize=BLOCK)
     return sum(block.size - int(np.count_nonzero(np.isfinite(block))) for block in blocks)
+
+
+@jax.jit
+def _all_finite(array: jax.Array) -> jax.Array:
+    parts = (array.real, array.imag) if jnp.iscomplexobj(array) else (array,)
+    # The largest entry, which NaN is if there is one: unlike a mask it takes no memory.
+    return jnp.all(jnp.stack([jnp.isfinite(jnp.max(jnp.abs(part), initial=0)) for part in parts]))
 
 
 @jax.jit

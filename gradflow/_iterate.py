@@ -240,7 +240,9 @@ def begin_rule(setup: RuleSetup) -> RuleCarry:
     resumed = setup.resumed
     state = setup.rule.init(setup.start, setup.frozen) if resumed is None else resumed.state
     loss = setup.rule.loss(state, setup.frozen)
-    largest = GROWTH * jnp.maximum(jnp.abs(loss), 1)
+    # In half precision a factor of a million overflows.
+    factor = min(GROWTH, float(jnp.finfo(loss.dtype).max))
+    largest = jnp.asarray(factor, loss.dtype) * jnp.maximum(jnp.abs(loss), 1)
     k = jnp.asarray(0, setup.ks.dtype)
     if resumed is not None:
         k, largest = resumed.checkpoint.k.astype(k.dtype), resumed.checkpoint.largest_loss.astype(largest.dtype)

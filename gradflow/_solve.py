@@ -57,7 +57,8 @@ def solve(
       which is continued from its whole state and its time, whether it had reached its end or not.
     - `ts`: increasing save times `(T,)`. Integration starts at `flow.t0`, or where a continued run ended; the last one
       ends it.
-    - `observe`: name -> function of the parameters, evaluated at the save times during the run.
+    - `observe`: name -> function of the parameters, evaluated at the save times during the run; it gives an array or a
+      pytree of arrays.
     - `solver`: one of `gradflow.solvers`, or any diffrax solver with an error estimate. `None` chooses: `Automatic`,
       which takes an explicit method on short runs and the implicit multistep method `NDF` on all others; where the
       flow says that it oscillates or limits its steps, an explicit method alone; for problems with kinks, such as
@@ -71,7 +72,8 @@ def solve(
     - `progress`: show a bar. With or without one, a keyboard interrupt raises `SolveInterrupted` with the part computed
       so far.
     - `throw`: raise `SolveError`, which holds the partial result, when a run fails; otherwise return that result.
-      Inside `jit`, `vmap` or `grad` nothing can be raised: look at the status.
+      Inside `jit` and `vmap` nothing can be raised: there the final parameters, state and loss of a run that failed
+      are NaN, unless `throw` is false.
     - `key`: random key, for stochastic flows only. These take steps of fixed size, so `rtol` and `atol` play no part;
       `solver` is `gradflow.solvers.EulerMaruyama`, `SmallNoise` (the default where the flow is of second order),
       `SKROCK` (for stiff ones) or `FixedSteps`; `until` is looked at at the save times.

@@ -13,6 +13,7 @@ from gradflow import _checks
 from gradflow._iterate import RuleCheckpoint, iterate_to
 from gradflow._loop import valid_times
 from gradflow._solution import INVALID_TIMES, Solution, ended
+from gradflow._tree import check_start
 from gradflow._until import Until
 from gradflow.flows import AbstractStochasticFlow
 from gradflow.rules import AbstractRule
@@ -99,6 +100,8 @@ def solve_stochastic(
             raise _checks.fail("params", f"be parameters, or a Solution of a {type(flow).__name__}", actual)
         start, earlier = params.t_final.astype(ts.dtype), params.checkpoint.k
         key = params.checkpoint.key if key is None else key
+    elif _checks.is_concrete((flow, params)):
+        check_start(flow, params)
     if key is None:
         raise _checks.fail("key", "be a random key for a stochastic flow", "None", "For instance jax.random.key(0).")
     key = _checks.check_key(key)

@@ -11,7 +11,7 @@ from gradflow._checks import fail
 from gradflow._tree import method_of
 
 
-def call_model(params: PyTree, inputs: Shaped[Array, "m ..."]) -> Shaped[Array, "m ..."]:
+def call_model(params: PyTree, inputs: Shaped[Array, "m ..."]) -> Any:
     """Predictions of parameters that are called on one sample, as Equinox models are.
 
     **Raises** `ValueError` for parameters that cannot be called, and for layers that ask for a key or a state.
@@ -35,9 +35,7 @@ def call_model(params: PyTree, inputs: Shaped[Array, "m ..."]) -> Shaped[Array, 
         raise fail("params", "be callable on one sample alone when predict=None", actual, advice) from error
 
 
-def call_predict(
-    predict: Callable[[Any, Any], Any], params: PyTree, inputs: Shaped[Array, "m ..."]
-) -> Shaped[Array, "m ..."]:
+def call_predict(predict: Callable[[Any, Any], Any], params: PyTree, inputs: Shaped[Array, "m ..."]) -> Any:
     """`predict(params, inputs)`.
 
     **Raises** `ValueError` where it fails, but would not with its arguments swapped, or on one sample at a time.
