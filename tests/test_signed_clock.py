@@ -1,0 +1,56 @@
+"""Alternating flow of diagonal networks whose dormant features change the sign of their residual correlation."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import gradflow as gf
+
+LOG = 1000.0
+EXPLICIT = gf.solvers.Tsit5()
+
+
+def random_problem(seed, size=3):
+    """Correlated features: pulls change sign as others are learned."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(size + 2, size)) + 1.5 * rng.normal(size=(size + 2, 1))
+    return x, x @ rng.normal(size=size)
+
+
+def alternating(x, y, **options):
+    problem = gf.EmpiricalRisk(jnp.asarray(x), jnp.asarray(y), gf.losses.square, reduction="mean")
+    model = gf.models.DiagonalLinear(x.shape[1])
+    return problem, gf.alternating_flow(problem, model, -LOG, rounds=60, solver=EXPLICIT, **options)
+
+
+def check_limit(x, y):
+    limit = gf.theory.diagonal_saddles(x, y)
+    _, found = alternating(x, y, tolerance=1e-7)
+    assert len(found.times) == len(limit.times)
+    np.testing.assert_allclose(found.times, LOG * limit.times, rtol=0.02)
+    np.testing.assert_allclose(found.losses, limit.losses, atol=1e-4 * limit.losses[0])
+    for saddle, beta in zip(found.saddles, limit.predictors[1:], strict=True):
+        rows = np.asarray(saddle.neuron_weights())
+        np.testing.assert_allclose(rows[:, 0] * rows[:, 1], beta, atol=1e-2 * np.abs(limit.predictors).max())
+
+
+def test_dormant_feature_whose_pull_changes_sign_counts_back():
+    """The pull on the second feature is `-1.8` at first at first and `0.216` once the first, of pull 2.52, is learned, at
+    `t_1`: `t_2 = t_1 + (1 + 1.8 t_1) / 0.216`.
+    """
+    x = np.linalg.cholesky(np.array([[1.0, 0.8], [0.8, 1.0]])).T * np.sqrt(2)
+    _, found = alternating(x, x @ np.array([3.0, -0.6]))
+    first = 1 / 2.52
+    np.testing.assert_allclose(found.times, LOG * np.array([0, first, first + (1 + 1.8 * first) / 0.216]), rtol=1e-3)
+    assert found.activated == (0, 1)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_diagonal_problem(seed):
+    check_limit(*random_problem(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100))
+def test_random_diagonal_problems(seed):
+    check_limit(*random_problem(seed, 3 + seed % 3))
