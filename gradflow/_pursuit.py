@@ -62,9 +62,10 @@ def alternating_flow(
     changes sign and first counts back to zero; one that was active comes back with the other sign after twice `c_j`.
     For diagonal networks this is `gradflow.theory.diagonal_saddles`. A turn to a direction that is not opposite keeps
     `S_j` whole, which is an approximation for neurons that can learn several features. In degree 2,
-    `c_j = -log_norm_j`; in degree `k > 2`, `c_j = (|w_j|^(2 - k) - 1) / (k - 2)`, and since there turning takes as long as growing, times are right up to a
-    factor unless neurons start where they turn to. The active neurons pass at once what saddles they have among
-    themselves, as those of modular addition do, where one frequency makes way for the next. It is the flow
+    `c_j = -log_norm_j`; in degree `k > 2`, `c_j = (|w_j|^(2 - k) - 1) / (k - 2)`, and since there turning takes as long
+    as growing, times are right up to a factor unless neurons start where they turn to. The active neurons pass at once
+    what saddles they have among themselves, as those of modular addition do, where one frequency makes way for the
+    next. It is the flow
     `NeuronPolarFlow` with the pulls frozen between two jumps, and directions that turn at once.
 
     **Arguments**

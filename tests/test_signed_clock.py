@@ -7,7 +7,6 @@ import pytest
 import gradflow as gf
 
 LOG = 1000.0
-EXPLICIT = gf.solvers.Tsit5()
 
 
 def random_problem(seed, size=3):
@@ -20,7 +19,7 @@ def random_problem(seed, size=3):
 def alternating(x, y, **options):
     problem = gf.EmpiricalRisk(jnp.asarray(x), jnp.asarray(y), gf.losses.square, reduction="mean")
     model = gf.models.DiagonalLinear(x.shape[1])
-    return problem, gf.alternating_flow(problem, model, -LOG, rounds=60, solver=EXPLICIT, **options)
+    return problem, gf.alternating_flow(problem, model, -LOG, rounds=60, **options)
 
 
 def check_limit(x, y):
@@ -35,8 +34,9 @@ def check_limit(x, y):
 
 
 def test_dormant_feature_whose_pull_changes_sign_counts_back():
-    """The pull on the second feature is `-1.8` at first at first and `0.216` once the first, of pull 2.52, is learned, at
-    `t_1`: `t_2 = t_1 + (1 + 1.8 t_1) / 0.216`.
+    """The pull on the second feature is -1.8 at first, and 0.216 once the first, of pull 2.52, is learned at `t_1`.
+
+    So `t_2 = t_1 + (1 + 1.8 t_1) / 0.216`.
     """
     x = np.linalg.cholesky(np.array([[1.0, 0.8], [0.8, 1.0]])).T * np.sqrt(2)
     _, found = alternating(x, x @ np.array([3.0, -0.6]))
