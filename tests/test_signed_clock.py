@@ -23,9 +23,13 @@ def alternating(x, y, **options):
 
 
 def check_limit(x, y):
+    """All saddles up to the first of a loss below 1e-8 of that at zero, which convergence here does not resolve."""
     limit = gf.theory.diagonal_saddles(x, y)
     _, found = alternating(x, y, tolerance=1e-7)
-    assert len(found.times) == len(limit.times)
+    small = np.flatnonzero(limit.losses < 1e-8 * limit.losses[0])
+    last = small[0] + 1 if small.size else len(limit.losses)
+    limit = gf.theory.Saddles(limit.times[:last], limit.predictors[:last], limit.losses[:last])
+    assert len(found.times) == last
     np.testing.assert_allclose(found.times, LOG * limit.times, rtol=0.02)
     np.testing.assert_allclose(found.losses, limit.losses, atol=1e-4 * limit.losses[0])
     for saddle, beta in zip(found.saddles, limit.predictors[1:], strict=True):
