@@ -57,12 +57,15 @@ def alternating_flow(
     Neurons are dormant at first. Dormant ones turn to the nearest maximum of their correlation `U_j` with what the
     active ones leave unexplained, and meanwhile accumulate `S_j = degree * int U_j dt`. The first whose `S_j` reaches
     `c_j` wakes up, and the active neurons then follow gradient flow to convergence, which takes no time on this scale;
-    those that shrink to nothing are dormant again. (They are taken to turn at once: a neuron that is to come back with
-    the other sign, as in `gradflow.theory.diagonal_saddles`, first has to shrink to the size of its start, and comes
-    back later than this says.) In degree 2, `c_j = -log_norm_j`; in degree `k > 2`,
-    `c_j = (|w_j|^(2 - k) - 1) / (k - 2)`, and since there turning takes as long as growing, times are right up to a
-    factor unless neurons start where they turn to. The active neurons pass at once what saddles they have among
-    themselves, as those of modular addition do, where one frequency makes way for the next. It is the flow
+    those that shrink to nothing are dormant again. A neuron that has turned keeps an exponentially small share of the
+    direction it left, so the clock is signed: when the output of a dormant neuron turns to the opposite side, `S_j`
+    changes sign and first counts back to zero; one that was active comes back with the other sign after twice `c_j`.
+    For diagonal networks this is `gradflow.theory.diagonal_saddles`. A turn to a direction that is not opposite keeps
+    `S_j` whole, which is an approximation for neurons that can learn several features. In degree 2,
+    `c_j = -log_norm_j`; in degree `k > 2`, `c_j = (|w_j|^(2 - k) - 1) / (k - 2)`, and since there turning takes as long
+    as growing, times are right up to a factor unless neurons start where they turn to. The active neurons pass at once
+    what saddles they have among themselves, as those of modular addition do, where one frequency makes way for the
+    next. It is the flow
     `NeuronPolarFlow` with the pulls frozen between two jumps, and directions that turn at once.
 
     **Arguments**
@@ -103,7 +106,8 @@ def alternating_flow(
     # What a flow keeps of the first directions, and rounding may have lost: without it a direction that has turned all
     # the way to one label would stay there when another label is what is left.
     trace = float(np.sqrt(np.finfo(dtype).eps)) * units
-    grown, active = np.zeros(width), np.zeros(width, bool)
+    # `grown` is the clock on the side of the direction `sides`, the last one in which the neuron grew.
+    grown, active, sides = np.zeros(width), np.zeros(width, bool), units.copy()
     weights = np.zeros_like(rows)
     times, losses = [0.0], [float(problem(with_rows(model, jnp.zeros_like(neuron_rows(model)))))]
     saddles, activated, correlations, ended = [], [], [], "rounds"
@@ -122,7 +126,11 @@ def alternating_flow(
         units[dormant] = turned[dormant]
         speed = degree * values
         floor = 1e-6 * float(jnp.linalg.norm(labels))
-        waits = np.where(~active & (speed > floor), (thresholds - grown) / np.maximum(speed, floor), np.inf)
+        grows = ~active & (speed > floor)
+        overlaps = output_overlaps(problem, model, jnp.asarray(sides, dtype), jnp.asarray(units, dtype))
+        grown = np.where(grows & (np.asarray(overlaps) < 0), -grown, grown)
+        sides[grows] = units[grows]
+        waits = np.where(grows, (thresholds - grown) / np.maximum(speed, floor), np.inf)
         first = int(np.argmin(waits))
         if not np.isfinite(waits[first]):
             ended = "nothing grows"
@@ -136,6 +144,8 @@ def alternating_flow(
         asleep = active & (np.linalg.norm(weights, axis=1) < seed_norm)
         for j in np.flatnonzero(asleep):
             units[j] = weights[j] / max(np.linalg.norm(weights[j]), 1e-300)
+        # One that was active has outgrown its start by all of the threshold.
+        sides[asleep], grown[asleep] = units[asleep], thresholds[asleep]
         weights[asleep], active[asleep] = 0.0, False
         here = with_rows(model, jnp.asarray(weights, dtype))
         saddles.append(here)
@@ -243,6 +253,22 @@ class _NeuronCorrelation(eqx.Module):
     def __call__(self, row: Array, index: Any) -> Float[Array, ""]:
         rows = jnp.zeros_like(neuron_rows(self.model)).at[index].set(row)
         return self.correlation(with_rows(self.model, rows))
+
+
+@eqx.filter_jit
+def output_overlaps(
+    problem: EmpiricalRisk, model: PyTree, units: Float[Array, "width size"], others: Float[Array, "width size"]
+) -> Float[Array, " width"]:
+    """Inner products over the samples of the outputs of each neuron in two directions: negative on opposite sides."""
+
+    def outputs(row: Array, index: Array) -> Array:
+        return problem.predictions(with_rows(model, jnp.zeros_like(units).at[index].set(row)))
+
+    def overlap(given: tuple[Array, Array, Array]) -> Float[Array, ""]:
+        unit, other, index = given
+        return jnp.sum(outputs(unit, index) * outputs(other, index))
+
+    return jax.lax.map(overlap, (units, others, jnp.arange(units.shape[0])))
 
 
 def nearest_points(
