@@ -23,7 +23,7 @@ ROOT = pathlib.Path(gf.__file__).parent
 # except that a rule names its flows.
 WIDTH = ["_infinite_width", "_width_fluctuations"]
 RANKS = [
-    ["_checks", "_tree", "_linalg", "_conserved", "_polar", "_record", "_solution", "_until"],
+    ["_checks", "_code", "_tree", "_linalg", "_conserved", "_polar", "_record", "_solution", "_until"],
     ["problems"],
     ["models"],
     ["data"],

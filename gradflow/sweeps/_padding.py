@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from gradflow._record import bind, seen
-from gradflow._tree import Extents, PaddedRest, full_precision, join, split
+from gradflow._tree import Extents, split
 from gradflow.flows import AbstractFlow
 from gradflow.sweeps._digest import arrays_of, numbers, with_arrays
+from gradflow.sweeps._probe import CONSERVED, START, elsewhere, place, probe
 from gradflow.sweeps._program import Options, Padding
 
 
@@ -53,43 +53,16 @@ def what_changes(run: PyTree, shapes: list[tuple[int, ...]], options: Options) -
         return None
     try:
         padding = padding_of(run)
-        for narrow in (run, _elsewhere(run)):
-            own = _probe(narrow, options, None)
-            wide = _probe(_padded(narrow, shapes), options, padding)
+        where = place(0.5)
+        for narrow in (run, elsewhere(run)):
+            own = probe(narrow, options, None, where)
+            wide = probe(_padded(narrow, shapes), options, padding, where)
             for name, value in own.items():
                 if not _agree(value, wide[name], strict=name in (START, CONSERVED)):
                     return name
     except (AttributeError, IndexError, TypeError, ValueError):
         return "shapes that have to fit each other"
     return None
-
-
-START, CONSERVED = "the state at the start", "what is conserved"
-
-
-@eqx.filter_jit
-@full_precision
-def _probe(run: PyTree, options: Options, padding: Padding | None) -> dict[str, Any]:
-    """Everything that a run of a member is made of, at its start."""
-    what, params, observe = run
-    trainable, frozen = split(params)
-    if padding is not None:
-        frozen = PaddedRest(frozen, padding.widths)
-    state = what.init(trainable, frozen)
-    found: dict[str, Any] = {START: state}
-    watched = observe
-    if isinstance(what, AbstractFlow):
-        found["the derivative"] = what.vector_field(0.5 * (what.t0 + options.ts[-1]), state, frozen)
-        found[CONSERVED] = {name: q.value for name, q in what.conserved(state, frozen).items()}
-        watched = bind(observe, what, options.ts[0], state, frozen)
-    else:
-        found["a step"] = what.step(jnp.asarray(0), state, frozen)
-    found["the loss"] = what.loss(state, frozen)
-    full = join(what.params(state), frozen)
-    found |= {f"the observable {name!r}": fn(seen(fn, full)) for name, fn in watched.items()}
-    if options.until is not None:
-        found["the condition `until`"] = options.until.excess(full)
-    return found
 
 
 def _extents(tree: PyTree) -> Extents:
@@ -103,19 +76,6 @@ def _extent(leaf: Any) -> Int[Array, " axes"] | None:
 def _padded(run: PyTree, shapes: list[tuple[int, ...]]) -> PyTree:
     leaves = zip(arrays_of(run), shapes, strict=True)
     return with_arrays(run, [leaf if leaf.shape == shape else stacked([leaf], shape)[0] for leaf, shape in leaves])
-
-
-def _elsewhere(run: PyTree) -> PyTree:
-    """The member at a point where no symmetry of the start hides anything: every entry moved by its leaf's size."""
-    what, params, observe = run
-    trainable, frozen = split(params)
-    rng = np.random.default_rng(0)
-
-    def moved(leaf: Array) -> Array:
-        size = float(jnp.sqrt(jnp.mean(leaf.astype(float) ** 2))) or 0.3
-        return (leaf + 0.5 * size * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
-
-    return what, join(jax.tree_util.tree_map(moved, trainable), frozen), observe
 
 
 def _agree(narrow: PyTree, wide: PyTree, strict: bool) -> bool:

@@ -29,6 +29,8 @@ class Options(eqx.Module):
     until: Until | None
     max_steps: Array
     save_params: bool = eqx.field(static=True)
+    # Of all functions and what they refer to: a program is not used again after a global has changed.
+    code: str = eqx.field(static=True, default="")
 
 
 class Padding(eqx.Module):
