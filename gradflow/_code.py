@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.core
 import numpy as np
 
 DIALECT = f"{sys.implementation.cache_tag}-{sys.flags.optimize}"
@@ -31,9 +32,8 @@ LIBRARIES = tuple(
 """Where code lies that goes by its name: installed packages, and this one."""
 
 CHANGES_IN_PLACE = frozenset(
-    ("add", "append", "appendleft", "clear", "discard", "extend", "insert", "pop", "popitem", "popleft", "remove")
-    + ("reverse", "setdefault", "sort", "update")
-)
+    ("add", "append", "appendleft", "clear", "discard", "extend", "insert", "pop", "popitem", "popleft")
+) | frozenset(("remove", "reverse", "setdefault", "sort", "update"))
 """Methods of containers. What a function calls them on is its memory, such as a list of calls, and no part of it."""
 
 STARTS = frozenset(("__init__", "__new__", "__post_init__", "__setstate__", "__set_name__"))

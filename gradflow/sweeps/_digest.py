@@ -73,7 +73,7 @@ def measure(leaf: Any) -> list[float]:
 
 def _scaled(leaf: Any) -> tuple[np.ndarray, float, float]:
     """The entries as one vector over the largest of them, that one, and a count of those that are not finite."""
-    array = np.ravel(numbers(leaf))
+    array: Any = np.ravel(numbers(leaf))
     array = np.concatenate([array.real, array.imag]) if array.dtype.kind == "c" else array
     array = array.astype(float)
     kinds = 0.0

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from gradflow._code import DIALECT, code_of
-from gradflow._tree import split
+from gradflow._tree import join, split
 from gradflow.sweeps._digest import Digest, measure, numbers
 from gradflow.sweeps._members import PARTS, Roster
 from gradflow.sweeps._probe import CONSERVED, elsewhere, place, probe
@@ -184,16 +184,21 @@ def _looked_at(roster: Roster) -> list[int]:
 def _looks(run: PyTree, options: Options, afresh: bool) -> dict[str, Any] | None:
     """Measures of all that a probe finds, at the start and elsewhere, each with its change under rounding."""
     # A function that has not been seen before is traced again.
-    look: Any = eqx.filter_jit(functools.partial(probe.__wrapped__)) if afresh else probe
+    look: Any = probe
+    if afresh:
+        look = eqx.filter_jit(functools.partial(look.__wrapped__))
     found: dict[str, Any] = {}
     eps = _eps(run[1])
+    # Of the types that moved parameters have, so that all looks share a program.
+    run = (run[0], join(*split(run[1])), run[2])
     try:
         with jax.debug_nans(False), jax.debug_infs(False):
             for where, moved in ((place(0.0, 0, LATER[2]), run), (place(*LATER), elsewhere(run, 0.5, 1))):
                 at, near = look(moved, options, None, where), look(elsewhere(moved, 4 * eps, 2), options, None, where)
                 for name, value in at.items():
                     pairs = zip(*map(jax.tree_util.tree_leaves, (value, near[name])), strict=True)
-                    found.setdefault(NAMES.get(name, name.removeprefix("the ")), []).append(
+                    called = NAMES.get(name) or name.removeprefix("the ")
+                    found.setdefault(called, []).append(
                         [[*measure(a), _change(a, b), max(eps, _spacing(a)) ** 0.5] for a, b in pairs]
                     )
     except Exception:
