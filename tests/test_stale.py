@@ -16,6 +16,7 @@ from gradflow._code import code_of
 from gradflow.sweeps import _identity, _queue
 from gradflow.sweeps._checkpoint import Checkpoint
 from gradflow.sweeps._flight import Flight
+from gradflow.sweeps._store import kept
 
 SOURCE = """
 import functools
@@ -341,6 +342,45 @@ def test_a_store_costs_one_small_program_for_each_shape(tmp_path):
 
 def half_square(w):
     return 0.5 * jnp.sum(w**2)
+
+
+# Studies
+
+
+def test_a_part_of_a_study_is_taken_only_from_the_same_numbers(tmp_path):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return xr.Dataset({"a": ("x", [1.0])})
+
+    def take(slope, config=1):
+        starts = lambda: {"vector field": jnp.asarray([1.0, slope]), "loss": jnp.asarray(1.0)}  # noqa: E731
+        return kept(tmp_path / "a.zarr", {"n": config}, compute, starts, resume=True)
+
+    first = take(2.0)
+    xr.testing.assert_equal(take(2.0 * (1 + 1e-15)), first)
+    with pytest.raises(ValueError, match=r"with changes \(vector field: size 2.23607 -> "):
+        take(2.1)
+    with pytest.raises(ValueError, match="n: 1 -> 2"):
+        take(2.0, 2)
+    assert len(calls) == 1
+    gf.sweeps.write_dataset(first.drop_attrs().assign_attrs(part='{"n": 1}'), tmp_path / "a.zarr")
+    with pytest.raises(ValueError, match="another version of gradflow wrote"):
+        take(2.0)
+
+
+@pytest.mark.slow
+def test_a_study_on_other_data_is_refused(tmp_path):
+    """Of the same shape, number and labels; one entry differs."""
+    data = gf.data.digits(classes=(0, 1), n=12, centre=True, unit_norm=True, labels="pm1")
+    few = {"loss_names": ["square"], "widths": [2], "seeds": [0], "scales": [0.1], "rtol": 1e-2, "saves": 3}
+    few |= {"store": tmp_path / "a.zarr", "progress": False}
+    gf.studies.small_init((np.asarray(data.x), np.asarray(data.y)), **few)
+    other = np.array(data.x)
+    other[3, 20] += 1e-6
+    with pytest.raises(ValueError, match="data, models or observables: numbers of the flow or rule"):
+        gf.studies.small_init((other, np.asarray(data.y)), **few)
 
 
 # Code

@@ -207,6 +207,21 @@ def _looks(run: PyTree, options: Options, afresh: bool) -> dict[str, Any] | None
     return found
 
 
+def measured(quantities: dict[str, PyTree]) -> dict[str, Any]:
+    """Measures of quantities that a computation starts from, to be kept beside its results."""
+    eps = float(jnp.finfo(jnp.result_type(float)).eps)
+    return {
+        name: [[[*measure(a), 0.0, max(eps, _spacing(a)) ** 0.5] for a in jax.tree_util.tree_leaves(value)]]
+        for name, value in quantities.items()
+    }
+
+
+def measured_changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What differs between two of these, in words."""
+    changed = _probes_that_differ({"0": before}, {"0": after})
+    return [f"{name}: {change}" for name, (_, change) in changed]
+
+
 def _spacing(a: Any) -> float:
     return float(jnp.finfo(a.dtype).eps) if jnp.issubdtype(a.dtype, jnp.inexact) else 0.0
 

@@ -17,7 +17,7 @@ import xarray as xr
 import zarr
 
 from gradflow._checks import fail
-from gradflow.sweeps._identity import VERSION, Identity
+from gradflow.sweeps._identity import VERSION, Identity, measured, measured_changes
 
 FORMAT = "gradflow-1"
 IDENTITY = "identity"
@@ -63,11 +63,20 @@ def write_dataset(ds: xr.Dataset, path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def kept(
-    path: str | os.PathLike[str] | None, config: dict[str, Any], compute: Callable[[], xr.Dataset], *, resume: bool
+    path: str | os.PathLike[str] | None,
+    config: dict[str, Any],
+    compute: Callable[[], xr.Dataset],
+    starts: Callable[[], dict[str, Any]],
+    *,
+    resume: bool,
 ) -> xr.Dataset:
     """The part of a study that lies at `path`; computed and written where none does. `None` keeps nothing.
 
-    **Raises** `ValueError` for a part that was computed with another `config`, and where `write_dataset` does.
+    `starts`: quantities by name that the part starts from, such as a loss and a vector field. What lies there is taken
+    only if they come out the same.
+
+    **Raises** `ValueError` for a part that was computed with another `config` or from other numbers, for one of a
+    version that does not tell, and where `write_dataset` does.
     """
     if path is None:
         return compute()
@@ -75,10 +84,13 @@ def kept(
     if resume and _is_ours(target):
         found = open_store(target)
         _refuse(_changes(found.attrs.get("part", "{}"), json.dumps(config)), path)
+        if "part_starts" not in found.attrs:
+            raise _unknown(target)
+        _refuse(measured_changes(json.loads(found.attrs["part_starts"]), measured(starts())), path)
         return found
     _refuse_foreign(target)
     check_writable("store", target)
-    found = compute().assign_attrs(part=json.dumps(config))
+    found = compute().assign_attrs(part=json.dumps(config), part_starts=json.dumps(measured(starts())))
     write_dataset(found, target)
     return found
 
@@ -295,10 +307,14 @@ def _identity_in(path: pathlib.Path) -> Identity:
     except (OSError, ValueError, KeyError):
         kept = None
     if kept is None or kept.record["version"] != VERSION:
-        actual = f"{str(path)!r}, which another version of gradflow wrote, or which was copied without it"
-        advice = f"It can be read by gradflow.sweeps.open_store. {AFRESH}"
-        raise fail("store", "keep what tells its sweep from others in order to be resumed", actual, advice)
+        raise _unknown(path)
     return kept
+
+
+def _unknown(path: pathlib.Path) -> ValueError:
+    actual = f"{str(path)!r}, which another version of gradflow wrote, or which was copied without it"
+    advice = f"It can be read by gradflow.sweeps.open_store. {AFRESH}"
+    return fail("store", "keep what tells its numbers from others in order to be resumed", actual, advice)
 
 
 def _changes(old: str, new: str) -> list[str]:
