@@ -203,7 +203,7 @@ class _Reader:
 
     def _function(self, fn: types.FunctionType) -> None:
         code = fn.__code__
-        if code.co_filename.startswith("<@beartype"):  # a wrapper that checks arguments, of another text each time
+        if _is_check(code.co_filename) and hasattr(fn, "__wrapped__"):
             self.read(fn.__wrapped__)  # pyright: ignore[reportFunctionMemberAccess]
             return
         memory = frozenset()
@@ -348,6 +348,11 @@ def _is_library_file(name: str) -> bool:
     if name.startswith("<frozen"):
         return True
     return not name.startswith("<") and str(Path(name).resolve()).startswith(LIBRARIES)
+
+
+def _is_check(name: str) -> bool:
+    """Whether a wrapper checks arguments and does nothing else; whether there are such is up to a process."""
+    return name.startswith("<@beartype") or not {"beartype", "jaxtyping"}.isdisjoint(Path(name).parts)
 
 
 def _is_library_class(kind: type) -> bool:

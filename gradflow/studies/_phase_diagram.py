@@ -151,9 +151,13 @@ def _begun(problem: TeacherStudent, width: int, g: float, informed: bool) -> dic
     """What a part starts from: risk, field of the order parameters, and a step of SGD."""
     weights = (problem.informed if informed else problem.uninformed)(width, jax.random.key(0))
     first = problem.order_parameters(weights)
-    flow = OrderParameterFlow(problem.P, gamma_over_p=g, noise=problem.noise)
+    flow = OrderParameterFlow(problem.P, gamma_over_p=g, noise=float(problem.noise))
     step = OnePassSGD(problem, g, key=jax.random.key(1)).step(jnp.asarray(0), weights, None)
-    return {"risk": flow.risk(first), "vector field": flow.vector_field(flow.t0, first, None), "step": step}
+    return {
+        "risk": flow.risk(first),
+        "vector field": flow.vector_field(jnp.zeros(()), flow.init(first, None), None),
+        "step": step,
+    }
 
 
 def _against_sgd(

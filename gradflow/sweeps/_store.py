@@ -179,8 +179,10 @@ class Store:
         if alone and not np.any(found["status"].values != found["status"].attrs["flag_values"][0]):
             return False
         kept = _identity_in(self.path)
-        said = _changes(found.attrs["config"], template.attrs["config"])
-        _refuse(said or self._differences(kept), self.path)
+        old, new = found.attrs["config"], template.attrs["config"]
+        # Members of other grids are not the same ones.
+        comparable = json.loads(old)["axes"] == json.loads(new)["axes"]
+        _refuse(_changes(old, new) + (self._differences(kept) if comparable else []), self.path)
         self.found = found
         return True
 
