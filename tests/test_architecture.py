@@ -27,6 +27,7 @@ RANKS = [
     ["_checks"],
     ["stores"],
     [
+        "_code",
         "_tree",
         "_linalg",
         "_conserved",

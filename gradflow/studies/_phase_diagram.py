@@ -96,7 +96,12 @@ def phase_diagram(
     ts = np.geomspace(1, horizon, saves)
     sizes: dict[str, Any] = {"units": units, "width": width}
     config = sizes | {"starts": list(starts), "noise": float(noise), "rtol": rtol, "ts": ts.tolist()}
-    begun = parts.get("starts", config, lambda: _uninformed(starts, ts, units, width, noise, rtol))
+    begun = parts.get(
+        "starts",
+        config,
+        lambda: _uninformed(starts, ts, units, width, noise, rtol),
+        lambda: _begun(TeacherStudent.orthogonal(int(min(starts)), units, noise=noise), width, 1.0, False),
+    )
     options: dict[str, Any] = {"rtol": rtol, "progress": progress, "saves": saves, "resume": resume}
     computed = phase_map(rates=rates, noises=noises, horizon=horizon, **sizes, **options, store=parts.path("map"))
     # Close to its plateau the risk falls like t^-2 only.
@@ -132,8 +137,27 @@ class _Parts(NamedTuple):
     def path(self, name: str) -> pathlib.Path | None:
         return None if self.folder is None else pathlib.Path(self.folder) / f"{name}.zarr"
 
-    def get(self, name: str, config: dict[str, Any], compute: Callable[[], xr.Dataset]) -> xr.Dataset:
-        return kept(self.path(name), config, compute, resume=self.resume)
+    def get(
+        self,
+        name: str,
+        config: dict[str, Any],
+        compute: Callable[[], xr.Dataset],
+        starts: Callable[[], dict[str, Any]],
+    ) -> xr.Dataset:
+        return kept(self.path(name), config, compute, starts, resume=self.resume)
+
+
+def _begun(problem: TeacherStudent, width: int, g: float, informed: bool) -> dict[str, Any]:
+    """What a part starts from: risk, field of the order parameters, and a step of SGD."""
+    weights = (problem.informed if informed else problem.uninformed)(width, jax.random.key(0))
+    first = problem.order_parameters(weights)
+    flow = OrderParameterFlow(problem.P, gamma_over_p=g, noise=float(problem.noise))
+    step = OnePassSGD(problem, g, key=jax.random.key(1)).step(jnp.asarray(0), weights, None)
+    return {
+        "risk": flow.risk(first),
+        "vector field": flow.vector_field(jnp.zeros(()), flow.init(first, None), None),
+        "step": step,
+    }
 
 
 def _against_sgd(
@@ -160,7 +184,9 @@ def _against_sgd(
                 config = {"units": units, "width": width, "noise": float(noise), "seeds": seeds, "rtol": rtol}
                 config |= {"span": float(spans[name]), "exponent": region.exponent, "dim": int(dim)}
                 compute = functools.partial(_cell, region, name, **{**config, "dim": int(dim)})
-                row.append(parts.get(f"sgd-{region.exponent:g}-{int(dim)}", config, compute))
+                problem = TeacherStudent.orthogonal(int(dim), units, noise=noise)
+                begun = functools.partial(_begun, problem, width, region.gamma_over_p(int(dim)), True)
+                row.append(parts.get(f"sgd-{region.exponent:g}-{int(dim)}", config, compute, begun))
                 bar.update()
             rows.append(xr.concat(row, "dim", combine_attrs="drop"))
     found = xr.concat(rows, "exponent", combine_attrs="drop")

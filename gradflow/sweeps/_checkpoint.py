@@ -18,10 +18,13 @@ COST = 0.05
 
 
 class Checkpoint:
-    """The flights of one group of members, in a file that is replaced as a whole."""
+    """The flights of one group of members, in a file that is replaced as a whole.
 
-    def __init__(self, path: pathlib.Path):
-        self.path, self._next = path, time.monotonic()
+    `tag`: of the sweep, its settings included. A file with another one is left from another computation.
+    """
+
+    def __init__(self, path: pathlib.Path, tag: str = ""):
+        self.path, self._tag, self._next = path, tag, time.monotonic()
 
     def due(self) -> bool:
         return time.monotonic() >= self._next
@@ -34,7 +37,7 @@ class Checkpoint:
         with unfinished.open("wb") as file:
             leaves = jax.tree_util.tree_leaves(flights)
             arrays: dict[str, Any] = {f"leaf{i}": _bits(leaf) for i, leaf in enumerate(leaves)}
-            np.savez(file, **arrays)
+            np.savez(file, tag=np.array(self._tag), **arrays)
         os.replace(unfinished, self.path)
         now = time.monotonic()
         self._next = now + (now - began) / COST
@@ -44,7 +47,9 @@ class Checkpoint:
         leaves, structure = jax.tree_util.tree_flatten(blank)
         try:
             with np.load(self.path) as kept:
-                found = [kept[name] for name in kept.files]
+                if str(kept["tag"]) != self._tag:
+                    return blank
+                found = [kept[name] for name in kept.files if name != "tag"]
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
             return blank
         shapes = [(array.shape, array.dtype) for array in found]

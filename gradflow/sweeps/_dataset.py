@@ -20,7 +20,6 @@ from gradflow._record import bind, seen
 from gradflow._solution import STATUS, Solution
 from gradflow._tree import flatten, join, split
 from gradflow.flows import AbstractFlow
-from gradflow.sweeps._digest import fingerprint
 from gradflow.sweeps._members import Roster
 from gradflow.sweeps._padding import corner
 from gradflow.sweeps._program import Options
@@ -153,7 +152,7 @@ def template(
 
 
 def configuration(grid: dict[str, np.ndarray], roster: Roster, options: Options) -> dict[str, Any]:
-    """What decides about the numbers, and so about resuming."""
+    """The settings that decide about the numbers, and so about resuming; see `_identity` for all else."""
     control, until = options.control, options.until
     # Named where they are given only: stores written before there were any stay valid.
     limits = {"jumps": options.jumps, "longest_step": options.longest_step}
@@ -163,21 +162,18 @@ def configuration(grid: dict[str, np.ndarray], roster: Roster, options: Options)
         "rtol": float(control.rtol),
         "atol": None if control.atol is None else float(control.atol),
         "solver": type(options.solver).__name__,
-        "solver_options": fingerprint([options.solver]),
         "until": None if until is None else [until.sign, float(until.value)],
-        "until_fn": None if until is None else fingerprint([until.fn]),
         "max_steps": int(options.max_steps),
         "save_params": options.save_params,
         "observe": sorted(roster.kinds[0].run[2]),
-        "members": roster.fingerprint,
+        "dtype": _dtype(roster),
+        "x64": bool(jax.config.read("jax_enable_x64")),
     }
 
 
 def _provenance(roster: Roster, options: Options, config: dict[str, Any]) -> dict[str, Any]:
     import importlib.metadata
 
-    flowing = [jax.tree_util.tree_leaves(split(kind.run[1])[0]) for kind in roster.kinds]
-    kinds = sorted({str(leaf.dtype) for leaves in flowing for leaf in leaves})
     device = jax.local_devices()[0]
     packages = ("gradflow-jax", "jax", "jaxlib", "diffrax", "equinox", "numpy")
     return {
@@ -187,13 +183,18 @@ def _provenance(roster: Roster, options: Options, config: dict[str, Any]) -> dic
         "solver": config["solver"],
         "rtol": config["rtol"],
         "atol": "scaled to the state" if options.control.atol is None else float(options.control.atol),
-        "dtype": "/".join(kinds),
+        "dtype": config["dtype"],
         "device": f"{device.platform}: {device.device_kind}",
         "python": platform.python_version(),
         "versions": json.dumps({name: _version(importlib.metadata.version, name) for name in packages}),
         "commit": _commit(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def _dtype(roster: Roster) -> str:
+    flowing = [jax.tree_util.tree_leaves(split(kind.run[1])[0]) for kind in roster.kinds]
+    return "/".join(sorted({str(leaf.dtype) for leaves in flowing for leaf in leaves}))
 
 
 def _commit() -> str:

@@ -1,7 +1,11 @@
-"""What members are made of: their arrays, whether two are equal, and a hash of every number."""
+"""What members are made of: their arrays, whether two are equal, a hash of every number, and sketches of them.
 
+A hash tells whether numbers are the same to the bit, which they are where they are computed on the same machine. A
+sketch tells whether they are the same within rounding.
+"""
+
+import functools
 import hashlib
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,49 +19,82 @@ HELD = 64
 """Arrays that are remembered by identity, and so kept alive."""
 
 
+BLOCK = 2**16
+"""Entries of an array that get signs of their own in a sketch; blocks get one more sign each."""
+
+
 class Digest:
-    """A hash of all that pytrees are made of: structure, names of functions, every number in every array."""
+    """A hash of every number in arrays, and sketches of these."""
 
-    def __init__(self) -> None:
-        self._hash, self._seen = hashlib.sha256(), {}
+    def __init__(self, sketches: bool = True) -> None:
+        self._hash, self._seen, self._sketches = hashlib.sha256(), {}, sketches
 
-    def add(self, tree: PyTree) -> None:
-        self.add_parts(text_of(tree), arrays_of(tree))
-
-    def add_parts(self, text: bytes, leaves: Iterable[Any]) -> None:
-        """The same, from the `text_of` a pytree and its arrays."""
-        self._hash.update(text)
-        for leaf in leaves:
-            self._hash.update(self._of(leaf))
+    def add(self, leaves: Iterable[Any]) -> tuple[float, float]:
+        """Adds arrays; returns the sketch of them all: weighted means of their directions and sizes."""
+        direction, size, weights = 0.0, 0.0, 0.0
+        for i, leaf in enumerate(leaves):
+            hashed, (along, norm) = self._of(leaf)
+            self._hash.update(hashed)
+            # Irrational weights, so that what two arrays gain and lose does not cancel.
+            weight = (i + 2.0) ** 0.5
+            direction, weights = direction + weight * along, weights + weight
+            size += weight * (np.log(norm) if norm > 0 else -1e3)
+        return float(direction / (weights or 1.0)), float(size / (weights or 1.0))
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()[:16]
 
-    def _of(self, leaf: Any) -> bytes:
+    def _of(self, leaf: Any) -> tuple[bytes, tuple[float, float]]:
         if leaf.nbytes < 4096:
-            return _hashed(leaf)
+            return _hashed(leaf), self._sketch(leaf)
         # Large arrays that come again are hashed once; they are held, so that their numbers stay theirs.
         if id(leaf) not in self._seen:
             if len(self._seen) >= HELD:
                 self._seen.clear()
-            self._seen[id(leaf)] = leaf, _hashed(leaf)
+            self._seen[id(leaf)] = leaf, (_hashed(leaf), self._sketch(leaf))
         return self._seen[id(leaf)][1]
 
-
-def fingerprint(trees: Iterable[PyTree]) -> str:
-    """The digest of several pytrees."""
-    digest = Digest()
-    for tree in trees:
-        digest.add(tree)
-    return digest.hexdigest()
+    def _sketch(self, leaf: Any) -> tuple[float, float]:
+        return _sketch(leaf) if self._sketches else (0.0, 0.0)
 
 
-def text_of(tree: PyTree) -> bytes:
-    """All of a pytree but its numbers."""
-    arrays, static = eqx.partition(tree, eqx.is_array)
-    text = repr(jax.tree_util.tree_structure(arrays)) + repr(jax.tree_util.tree_leaves(static))
-    # Addresses of function objects differ from one process to the next.
-    return re.sub(r"0x[0-9a-f]+", "", text).encode()
+def _sketch(leaf: Any) -> tuple[float, float]:
+    """A random sum of the entries over their norm, and the norm."""
+    array, largest, _ = _scaled(leaf)
+    norm = float(np.linalg.norm(array))
+    return (_signed_sum(array, 0) / norm if norm > 0 else 0.0), largest * norm
+
+
+def measure(leaf: Any) -> list[float]:
+    """Norm of an array, two random sums of its entries, and a count of what is not finite."""
+    array, largest, bad = _scaled(leaf)
+    return [largest * float(np.linalg.norm(array)), *(largest * _signed_sum(array, seed) for seed in (0, 1)), bad]
+
+
+def _scaled(leaf: Any) -> tuple[np.ndarray, float, float]:
+    """The entries as one vector over the largest of them, that one, and a count of those that are not finite."""
+    array: Any = np.ravel(numbers(leaf))
+    array = np.concatenate([array.real, array.imag]) if array.dtype.kind == "c" else array
+    array = array.astype(float)
+    kinds = 0.0
+    if not np.all(np.isfinite(array)):
+        kinds = float(np.sum(np.isnan(array)) + 2**0.5 * np.sum(array == np.inf) + 3**0.5 * np.sum(array == -np.inf))
+        array = np.where(np.isfinite(array), array, 0.0)
+    largest = float(np.max(np.abs(array), initial=0.0)) or 1.0
+    return array / largest, largest, kinds
+
+
+def _signed_sum(array: np.ndarray, seed: int) -> float:
+    signs = _signs(seed)
+    if array.size <= BLOCK:
+        return float(np.dot(array, signs[: array.size]))
+    blocks = [np.dot(array[i : i + BLOCK], signs[: array.size - i]) for i in range(0, array.size, BLOCK)]
+    return float(np.dot(blocks, np.resize(_signs(seed + 2), len(blocks))))
+
+
+@functools.cache
+def _signs(seed: int) -> np.ndarray:
+    return 1.0 - 2.0 * np.random.default_rng(seed).integers(0, 2, BLOCK)
 
 
 def numbers(leaf: Any) -> np.ndarray:

@@ -21,10 +21,14 @@ from gradflow._tree import choose, split
 from gradflow.flows import AbstractFlow
 from gradflow.models._parametrisation import Multipliers
 from gradflow.rules import AbstractRule
-from gradflow.sweeps._digest import HELD, Digest, arrays_of, equal, text_of, with_arrays
+from gradflow.sweeps._digest import HELD, Digest, arrays_of, equal, with_arrays
 
 KEPT = 256 * 2**20
 """Bytes of members that are kept rather than built again."""
+
+
+PARTS = ("flow or rule", "start", "observables")
+"""What a member consists of."""
 
 
 class Kind(NamedTuple):
@@ -44,7 +48,7 @@ class Form(NamedTuple):
     kind: int
     sources: list[Any]  # of every array: which leaf of a member it is, or the array itself where all share it
     flowing: list[int]  # which of the arrays are parameters that flow
-    text: bytes  # all but the numbers
+    parts: tuple[slice, slice, slice]  # the arrays of the flow or rule, of the parameters, of the observables
 
 
 class Roster:
@@ -56,6 +60,7 @@ class Roster:
         axes: Mapping[str, Iterable[Any]],
         observe: Callable[[Any], dict[str, Any]],
         trainable: Any = None,
+        sketches: bool = True,
     ):
         self._build, self._observe, self._trainable = build, observe, trainable
         self._axes = {name: list(values) for name, values in axes.items()}
@@ -69,7 +74,8 @@ class Roster:
         self._forms: dict[Any, Form] = {}
         self._kept: dict[int, list[Any]] = {}
         self._converted: dict[int, tuple[Any, Any]] = {}
-        self._digest, room = Digest(), KEPT
+        self._digests, room = {name: Digest(sketches) for name in PARTS}, KEPT
+        self.sketches: list[list[tuple[float, float]]] = []  # of every member, part by part
         for number in range(len(self.places)):
             form, leaves = self._make(number)
             kind = self.kinds[form.kind]
@@ -82,14 +88,15 @@ class Roster:
                 else:
                     kind.differs[i] = True
                     room -= leaf.nbytes
-            self._digest.add_parts(form.text, leaves)
+            pairs = zip(self._digests.values(), form.parts, strict=True)
+            self.sketches.append([digest.add(leaves[part]) for digest, part in pairs])
             if room >= 0:
                 self._kept[number] = leaves
 
     @property
-    def fingerprint(self) -> str:
-        """A hash of all that the members are made of."""
-        return self._digest.hexdigest()
+    def hashes(self) -> dict[str, str]:
+        """Hashes of all numbers that the members are made of, by part."""
+        return {name: digest.hexdigest() for name, digest in self._digests.items()}
 
     def leaves(self, number: int) -> list[Any]:
         """The arrays of a member, in the order of the leaves of its kind."""
@@ -144,8 +151,10 @@ class Roster:
         spread = jax.tree_util.tree_leaves(_with_widths(jax.tree_util.tree_unflatten(structure, places)))
         sources = [leaf.index if isinstance(leaf, _Place) else leaf for leaf in spread if _is_source(leaf)]
         before = len(arrays_of(run[0]))
+        after = before + len(arrays_of(run[1]))
+        parts = slice(before), slice(before, after), slice(after, None)
         flowing = [before + i for i, leaf in enumerate(arrays_of(run[1])) if eqx.is_inexact_array(leaf)]
-        return Form(self._by_signature[shape], sources, flowing, text_of(run))
+        return Form(self._by_signature[shape], sources, flowing, parts)
 
     def _check_values(self, flow: AbstractFlow, params: PyTree, flowing: list[Any]) -> None:
         self.latest = max(self.latest, float(flow.t0))
@@ -174,6 +183,8 @@ def signature(run: PyTree) -> Any:
         hash(rest)
     except TypeError:
         rest = tuple(id(leaf) for leaf in rest)
+    # One equals True and 1.0.
+    rest = tuple((type(leaf), leaf) for leaf in rest)
     return jax.tree_util.tree_structure(arrays), jax.tree_util.tree_structure(static), shapes, rest
 
 
@@ -196,7 +207,7 @@ def _trait(leaf: Any) -> Any:
         hash(leaf)
     except TypeError:
         return id(leaf)
-    return leaf
+    return type(leaf), leaf  # one equals True and 1.0
 
 
 def _size(flowing: list[Any]) -> float:

@@ -11,12 +11,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree, Scalar
+from jaxtyping import Array, Int, PyTree
 
-from gradflow._record import bind, seen
-from gradflow._tree import Chosen, Extents, PaddedRest, full_precision, join, split
+from gradflow._tree import Extents, split
 from gradflow.flows import AbstractFlow
 from gradflow.sweeps._digest import arrays_of, numbers, with_arrays
+from gradflow.sweeps._probe import CONSERVED, START, elsewhere, place, probe
 from gradflow.sweeps._program import Options, Padding
 
 
@@ -53,11 +53,10 @@ def what_changes(run: PyTree, shapes: list[tuple[int, ...]], options: Options) -
         return None
     try:
         padding = padding_of(run)
-        for relative, absolute, progress in PROBES:
-            narrow = _elsewhere(run, relative, absolute)
-            now = jnp.asarray(progress, options.ts.dtype)
-            own = _probe(narrow, options, None, now)
-            wide = _probe(_padded(narrow, shapes), options, padding, now)
+        for relative, absolute, share in PROBES:
+            narrow, where = elsewhere(run, relative, absolute=absolute), place(share)
+            own = probe(narrow, options, None, where)
+            wide = probe(_padded(narrow, shapes), options, padding, where)
             for name, value in own.items():
                 if not _agree(value, wide[name], strict=name in (START, CONSERVED)):
                     return name
@@ -66,37 +65,10 @@ def what_changes(run: PyTree, shapes: list[tuple[int, ...]], options: Options) -
     return None
 
 
-START, CONSERVED = "the state at the start", "what is conserved"
 PROBES = ((0.0, 0.0, 0.0), (0.5, 0.0, 0.5), (3.0, 0.0, 0.3), (0.0, 1.0, 0.9))
 """Where padding is tried: how far from the start, in sizes of each leaf and in absolute terms, and how far into the
 run. What looks at shapes may vanish at the start, at one time, or within bounds that training leaves: from a small
 start weights grow to order one."""
-
-
-@eqx.filter_jit
-@full_precision
-def _probe(run: PyTree, options: Options, padding: Padding | None, progress: Scalar) -> dict[str, Any]:
-    """Everything that a run of a member is made of, at its parameters and a time within the run."""
-    what, params, observe = run
-    trainable, frozen = split(params)
-    if padding is not None:
-        frozen = PaddedRest(frozen, padding.widths)
-    state = what.init(trainable, frozen)
-    found: dict[str, Any] = {START: state}
-    watched = observe
-    if isinstance(what, AbstractFlow):
-        t = what.t0 + progress * (options.ts[-1] - what.t0)
-        found["the derivative"] = what.vector_field(t, state, frozen)
-        found[CONSERVED] = {name: q.value for name, q in what.conserved(state, frozen).items()}
-        watched = bind(observe, what, t, state, frozen)
-    else:
-        found["a step"] = what.step(jnp.asarray(0), state, frozen)
-    found["the loss"] = what.loss(state, frozen)
-    full = join(what.params(state), frozen)
-    found |= {f"the observable {name!r}": fn(seen(fn, full)) for name, fn in watched.items()}
-    if options.until is not None:
-        found["the condition `until`"] = options.until.excess(full)
-    return found
 
 
 def _extents(tree: PyTree) -> Extents:
@@ -110,21 +82,6 @@ def _extent(leaf: Any) -> Int[Array, " axes"] | None:
 def _padded(run: PyTree, shapes: list[tuple[int, ...]]) -> PyTree:
     leaves = zip(arrays_of(run), shapes, strict=True)
     return with_arrays(run, [leaf if leaf.shape == shape else stacked([leaf], shape)[0] for leaf, shape in leaves])
-
-
-def _elsewhere(run: PyTree, relative: float, absolute: float) -> PyTree:
-    """The member at a point where no symmetry of the start hides anything: every entry moved at random, by a multiple
-    of its leaf's size and by an absolute amount."""
-    what, params, observe = run
-    trainable, frozen = split(params)
-    rng = np.random.default_rng(0)
-
-    def moved(leaf: Array) -> Array:
-        size = float(jnp.sqrt(jnp.mean(leaf.astype(float) ** 2))) or 0.3
-        return (leaf + (relative * size + absolute) * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
-
-    whole = join(jax.tree_util.tree_map(moved, trainable), frozen)
-    return what, Chosen(whole, params.held) if isinstance(params, Chosen) else whole, observe
 
 
 def _agree(narrow: PyTree, wide: PyTree, strict: bool) -> bool:

@@ -31,6 +31,8 @@ class Options(eqx.Module):
     save_params: bool = eqx.field(static=True)
     jumps: Array | None = None
     longest_step: Array | None = None
+    # Of all functions and what they refer to: a program is not used again after a global has changed.
+    code: str = eqx.field(static=True, default="")
 
 
 class Padding(eqx.Module):

@@ -17,8 +17,12 @@ import xarray as xr
 import zarr
 
 from gradflow._checks import fail
+from gradflow.sweeps._identity import VERSION, Identity, measured, measured_changes
 
 FORMAT = "gradflow-1"
+IDENTITY = "identity"
+"""Group within a store that holds what tells its sweep from others."""
+AFRESH = "Use another path, or start this one over with resume=False (--fresh on the command line)."
 CHUNK = 64
 """Members along the last axis in one chunk, at most."""
 
@@ -59,22 +63,34 @@ def write_dataset(ds: xr.Dataset, path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def kept(
-    path: str | os.PathLike[str] | None, config: dict[str, Any], compute: Callable[[], xr.Dataset], *, resume: bool
+    path: str | os.PathLike[str] | None,
+    config: dict[str, Any],
+    compute: Callable[[], xr.Dataset],
+    starts: Callable[[], dict[str, Any]],
+    *,
+    resume: bool,
 ) -> xr.Dataset:
     """The part of a study that lies at `path`; computed and written where none does. `None` keeps nothing.
 
-    **Raises** `ValueError` for a part that was computed with another `config`, and where `write_dataset` does.
+    `starts`: quantities by name that the part starts from, such as a loss and a vector field. What lies there is taken
+    only if they come out the same.
+
+    **Raises** `ValueError` for a part that was computed with another `config` or from other numbers, for one of a
+    version that does not tell, and where `write_dataset` does.
     """
     if path is None:
         return compute()
     target = pathlib.Path(path)
     if resume and _is_ours(target):
         found = open_store(target)
-        _refuse_changes({"config": found.attrs.get("part", "{}")}, {"config": json.dumps(config)}, path)
+        _refuse(_changes(found.attrs.get("part", "{}"), json.dumps(config)), path)
+        if "part_starts" not in found.attrs:
+            raise _unknown(target)
+        _refuse(measured_changes(json.loads(found.attrs["part_starts"]), measured(starts())), path)
         return found
     _refuse_foreign(target)
     check_writable("store", target)
-    found = compute().assign_attrs(part=json.dumps(config))
+    found = compute().assign_attrs(part=json.dumps(config), part_starts=json.dumps(measured(starts())))
     write_dataset(found, target)
     return found
 
@@ -117,8 +133,17 @@ class Store:
     Several processes may fill one store, each its own chunks. Every run leaves a record of what it took.
     """
 
-    def __init__(self, path: str | os.PathLike[str], template: xr.Dataset, *, resume: bool, alone: bool = True):
-        self.path = pathlib.Path(path)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        template: xr.Dataset,
+        identity: Identity,
+        differences: Callable[[Identity], list[str]],
+        *,
+        resume: bool,
+        alone: bool = True,
+    ):
+        self.path, self._differences = pathlib.Path(path), differences
         self.found: xr.Dataset | None = None
         self.beside = _beside(self.path)
         self._names = [str(name) for name in template.data_vars]
@@ -137,7 +162,7 @@ class Store:
             sizes = [length.get(str(dim), size) for dim, size in variable.sizes.items()]
             encoding[name] = {"chunks": tuple(sizes)} if sizes else {}
         try:
-            _create(template, self.path, encoding, replace=alone)
+            _create(template, self.path, encoding, replace=alone, identity=identity)
         except OSError:
             # Another process was faster.
             if alone or not self._find(template, alone):
@@ -153,7 +178,11 @@ class Store:
             raise fail("store", "hold a sweep in order to be resumed", actual)
         if alone and not np.any(found["status"].values != found["status"].attrs["flag_values"][0]):
             return False
-        _refuse_changes(found.attrs, template.attrs, self.path)
+        kept = _identity_in(self.path)
+        old, new = found.attrs["config"], template.attrs["config"]
+        # Members of other grids are not the same ones.
+        comparable = json.loads(old)["axes"] == json.loads(new)["axes"]
+        _refuse(_changes(old, new) + (self._differences(kept) if comparable else []), self.path)
         self.found = found
         return True
 
@@ -229,11 +258,22 @@ def check_writable(argument: str, path: str | os.PathLike[str]) -> None:
         raise fail(argument, "be a path that can be written", actual, "Choose another folder.") from error
 
 
-def _create(ds: xr.Dataset, path: pathlib.Path, encoding: dict[str, Any], replace: bool = True) -> None:
+def _create(
+    ds: xr.Dataset,
+    path: pathlib.Path,
+    encoding: dict[str, Any],
+    replace: bool = True,
+    identity: Identity | None = None,
+) -> None:
     """Writes a store beside its place and moves it there, so that what stands there can always be opened."""
     unfinished = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     # Format 2: fixed-length strings, which coordinates such as the name of a loss are, have no place in format 3.
     ds.to_zarr(unfinished, mode="w", zarr_format=2, encoding=encoding)
+    if identity is not None:
+        group: Any = zarr.open_group(unfinished, mode="r+")
+        group = group.create_group(IDENTITY, attributes={"record": json.dumps(identity.record)})
+        group.create_array("sketches", data=identity.sketches)
+        zarr.consolidate_metadata(str(unfinished))
     if replace and path.exists():
         shutil.rmtree(path)
     try:
@@ -261,23 +301,40 @@ def _is_empty(path: pathlib.Path) -> bool:
     return path.is_dir() and not any(path.iterdir())
 
 
-def _refuse_changes(old: dict[str, Any], new: dict[str, Any], path: Any) -> None:
-    before, after = json.loads(old["config"]), json.loads(new["config"])
+def _identity_in(path: pathlib.Path) -> Identity:
+    """What a store keeps about what it holds; complains about stores that do not."""
+    try:
+        group: Any = zarr.open_group(path / IDENTITY, mode="r")
+        kept = Identity(json.loads(group.attrs["record"]), group["sketches"][...])
+    except (OSError, ValueError, KeyError):
+        kept = None
+    if kept is None or kept.record["version"] != VERSION:
+        raise _unknown(path)
+    return kept
+
+
+def _unknown(path: pathlib.Path) -> ValueError:
+    actual = f"{str(path)!r}, which another version of gradflow wrote, or which was copied without it"
+    advice = f"It can be read by gradflow.sweeps.open_store. {AFRESH}"
+    return fail("store", "keep what tells its numbers from others in order to be resumed", actual, advice)
+
+
+def _changes(old: str, new: str) -> list[str]:
+    """What differs between two configurations, in words."""
+    before, after = json.loads(old), json.loads(new)
     # As text, since the order of the axes counts.
     names = sorted(before.keys() | after.keys())
     changed = [name for name in names if json.dumps(before.get(name)) != json.dumps(after.get(name))]
-    if changed:
-        what = "; ".join(_change(name, before.get(name), after.get(name)) for name in changed)
-        advice = "Use another path, or start this one over with resume=False (--fresh on the command line)."
-        raise fail(
-            "store", "hold the same sweep in order to be resumed", f"{str(path)!r} with changes ({what})", advice
-        )
+    return [_change(name, before.get(name), after.get(name)) for name in changed]
+
+
+def _refuse(changes: list[str], path: Any) -> None:
+    if changes:
+        actual = f"{str(path)!r} with changes ({'; '.join(changes)})"
+        raise fail("store", "hold the same sweep in order to be resumed", actual, AFRESH)
 
 
 def _change(name: str, before: Any, after: Any) -> str:
-    hashed = {"members": "data, models or observables", "until_fn": "function of until", "solver_options": "solver"}
-    if name in hashed:
-        return hashed[name]
     if isinstance(before, dict) and isinstance(after, dict):
         keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
         said = [f"{name}[{key!r}]: {_short(before.get(key))} -> {_short(after.get(key))}" for key in keys]

@@ -1,5 +1,6 @@
 """`sweep`: a grid of flows or rules, kept in flight a few at a time and returned as one labelled data set."""
 
+import dataclasses
 import functools
 import inspect
 import time
@@ -23,6 +24,7 @@ from gradflow.sweeps._checkpoint import Checkpoint
 from gradflow.sweeps._dataset import MISSING, TAKEN, configuration, put, row_of, template
 from gradflow.sweeps._flight import local_mesh
 from gradflow.sweeps._groups import Group, group_members, stack
+from gradflow.sweeps._identity import codes_of, differences, identity_of
 from gradflow.sweeps._launch import check_share, launch_jobs
 from gradflow.sweeps._members import Roster
 from gradflow.sweeps._memory import Plan, announcement, plan
@@ -122,13 +124,20 @@ def sweep(
         how |= {"jumps": jumps, "longest_step": longest_step, "trainable": trainable}
         return launch_jobs(launch, jobs, sweep, (build, axes, ts), how, share, progress)
     values = {name: values.tolist() for name, values in grid.items()}
-    roster = Roster(build, values, _check_observe(observe), trainable)
+    roster = Roster(build, values, _check_observe(observe), trainable, sketches=store is not None)
     limits = check_jumps(jumps), check_longest_step(longest_step)
     options = _options(roster, ts, solver, rtol, atol, until, max_steps, save_params, limits)
+    codes = codes_of(roster, options.solver, until)
+    options = dataclasses.replace(options, code=str(codes))
     groups = group_members(roster, options, pad)
     rows = [row_of(kind.run, options) for kind in roster.kinds]
     empty = template(grid, roster, rows, options, configuration(grid, roster, options))
-    target = None if store is None else Store(store, empty, resume=resume, alone=share.whole)
+    target, tag = None, ""
+    if store is not None:
+        identity = identity_of(roster, options, codes)
+        differ = functools.partial(differences, new=identity, roster=roster, options=options)
+        tag = identity.tag + empty.attrs["config"]
+        target = Store(store, empty, identity, differ, resume=resume, alone=share.whole)
     found = empty.copy(deep=True) if target is None or target.found is None else target.found
     arrays = {str(name): found[name].values for name in found.data_vars}
 
@@ -169,7 +178,9 @@ def sweep(
                     options,
                     planned,
                     mesh=mesh,
-                    checkpoint=None if target is None else Checkpoint(target.beside / f"in-flight-{share}-{g}.npz"),
+                    checkpoint=None
+                    if target is None
+                    else Checkpoint(target.beside / f"in-flight-{share}-{g}.npz", tag),
                     tally=tally,
                 ):
                     land(landed, results)

@@ -1,0 +1,278 @@
+"""What tells one sweep from another: numbers, not names.
+
+A store keeps, beside its results,
+
+- a hash of every number that the members are made of, and a sketch of it that does not mind rounding;
+- what `_probe` finds, for a few members of every shape: at the start, and at a random point near it, at a later time;
+- a hash of the code of all functions, see `gradflow._code`.
+
+Numbers decide: where they differ, a store is not resumed. On another machine, or with other versions of libraries, the
+same computation gives them within rounding only, and sketches take the place of hashes. Code decides about what numbers
+at a few points cannot show, such as a term that sets in later, as far as Python writes functions down in the same way;
+under another version of Python numbers alone decide.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from gradflow._code import DIALECT, code_of
+from gradflow._tree import join, split
+from gradflow.sweeps._digest import Digest, measure, numbers
+from gradflow.sweeps._members import PARTS, Roster
+from gradflow.sweeps._probe import CONSERVED, elsewhere, place, probe
+from gradflow.sweeps._program import Options
+
+VERSION = 1
+"""Of what is kept."""
+
+FEW = 4
+"""Members of one shape that are looked at, the first and the last among them."""
+
+MANY = 64
+"""Members that are looked at in all, where there are not more shapes."""
+
+LATER = 0.37, 17, 3, 0.1
+"""The second look, at no special moment: share of the time, iterate, steps, push of the state."""
+
+ROUNDING = 8
+"""Rounding errors, in units of the last place, by which the same numbers differ from machine to machine."""
+
+SENSITIVE = 100
+"""Times the change under a change of the parameters by rounding that a quantity may differ by."""
+
+NAMES = {"the derivative": "vector field", "a step": "step", CONSERVED: "conserved quantities"}
+"""Of what a probe finds, in messages about stores."""
+
+
+class Identity(NamedTuple):
+    """`record` goes into a store as text; `sketches (members, parts, 2)` as an array."""
+
+    record: dict[str, Any]
+    sketches: np.ndarray
+
+    @property
+    def tag(self) -> str:
+        """A hash for what is good only where not even a bit differs: members in flight."""
+        text = json.dumps({name: value for name, value in self.record.items() if name != "probes"})
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Codes(NamedTuple):
+    """Hashes of code by part, and of the arrays that functions close over, with a sketch of them."""
+
+    parts: dict[str, str]
+    arrays: str
+    sketch: tuple[float, float]
+
+    def __str__(self) -> str:
+        return json.dumps([self.parts, self.arrays])
+
+
+def codes_of(roster: Roster, solver: Any, until: Any) -> Codes:
+    """The code of all functions in a sweep."""
+    trees: dict[str, list[PyTree]] = {"solver": [solver], "function of until": [until]}
+    for what, params, observe in (kind.run for kind in roster.kinds):
+        trees.setdefault("loss or vector field", []).append(what)
+        trees.setdefault("model", []).append(params)
+        for name, fn in observe.items():
+            trees.setdefault(f"observable {name!r}", []).append(fn)
+    parts, captured = {}, Digest()
+    sketches = []
+    for part, values in trees.items():
+        # Arrays that are leaves are known by their numbers; `None` in their place.
+        codes = [code_of(eqx.filter(value, eqx.is_array, inverse=True)) for value in values]
+        parts[part] = " ".join(dict.fromkeys(code.digest for code in codes))
+        sketches.append(captured.add(array for code in codes for array in code.arrays if _is_number(array)))
+    total = np.sqrt(np.arange(2.0, 2 + len(sketches))) @ np.array(sketches)  # weights as in `Digest`
+    return Codes(parts, captured.hexdigest(), (float(total[0]), float(total[1])))
+
+
+def identity_of(roster: Roster, options: Options, codes: Codes) -> Identity:
+    """What a store keeps of a sweep."""
+    record = {
+        "version": VERSION,
+        "dialect": DIALECT,
+        "machine": _machine(),
+        "code": codes.parts,
+        "captured": [codes.arrays, *codes.sketch],
+        "members": roster.hashes,
+        "probes": _probes(roster, options),
+    }
+    return Identity(record, np.array(roster.sketches))
+
+
+def differences(old: Identity, new: Identity, roster: Roster, options: Options) -> list[str]:
+    """What differs between two sweeps, in words."""
+    before, after = old.record, new.record
+    changed = _probes_that_differ(before["probes"], after["probes"])
+    if changed:
+        # What comes out different each time that it is traced says nothing.
+        again = _probes_that_differ(after["probes"], _probes(roster, options, afresh=True))
+        restless = {name for name, _ in again}
+        changed = [(name, where) for name, where in changed if name not in restless]
+    said = [f"{name} at {roster.said(int(where[0]))}: {where[1]}" for name, where in _first_of_each(changed)]
+    same_machine = before["machine"] == after["machine"]
+    same_shape = old.sketches.shape == new.sketches.shape
+    for i, part in enumerate(PARTS):
+        if before["members"][part] == after["members"][part]:
+            continue
+        if same_machine or not same_shape or not _close(old.sketches[:, i], new.sketches[:, i], roster):
+            said.append(f"data, models or observables: numbers of the {part}")
+    (hash_before, *sketch_before), (hash_after, *sketch_after) = before["captured"], after["captured"]
+    close = _close(np.array(sketch_before), np.array(sketch_after), roster)
+    if hash_before != hash_after and (same_machine or not close):
+        said.append("numbers that functions close over")
+    if before["dialect"] == after["dialect"]:
+        parts = {**before["code"], **after["code"]}
+        said += [f"code of {part}" for part in parts if before["code"].get(part) != after["code"].get(part)]
+    return said
+
+
+def _first_of_each(changed: Iterable[tuple[str, tuple[str, str]]]) -> list[tuple[str, tuple[str, str]]]:
+    found: dict[str, tuple[str, str]] = {}
+    for name, where in changed:
+        found.setdefault(name, where)
+    return list(found.items())
+
+
+def _probes(roster: Roster, options: Options, *, afresh: bool = False) -> dict[str, Any]:
+    """What is found at a few members, by number. `afresh`: with everything traced again."""
+    return {str(number): _looks(roster.run(number), options, afresh) for number in _looked_at(roster)}
+
+
+def _machine() -> dict[str, Any]:
+    """Where and how numbers are computed to the bit."""
+    import importlib.metadata
+
+    device = next(iter(jnp.zeros(()).devices()))
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ("gradflow-jax", "jax", "jaxlib", "diffrax", "equinox", "numpy")
+    }
+    settings = [str(getattr(jax.config, f"jax_{name}")) for name in ("default_prng_impl", "default_matmul_precision")]
+    return {
+        "node": platform.node(),
+        "device": f"{device.platform}: {device.device_kind}",
+        "flags": os.environ.get("XLA_FLAGS", ""),
+        "settings": settings,
+        "versions": versions,
+    }
+
+
+def _looked_at(roster: Roster) -> list[int]:
+    """A few members of every shape, spread over the grid."""
+    most = max(1, min(FEW, MANY // len(roster.kinds)))
+    rng, found = np.random.default_rng(0), []
+    for members in (kind.members for kind in roster.kinds):
+        ends = [members[0], members[-1]][:most]
+        more = rng.permutation(members[1:-1])[: max(0, most - 2)].tolist()
+        found += sorted({*ends, *more})
+    return found
+
+
+def _looks(run: PyTree, options: Options, afresh: bool) -> dict[str, Any] | None:
+    """Measures of all that a probe finds, at the start and elsewhere, each with its change under rounding."""
+    # A function that has not been seen before is traced again.
+    look: Any = probe
+    if afresh:
+        look = eqx.filter_jit(functools.partial(look.__wrapped__))
+    found: dict[str, Any] = {}
+    eps = _eps(run[1])
+    # Of the types that moved parameters have, so that all looks share a program.
+    run = (run[0], join(*split(run[1])), run[2])
+    try:
+        with jax.debug_nans(False), jax.debug_infs(False):
+            for where, moved in ((place(0.0, 0, LATER[2]), run), (place(*LATER), elsewhere(run, 0.5, 1))):
+                at, near = look(moved, options, None, where), look(elsewhere(moved, 4 * eps, 2), options, None, where)
+                for name, value in at.items():
+                    pairs = zip(*map(jax.tree_util.tree_leaves, (value, near[name])), strict=True)
+                    called = NAMES.get(name) or name.removeprefix("the ")
+                    found.setdefault(called, []).append(
+                        [[*measure(a), _change(a, b), max(eps, _spacing(a)) ** 0.5] for a, b in pairs]
+                    )
+    except Exception:
+        # A function of the user's may refuse a point that no run comes to; the rest has to tell.
+        return None
+    return found
+
+
+def measured(quantities: dict[str, PyTree]) -> dict[str, Any]:
+    """Measures of quantities that a computation starts from, to be kept beside its results."""
+    eps = float(jnp.finfo(jnp.result_type(float)).eps)
+    return {
+        name: [[[*measure(a), 0.0, max(eps, _spacing(a)) ** 0.5] for a in jax.tree_util.tree_leaves(value)]]
+        for name, value in quantities.items()
+    }
+
+
+def measured_changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """What differs between two of these, in words."""
+    changed = _probes_that_differ({"0": before}, {"0": after})
+    return [f"{name}: {change}" for name, (_, change) in changed]
+
+
+def _spacing(a: Any) -> float:
+    return float(jnp.finfo(a.dtype).eps) if jnp.issubdtype(a.dtype, jnp.inexact) else 0.0
+
+
+def _change(a: Any, b: Any) -> float:
+    left, right = numbers(a), numbers(b)
+    if left.dtype.kind == "b":
+        left, right = left.astype(int), right.astype(int)
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap = np.abs(left.astype(complex) - right.astype(complex))
+    return float(np.linalg.norm(gap[np.isfinite(gap)]))
+
+
+def _probes_that_differ(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, tuple[str, str]]]:
+    """Names of quantities with the member and what has become of their size."""
+    found = []
+    for number in sorted({*before} & {*after}, key=int):
+        old, new = before[number], after[number]
+        if old is None or new is None:
+            continue
+        for name in {**old, **new}:
+            change = _difference(old.get(name, []), new.get(name, []))
+            if change is not None:
+                found.append((name, (number, change)))
+    return found
+
+
+def _difference(old: list[Any], new: list[Any]) -> str | None:
+    """The sizes of the first leaf that differs, at any of the points."""
+    if [len(leaves) for leaves in old] != [len(leaves) for leaves in new]:
+        return "another structure"
+    for i in range(len(old[0]) if old else 0):
+        sizes = [max(a[i][0], b[i][0]) for a, b in zip(old, new, strict=True)]
+        for a, b in zip((look[i] for look in old), (look[i] for look in new), strict=True):
+            slack = max(a[5], b[5])
+            room = slack * max(a[0], b[0]) + slack**2 * max(sizes) + SENSITIVE * max(a[4], b[4])
+            gap = max(abs(x - y) for x, y in zip(a[:3], b[:3], strict=True))
+            if gap > room or a[3] != b[3]:
+                return f"size {a[0]:.6g} -> {b[0]:.6g}"
+    return None
+
+
+def _close(a: np.ndarray, b: np.ndarray, roster: Roster) -> bool:
+    """Whether sketches are the same within rounding."""
+    eps = max(_eps(kind.run[1]) for kind in roster.kinds)
+    return bool(np.all(np.abs(a - b) <= ROUNDING * eps * (1 + np.abs(a) + np.abs(b))))
+
+
+def _eps(params: PyTree) -> float:
+    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree_util.tree_leaves(split(params)[0]))
+
+
+def _is_number(array: Any) -> bool:
+    return isinstance(array, jax.Array) or array.dtype.kind in "biufc"
