@@ -75,7 +75,11 @@ def sweep(
     - `save_params`: also keep the parameters, flattened, at every save time.
     - `store`: path of a zarr store, written as members land. With `resume`, members already there are kept, and those
       in flight at an interruption go on where they were; a store with results of another sweep is refused. With
-      `resume=False` it is started over.
+      `resume=False` it is started over. Two sweeps are the same if their numbers are: those of all members, and what a
+      few of every shape give for loss, field and observables at the start and near it; and if their functions, with
+      all constants, data and helpers that these refer to, have the same code, whatever they are called and wherever
+      they stand. Functions of installed packages go by name. On another machine numbers count within rounding; under
+      another version of Python they alone decide.
     - `batch`: members in flight per device. By default one for every core on a CPU, up to 128 if they are tiny, and up
       to 256 elsewhere, as far as memory goes.
     - `pad`: whether members of several widths run in one program, padded with zeros to the widest; by default wherever
