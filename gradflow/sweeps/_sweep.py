@@ -211,7 +211,7 @@ def _options(
     until: Until | None,
     max_steps: int,
     save_params: bool,
-    limits: tuple[Any, Any],
+    limits: tuple[Any, Any] = (None, None),
 ) -> Options:
     firsts = [kind.run for kind in roster.kinds]
     dtypes = {jnp.result_type(*jax.tree_util.tree_leaves(split(params)[0])) for _, params, _ in firsts}
