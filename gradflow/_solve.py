@@ -84,7 +84,8 @@ def solve(
       steps is missed.
     - `longest_step`: no step is longer. For fields that change at times which are not known. `None`: no limit.
 
-    **Returns** a `gradflow.Solution`. Works inside `jax.jit` and `jax.vmap` and under forward-mode differentiation.
+    **Returns** a `gradflow.Solution`. Works inside `jax.jit` and `jax.vmap` and under forward-mode differentiation;
+    where a trajectory crosses a kink, as of ReLU, the derivative of the exact flow jumps, and this one misses the jump.
     The second call with arrays of the same shapes compiles nothing. For reverse mode, hand `flow.terms()` to
     `diffrax.diffeqsolve` with a diffrax solver or with `gradflow.solvers.RKC2(bounded=True)`.
 
