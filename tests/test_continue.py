@@ -81,6 +81,7 @@ def test_pieces_with_every_kind_of_method(solver):
     assert np.linalg.norm(sol.final - exact) <= 1e-4 * np.linalg.norm(START)
 
 
+@pytest.mark.slow
 def test_rows_between_pieces_are_those_of_one_run():
     flow, ts = gf.GradientFlow(quartic), np.linspace(0, 2, 9)
     whole = gf.solve(flow, START, ts, rtol=1e-8)

@@ -145,6 +145,7 @@ def test_a_loss_that_a_transform_has_from_elsewhere_is_not_passed_over(kind):
     assert int(plain.stats["gradient_evaluations"]) >= 4
 
 
+@pytest.mark.slow
 def test_the_run_is_that_of_optax_itself():
     loss, _ = counted_valley()
     rule = gf.OptaxRule(loss, optax.lbfgs(), learning_rate=1.0)

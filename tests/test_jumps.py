@@ -167,6 +167,7 @@ def test_jumps_of_optax_schedules():
     assert schedule_jumps(None) is None
 
 
+@pytest.mark.slow
 def test_flow_declares_the_jumps_of_its_schedule():
     """A burst of a thousandfold learning rate, shorter than any step, agrees with three runs of constant rate."""
     problem = gf.TeacherStudent.orthogonal(dim=100, units=1)
@@ -200,6 +201,7 @@ def test_sweep_meets_jumps():
     np.testing.assert_allclose(ds.w[:, -1], expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_first_step_knows_no_unit_of_time():
     """A loss a million million times smaller, run as much longer, takes the same steps; also from exactly zero."""
     for solver in (None, gf.solvers.Tsit5(), gf.solvers.NDF(), gf.solvers.Hybrid()):

@@ -161,6 +161,7 @@ def test_a_network_of_ones_own_gets_the_solver_for_kinks(name):
     assert "method   Hybrid (kinks: max), rtol = 0.001" in repr(sol)
 
 
+@pytest.mark.slow
 def test_the_choice_is_said_for_all_kinds_of_flows():
     smooth, kinked = net_of(jnp.tanh), net_of(nn.relu)
     assert "Automatic(Tsit5, NDF) (smooth)" in repr(gf.solve(gf.GradientFlow(smooth), W, [0.1]))

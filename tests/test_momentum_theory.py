@@ -261,7 +261,7 @@ def test_lyapunov_function_of_the_convex_flow(convex, resolution, alpha):
 def test_a_lyapunov_function_along_one_run_and_where_there_is_none():
     problem, s = Convex(jnp.eye(2), jnp.zeros(2), jnp.array(0.5)), 0.1
     sharp = gf.observables.Lyapunov(jnp.full(2, -0.5))
-    with pytest.raises(ValueError, match="Observe it along a flow"):
+    with pytest.raises(ValueError, match="observing a GradientDescent, which has none"):
         gf.iterate(gf.GradientDescent(problem, s), jnp.ones(2), 3, observe={"e": sharp})
     with pytest.raises(ValueError, match="observing a GradientFlow, which has none"):
         gf.solve(gf.GradientFlow(problem), jnp.ones(2), [1.0], observe={"e": sharp})

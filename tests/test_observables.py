@@ -460,7 +460,7 @@ def test_the_cases_are_all_observables():
     # particles: see the tests of these.
     elsewhere = {"SlidingNeurons", "Aligned", "Correlation", "KKTResidual", "LogNorm", "Lyapunov", "NeuronMovement"}
     elsewhere |= {"GradientBound", "NeuronPartition", "PartitionCounts", "Switches"}
-    elsewhere |= {"Margins", "MaxMarginResidual", "NormalisedMargin", "ParticleHistogram"}
+    elsewhere |= {"State", "Time", "Velocity", "Margins", "MaxMarginResidual", "NormalisedMargin", "ParticleHistogram"}
     assert {type(fn).__name__ for fn in every(case()[0]).values()} == {
         name for name in vars(gf.observables) if name[0].isupper() and name not in elsewhere
     }

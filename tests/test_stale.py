@@ -223,6 +223,7 @@ def test_another_process_resumes(stores, name, tmp_path):
         subprocess.run([sys.executable, "-c", line], cwd=tmp_path, env=environment, check=True)
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_of_other_code_is_not_gone_on_with(tmp_path, monkeypatch):
     module, real, calls = module_of(tmp_path), _queue.fly, []
 

@@ -142,6 +142,7 @@ def test_derivatives_with_respect_to_what_flows_and_what_does_not():
     np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_batches_of_runs():
     scales = jnp.array([1.0, 0.5])
 
@@ -178,6 +179,7 @@ def test_comparison_of_a_rule_with_its_flow():
     np.testing.assert_allclose(ds.gap, own.gap, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [False, True], ids=["flow", "rule"])
 def test_sweeps(rule, tmp_path):
     def build(scale):
@@ -210,6 +212,7 @@ def test_a_choice_goes_along_with_parameters():
 # Buffers of other libraries
 
 
+@pytest.mark.slow
 def test_flax_modules_flow_in_their_parameters_alone():
     nnx = pytest.importorskip("flax.nnx")
 

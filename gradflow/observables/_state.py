@@ -30,7 +30,9 @@ class Time(eqx.Module):
 
 
 class State(eqx.Module):
-    """A function of the whole state along a run: velocities of a flow, running integrals, the memory of an optimiser.
+    """A function of the whole state along a run.
+
+    That holds velocities of a flow, running integrals, the memory of an optimiser.
 
     **Arguments**: `fn`: `state -> array`. The state is what `Solution.state` holds at the end of the run.
 
@@ -57,7 +59,7 @@ class State(eqx.Module):
 
 
 class Velocity(eqx.Module):
-    """The time derivative `X'(t)` of the parameters along a flow, all entries in one vector.
+    """The velocity `X'(t)` of the parameters along a flow, in one vector.
 
     Of a momentum flow `X'' + a X' + b H X' + c grad L = 0` this is `X' = V - b grad L(X)`, with `V` the momentum in its
     state; of any other flow, the derivative of its parameters along its vector field. It costs one gradient for each
