@@ -13,7 +13,9 @@ from gradflow._tree import flatten, method_of
 
 
 class Time(eqx.Module):
-    """The time of a flow, or of a rule by its own clock. **Unit**: that of the flow or rule.
+    """The time of a flow, or of a rule by its own clock.
+
+    **Unit**: that of the flow or the rule.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> flow, see = gf.GradientFlow(lambda w: 0.5 * w**2), {"t": gf.observables.Time()}
