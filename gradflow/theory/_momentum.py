@@ -8,7 +8,13 @@ A mode of curvature `lambda` of the high-resolution flows obeys `z'' + p z' + q 
 and decays at the rate of its slower root. Underdamped, that is `p / 2`: `sqrt(mu)` for the heavy ball, whatever
 `lambda`, and `sqrt(mu) + sqrt(s) lambda / 2` for Nesterov's method, which is underdamped for
 `mu < lambda - s lambda^2 / 4`. The slowest mode decides, the one of the smallest `lambda`. At `mu = lambda` both decay
-at `sqrt(lambda)` exactly; above it Nesterov's method is the slower one.
+at `sqrt(lambda)` exactly; above it Nesterov's method is the slower one, however large `mu`. The low-resolution flows
+lack `r` and `sqrt(s) lambda`, and are one equation. The iterates obey `z_{k+2} - T z_{k+1} + P z_k = 0` with
+
+    heavy ball:   T = 1 + beta - s lambda,            P = beta,                    beta = (1 - r) / (1 + r)
+    Nesterov:     T = (1 + beta) (1 - s lambda),      P = beta (1 - s lambda)
+
+whose value at `z = 1` is `s lambda` for both.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -21,7 +27,10 @@ from gradflow._checks import check_choice, check_finite, check_not_negative, che
 
 class FasterMethod(NamedTuple):
     """`name`: `"heavy_ball"`, `"nesterov"` or `"tie"`; the rates of both, per unit of flow time `k sqrt(s)`;
-    `crossover`: the largest `mu` at which Nesterov's slowest mode is underdamped, `lambda - s lambda^2 / 4`."""
+    `crossover`: the `mu` at which Nesterov's mode of the smallest `lambda` is critically damped.
+
+    That is `lambda - s lambda^2 / 4` in the high-resolution flow (0 where it is negative, and the mode overdamped at
+    every `mu`), and `lambda` in the low-resolution one and for the iterates."""
 
     name: str
     heavy_ball: float
@@ -45,8 +54,11 @@ def momentum_rates(
 
     **Returns** the rates, of the shape to which eigenvalues, `mu` and `s` broadcast.
 
-    **Raises** `ValueError` for negative eigenvalues or `mu`, `s` that is not positive, `mu` above the largest
-    eigenvalue, and an unknown method or resolution.
+    `mu` may be any number: it sets the friction, whether it bounds the eigenvalues from below or exceeds them all. For
+    `mu s > 1` the momentum coefficient of the iterates is negative.
+
+    **Raises** `ValueError` for negative eigenvalues or `mu`, `s` that is not positive, numbers that are not finite, and
+    an unknown method or resolution.
 
     Source: roots of the characteristic polynomials. The flows: B. Shi et al. (2018), arXiv 1810.08907.
 
@@ -59,23 +71,16 @@ def momentum_rates(
     lam = np.asarray(eigenvalues, float)
     check_finite("eigenvalues", lam)
     check_not_negative("eigenvalues", lam, "Clip what rounding made negative.")
+    check_finite("mu", np.asarray(mu, float))
     check_not_negative("mu", mu)
+    check_finite("s", np.asarray(s, float))
     check_positive("s", s)
     check_choice("method", method, ("heavy_ball", "nesterov"))
     check_choice("resolution", resolution, ("high", "low", "discrete"))
-    if np.any(np.asarray(mu) > np.max(lam) * (1 + 1e-12)):
-        advice = "It is a bound from below on the eigenvalues."
-        raise fail("mu", f"be at most the largest eigenvalue, {np.max(lam):g}", f"{np.max(mu):g}", advice)
     mu, s = np.asarray(mu, float), np.asarray(s, float)
-    r = np.sqrt(mu * s)
+    r = np.asarray(np.sqrt(mu * s))
     if resolution == "discrete":
-        beta = (1 - r) / (1 + r)
-        shrunk = 1 - s * lam if method == "nesterov" else 1.0
-        trace = (1 + beta) * shrunk if method == "nesterov" else 1 + beta - s * lam
-        root = np.sqrt((trace**2 / 4 - beta * shrunk).astype(complex))
-        radius = np.maximum(np.abs(trace / 2 + root), np.abs(trace / 2 - root))
-        with np.errstate(divide="ignore"):
-            return -np.log(radius) / np.sqrt(s)
+        return _iterate_rates(lam, r, s, method)
     high = resolution == "high"
     half = np.sqrt(mu) + (0.5 * np.sqrt(s) * lam if high and method == "nesterov" else 0 * lam)
     force = (1 + r if high else 1.0) * lam
@@ -85,12 +90,38 @@ def momentum_rates(
     return np.where(inside > 0, slow, half)
 
 
+def _iterate_rates(lam: np.ndarray, r: np.ndarray, s: np.ndarray, method: str) -> np.ndarray:
+    """`-ln |z| / sqrt(s)` of the larger root `z` of `z^2 - T z + P`."""
+    x, beta = s * lam, (1 - r) / (1 + r)
+    # T / 2, P, 1 - T / 2, and T^2 / 4 - P without the cancellation near small x and r.
+    if method == "nesterov":
+        half, product, gap = (1 - x) / (1 + r), beta * (1 - x), (r + x) / (1 + r)
+        inside = (1 - x) * (r**2 - x) / (1 + r) ** 2
+    else:
+        half, product, gap = 1 / (1 + r) - x / 2, beta + 0 * x, r / (1 + r) + x / 2
+        inside = x**2 / 4 - x / (1 + r) + (r / (1 + r)) ** 2
+    root = np.sqrt(np.maximum(inside, 0))
+    # The roots y of the polynomial in y = 1 - z have the product x: the small one is a quotient, not a difference.
+    other = gap + root
+    near_one = x / np.where(other > 0, other, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        real = np.where(half >= 0, np.log1p(-near_one), np.log(root - half))
+        logs = np.where(inside >= 0, real, np.log(product) / 2)
+    return np.asarray(0.0 - logs / np.sqrt(s))
+
+
 def faster_method(
     eigenvalues: Any, mu: float, s: float, resolution: Literal["high", "low", "discrete"] = "high"
 ) -> FasterMethod:
     """Which of the heavy ball and Nesterov's method is faster in the end.
 
-    Both with the same `mu` and `s`; the answer tells by how much.
+    Both with the same `mu` and `s`; the answer tells by how much. With `lambda` the smallest eigenvalue,
+
+    - of the high-resolution flows it is Nesterov's for `mu < lambda`, and the heavy ball above;
+    - the low-resolution flows are one equation: a tie;
+    - of the iterates, for `s` up to one over the largest eigenvalue, it is Nesterov's for
+      `mu < lambda (4 - 3 s lambda) / (2 - s lambda)^2`, which is `lambda + s lambda^2 / 4 + O(s^2)`; the heavy ball from
+      there to `mu = 1/s`, where both are gradient descent; and Nesterov's above, where `beta` is negative.
 
     **Arguments** and **raises**: as for `momentum_rates`. Rates that agree to nine digits are a tie.
 
@@ -98,15 +129,16 @@ def faster_method(
     >>> found = gf.theory.faster_method([1.0, 10.0], mu=0.5, s=0.05)
     >>> found.name, found.nesterov > found.heavy_ball, found.crossover
     ('nesterov', True, 0.9875)
-    >>> gf.theory.faster_method([1.0, 10.0], mu=1.5, s=0.05).name
-    'heavy_ball'
+    >>> [gf.theory.faster_method([1.0, 10.0], mu, s=0.05, resolution="discrete").name for mu in (0.5, 15.0, 25.0)]
+    ['nesterov', 'heavy_ball', 'nesterov']
     """
     first = float(np.min(momentum_rates(eigenvalues, mu, s, "heavy_ball", resolution)))
     second = float(np.min(momentum_rates(eigenvalues, mu, s, "nesterov", resolution)))
     least = float(np.min(np.asarray(eigenvalues, float)))
+    crossover = max(least - s * least**2 / 4, 0.0) if resolution == "high" else least
     tied = abs(first - second) <= 1e-9 * max(abs(first), abs(second))
     name = "tie" if tied else "nesterov" if second > first else "heavy_ball"
-    return FasterMethod(name, first, second, least - s * least**2 / 4)
+    return FasterMethod(name, first, second, crossover)
 
 
 def effective_mu(momentum: Any, s: Any) -> Any:
