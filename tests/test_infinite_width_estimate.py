@@ -96,7 +96,7 @@ def case(d, kind):
     elif kind == "relu":
         # Kinks take fine grids: two continuous dimensions at most.
         first = [Uniform(-1, 1.5)] * min(d, 2) + [Discrete([-0.6, 0.6])] * max(d - 2, 0)
-        output, n = Uniform(-0.5, 1.0), [600 if d == 1 else 150] * min(d, 2) + [0] * max(d - 2, 0) + [4]
+        output, n = Uniform(-0.5, 1.0), [600 if d == 1 else 100] * min(d, 2) + [0] * max(d - 2, 0) + [4]
     else:
         first, output, n = [Uniform(-1, 1.5)] * d, Uniform(-1, 2), [fine] * d + [8 if d > 2 else 14]
     options = {"smooth": {"accuracy": 1e-4}, "tight": {"accuracy": 1e-9}, "atoms": {"accuracy": 1e-3}}
@@ -104,7 +104,8 @@ def case(d, kind):
     extra = {"rule": Sobol(256)} if kind == "relu" and d > 2 else {}
     name = "relu" if kind == "relu" else "tanh"
     start = gf.models.MeanFieldStart(d, first=first, output=output, activation=ACTIVATIONS[name][0])
-    rtol = 1e-11 if d <= 2 and kind != "relu" else 1e-8
+    # Neurons that cross a kink make the field jump, where small steps are many; the accuracy asked for is 3e-3.
+    rtol = 1e-5 if kind == "relu" else 1e-11 if d <= 2 else 1e-8
     return x, y, start, one_layer(x, y, [*first, output], n, name, rtol), options[kind] | extra
 
 

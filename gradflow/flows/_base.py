@@ -19,7 +19,6 @@ class AbstractFlow(eqx.Module):
     A subclass declares what a choice of solver needs to know:
 
     - `symmetric_jacobian`: `dF/dy` of the controlled part of the state is symmetric, so its spectrum is real;
-    - `real_spectrum`: its spectrum is real, or nearly so, where it is not symmetric: stabilised methods are safe;
     - `oscillatory`: eigenvalues far from the real axis are to be expected;
     - `limited`: its `sizes` or its `stride` are its own, which explicit methods heed and the others do not;
     - `own_sizes`: its `sizes` are all that errors are measured against, and no floor is added to them;
@@ -27,7 +26,6 @@ class AbstractFlow(eqx.Module):
     """
 
     symmetric_jacobian: ClassVar[bool] = False
-    real_spectrum: ClassVar[bool] = False
     oscillatory: ClassVar[bool] = False
     limited: ClassVar[bool] = False
     own_sizes: ClassVar[bool] = False

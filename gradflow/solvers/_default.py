@@ -16,9 +16,6 @@ OSCILLATING = 3e-6
 LOOSE = 5e-4
 """Tolerance from which on oscillations that the Hessian damps, as in Nesterov's flow, are left to a method of order
 three: stability is what limits its steps, and costs it least."""
-REAL = 1e-10
-"""Tolerance from which on flows of real spectrum that limit their steps get `Hybrid`: its order is three, and at 1e-8
-it still takes a fifteenth of the gradients of `Dopri8` on a diagonal network that has learned all its features."""
 KINKED = 1e-6
 """Tolerance from which on flows with kinks get a method for them."""
 
@@ -32,9 +29,6 @@ def default_solver(rtol: float, flow: Any = None, kinked: bool = False) -> diffr
     method is of more than order one, the histories of multistep methods are worth little, and what counts is that steps
     are cheap. For an error of 1e-3 on two hidden layers `Hybrid` takes little more than half of the gradients of
     `ROCK2`, and a sixth of those of `NDF`; from a start of 1e-4 through the escape, a third and a half.
-
-    Of the flows that limit their steps, those of real spectrum get `Hybrid`, too: features that are learned make them
-    stiff, and an ordinary explicit method would stay at the edge of its stability to the end.
 
     Smooth flows that oscillate get `Nystrom` where no velocity but constant damping enters, as with the heavy ball.
 
@@ -51,10 +45,7 @@ def default_solver(rtol: float, flow: Any = None, kinked: bool = False) -> diffr
         return Nystrom()
     if oscillates and rtol >= LOOSE:
         explicit = diffrax.Bosh3()
-    limited = getattr(flow, "limited", False)
-    if limited and getattr(flow, "real_spectrum", False) and not oscillates and rtol >= REAL:
-        return Hybrid()
-    if oscillates or limited:
+    if oscillates or getattr(flow, "limited", False):
         return explicit
     return Hybrid() if kinked and rtol >= KINKED else Automatic(explicit)
 

@@ -120,8 +120,8 @@ def faster_method(
     - of the high-resolution flows it is Nesterov's for `mu < lambda`, and the heavy ball above;
     - the low-resolution flows are one equation: a tie;
     - of the iterates, for `s` up to one over the largest eigenvalue, it is Nesterov's for
-      `mu < lambda (4 - 3 s lambda) / (2 - s lambda)^2`, which is `lambda + s lambda^2 / 4 + O(s^2)`; the heavy ball from
-      there to `mu = 1/s`, where both are gradient descent; and Nesterov's above, where `beta` is negative.
+      `mu < lambda (4 - 3 s lambda) / (2 - s lambda)^2`, which is `lambda + s lambda^2 / 4 + O(s^2)`; the heavy ball
+      from there to `mu = 1/s`, where both are gradient descent; and Nesterov's above, where `beta` is negative.
 
     **Arguments** and **raises**: as for `momentum_rates`. Rates that agree to nine digits are a tie.
 
