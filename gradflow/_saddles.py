@@ -21,6 +21,12 @@ LARGEST = 600
 """Parameters up to which the Hessian at a saddle is formed."""
 
 
+RISES = 3.0
+"""A jump lowers the loss by more than this many times what it ever rises: noise falls about as far as it rises."""
+
+RESOLVED_LOSS = 1e-5
+"""Part of the remaining loss that a jump lowers at the least: a hundred times the rounding of a loss in float32."""
+
 RESOLVED = 1e-9
 """Distance from a saddle that its gradient tells apart from rounding."""
 
@@ -55,14 +61,19 @@ class Saddle(eqx.Module):
         return self.rate / 2
 
 
-def find_saddles(sol: Solution, problem: Any, *, drop: float = 0.01) -> list[Saddle]:
+def find_saddles(sol: Solution, problem: Any, *, drop: float | None = None) -> list[Saddle]:
     """The saddles that a run visited, its start and its end included.
 
     Jumps are local maxima of the rate at which the loss falls, `|grad L|^2`; two of them count as one if the loss falls
-    by less than `drop` of its first value between the minima about them. Times are those of the saved rows, refined by
-    a parabola: save densely.
+    by too little between the minima about them. Times are those of the saved rows, refined by a parabola: save densely.
 
-    **Arguments**: `sol`: a finished run with its parameters saved, of any flow or rule. `problem`: the loss. `drop`.
+    By default a jump lowers the loss by more than 1e-5 of what remains of it and by more than three times what it rises
+    anywhere in the run, which a gradient flow does by errors of the solver alone; and the loss falls slower before and
+    after. A saddle that holds 0.01 % of the loss is found at `rtol=1e-5`. Where errors or noise are of its size it is
+    merged rather than one found that is none.
+
+    **Arguments**: `sol`: a finished run with its parameters saved, of any flow or rule. `problem`: the loss. `drop`: in
+    place of the above, the part of its first value by which each jump lowers the loss.
 
     **Raises** `ValueError` for runs without parameters, fewer than five rows, and a `drop` that is not positive.
 
@@ -75,7 +86,8 @@ def find_saddles(sol: Solution, problem: Any, *, drop: float = 0.01) -> list[Sad
     """
     if sol.params is None:
         raise _checks.fail("sol", "hold the parameters", "one without", "Solve with save_params=True.")
-    _checks.check_positive("drop", drop)
+    if drop is not None:
+        _checks.check_positive("drop", drop)
     rows = int(sol.saved)
     if rows < 5:
         raise _checks.fail("sol", "have at least five rows", f"one of {rows}", "Save more densely.")
@@ -87,7 +99,10 @@ def find_saddles(sol: Solution, problem: Any, *, drop: float = 0.01) -> list[Sad
     losses, forces = (np.asarray(part, float) for part in _along(problem, flowing, rest))
     with np.errstate(divide="ignore"):
         log_force = np.where(forces > 0, np.log(np.maximum(forces, 1e-300)), -690.0)
-    peaks = _peaks(log_force, losses, drop)
+    least_falls = _least_falls(losses, drop)
+    # Noise and errors of the solver move gradients of stiff directions where the loss hardly changes: both must agree.
+    log_speed = log_force if drop is not None else _log_speed(ts, losses, least_falls / 2)
+    peaks = _peaks(log_force, log_speed, losses, least_falls)
     edges = [0, *peaks, rows - 1]
     found = []
     for k in range(len(edges) - 1):
@@ -131,7 +146,25 @@ def _along(problem: Any, flowing: PyTree, rest: PyTree) -> tuple[Array, Array]:
     return jax.lax.map(one, flowing, batch_size=64)
 
 
-def _peaks(force: np.ndarray, losses: np.ndarray, drop: float) -> list[int]:
+def _least_falls(losses: np.ndarray, drop: float | None) -> np.ndarray:
+    """By how much a jump that begins at a row has to lower the loss."""
+    if drop is not None:
+        return np.full(losses.shape, drop * abs(losses[0]))
+    risen = np.max(losses - np.minimum.accumulate(losses))
+    return np.maximum(RESOLVED_LOSS * np.abs(losses), RISES * risen)
+
+
+def _log_speed(ts: np.ndarray, losses: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """Logarithm of the speed at which the loss falls, over the time that its lowest value so far takes for `spans`."""
+    lowest = np.minimum.accumulate(losses)
+    above, below = lowest + spans / 2, lowest - spans / 2
+    begin = np.where(above >= lowest[0], ts[0], np.interp(-above, -lowest, ts))
+    end = np.where(below <= lowest[-1], ts[-1], np.interp(-below, -lowest, ts))
+    fall = np.minimum(above, lowest[0]) - np.maximum(below, lowest[-1])
+    return np.log(np.maximum(fall, 1e-300)) - np.log(np.maximum(end - begin, 1e-300))
+
+
+def _peaks(force: np.ndarray, speed: np.ndarray, losses: np.ndarray, least_falls: np.ndarray) -> list[int]:
     """Rows of the jumps: local maxima, merged until the loss falls by enough across each."""
     inside = np.flatnonzero((force[1:-1] >= force[:-2]) & (force[1:-1] > force[2:])) + 1
     peaks = [int(p) for p in inside]
@@ -140,13 +173,15 @@ def _peaks(force: np.ndarray, losses: np.ndarray, drop: float) -> list[int]:
         valleys = [a + int(np.argmin(force[a : b + 1])) for a, b in itertools.pairwise(edges)]
         valleys[0], valleys[-1] = 0, len(force) - 1
         falls = [losses[a] - losses[b] for a, b in itertools.pairwise(valleys)]
-        sides = zip(peaks, itertools.pairwise(valleys), strict=True)
-        depth = [force[p] - max(force[a], force[b]) for p, (a, b) in sides]
+        sides = list(zip(peaks, itertools.pairwise(valleys), strict=True))
+        depth = [min(rate[p] - max(rate[a], rate[b]) for rate in (force, speed)) for p, (a, b) in sides]
         # A jump is a fall of the loss with a rest on either side.
-        poor = [i for i in range(len(peaks)) if falls[i] < drop * abs(losses[0]) or depth[i] < 1.0]
+        low = [falls[i] < least_falls[valleys[i]] for i in range(len(peaks))]
+        poor = [i for i in range(len(peaks)) if low[i] or depth[i] < 1.0]
         if not poor:
             break
-        peaks.pop(min(poor, key=lambda i: (depth[i], falls[i])))
+        # Those without a fall first, or noise beside a jump would part it from the rest that it follows.
+        peaks.pop(min(poor, key=lambda i: (not low[i], depth[i], falls[i])))
     return peaks
 
 
