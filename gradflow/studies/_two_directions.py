@@ -51,7 +51,9 @@ def two_directions(
     3. escape: every sample is on its own side;
     4. late: the run ends. The direction tends to a KKT point of the maximum-margin problem.
 
-    Negative neurons begin to slide along the kink of `x+` in the first phase already, and slide to the end.
+    Negative neurons begin to slide along the kink of `x+` in the first phase already. Whether they slide to the end
+    depends on the start: they do with `seed=0`, and leave the kink at `t D^2` of 16 to 81 with `seed=3`. `slide_until`
+    has when.
 
     Beside it runs gradient descent with a step that is large against `|w_k|`, for the largest angle: its first steps
     kill the negative neurons, and the loss sticks above `1 / (1 + p)`.
@@ -60,10 +62,12 @@ def two_directions(
     descent; `seed`: of the start.
 
     **Returns** a data set over `angle` and `time`: `scaled_time (angle, time)`, `risk`, `sliding` (negative neurons
-    that slide along the kink of `x+`), `residual` (stationarity and slackness), the ends of the phases
-    `phase_end (angle, phase)`, `plateau_loss` (over the plateau, where the loss falls slowest), `share`, `foretold`
-    (escape times); over `step`: `descent_time`, `descent_risk` and `flow_risk` at the same times, `descent_alive`
-    (negative neurons that see `x-`).
+    that slide along the kink of `x+`), `slide_until` (the last scaled time at which any does, NaN if none ever does),
+    `residual` (stationarity and slackness), the ends of the phases `phase_end (angle, phase)`, `plateau_loss` (over the
+    plateau, where the loss falls slowest), `share`, `foretold` (escape times), `law_error` (the most by which the loss
+    differs from the law of `gradflow.theory.two_directions` after the escape, relatively, of order `D^2`); over
+    `step`: `descent_time`, `descent_risk` and `flow_risk` at the same times, `descent_alive` (negative neurons that see
+    `x-`).
 
     **Raises** `ValueError` for a ratio below two, angles that do not decrease, other numbers that are not positive, and
     a start without neurons of either sign that see the data.
@@ -110,6 +114,8 @@ _DIMS = {
     "share": (),
     "foretold": (),
     "foretold_risk": ("time",),
+    "slide_until": (),
+    "law_error": (),
     "gradient_evaluations": (),
 }
 
@@ -160,6 +166,8 @@ def _run(
     speed = np.gradient(np.log(risk), np.log(np.maximum(ts, ts[1])) + 1e-9 * np.arange(len(ts)))
     inside = (ts >= begins) & (ts <= escapes)
     flat = int(np.flatnonzero(inside)[np.argmax(speed[inside])]) if inside.any() else row
+    predicted = law.loss(np.maximum(ts - begins, 0))
+    after = ts > escapes
     return {
         "scaled_time": ts * angle**2,
         "risk": risk,
@@ -169,7 +177,9 @@ def _run(
         "plateau_loss": risk[flat] / known.plateau,
         "share": share,
         "foretold": law.escape_time(ESCAPED),
-        "foretold_risk": law.loss(np.maximum(ts - begins, 0)),
+        "foretold_risk": predicted,
+        "slide_until": float(ts[np.flatnonzero(sliding.any(axis=1))[-1]]) * angle**2 if sliding.any() else np.nan,
+        "law_error": float(np.max(np.abs(risk / predicted - 1)[after])) if after.any() else np.nan,
         "gradient_evaluations": float(sol.stats["gradient_evaluations"]),
     }
 
@@ -198,15 +208,16 @@ def two_directions_table(ds: xr.Dataset) -> str:
     """What `two_directions` found, as text; see the example there."""
     lines = [
         f"two directions, {ds.attrs['ratio']} copies to one, width {ds.attrs['width']}: ends of the phases",
-        f"{'angle':>8} {'condensed':>10} {'escaped':>10} {'foretold':>10} {'told apart':>11} {'slide':>6}"
-        f" {'stationarity':>13} {'slackness':>10} {'gradients':>10}",
+        f"{'angle':>8} {'condensed':>10} {'escaped':>10} {'foretold':>10} {'told apart':>11} {'law off':>8}"
+        f" {'slide':>6} {'at end':>7} {'until t D^2':>12} {'stationarity':>13} {'slackness':>10} {'gradients':>10}",
     ]
     for angle in ds.angle.values:
         row = ds.sel(angle=angle)
         ends = [float(end) for end in row.phase_end]
         lines.append(
             f"{angle:8.4g} {ends[0]:10.4g} {ends[1]:10.4g} {float(row.foretold):10.4g} {ends[2]:11.4g}"
-            f" {int(row.sliding[-1]):6d} {float(row.residual[-1, 0]):13.2g} {float(row.residual[-1, 1]):10.2g}"
+            f" {float(row.law_error):8.2%} {int(row.sliding.max()):6d} {int(row.sliding[-1]):7d}"
+            f" {float(row.slide_until):12.4g} {float(row.residual[-1, 0]):13.2g} {float(row.residual[-1, 1]):10.2g}"
             f" {int(row.gradient_evaluations):10d}"
         )
     slopes = escape_slopes(ds)
