@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key, PyTree, Scalar
 
 from gradflow import _checks, _solution
+from gradflow._arguments import halves
 from gradflow._drive import AbstractRun, drive
-from gradflow._leaves import warn_of_leaves
 from gradflow._record import Record, bind, blank_record, check_observe, with_unreached_rows, write_row
 from gradflow._solution import Solution, ended
 from gradflow._tree import (
@@ -21,8 +21,6 @@ from gradflow._tree import (
     held_paths,
     join,
     method_of,
-    rest_of,
-    split,
     strong,
     within,
 )
@@ -152,7 +150,8 @@ def iterate(
     _checks.check_count("save_every", save_every)
     ks = np.append(np.arange(0, steps, save_every), steps)
     if isinstance(params, Solution):
-        ks = jnp.asarray(ks) + resume_rule(rule, params)[2].checkpoint.k
+        halves(rule, params, trainable, rule.title, RuleCheckpoint)
+        ks = jnp.asarray(ks) + params.checkpoint.k
     return iterate_to(
         rule,
         params,
@@ -201,14 +200,8 @@ def prepare_rule(
     trainable: Any = None,
 ) -> RuleSetup:
     """Checks the arguments of `iterate`; returns what the loop runs on."""
-    resumed = None
-    if isinstance(params, Solution):
-        _checks.check_no_filter(trainable)
-        flowing, frozen, resumed = resume_rule(rule, params)
-    else:
-        if trainable is None:
-            warn_of_leaves(params)
-        flowing, frozen = split(params, trainable)
+    flowing, frozen = halves(rule, params, trainable, rule.title, RuleCheckpoint)
+    resumed = ResumedRule(params.state, params.checkpoint) if isinstance(params, Solution) else None
     _checks.check_finite("params", flowing, "A rule cannot start from there.")
     if resumed is None and _checks.is_concrete((rule, flowing, frozen)):
         check_start(rule, join(flowing, frozen))
@@ -216,21 +209,6 @@ def prepare_rule(
         raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}")
     observe = check_observe(observe)
     return RuleSetup(rule, frozen, flowing, ks, observe, until, bool(save_params), resumed=resumed)
-
-
-def resume_rule(rule: AbstractRule, solution: Solution) -> tuple[PyTree, PyTree, ResumedRule]:
-    """The parameters, in two halves, and the rest of what a run of this rule goes on from."""
-    if solution.title != rule.title or not isinstance(solution.checkpoint, RuleCheckpoint):
-        actual = f"one of {solution.title}"
-        advice = "Pass its `final` parameters, to start anew from there."
-        raise _checks.fail("params", f"be parameters, or a Solution of {rule.title}", actual, advice)
-    flowing = rule.params(solution.state)
-    frozen = rest_of(solution.final, flowing)
-    wanted = jax.tree_util.tree_structure(eqx.filter_eval_shape(rule.init, flowing, frozen))
-    if wanted != jax.tree_util.tree_structure(solution.state):
-        actual = "one whose state is of another structure"
-        raise _checks.fail("params", "be a Solution of the same rule", actual, "Pass its `final` parameters instead.")
-    return flowing, frozen, ResumedRule(solution.state, solution.checkpoint)
 
 
 @eqx.filter_jit

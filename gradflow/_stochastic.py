@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Scalar
 from gradflow import _checks
 from gradflow._iterate import RuleCheckpoint, iterate_to
 from gradflow._loop import valid_times
+from gradflow._record import nan_where
 from gradflow._solution import INVALID_TIMES, Solution, ended
 from gradflow._tree import check_start
 from gradflow._until import Until
@@ -136,8 +137,9 @@ def _without_rows(sol: Solution, invalid: Bool[Array, ""]) -> Solution:
     """The solution as that of a run whose save times were none, where they were."""
 
     def blank(leaf: Any) -> Any:
-        empty = jnp.nan if eqx.is_inexact_array(leaf) else 0
-        return jnp.where(invalid, jnp.asarray(empty, leaf.dtype), leaf) if eqx.is_array(leaf) else leaf
+        if eqx.is_inexact_array(leaf):
+            return nan_where(invalid, leaf)
+        return jnp.where(invalid, jnp.zeros((), leaf.dtype), leaf) if eqx.is_array(leaf) else leaf
 
     rows = (None if sol.params is None else eqx.filter(sol.params, eqx.is_inexact_array), sol.observed)
     params, observed = jax.tree_util.tree_map(blank, rows)

@@ -232,7 +232,7 @@ def observables(dtype):
 
 def models(dtype):
     """Name -> value of each model, problem and loss at some point."""
-    x, y = data(dtype)
+    x, y = map(jnp.asarray, data(dtype))
     m, key = gf.models, KEY(0)
     losses = {
         "square": y, "logistic": np.sign(y), "exponential": np.sign(y), "hinge": np.sign(y)

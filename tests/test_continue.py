@@ -150,7 +150,7 @@ def test_a_batch_is_continued_member_by_member():
 
 def test_what_does_not_fit_is_refused():
     sol = gf.solve(gf.GradientFlow(quadratic), START, [1.0])
-    with pytest.raises(ValueError, match="a Solution of a HeavyBallFlow, but is one of GradientFlow"):
+    with pytest.raises(ValueError, match="a Solution of HeavyBallFlow, but is one of GradientFlow"):
         gf.solve(gf.HeavyBallFlow(quadratic, mu=0.3, s=0.05), sol, [2.0])
     with pytest.raises(ValueError, match="a Solution of GradientDescent, but is one of GradientFlow"):
         gf.iterate(gf.GradientDescent(quadratic, 0.1), sol, 3)

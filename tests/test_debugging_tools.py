@@ -17,19 +17,32 @@ SETTINGS = {
     "jax_disable_jit": (jax.disable_jit, True),
     "jax_check_tracer_leaks": (jax.checking_leaks, True),
 }
+TOGETHER, WITHOUT_JIT = "nans, promotion and leaks", "without jit"
+TOOLS = {
+    TOGETHER: ("jax_debug_nans", "jax_numpy_dtype_promotion", "jax_check_tracer_leaks"),
+    WITHOUT_JIT: ("jax_disable_jit",),
+}
 QUICK = {
-    ("jax_debug_nans", "flows", "GradientFlow"),
-    ("jax_debug_nans", "observables", "MaxMarginResidual"),
-    ("jax_debug_nans", "rules", "SGD"),
-    ("jax_numpy_dtype_promotion", "flows", "GradientFlow"),
-    ("jax_numpy_dtype_promotion", "rules", "SGD"),
-    ("jax_disable_jit", "observables", "MaxMarginResidual"),
-    ("jax_check_tracer_leaks", "rules", "GradientDescent"),
+    (TOGETHER, "flows", "GradientFlow"),
+    (TOGETHER, "observables", "MaxMarginResidual"),
+    (TOGETHER, "rules", "SGD"),
+    (WITHOUT_JIT, "observables", "MaxMarginResidual"),
 }
 """What runs by default; all else is left to the slow tests."""
-LONG = {("limits", "alternating_flow"), ("limits", "neuron_pursuit")}
-"""Entries whose runs take more than a minute without `jit`: many short programs, none of them of their own."""
+LONG = {(WITHOUT_JIT, "limits", "alternating_flow"), (WITHOUT_JIT, "limits", "neuron_pursuit")}
+"""Left out: without `jit` their runs take minutes, in many short programs, none of them of their own."""
+ROUNDING = 1e-13
+"""What is left of differences of numbers of order one, such as a drift, is compared with nothing finer than this."""
 UNSET = {"jax_numpy_dtype_promotion": "standard"}
+
+
+@contextlib.contextmanager
+def tool(name):
+    """All settings of a tool."""
+    with contextlib.ExitStack() as stack:
+        for one in TOOLS[name]:
+            stack.enter_context(setting(one))
+        yield
 
 
 @contextlib.contextmanager
@@ -44,8 +57,8 @@ def setting(name):
         jax.config.update(name, UNSET.get(name, False))
 
 
-def entries(tool):
-    names = [(tool, *entry) for entry in surface.names()]
+def entries(name):
+    names = [(name, *entry) for entry in surface.names() if (name, *entry) not in LONG]
     return [pytest.param(*name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
 
 
@@ -63,20 +76,11 @@ def numbers(result):
     return [np.asarray(leaf) for leaf in leaves if eqx.is_inexact_array_like(leaf)]
 
 
-@pytest.fixture(autouse=True)
-def few_programs_a_test():
-    """Without `jit` every operation is a program of its own."""
-    yield
-    jax.clear_caches()
-
-
-@pytest.mark.parametrize(("tool", "room", "name"), [entry for tool in SETTINGS for entry in entries(tool)])
-def test_everything_runs(tool, room, name):
-    """The numbers are those of a run without the setting: to rounding where one program is compiled, as loosely as
+@pytest.mark.parametrize(("settings", "room", "name"), [entry for name in TOOLS for entry in entries(name)])
+def test_everything_runs(settings, room, name):
+    """The numbers are those of a run without the settings: to rounding where one program is compiled, as loosely as
     steps of tolerance 1e-3 allow where operations are rounded one by one."""
-    if tool == "jax_disable_jit" and (room, name) in LONG:
-        pytest.skip("takes minutes")
-    with setting(tool):
+    with tool(settings):
         found = surface.call(room, name, "float64")
     assert statuses(found) <= {"ok", "stopped"}
     plain = surface.call(room, name, "float64")
@@ -84,12 +88,15 @@ def test_everything_runs(tool, room, name):
     for a, b in zip(numbers(found), numbers(plain), strict=True):
         assert a.dtype == b.dtype
         size = np.max(np.abs(b), initial=0.0, where=np.isfinite(b))
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * size)
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * size + ROUNDING)
+    if settings == WITHOUT_JIT:
+        jax.clear_caches()  # every operation is a program of its own there
 
 
-@pytest.mark.parametrize(("tool", "room", "name"), entries("jax_numpy_dtype_promotion"))
-def test_strict_promotion_in_single_precision(tool, room, name):
-    with setting(tool), jax.enable_x64(False):
+@pytest.mark.slow
+@pytest.mark.parametrize(("room", "name"), surface.names())
+def test_strict_promotion_in_single_precision(room, name):
+    with setting("jax_numpy_dtype_promotion"), jax.enable_x64(False):
         found = surface.call(room, name, "float32")
     assert statuses(found) <= {"ok", "stopped"}
     leaves = jax.tree_util.tree_leaves(found)

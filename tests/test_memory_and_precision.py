@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gradflow as gf
-from gradflow import _checks, _solve
+from gradflow import _arguments, _checks
 
 HALVES = [jnp.bfloat16, jnp.float16]
 
@@ -67,8 +67,8 @@ def test_known_values_are_checked_inside_a_trace():
 
 def test_saved_parameters_that_do_not_fit(monkeypatch):
     flow = gf.GradientFlow(lambda w: 0.5 * jnp.sum(w**2))
-    monkeypatch.setattr(_solve, "WORTH_A_LOOK", 1000)
-    monkeypatch.setattr(_solve, "free_memory", lambda: 10_000)
+    monkeypatch.setattr(_arguments, "WORTH_A_LOOK", 1000)
+    monkeypatch.setattr(_arguments, "free_memory", lambda: 10_000)
     with pytest.warns(UserWarning, match="at 200 save times take 16,000 bytes, and 10,000 are free.*save_params=False"):
         gf.solve(flow, jnp.ones(10), np.linspace(0, 1, 200))
     gf.solve(flow, jnp.ones(10), np.linspace(0, 1, 200), save_params=False)

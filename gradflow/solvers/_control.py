@@ -27,6 +27,11 @@ from gradflow._tree import scaled_norm
 DORMANT = 0.01
 """Share of the present size of a leaf below which an explicit method holds its entries to an absolute error."""
 
+FIRST_ERROR = 1.0
+"""Error of the first step over its tolerance, by an estimate that leaves out the factorials of Taylor's formula, and so
+errs on the side of short steps. With a hundredth, as is usual, growth from a step that is far too short ends in one
+that is too long: in 4 of 14 random bases a saddle was then left up to 2 % late, and with one in none."""
+
 EARLIEST = 0.05
 """Share of the tolerance that the first steps are held to, where it is graded."""
 
@@ -145,7 +150,7 @@ class StepControl(eqx.Module):
         unit = jnp.minimum(unit, jnp.where(moving & (d0 > 0), d0 / jnp.where(moving, d1, 1), jnp.inf))
         usable = moving & jnp.isfinite(unit)
         unit = jnp.where(usable, unit, 1)
-        share = (0.01 / (unit * jnp.where(usable, d1, 1))) ** (1 / order)
+        share = (FIRST_ERROR / (unit * jnp.where(usable, d1, 1))) ** (1 / order)
         h1 = jnp.where(usable, unit * share, 100 * h0)
         step = jnp.minimum(100 * h0, h1)
         return jnp.where(jnp.isfinite(step) & (step > 0), step, small), jnp.asarray(1)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from gradflow._arguments import check_size
 from gradflow._checks import fail
-from gradflow._solve import check_size
 from gradflow._tree import choose, split
 from gradflow.flows import AbstractFlow
 from gradflow.models._parametrisation import Multipliers

@@ -14,8 +14,8 @@ import numpy as np
 import xarray as xr
 
 from gradflow import _checks
+from gradflow._arguments import check_jumps, check_longest_step, check_times, check_tolerances
 from gradflow._record import check_observe
-from gradflow._solve import check_jumps, check_longest_step, check_times, check_tolerances
 from gradflow._tree import split
 from gradflow._until import Until
 from gradflow.flows import AbstractFlow
