@@ -159,6 +159,7 @@ class Carry(eqx.Module):
     products: Int[Array, ""]
     code: Int[Array, ""]
     first_loss: Scalar | None
+    errors: dict[str, Scalar]  # the largest so far
     step: Step | None = None
 
 
@@ -219,6 +220,7 @@ def begin(setup: Setup) -> Carry:
         products=jnp.asarray(0),
         code=jnp.where(finite, _solution.RUNNING, _solution.NONFINITE),
         first_loss=loss,
+        errors=flow.errors(y, setup.frozen),
         step=launch.step,
     )
     index, record = _save(setup, carry, launch.t, lambda s: _inside(setup, launch.step, s, y))
@@ -412,6 +414,7 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
         products=carry.products + tried.products,
         code=code,
         first_loss=carry.first_loss,
+        errors=choose(_largest(carry.errors, setup.flow.errors(y1, setup.frozen)), carry.errors),
         step=choose(Step(t, dt, tried.y1, tried.dense), carry.step) if setup.oversteps else None,
     )
     return after if jump is None else _restart(setup, after, keep & last & (t1 == jump))
@@ -434,6 +437,10 @@ def _restart(setup: Setup, carry: Carry, due: Bool[Array, ""]) -> Carry:
     _, dt, arrays, evaluations = jax.lax.while_loop(lambda state: state[0], begin_again, start)
     where = lambda c: (c.dt, c.method_state, c.evaluations)  # noqa: E731
     return eqx.tree_at(where, carry, (dt, eqx.combine(arrays, static), evaluations))
+
+
+def _largest(errors: dict[str, Scalar], others: dict[str, Scalar]) -> dict[str, Scalar]:
+    return jax.tree_util.tree_map(jnp.maximum, errors, others)
 
 
 def _all_zero(tree: PyTree) -> Bool[Array, ""]:
@@ -562,6 +569,7 @@ def summarise(setup: Setup, carry: Carry) -> Solution:
         rtol=setup.control.rtol,
         title=type(flow).__name__,
         method=setup.method.name,
+        errors=carry.errors or None,
         state=y,
         checkpoint=checkpoint,
         choice=setup.choice,

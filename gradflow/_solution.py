@@ -87,8 +87,8 @@ class Solution(eqx.Module):
       the new part, `drift` is measured from the start of the first one.
     - `method`, `choice`: the method, and why it was chosen where none was given: kinks of the problem, or none.
     - `held`: paths of the floating-point arrays that did not flow. Those have no leading axis `T` in `params`.
-    - `errors`: name -> estimated error of an observable, the largest over the run, from runs that look for it, such as
-      `gradflow.infinite_width`; `None` from all others.
+    - `errors`: name -> estimated error, the largest over the run, where one is looked for: of the observables of
+      `gradflow.infinite_width`, of the activation of an order-parameter flow as `"quadrature"`; `None` from all others.
 
     **Time unit**: that of the flow or the rule; for gradient flow `t = k * learning_rate`.
 

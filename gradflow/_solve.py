@@ -131,7 +131,12 @@ def solve(
         jumps=jumps,
         longest_step=longest_step,
     )
-    return ended(drive(setup, progress), throw, lambda: _advice(setup))
+    found = drive(setup, progress)
+    if found.errors and _checks.is_concrete(found.errors):
+        complaint = flow.complaint(found.errors)
+        if complaint:
+            _checks.warn_precision(complaint)
+    return ended(found, throw, lambda: _advice(setup))
 
 
 def _advice(setup: Setup) -> str:

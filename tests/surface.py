@@ -111,6 +111,12 @@ def flows(dtype):
             TS,
             rtol=1e-3,
         ),
+        "OrderParameterFlow, tanh": lambda: gf.solve(
+            gf.OrderParameterFlow(np.eye(2, dtype=dtype), jnp.tanh, gamma_over_p=0.5, allow_float32=True),
+            overlaps(),
+            TS,
+            rtol=1e-3,
+        ),
         "FluctuationFlow": fluctuations,
         "OverparametrisedFlow": reduced,
         "MeanFieldFlow": mean_field,

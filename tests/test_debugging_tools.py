@@ -29,7 +29,12 @@ QUICK = {
     (WITHOUT_JIT, "observables", "MaxMarginResidual"),
 }
 """What runs by default; all else is left to the slow tests."""
-LONG = {(WITHOUT_JIT, "limits", "alternating_flow"), (WITHOUT_JIT, "limits", "neuron_pursuit")}
+LONG = {
+    (WITHOUT_JIT, "flows", "FluctuationFlow"),
+    (WITHOUT_JIT, "flows", "OrderParameterFlow, tanh"),
+    (WITHOUT_JIT, "limits", "alternating_flow"),
+    (WITHOUT_JIT, "limits", "neuron_pursuit"),
+}
 """Left out: without `jit` their runs take minutes, in many short programs, none of them of their own."""
 ROUNDING = 1e-13
 """What is left of differences of numbers of order one, such as a drift, is compared with nothing finer than this."""

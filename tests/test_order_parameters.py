@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.special
 
 import gradflow as gf
@@ -396,3 +397,118 @@ def test_one_student_one_teacher():
     np.testing.assert_allclose(rest.final.Q, [[1.0]], atol=1e-12)
     # It falls exponentially, and the risk is linear in the overlaps: what is left is the error of the solve.
     assert np.all(np.abs(risk(gf.OrderParameters(jnp.eye(1), 0.1 * jnp.eye(1))).observed["risk"]) < 1e-6)
+
+
+def tanh_by_dop853(g, noise, start, end):
+    """One tanh student of one teacher, integrals on a fine grid and the equations by SciPy."""
+    z = np.linspace(-9, 9, 241)
+    first, second = np.meshgrid(z, z, indexing="ij")
+    weights = np.outer(*[np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) * (z[1] - z[0])] * 2)
+
+    def field(_, y):
+        Q, M = y
+        x, taught = np.sqrt(Q) * first, M / np.sqrt(Q) * first + np.sqrt(max(1 - M**2 / Q, 0)) * second
+        slope, error = 1 / np.cosh(x) ** 2, np.tanh(taught) - np.tanh(x)
+        spread = np.sum(weights * slope**2 * (error**2 + noise))
+        return [2 * np.sum(weights * slope * x * error) + g * spread, np.sum(weights * slope * taught * error)]
+
+    return scipy.integrate.solve_ivp(field, (0, end), start, method="DOP853", rtol=1e-9, atol=1e-10).y[:, -1]
+
+
+def test_an_activation_by_quadrature_along_a_run():
+    """Right as its variance grows from 1 to 4.3; where the nodes are not made for that, the run says so."""
+    exact = tanh_by_dop853(2.0, 0.5, [1.0, 0.3], 10.0)
+    start = gf.OrderParameters(jnp.eye(1), 0.3 * jnp.eye(1))
+
+    def run(activation):
+        flow = gf.OrderParameterFlow(jnp.eye(1), activation, gamma_over_p=2.0, noise=0.5)
+        return gf.solve(flow, start, [10.0], rtol=1e-6)
+
+    found = run(jnp.tanh)
+    np.testing.assert_allclose([found.final.Q[0, 0], found.final.M[0, 0]], exact, rtol=1e-4)
+    assert float(found.errors["quadrature"]) < 1e-5
+    assert "quadrature" in str(found)
+    quadrature = gf.problems.activations.Quadrature
+    with pytest.warns(gf.PrecisionWarning, match=r"off by .* variance 1: give the largest diagonal entry"):
+        narrow = run(quadrature(jnp.tanh, accuracy=1e-3, variance=1.0))
+    off = np.abs(np.array([narrow.final.Q[0, 0], narrow.final.M[0, 0]]) / exact - 1)
+    assert float(narrow.errors["quadrature"]) > np.max(off) / 3
+    assert run("erf").errors is None
+
+
+def test_a_sweep_keeps_the_quadrature_error():
+    def build(g):
+        flow = gf.OrderParameterFlow(jnp.eye(1), jnp.tanh, gamma_over_p=g)
+        return flow, gf.OrderParameters(jnp.eye(1), 0.3 * jnp.eye(1))
+
+    found = gf.sweep(build, {"g": jnp.array([0.5, 1.0])}, [1.0], progress=False)
+    assert found.error_quadrature.dims == ("g",)
+    assert np.all(found.error_quadrature < 1e-5)
+
+
+def test_fluctuations_against_the_covariance_itself():
+    """A factor of the covariance is integrated; DOP853 on the covariance agrees, with a start that has one."""
+    problem = gf.TeacherStudent.orthogonal(100, 1, noise=0.1)
+    mean = gf.OrderParameterFlow(problem, gamma_over_p=0.5)
+    flow = gf.flows.FluctuationFlow(mean, 1, dim=100, samples=512, key=jax.random.key(0))
+    start, given = gf.OrderParameters(jnp.eye(1), 0.3 * jnp.eye(1)), 1e-3 * np.array([[1.0, 0.2], [0.2, 0.5]])
+    ts = np.array([0.01, 1.0, 100.0])
+    found = gf.solve(flow, flow.start(start, given), ts, rtol=1e-6)
+
+    def overlaps(y):
+        return gf.OrderParameters(y[:1, None], y[1:, None])
+
+    def rate(y):
+        moved = mean.vector_field(jnp.zeros(()), mean.init(overlaps(y), None), None)
+        return jnp.concatenate([moved.Q, moved.M[0]])
+
+    slopes = jax.jit(lambda y: (rate(y), jax.jacfwd(rate)(y), flow._diffusion(jnp.ones(()), overlaps(y))))
+
+    def field(_, z):
+        value, J, D = (np.asarray(part) for part in slopes(z[:2]))
+        S = z[2:].reshape(2, 2)
+        return np.concatenate([value, (J @ S + S @ J.T + D).ravel()])
+
+    z = np.concatenate([[1.0, 0.3], given.ravel()])
+    exact = scipy.integrate.solve_ivp(field, (0, 100), z, t_eval=ts, method="DOP853", rtol=1e-9, atol=1e-14).y
+    np.testing.assert_allclose(found.params.covariance.reshape(3, 4).T, exact[2:], rtol=1e-3)
+    for bad, said in (
+        (np.diag([1.0, -1.0]), "one with eigenvalue -1.0e"),
+        (np.array([[1.0, 0.5], [0.0, 1.0]]), "not symmetric"),
+        (np.eye(3), r"shape \(3, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            flow.start(start, bad)
+
+
+def test_fluctuations_of_a_student_at_its_teacher_are_none():
+    """Nothing diffuses there without noise; nothing is divided by that."""
+    problem = gf.TeacherStudent.orthogonal(100, 1, noise=0.0)
+    mean = gf.OrderParameterFlow(problem, gamma_over_p=1.0)
+    flow = gf.flows.FluctuationFlow(mean, 1, dim=100, samples=512, key=jax.random.key(0))
+    found = gf.solve(flow, flow.start(problem.order_parameters(problem.teacher)), [1.0, 100.0])
+    assert np.all(np.abs(found.params.covariance) < 1e-20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+@pytest.mark.parametrize("informed", [True, False])
+def test_fluctuations_late_in_a_run_are_good_to_the_tolerance(informed, noise):
+    """Entries of the covariance differ by orders of magnitude then."""
+    problem = gf.TeacherStudent.orthogonal(300, 2, noise=noise)
+    mean = gf.OrderParameterFlow(problem, gamma_over_p=1.0)
+    flow = gf.flows.FluctuationFlow(mean, 3, dim=300, samples=512, key=jax.random.key(5))
+    weights = (problem.informed if informed else problem.uninformed)(3, jax.random.key(0))
+    options = {"observe": {"error": flow.risk_error}, "save_params": False}
+    loose, tight = (
+        gf.solve(
+            flow,
+            flow.start(problem.order_parameters(weights)),
+            np.array([1.0, 10.0, 100.0, 1000.0]),
+            rtol=rtol,
+            **options,
+        )
+        for rtol in (1e-5, 1e-8)
+    )
+    np.testing.assert_allclose(loose.observed["error"], tight.observed["error"], rtol=2e-3)
+    assert np.all(tight.observed["error"] > 0)

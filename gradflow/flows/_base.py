@@ -1,6 +1,7 @@
 """What `solve` asks of a flow: a start, a vector field, the parameters in a state, and declared traits."""
 
 import abc
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import diffrax
@@ -105,6 +106,15 @@ class AbstractFlow(eqx.Module):
     def conserved(self, state: PyTree, frozen: PyTree) -> dict[str, Conserved]:
         """Quantities that the exact flow conserves; their drift tells what the integrator lost."""
         return {}
+
+    def errors(self, state: PyTree, frozen: PyTree) -> dict[str, Scalar]:
+        """Errors that the flow makes itself, whatever the steps, and can estimate at a state. The largest along a run
+        are in `Solution.errors`."""
+        return {}
+
+    def complaint(self, errors: Mapping[str, Any]) -> str:
+        """What to say of the largest errors along a run; nothing where they are as promised."""
+        return ""
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         """Raises `ValueError` for parameters of a shape or type that the flow cannot start from.

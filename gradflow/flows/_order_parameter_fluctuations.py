@@ -1,13 +1,15 @@
 """Fluctuations of one-pass SGD around its order parameters, to leading order in the number of inputs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from gradflow._checks import check_count, check_positive, fail
+from gradflow._checks import check_count, check_positive, fail, is_concrete
 from gradflow._tree import flatten
 from gradflow.flows._base import AbstractFlow
 from gradflow.flows._order_parameters import OrderParameterFlow, Overlaps
@@ -18,14 +20,30 @@ MEMORY = 2**34
 """Bytes that an evaluation may hold."""
 
 
+EARLY = 1e-10
+"""Time whose diffusion a run starts with, for the factor of no covariance has no derivative."""
+
+LEAST = 1e-14
+"""Least diffusion in any direction, over that in all: a little above rounding. Without it the factor would shrink to
+nothing where nothing diffuses, as between students that are alike, and rounding be divided by it."""
+
+UNRESOLVED = 1e3
+"""Residuals below this multiple of the rounding of numbers of order one count as that."""
+
+
 class Fluctuations(eqx.Module):
     """Order parameters with their covariance over runs of SGD.
 
-    `covariance` is that of the upper triangle of `Q`, of `M` and of the second layer, flattened in this order.
+    `covariance` is that of the upper triangle of `Q`, of `M` and of the second layer, flattened in this order: the
+    product `factor factor^T`.
     """
 
     mean: OrderParameters
-    covariance: Float[Array, "size size"]
+    factor: Float[Array, "*rows size size"]
+
+    @property
+    def covariance(self) -> Float[Array, "*rows size size"]:
+        return self.factor @ jnp.swapaxes(self.factor, -1, -2)
 
 
 class FluctuationFlow(AbstractFlow):
@@ -33,7 +51,11 @@ class FluctuationFlow(AbstractFlow):
 
     The linear-noise approximation at `d` inputs:
 
-        y' = F(y)        S' = J S + S J^T + (g / d) C(y),        J = dF/dy
+        y' = F(y)        S' = J S + S J^T + D,        J = dF/dy,        D = (g / d) C(y)
+
+    What is integrated is a factor of `S = L L^T`, with `L' = J L + D L^-T / 2`, so that `S` is positive whatever the
+    tolerance, and `L` is good to a share of its own size where `S` itself, whose entries differ by orders of
+    magnitude late in a run, would not be. It starts from the diffusion of a time of 1e-10.
 
     `C(y)` is the covariance of one step's change of `y`, in units of `g / d`: of `s'(lambda_j) lambda*_r E` for `M` and
     the like for `Q`, with `E` the residual. It has no closed form, and is taken over a fixed sample of fields, made to
@@ -46,9 +68,9 @@ class FluctuationFlow(AbstractFlow):
     `samples`: size of the sample; `key`. Start from `flow.start(order_parameters)`; `flow.risk_error(params)` is the
     standard deviation of the risk.
 
-    **Raises** `ValueError` for another flow, for sizes that are not positive, and for fewer samples than twice the
-    number of fields, `width + k + 1`; and in `solve` where an evaluation would hold more than 16 GiB: with the default
-    sample and 4 teacher units, beyond about 170 student units.
+    **Raises** `ValueError` for another flow, for sizes that are not positive, for fewer samples than twice the number
+    of fields, `width + k + 1`, and in `start` for a covariance that is not one; in `solve` where an evaluation would
+    hold more than 16 GiB: with the default sample and 4 teacher units, beyond about 170 student units.
 
     >>> import gradflow as gf, jax
     >>> problem = gf.TeacherStudent.orthogonal(dim=400, units=1, noise=1e-2)
@@ -80,21 +102,33 @@ class FluctuationFlow(AbstractFlow):
     def start(self, params: OrderParameters, covariance: Any = None) -> Fluctuations:
         """A start from these order parameters, the same in every run unless a `covariance` is given."""
         size = flatten(self.flow.init(params, None))[0].size
-        zero = jnp.zeros((size, size), params.Q.dtype)
-        return Fluctuations(params, zero if covariance is None else jnp.asarray(covariance, params.Q.dtype))
+        if covariance is None:
+            return Fluctuations(params, jnp.zeros((size, size), params.Q.dtype))
+        given = jnp.asarray(covariance, params.Q.dtype)
+        if given.shape != (size, size):
+            raise fail("covariance", f"be of shape {(size, size)}", f"of shape {given.shape}")
+        values, vectors = jnp.linalg.eigh((given + given.T) / 2)
+        if is_concrete(given):
+            least, most = float(values[0]), float(jnp.max(jnp.abs(values)))
+            if not np.allclose(given, given.T, rtol=1e-6, atol=1e-6 * most) or least < -1e-6 * most:
+                actual = f"one with eigenvalue {least:.1e}" if least < 0 else "not symmetric"
+                raise fail("covariance", "be symmetric and positive semi-definite", actual)
+        return Fluctuations(params, vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :])
 
     @property
     def jumps(self) -> Float[Array, " n"] | None:
         return self.flow.jumps
 
     def init(self, trainable: Fluctuations, frozen: PyTree) -> tuple[Overlaps, Array]:
-        return self.flow.init(trainable.mean, None), trainable.covariance
+        mean, S = self.flow.init(trainable.mean, None), trainable.covariance
+        spread = jnp.trace(self._diffusion(jnp.asarray(1.0, S.dtype), trainable.mean))
+        return mean, jnp.linalg.cholesky(S + EARLY * spread * jnp.eye(S.shape[0], dtype=S.dtype))
 
     def params(self, state: tuple[Overlaps, Array]) -> Fluctuations:
         return Fluctuations(self.flow.params(state[0]), state[1])
 
     def vector_field(self, t: Scalar, state: tuple[Overlaps, Array], frozen: PyTree) -> tuple[Overlaps, Array]:
-        mean, S = state
+        mean, L = state
         y, unflatten = flatten(mean)
 
         def field(flat: Array) -> Array:
@@ -102,14 +136,15 @@ class FluctuationFlow(AbstractFlow):
 
         # All directions at once; the field itself is evaluated only once.
         value, along = jax.linearize(field, y)
-        moved = jax.vmap(along)(S)
-        return unflatten(value), moved + moved.T + self._diffusion(t, self.flow.params(mean))
+        moved = jax.vmap(along, in_axes=1, out_axes=1)(L)
+        factor = jnp.asarray(1 if self.flow.schedule is None else self.flow.schedule(t), L.dtype)
+        D = self._diffusion(factor, self.flow.params(mean))
+        return unflatten(value), moved + jnp.linalg.solve(L, D).T / 2
 
-    def _diffusion(self, t: Scalar, params: OrderParameters) -> Float[Array, "size size"]:
-        """`(g / d) C`."""
+    def _diffusion(self, factor: Scalar, params: OrderParameters) -> Float[Array, "size size"]:
+        """`D`, for this factor on the learning rate."""
         flow, dtype = self.flow, params.Q.dtype
         p = params.M.shape[0]
-        factor = jnp.asarray(1 if flow.schedule is None else flow.schedule(t), dtype)
         g, share = flow.gamma_over_p.astype(dtype), 1 / flow.batch_size.astype(dtype)
         values, vectors = jnp.linalg.eigh(flow.covariance(params))
         root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]
@@ -129,17 +164,25 @@ class FluctuationFlow(AbstractFlow):
             dQ, dM, dv
         )
         steps = steps - jnp.mean(steps, axis=0, keepdims=True)
-        return share * g / self.dim.astype(dtype) * steps.T @ steps / steps.shape[0]
+        found = steps.T @ steps / steps.shape[0]
+        least = LEAST * jnp.trace(found) + (UNRESOLVED * float(jnp.finfo(dtype).eps)) ** 2
+        return share * g / self.dim.astype(dtype) * (found + least * jnp.eye(found.shape[0], dtype=dtype))
 
     @eqx.filter_jit
     def risk_error(self, params: Fluctuations) -> Float[Array, ""]:
         """Standard deviation of the risk over runs of SGD, to first order."""
         y, unflatten = flatten(self.flow.init(params.mean, None))
         slope = jax.grad(lambda flat: self.flow.loss(unflatten(flat), None))(y)
-        return jnp.sqrt(jnp.maximum(slope @ params.covariance @ slope, 0))
+        return jnp.linalg.norm(params.factor.T @ slope)
 
     def loss(self, state: tuple[Overlaps, Array], frozen: PyTree) -> Float[Array, ""]:
         return self.flow.loss(state[0], None)
+
+    def errors(self, state: tuple[Overlaps, Array], frozen: PyTree) -> dict[str, Scalar]:
+        return self.flow.errors(state[0], None)
+
+    def complaint(self, errors: Mapping[str, Any]) -> str:
+        return self.flow.complaint(errors)
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         if not isinstance(trainable, Fluctuations):
@@ -149,8 +192,8 @@ class FluctuationFlow(AbstractFlow):
         width = self.points.shape[1] - 1 - self.flow.P.shape[0]
         if trainable.mean.M.shape[0] != width:
             raise fail("params.mean", f"hold {width} student units", f"of {trainable.mean.M.shape[0]}")
-        size, samples = trainable.covariance.shape[0], self.points.shape[0]
-        held = trainable.covariance.dtype.itemsize * size * (2 * samples + 8 * size)
+        size, samples = trainable.factor.shape[0], self.points.shape[0]
+        held = trainable.factor.dtype.itemsize * size * (2 * samples + 8 * size)
         if held > MEMORY:
             must = f"have a covariance that takes at most {MEMORY / 2**30:.0f} GiB with what its derivative needs"
             raise fail("params", must, f"of {width} units, which take {held / 2**30:.0f} GiB", "Take fewer units.")

@@ -1,6 +1,6 @@
 """Order parameters of one-pass SGD on a two-layer network with many inputs (Saad and Solla)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -210,6 +210,12 @@ class OrderParameterFlow(AbstractFlow):
     def loss(self, state: Overlaps, frozen: PyTree) -> Float[Array, ""]:
         return self.risk(self.params(state))
 
+    def errors(self, state: Overlaps, frozen: PyTree) -> dict[str, Scalar]:
+        return errors_of(self.activation, self.params(state).Q, self.P)
+
+    def complaint(self, errors: Mapping[str, Any]) -> str:
+        return self.activation.complaint(float(np.max(np.asarray(errors.get("quadrature", 0.0)))))
+
     def covariance(self, params: OrderParameters) -> Float[Array, "n n"]:
         """Covariance `[[Q, M], [M^T, P]]` of all fields."""
         return joint_covariance(params.Q, params.M, self.P)
@@ -263,6 +269,12 @@ class OrderParameterFlow(AbstractFlow):
     def check_values(self, trainable: PyTree, frozen: PyTree) -> None:
         self.check(trainable, frozen)
         check_covariance(trainable, self.P)
+
+
+def errors_of(activation: AbstractActivation, Q: Float[Array, "p p"], P: Float[Array, "k k"]) -> dict[str, Scalar]:
+    """The error of the expectations at these variances, where they are not exact."""
+    found = activation.error(jnp.concatenate([jnp.diagonal(Q), jnp.diagonal(P).astype(Q.dtype)]))
+    return {} if found is None else {"quadrature": found}
 
 
 def check_terms(terms: Any) -> tuple[str, ...]:

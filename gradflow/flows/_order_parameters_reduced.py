@@ -1,14 +1,16 @@
 """The limit of many student units: `M` and the diagonal of what lies outside the space of the teacher."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import fail
 from gradflow.flows._base import AbstractFlow
-from gradflow.flows._order_parameters import check_double
+from gradflow.flows._order_parameters import check_double, errors_of
 from gradflow.problems import OrderParameters, TeacherStudent
 from gradflow.problems._field_sums import learning_factors, population_risk
 from gradflow.problems._order_parameters import check_teacher, joint_covariance
@@ -106,6 +108,12 @@ class OverparametrisedFlow(AbstractFlow):
 
     def loss(self, state: ReducedOverlaps, frozen: PyTree) -> Float[Array, ""]:
         return self.risk(state)
+
+    def errors(self, state: ReducedOverlaps, frozen: PyTree) -> dict[str, Scalar]:
+        return errors_of(self.activation, self.expand(state).Q, self.P)
+
+    def complaint(self, errors: Mapping[str, Any]) -> str:
+        return self.activation.complaint(float(np.max(np.asarray(errors.get("quadrature", 0.0)))))
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         if not isinstance(trainable, ReducedOverlaps):

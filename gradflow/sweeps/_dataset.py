@@ -28,6 +28,8 @@ from gradflow.sweeps._store import FORMAT
 MISSING = -1
 COUNTS = ("steps", "accepted", "rejected", "gradient_evaluations", "hessian_vector_products")
 PER_MEMBER = ("t_final", "loss_first", "loss_last")
+OF_RUNS = ("drift_", "error_")
+"""How the variables begin that hold one number for each quantity of a run."""
 TAKEN = frozenset({"time", "params", "status", "saved_time", *PER_MEMBER, *COUNTS})
 ATTRIBUTES: dict[str, dict[str, Any]] = {
     "status": {
@@ -65,6 +67,7 @@ def row_of(run: PyTree, options: Options) -> Row:
         if isinstance(what, AbstractFlow):
             watched = bind(observe, what, options.ts[0], state, frozen)
             found |= {f"drift_{name}": jnp.max(q.value) for name, q in what.conserved(state, frozen).items()}
+            found |= {f"error_{name}": value for name, value in what.errors(state, frozen).items()}
         loss = what.loss(state, frozen)
         if loss is not None:
             found |= {"loss_first": loss, "loss_last": loss}
@@ -95,6 +98,7 @@ def put(
 def _values_of(results: Solution, row: Row) -> dict[str, np.ndarray]:
     """The variables of a batch of members, padded as they are; all but the saved parameters, which are cut."""
     found: dict[str, Any] = {f"drift_{name}": value for name, value in results.drift.items()}
+    found |= {f"error_{name}": value for name, value in (results.errors or {}).items()}
     found |= {name: results.stats[name] for name in COUNTS}
     found |= {name: _unreached_as_nan(value, results.reached) for name, value in results.observed.items()}
     found |= {"status": results.code, "t_final": results.t_final}
@@ -126,7 +130,7 @@ def template(
     kinds: dict[str, Any] = {}
     for kind, row in zip(roster.kinds, rows, strict=True):
         for name in kind.run[2]:
-            if name in TAKEN or name in grid or name.startswith("drift_"):
+            if name in TAKEN or name in grid or name.startswith(OF_RUNS):
                 advice = "Names of axes and of the variables that every sweep has are taken."
                 raise fail("observe", "have names of its own", f"with the name {name!r}", advice)
         for name, value in row.items():
@@ -139,7 +143,7 @@ def template(
     sizes = tuple(len(values) for values in grid.values())
     variables = {}
     for name, shape in shapes.items():
-        inner = [] if name in PER_MEMBER or name.startswith("drift_") else ["time"]
+        inner = [] if name in PER_MEMBER or name.startswith(OF_RUNS) else ["time"]
         dims = (*grid, *inner, *(f"{name}_{i}" for i in range(len(shape) - len(inner))))
         empty = np.nan if np.issubdtype(kinds[name], np.inexact) else 0
         variables[name] = (dims, np.full(sizes + shape, empty, kinds[name]), ATTRIBUTES.get(name, {}))

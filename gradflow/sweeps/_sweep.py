@@ -96,9 +96,10 @@ def sweep(
     **Returns** an `xarray.Dataset` with dimensions `(*axes, "time")`. Observables of a shape that depends on the member
     are padded with NaN (zero or False in integer and Boolean ones). Besides the observables: `status` (a code, see its
     attributes; -1 is a member still missing from a store), `t_final`, `loss_first`, `loss_last`, the counts of
-    `Solution.stats`, and `drift_...` of each conserved quantity. A member that fails keeps its partial results. The
-    attributes say how everything was computed: `evaluations_spent` counts also what slots spent in waiting for others;
-    `runs` tells, for every run that added to it, its time, its compiled programs and what each device spent.
+    `Solution.stats`, `drift_...` of each conserved quantity, and `error_...` of each of `Solution.errors`. A member
+    that fails keeps its partial results. The attributes say how everything was computed: `evaluations_spent` counts
+    also what slots spent in waiting for others; `runs` tells, for every run that added to it, its time, its compiled
+    programs and what each device spent.
 
     **Raises** `ValueError` for bad input, for a sweep that does not fit into memory, and for a store that cannot be
     written or holds another sweep; `RuntimeError` where launched jobs fail, whose finished part the store keeps.

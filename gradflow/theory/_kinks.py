@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from gradflow._tree import full_precision, join
 from gradflow.problems import NeuralCorrelation
@@ -37,6 +37,23 @@ class Settled(NamedTuple):
 
 @eqx.filter_jit
 @full_precision
+def on_kinks(
+    correlation: NeuralCorrelation, trainable: PyTree, frozen: PyTree, ends: Float[Array, "starts size"]
+) -> Bool[Array, " starts"]:
+    """Whether a unit vector lies on a kink, but for rounding."""
+    _, unflatten = jax.flatten_util.ravel_pytree(trainable)
+    x = correlation.problem.x.astype(ends.dtype)
+    return jax.vmap(lambda end: jnp.any(_angles(join(unflatten(end), frozen), x) <= EXACT))(ends)
+
+
+def _angles(model: PyTree, x: Float[Array, "N d"]) -> Float[Array, " N"]:
+    """Sines of the angles between the neuron and the kinks of the samples."""
+    before, bounds = jax.vmap(model.preactivations)(x)[:, 0], jax.vmap(model.preactivation_bounds)(x)[:, 0]
+    return jnp.abs(before / bounds)
+
+
+@eqx.filter_jit
+@full_precision
 def settle_on_kinks(
     correlation: NeuralCorrelation, trainable: PyTree, frozen: PyTree, ends: Float[Array, "starts size"]
 ) -> Settled:
@@ -61,7 +78,7 @@ def settle_on_kinks(
         return jnp.eye(vector.size, dtype=vector.dtype) - jnp.linalg.pinv(normals, rtol=1e-10) @ normals
 
     def near(vector: Array) -> Array:
-        angles = jnp.abs(before(vector) / jax.vmap(model(vector).preactivation_bounds)(x)[:, 0])
+        angles = _angles(model(vector), x)
         ranks = jnp.argsort(jnp.argsort(angles))
         sets = [ranks < count for count in range(NEAREST)]
         return jnp.stack(sets + [angles <= reach for reach in REACHES])

@@ -14,7 +14,7 @@ from gradflow._tree import join, split
 from gradflow.problems import NeuralCorrelation
 from gradflow.problems._clarke import has_kinks
 from gradflow.theory._ascent import WholeCorrelation, ascend
-from gradflow.theory._kinks import Settled, settle_on_kinks, stationary
+from gradflow.theory._kinks import Settled, on_kinks, settle_on_kinks, stationary
 
 CERTAIN = 1e-6
 """Relative residual at which a point counts as one."""
@@ -124,7 +124,13 @@ def kkt_points(
     resting, none = lengths < 1e-8, np.zeros(starts, int)
     table = Settled(np.asarray(ends), values, residuals, spectra, none, none)
     kinked = has_kinks(correlation.problem, model) and len(neuron_rows(model)) == 1
-    if kinked and (every or np.any((residuals > CERTAIN * degree * np.abs(values)) & (values > _floor(values)))):
+    if kinked:
+        # The residual at a kink depends on which side rounding leaves the end of an ascent.
+        near = np.asarray(on_kinks(correlation, trainable, frozen, ends))
+        kinked = every or bool(
+            np.any((near | (residuals > CERTAIN * degree * np.abs(values))) & (values > _floor(values)))
+        )
+    if kinked:
         table = _first(settle_on_kinks(correlation, trainable, frozen, ends))
         resting = np.zeros(starts, bool)
     dead = int(np.sum((table.values <= _floor(table.values)) & (table.residuals <= CERTAIN * float(scale))))

@@ -57,6 +57,14 @@ class AbstractActivation(eqx.Module):
     def i4(self, C: Covariance) -> Entries:
         """`E s'(x0) s'(x1) s(x2) s(x3)`."""
 
+    def error(self, variances: Entries) -> Float[Array, ""] | None:
+        """Estimated relative error of expectations over fields of these variances; `None` where they are exact."""
+        return None
+
+    def complaint(self, error: float) -> str:
+        """What to say of such an error; nothing where it is as promised."""
+        return ""
+
     @property
     def scratch(self) -> int:
         """Numbers that one expectation over four fields holds while it is computed."""
