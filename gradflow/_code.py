@@ -15,6 +15,7 @@ import re
 import sys
 import sysconfig
 import types
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,6 +72,33 @@ def code_of(value: Any) -> Code:
         reader = _Reader(frozenset(reader.written), frozenset(reader.indexed))
         reader.read(value)
     return Code(reader.digest(), reader.arrays)
+
+
+SMALL = 2**20
+"""Bytes of an array on an accelerator up to which it is fetched for the sake of a hash."""
+
+
+def captured(value: Any) -> str:
+    """The code of all functions in a pytree, and the arrays that these hold themselves: what a compiled program takes
+    for constant. The leaves of the pytree, which it takes as arguments, do not count. Empty where objects are nested
+    too deeply to be read.
+    """
+    try:
+        found = code_of(value)
+    except RecursionError:
+        return ""
+    leaves = {id(leaf) for leaf in jax.tree_util.tree_leaves(value)}
+    marks = [_contents(array) for array in found.arrays if id(array) not in leaves]
+    return hashlib.sha256(repr((found.digest, marks)).encode()).hexdigest()[:16]
+
+
+def _contents(array: Any) -> tuple[Any, ...]:
+    if isinstance(array, jax.Array):
+        far = any(device.platform != "cpu" for device in array.devices()) and array.nbytes > SMALL
+        if far or jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key):
+            return array.shape, id(array)
+    values = np.ascontiguousarray(array)
+    return array.shape, str(array.dtype), zlib.crc32(values.view(np.uint8).reshape(-1) if values.size else b"")
 
 
 class _Reader:

@@ -1,6 +1,7 @@
 """`drive`: takes a run to its end in segments, with one progress bar and one place where an interruption is caught."""
 
 import abc
+import dataclasses
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from gradflow._checks import is_concrete
+from gradflow._code import captured
 from gradflow._solution import Solution, SolveInterrupted
 
 SEGMENT = 0.3
@@ -24,7 +26,13 @@ ENDLESS = 2**30
 
 
 class AbstractRun(eqx.Module):
-    """A run that can be taken further by a number of steps; `carry` is all that changes on the way."""
+    """A run that can be taken further by a number of steps; `carry` is all that changes on the way.
+
+    `code` tells functions apart that are one object and no longer compute the same, since a variable they take from
+    elsewhere has changed: a program compiled before then would return stale numbers.
+    """
+
+    code: str = eqx.field(static=True, kw_only=True, default="")
 
     @property
     @abc.abstractmethod
@@ -60,6 +68,8 @@ def drive(run: AbstractRun, show: bool) -> Solution:
 
     **Raises** `SolveInterrupted`, with the partial solution.
     """
+    if is_concrete(run):
+        run = dataclasses.replace(run, code=captured(run))
     before = time.perf_counter()
     carry = run.begin()
     if not is_concrete((run, carry)):

@@ -451,3 +451,40 @@ def test_matrix_products_run_at_full_precision(small_mlp):
             found = dot_precisions(jax.make_jaxpr(run)(arrays).jaxpr)
         assert found
         assert all("HIGHEST" in precision for precision in found), set(found)
+
+
+def test_what_functions_take_from_elsewhere_is_seen_when_it_changes():
+    """Closures, arrays changed in place, globals of helpers, observables and rules: no call returns stale numbers, and
+    none compiles anew where nothing has changed."""
+    known, traces = {"strength": 1.0, "data": np.ones(2)}, []
+
+    def make(strength):
+        def loss(w):
+            traces.append(0)
+            return 0.5 * strength * jnp.sum((w - jnp.asarray(known["data"])) ** 2)
+
+        return loss, lambda w: strength * w
+
+    loss, seen = make(1.0)
+    flow, rule = gf.GradientFlow(loss), gf.GradientDescent(loss, 0.5)
+
+    def numbers():
+        sol = gf.solve(flow, jnp.zeros(2), [1.0], rtol=1e-6, observe={"seen": seen})
+        return [sol.final, sol.observed["seen"][0], gf.iterate(rule, jnp.zeros(2), 1).final]
+
+    numbers()
+    before = len(traces)
+    first = numbers()
+    concrete = len(traces) - before  # the loss at the start is looked at before anything is compiled
+    np.testing.assert_allclose(first[0], 1 - np.exp(-1), rtol=1e-5)
+    for cell in (loss.__closure__[loss.__code__.co_freevars.index("strength")], seen.__closure__[0]):
+        cell.cell_contents = 2.0
+    doubled = numbers()
+    np.testing.assert_allclose(doubled[0], 1 - np.exp(-2), rtol=1e-5)
+    np.testing.assert_allclose(doubled[1], 2 * doubled[0], rtol=1e-12)
+    np.testing.assert_allclose(doubled[2], 1.0)
+    known["data"][:] = 3.0
+    np.testing.assert_allclose(numbers()[0], 3 * doubled[0], rtol=1e-9)
+    before = len(traces)
+    numbers()
+    assert len(traces) - before == concrete <= 2
