@@ -91,8 +91,8 @@ def solve(
       steps is missed.
     - `longest_step`: no step is longer. For fields that change at times which are not known. `None`: no limit.
 
-    Functions may take variables from elsewhere, such as globals of a notebook: where one has changed since the last call,
-    the run is compiled anew.
+    Functions may take variables from elsewhere, such as globals of a notebook. Where one has changed since a call
+    before, the run is compiled anew.
 
     **Returns** a `gradflow.Solution`. Works inside `jax.jit` and `jax.vmap` and under forward-mode differentiation;
     where a trajectory crosses a kink, as of ReLU, the derivative of the exact flow jumps, and this one misses the jump.

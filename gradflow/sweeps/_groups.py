@@ -62,8 +62,9 @@ def stack(roster: Roster, group: Group, members: list[int], options: Options) ->
     if group.paddings is not None:
         padding = jax.tree_util.tree_map(_stacked, *(group.paddings[kind] for kind in kinds))
     if not isinstance(roster.kinds[kinds[0]].run[0], AbstractFlow):
-        rows = [nearest_iterates(roster.run(number)[0], options.ts, MOST_STEPS) for number in members]
-        iterates = jnp.asarray(np.stack(rows))
+        # Free places are filled up with one member, again and again.
+        known = {number: nearest_iterates(roster.run(number)[0], options.ts, MOST_STEPS) for number in set(members)}
+        iterates = jnp.asarray(np.stack([known[number] for number in members]))
     return Own(jax.tree_util.tree_unflatten(group.structure, own), iterates, padding)
 
 
