@@ -237,17 +237,17 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 import gradflow as gf
-from gradflow.sweeps import _queue
+from gradflow.sweeps import _scheduler
 problem = gf.EmpiricalRisk(*gf.data.circle(16), gf.losses.square)
 def build(seed):
     return gf.GradientFlow(problem), gf.models.TwoLayer(2, 8, activation=jnp.tanh, key=jax.random.key(seed))
-imported, real, spans = time.perf_counter(), _queue.fly, []
+imported, real, spans = time.perf_counter(), _scheduler.fly, []
 def watched(*arguments):
     start = time.perf_counter()
     found = jax.block_until_ready(real(*arguments))
     spans.append((time.perf_counter() - start, time.perf_counter() - imported))
     return found
-_queue.fly = watched
+_scheduler.fly = watched
 gf.sweep(build, {"seed": range(4)}, [0.0, 1.0], progress=False)
 print(imported - began, *spans[0])
 """

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import gradflow as gf
-from gradflow._pursuit import nearest_points
+from gradflow.limits._alternating_flow import nearest_points
 
 pytestmark = pytest.mark.slow
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import gradflow as gf
-from gradflow._loop import attempt, begin
-from gradflow._solve import prepare
+from gradflow.runs._adaptive import attempt, begin
+from gradflow.runs._solve import prepare
 from gradflow.solvers import _rkc2, _sk_rock
 
 CIRCLE = gf.EmpiricalRisk(*gf.data.circle(8), gf.losses.square)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import gradflow as gf
-from gradflow import _arguments, _checks
+from gradflow import _checks
+from gradflow.runs import _arguments
 
 HALVES = [jnp.bfloat16, jnp.float16]
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import gradflow as gf
-from gradflow import _loop
 from gradflow._conserved import Conserved
-from gradflow._loop import Setup, advance, begin
 from gradflow._solution import RUNNING
 from gradflow._tree import split
 from gradflow.flows import AbstractFlow
+from gradflow.runs import _adaptive
+from gradflow.runs._adaptive import Setup, advance, begin
 from gradflow.solvers import _differences
 from gradflow.solvers._conjugate_gradient import conjugate_gradient
 
@@ -354,7 +354,7 @@ def test_stiff_quadratic_against_its_solution(solver):
     flow = gf.GradientFlow(Bowl(jnp.asarray(RATES)))
     for rtol in (1e-3, 1e-5, 1e-7):
         sol = gf.solve(flow, jnp.asarray(START), TIMES, solver=solver, rtol=rtol)
-        programs = programs or _loop.advance._cached._cache_size()
+        programs = programs or _adaptive.advance._cached._cache_size()
         assert np.all(np.linalg.norm(sol.params - wanted, axis=1) <= 10 * rtol * distance)
         assert float(sol.loss[1]) == pytest.approx(loss, rel=10 * rtol)
         drifts.append(float(sol.drift["energy"]))
@@ -366,7 +366,7 @@ def test_stiff_quadratic_against_its_solution(solver):
             assert int(sol.stats["hessian_vector_products"]) == 0
     assert drifts[0] > 10 * drifts[1] > 100 * drifts[2] > 0
     assert drifts[2] < 10 * rtol
-    assert _loop.advance._cached._cache_size() == programs
+    assert _adaptive.advance._cached._cache_size() == programs
 
 
 @pytest.mark.parametrize("solver", [gf.solvers.NDF(), None], ids=["NDF", "default"])

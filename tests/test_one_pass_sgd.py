@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gradflow as gf
-from gradflow import _iterate
+from gradflow.runs import _iterate
 from gradflow.studies import _phase_map
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import gradflow as gf
-from gradflow import _drive, _loop
+from gradflow.runs import _adaptive, _drive
 
 
 class Counted(eqx.Module):
@@ -102,10 +102,10 @@ def test_second_call_with_new_numbers_traces_nothing(key):
     run(0, 1.0, 1e-4, 2.0, 100.0)
     first = len(traces)
     assert first > 0
-    before = _loop.advance._cached._cache_size()
+    before = _adaptive.advance._cached._cache_size()
     run(1, 0.1, 1e-5, 3.0, 50.0)
     assert len(traces) == first
-    assert _loop.advance._cached._cache_size() == before
+    assert _adaptive.advance._cached._cache_size() == before
 
 
 @pytest.mark.slow
@@ -294,7 +294,7 @@ def test_progress_gives_the_same_numbers(quadratic, capsys):
 
 @pytest.mark.parametrize("show", [True, False])
 def test_interruption_keeps_what_was_computed(quadratic, monkeypatch, show):
-    genuine, calls = _loop.advance, []
+    genuine, calls = _adaptive.advance, []
     monkeypatch.setattr(_drive, "SEGMENT", 1e-9)  # one step each
 
     def interrupted(setup, carry, budget):
@@ -303,7 +303,7 @@ def test_interruption_keeps_what_was_computed(quadratic, monkeypatch, show):
             raise KeyboardInterrupt
         return genuine(setup, carry, budget)
 
-    monkeypatch.setattr(_loop, "advance", interrupted)
+    monkeypatch.setattr(_adaptive, "advance", interrupted)
     with pytest.raises(gf.SolveInterrupted) as caught:
         gf.solve(gf.GradientFlow(quadratic), jnp.ones(4), [1e-9, 30.0], progress=show)
     partial = caught.value.solution

@@ -13,9 +13,9 @@ import xarray as xr
 
 import gradflow as gf
 from gradflow._code import code_of
-from gradflow.sweeps import _identity, _queue
+from gradflow.sweeps import _identity, _scheduler
 from gradflow.sweeps._checkpoint import Checkpoint
-from gradflow.sweeps._flight import Flight
+from gradflow.sweeps._slots import Flight
 from gradflow.sweeps._store import kept
 
 SOURCE = """
@@ -225,7 +225,7 @@ def test_another_process_resumes(stores, name, tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupted_sweep_of_other_code_is_not_gone_on_with(tmp_path, monkeypatch):
-    module, real, calls = module_of(tmp_path), _queue.fly, []
+    module, real, calls = module_of(tmp_path), _scheduler.fly, []
 
     def interrupted(fixed, inbox, flight, budget, mesh):
         calls.append(1)
@@ -233,10 +233,10 @@ def test_an_interrupted_sweep_of_other_code_is_not_gone_on_with(tmp_path, monkey
             raise KeyboardInterrupt
         return real(fixed, inbox, flight, 0 * budget + 3, mesh)
 
-    monkeypatch.setattr(_queue, "fly", interrupted)
+    monkeypatch.setattr(_scheduler, "fly", interrupted)
     with pytest.raises(KeyboardInterrupt):
         module.run(tmp_path / "a.zarr", batch=1)
-    monkeypatch.setattr(_queue, "fly", real)
+    monkeypatch.setattr(_scheduler, "fly", real)
     if (gf.sweeps.open_store(tmp_path / "a.zarr").status >= 0).any():
         with pytest.raises(ValueError, match="vector field"):
             edited(tmp_path, ("CONSTANT = 1.0", "CONSTANT = 3.0")).run(tmp_path / "a.zarr", batch=1)

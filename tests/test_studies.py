@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 
 import gradflow as gf
 from gradflow import plot, studies
+from gradflow.limits._small_start import foretell
 from gradflow.studies import _small_init
-from gradflow.studies._foretold import foretell
-from gradflow.sweeps import _queue
+from gradflow.sweeps import _scheduler
 
 # Whole studies, each with several programs to compile.
 pytestmark = pytest.mark.slow
@@ -182,7 +182,7 @@ def test_a_resumed_study_equals_the_first_and_runs_nothing(small, digits, store,
     def refuse(*arguments, **options):
         raise AssertionError("something ran")
 
-    monkeypatch.setattr(_queue, "fly", refuse)
+    monkeypatch.setattr(_scheduler, "fly", refuse)
     monkeypatch.setattr(_small_init, "iterate_to", refuse)
     xr.testing.assert_identical(study(digits, store=store), small)
     with pytest.raises(ValueError, match=r"rtol: 0.001 -> 0.01"):

@@ -13,7 +13,7 @@ import xarray as xr
 import zarr
 
 import gradflow as gf
-from gradflow.sweeps import _checkpoint, _queue
+from gradflow.sweeps import _checkpoint, _scheduler
 from gradflow.sweeps._groups import group_members, stack
 from gradflow.sweeps._members import Roster
 from gradflow.sweeps._sweep import _options
@@ -247,10 +247,10 @@ def test_one_program_per_shape_and_none_for_a_second_sweep():
     tally = Tally()
 
     def run(sizes, rates):
-        before = len(tally.shapes), _queue.fly._cached._cache_size()
+        before = len(tally.shapes), _scheduler.fly._cached._cache_size()
         axes = {"size": sizes, "rate": rates}
         quietly(lambda size, rate: decay(rate, size, tally=tally), axes, batch=2, pad=False)
-        return len(tally.shapes) - before[0], _queue.fly._cached._cache_size() - before[1]
+        return len(tally.shapes) - before[0], _scheduler.fly._cached._cache_size() - before[1]
 
     first_two, programs = run([2, 5], [0.1, 0.2])
     assert programs == 2
@@ -344,7 +344,7 @@ def test_a_bad_member_is_flagged_and_harms_no_other(all_good, wrong):
 @pytest.fixture
 def counted(monkeypatch):
     """Counts the segments that are run, of a few evaluations each; `after` makes one raise `what`."""
-    calls, real = [], _queue.fly
+    calls, real = [], _scheduler.fly
 
     class Counted:
         after, what = None, KeyboardInterrupt
@@ -359,7 +359,7 @@ def counted(monkeypatch):
             return real(fixed, inbox, flight, 0 * budget + 12, mesh)
 
     counter = Counted()
-    monkeypatch.setattr(_queue, "fly", counter)
+    monkeypatch.setattr(_scheduler, "fly", counter)
     return counter
 
 

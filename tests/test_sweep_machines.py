@@ -17,7 +17,7 @@ import pytest
 import xarray as xr
 
 import gradflow as gf
-from gradflow.sweeps import _members, _memory, _queue
+from gradflow.sweeps import _members, _memory, _scheduler
 
 PREAMBLE = """
 import json, sys, time
@@ -96,15 +96,15 @@ def whole(tmp_path_factory):
 
 
 DEVICES = """
-from gradflow.sweeps import _queue
-seen, real = [], _queue.fly
+from gradflow.sweeps import _scheduler
+seen, real = [], _scheduler.fly
 
 def watched(*arguments):
     if not seen:
         seen.append(real.lower(*arguments).lowered.compile().as_text())
     return real(*arguments)
 
-_queue.fly = watched
+_scheduler.fly = watched
 ds = run(store=sys.argv[1])
 words = ("all-reduce", "all-gather", "all-to-all", "collective", "reduce-scatter", "send(", "recv(")
 found = {word: seen[0].count(word) for word in words}
@@ -297,7 +297,7 @@ def test_members_that_fail_among_many_change_no_bit_of_the_others(slots, monkeyp
     """
     wrong = {7: {"start": jnp.nan}, 20: {"edge": 0.7}, 41: {"rate": 1e7}}
     order = []
-    real = _queue.run_queue
+    real = _scheduler.run_queue
 
     def build(i, bad):
         good = {"rate": 0.3 + 0.01 * i, "start": 1.0}
@@ -367,9 +367,9 @@ def test_slots_are_as_many_as_fit_and_what_does_not_fit_is_refused(monkeypatch):
         fixed = {"solver": gf.solvers.Tsit5(), "progress": False}
         return gf.sweep(build, {"i": range(20)}, [0.0, 1.0], **(fixed | options))
 
-    seen, real = [], _queue.vacant
+    seen, real = [], _scheduler.vacant
     monkeypatch.setattr(
-        _queue, "vacant", lambda one, shapes, slots, room: seen.append(slots) or real(one, shapes, slots, room)
+        _scheduler, "vacant", lambda one, shapes, slots, room: seen.append(slots) or real(one, shapes, slots, room)
     )
     monkeypatch.setattr(_memory, "LIGHT", 1e9)
     run(10**9)

@@ -9,11 +9,11 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import check_count, fail
 from gradflow._conserved import Conserved
-from gradflow._polar import Polar, neuron_rows, unit_rows, with_rows
 from gradflow._tree import join, split
 from gradflow.flows._base import AbstractFlow
 from gradflow.flows._gradient_flow import check_scalar, energy_and_balances
 from gradflow.flows._polar import bare_polar, check_longest
+from gradflow.models._polar import Polar, neuron_rows, unit_rows, with_rows
 from gradflow.problems import EmpiricalRisk
 from gradflow.problems._correlation import check_degree, check_risk
 

@@ -9,10 +9,10 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import check_choice, check_count, check_positive, fail, is_concrete
 from gradflow._conserved import Conserved
-from gradflow._polar import Polar, neuron_rows, normalised, with_rows
 from gradflow._tree import join, method_of, scaled_norm, tree_norm
 from gradflow.flows._base import AbstractFlow
 from gradflow.flows._gradient_flow import check_scalar, energy_and_balances
+from gradflow.models._polar import Polar, neuron_rows, normalised, with_rows
 from gradflow.problems import EmpiricalRisk
 from gradflow.problems._correlation import check_degree, check_risk, polar_rate
 

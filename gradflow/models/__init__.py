@@ -19,6 +19,7 @@ from gradflow.models._parametrisation import mean_field as mean_field
 from gradflow.models._parametrisation import mup as mup
 from gradflow.models._parametrisation import ntk as ntk
 from gradflow.models._parametrisation import standard as standard
+from gradflow.models._polar import Polar as Polar
 from gradflow.models._radial import RadialActivation as RadialActivation
 from gradflow.models._signed_two_layer import SignedTwoLayer as SignedTwoLayer
 from gradflow.models._smoothed import Smoothed as Smoothed

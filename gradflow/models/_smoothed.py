@@ -22,7 +22,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import check_callable, fail, is_concrete
-from gradflow._conserved import Conserved, degree_one_slopes
+from gradflow._conserved import Conserved
+from gradflow._homogeneity import degree_one_slopes
 from gradflow._tree import method_of
 
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from gradflow._checks import check_callable, check_count
-from gradflow._conserved import Conserved, is_degree_one
+from gradflow._conserved import Conserved
+from gradflow._homogeneity import is_degree_one
 from gradflow._tree import scaled_norm
 from gradflow.models import laws
 from gradflow.models._parametrisation import (

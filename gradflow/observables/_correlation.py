@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import check_positive
-from gradflow._polar import Polar
 from gradflow._tree import full_precision, split, tree_norm
+from gradflow.models._polar import Polar
 from gradflow.problems import EmpiricalRisk, NeuralCorrelation
 
 

@@ -8,7 +8,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from gradflow._conserved import degree_one_slopes
+from gradflow._homogeneity import degree_one_slopes
 from gradflow._tree import full_precision, join, method_of, split
 from gradflow.problems._empirical_risk import EmpiricalRisk
 

@@ -22,8 +22,8 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Scalar
 
 from gradflow._checks import check_count, check_positive, fail, is_concrete
+from gradflow.solvers._euler_maruyama import AbstractStochasticMethod
 from gradflow.solvers._stabilised import combine
-from gradflow.solvers._stochastic import AbstractStochasticMethod
 
 DAMPING = 0.05
 REACH = 2 - 4 / 3 * DAMPING

@@ -7,15 +7,15 @@ import numpy as np
 import xarray as xr
 
 from gradflow import _checks
-from gradflow._iterate import iterate
-from gradflow._polar import neuron_rows, unit_rows
-from gradflow._pursuit import nearest_points
-from gradflow._solve import solve
 from gradflow.flows import NeuronPolarFlow
+from gradflow.limits._alternating_flow import nearest_points
 from gradflow.models import OneLayer
+from gradflow.models._polar import neuron_rows, unit_rows
 from gradflow.observables import Loss, NeuronAngles, ParameterNorm
 from gradflow.problems import EmpiricalRisk, NeuralCorrelation, losses
 from gradflow.rules import GradientDescent
+from gradflow.runs._iterate import iterate
+from gradflow.runs._solve import solve
 
 SMALL = 1e-2
 """Norm of the weights up to which directions are those of the first phase."""

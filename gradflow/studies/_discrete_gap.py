@@ -11,14 +11,14 @@ import xarray as xr
 from jaxtyping import Array, Float, PyTree
 
 from gradflow import _checks
-from gradflow._iterate import iterate_to
 from gradflow._solution import STATUS, moving
-from gradflow._solve import solve
 from gradflow.flows import AbstractFlow, GradientFlow
 from gradflow.models import MLP
 from gradflow.observables import Loss, Sharpness
 from gradflow.problems import EmpiricalRisk, losses
 from gradflow.rules import AbstractRule, GradientDescent, HeavyBall, Nesterov
+from gradflow.runs._iterate import iterate_to
+from gradflow.runs._solve import solve
 
 
 def compare(

@@ -12,13 +12,13 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from gradflow import observables, theory
 from gradflow._checks import check_choice, check_count, check_positive, fail
-from gradflow._iterate import iterate, iterate_to
 from gradflow._solution import STATUS
-from gradflow._solve import solve
 from gradflow.flows import GradientFlow
 from gradflow.models import Smoothed, TwoLayer, mild_two_layer
 from gradflow.problems import EmpiricalRisk, losses
 from gradflow.rules import SGD, GradientDescent
+from gradflow.runs._iterate import iterate, iterate_to
+from gradflow.runs._solve import solve
 from gradflow.solvers import RKC2, Tsit5
 
 LOSSES: dict[str, Callable[..., Any]] = {

@@ -12,14 +12,14 @@ import numpy as np
 import xarray as xr
 
 from gradflow import _checks
-from gradflow._infinite_width import infinite_width
-from gradflow._solve import solve
-from gradflow._width_fluctuations import width_fluctuations
 from gradflow.flows import MeanFieldFlow
+from gradflow.limits._infinite_width import infinite_width
+from gradflow.limits._width_fluctuations import width_fluctuations
 from gradflow.models import MeanFieldNodes, MeanFieldStart
 from gradflow.models.nodes import AbstractNodeRule, GaussLegendre, MonteCarlo, Sobol, Uniform
 from gradflow.problems import EmpiricalRisk, losses
 from gradflow.rules import MeanFieldSGD
+from gradflow.runs._solve import solve
 from gradflow.sweeps import sweep
 
 RULES = ("Gauss-Legendre", "Sobol", "Monte Carlo")

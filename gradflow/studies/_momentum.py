@@ -10,14 +10,14 @@ import numpy as np
 import xarray as xr
 
 from gradflow import _checks
-from gradflow._iterate import iterate_to
 from gradflow._solution import STATUS
-from gradflow._solve import solve
 from gradflow.flows import HeavyBallFlow, LinearisedFlow, NesterovFlow
 from gradflow.models import SignedTwoLayer
 from gradflow.observables import NeuronMovement
 from gradflow.problems import EmpiricalRisk, losses
 from gradflow.rules import GradientDescent, HeavyBall, Nesterov
+from gradflow.runs._iterate import iterate_to
+from gradflow.runs._solve import solve
 from gradflow.solvers import Bosh3
 from gradflow.studies._discrete_gap import run_distance
 from gradflow.theory import faster_method, momentum_rates, relu_gram

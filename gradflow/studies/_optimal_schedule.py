@@ -9,9 +9,9 @@ import numpy as np
 import optax
 
 from gradflow import _checks
-from gradflow._solve import solve
 from gradflow.flows import InterpolatedSchedule, OrderParameterFlow
 from gradflow.problems import OrderParameters
+from gradflow.runs._solve import solve
 
 
 class OptimalSchedule(NamedTuple):

@@ -12,11 +12,11 @@ import numpy as np
 import xarray as xr
 
 from gradflow import _checks
-from gradflow._iterate import iterate_to
-from gradflow._solve import solve
 from gradflow.flows import OrderParameterFlow
 from gradflow.problems import TeacherStudent
 from gradflow.rules import OnePassSGD
+from gradflow.runs._iterate import iterate_to
+from gradflow.runs._solve import solve
 from gradflow.solvers import Tsit5
 from gradflow.studies._exponent_map import exponent_map
 from gradflow.studies._phase_map import phase_map, plateaus

@@ -8,15 +8,15 @@ import numpy as np
 import xarray as xr
 
 from gradflow import _checks
-from gradflow._iterate import iterate_to
 from gradflow.flows import GradientFlow
+from gradflow.limits._small_start import Foretold, foretell
 from gradflow.models import TwoLayer
 from gradflow.observables import Accuracy, Loss, NeuronAngles, ParameterNorm
 from gradflow.problems import EmpiricalRisk, losses
 from gradflow.rules import GradientDescent
+from gradflow.runs._iterate import iterate_to
 from gradflow.solvers import Tsit5
 from gradflow.studies._discrete_gap import extrapolate_steps
-from gradflow.studies._foretold import Foretold, foretell
 from gradflow.sweeps import sweep
 
 ESCAPED = 0.1

@@ -12,13 +12,13 @@ import xarray as xr
 
 from gradflow import observables, theory
 from gradflow._checks import check_count, check_positive, fail
-from gradflow._iterate import iterate
-from gradflow._solve import solve
 from gradflow.data import two_directions as two_directions_data
 from gradflow.flows import GradientFlow
 from gradflow.models import SignedTwoLayer, Smoothed
 from gradflow.problems import EmpiricalRisk, losses
 from gradflow.rules import GradientDescent
+from gradflow.runs._iterate import iterate
+from gradflow.runs._solve import solve
 from gradflow.solvers import NDF
 
 PLATEAU, ESCAPED = 0.01, 0.1

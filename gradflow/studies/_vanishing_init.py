@@ -12,14 +12,14 @@ import xarray as xr
 from jaxtyping import Array
 
 from gradflow import _checks
-from gradflow._polar import Polar, neuron_rows, unit_rows, with_rows
-from gradflow._pursuit import alternating_flow, nearest_points
-from gradflow._solve import solve
-from gradflow._until import Until
 from gradflow.flows import GradientFlow, NeuronPolarFlow, PolarFlow
+from gradflow.limits._alternating_flow import alternating_flow, nearest_points
 from gradflow.models import Smoothed, TwoLayer
+from gradflow.models._polar import Polar, neuron_rows, unit_rows, with_rows
 from gradflow.observables import KKTResidual, LogNorm, Loss, ParameterNorm
 from gradflow.problems import EmpiricalRisk, NeuralCorrelation, losses
+from gradflow.runs._solve import solve
+from gradflow.runs._until import Until
 from gradflow.solvers import Tsit5
 from gradflow.sweeps import sweep
 

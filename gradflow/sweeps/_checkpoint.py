@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradflow.sweeps._flight import VACANT, Flight
+from gradflow.sweeps._slots import VACANT, Flight
 
 COST = 0.05
 """Share of the time that keeping flights on disk may take; small ones are kept after every segment."""

@@ -16,10 +16,10 @@ import xarray as xr
 from jaxtyping import Array, PyTree
 
 from gradflow._checks import fail
-from gradflow._record import bind, seen
 from gradflow._solution import STATUS, Solution
 from gradflow._tree import flatten, join, split
 from gradflow.flows import AbstractFlow
+from gradflow.runs._record import bind, seen
 from gradflow.sweeps._members import Roster
 from gradflow.sweeps._padding import corner
 from gradflow.sweeps._program import Options

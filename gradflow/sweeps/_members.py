@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from gradflow._arguments import check_size
 from gradflow._checks import fail
 from gradflow._tree import choose, split
 from gradflow.flows import AbstractFlow
 from gradflow.models._parametrisation import Multipliers
 from gradflow.rules import AbstractRule
+from gradflow.runs._arguments import check_size
 from gradflow.sweeps._digest import HELD, Digest, arrays_of, equal, with_arrays
 
 KEPT = 256 * 2**20

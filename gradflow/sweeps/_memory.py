@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from gradflow._checks import fail
-from gradflow.sweeps._flight import shapes_of
 from gradflow.sweeps._program import Options, Own, make_program
+from gradflow.sweeps._slots import shapes_of
 
 LIGHT = 8e5
 """Floating-point operations of an evaluation below which a CPU spends most of its time on everything else: on two-layer

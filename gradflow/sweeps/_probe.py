@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from gradflow._record import bind, seen
 from gradflow._tree import Chosen, PaddedRest, flatten, full_precision, join, scaled_norm, split
 from gradflow.flows import AbstractFlow
+from gradflow.runs._record import bind, seen
 from gradflow.sweeps._program import Options, Padding
 
 START, CONSERVED = "the state at the start", "what is conserved"

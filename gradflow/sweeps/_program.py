@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from gradflow._iterate import RuleSetup, attempt_rule, prepare_rule, summarise_rule
-from gradflow._loop import Setup, attempt, summarise
 from gradflow._solution import Solution, moving
-from gradflow._solve import prepare
 from gradflow._tree import Extents, PaddedRest
-from gradflow._until import Until
 from gradflow.rules import AbstractRule
+from gradflow.runs._adaptive import Setup, attempt, summarise
+from gradflow.runs._iterate import RuleSetup, attempt_rule, prepare_rule, summarise_rule
+from gradflow.runs._solve import prepare
+from gradflow.runs._until import Until
 from gradflow.solvers import AbstractMethod, StepControl
 
 

@@ -14,22 +14,22 @@ import numpy as np
 import xarray as xr
 
 from gradflow import _checks
-from gradflow._arguments import check_jumps, check_longest_step, check_times, check_tolerances
-from gradflow._record import check_observe
 from gradflow._tree import split
-from gradflow._until import Until
 from gradflow.flows import AbstractFlow
+from gradflow.runs._arguments import check_jumps, check_longest_step, check_times, check_tolerances
+from gradflow.runs._record import check_observe
+from gradflow.runs._until import Until
 from gradflow.solvers import AbstractMethod, default_solver
 from gradflow.sweeps._checkpoint import Checkpoint
 from gradflow.sweeps._dataset import MISSING, TAKEN, configuration, put, row_of, template
-from gradflow.sweeps._flight import local_mesh
 from gradflow.sweeps._groups import Group, group_members, stack
 from gradflow.sweeps._identity import codes_of, differences, identity_of
 from gradflow.sweeps._launch import check_share, launch_jobs
 from gradflow.sweeps._members import Roster
 from gradflow.sweeps._memory import Plan, announcement, plan
 from gradflow.sweeps._program import Options, at
-from gradflow.sweeps._queue import run_queue
+from gradflow.sweeps._scheduler import run_queue
+from gradflow.sweeps._slots import local_mesh
 from gradflow.sweeps._store import Store, taken
 
 

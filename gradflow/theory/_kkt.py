@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from gradflow._checks import check_count, check_positive, fail
-from gradflow._polar import neuron_rows
 from gradflow._tree import join, split
+from gradflow.models._polar import neuron_rows
 from gradflow.problems import NeuralCorrelation
 from gradflow.problems._clarke import has_kinks
 from gradflow.theory._ascent import WholeCorrelation, ascend

@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from gradflow.sweeps._checkpoint import Checkpoint
-from gradflow.sweeps._flight import VACANT, Flight, Inbox, divided, fly, vacant
 from gradflow.sweeps._memory import Plan
 from gradflow.sweeps._program import Options, Own, at
+from gradflow.sweeps._slots import VACANT, Flight, Inbox, divided, fly, vacant
 
 SEGMENT = 0.5
 """Seconds between two looks at the results of a lane, where there are no more lanes than `PROMPT`."""

@@ -15,10 +15,10 @@ from jaxtyping import Array
 
 from gradflow import _checks
 from gradflow._solution import INACCURATE, Solution
-from gradflow._solve import solve
 from gradflow.flows import MeanFieldFlow
 from gradflow.models import MeanFieldNodes, MeanFieldStart
 from gradflow.models.nodes import AbstractNodeRule, Sobol
+from gradflow.runs._solve import solve
 
 Errors = dict[str, float]
 

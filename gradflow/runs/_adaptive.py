@@ -16,12 +16,12 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from gradflow import _solution
 from gradflow._conserved import Conserved
-from gradflow._drive import AbstractRun
-from gradflow._record import Record, bind, blank_record, with_unreached_rows, write_row
 from gradflow._solution import Solution
 from gradflow._tree import Extents, full_precision, held_paths, join, strong
-from gradflow._until import Until
 from gradflow.flows import AbstractFlow
+from gradflow.runs._drive import AbstractRun
+from gradflow.runs._record import Record, bind, blank_record, with_unreached_rows, write_row
+from gradflow.runs._until import Until
 from gradflow.solvers import AbstractMethod, Attempt, Field, StepControl
 
 CROSSING = 100

@@ -12,7 +12,11 @@ import optimistix
 from jaxtyping import ArrayLike, Int, PyTree
 
 from gradflow import _checks
-from gradflow._arguments import (
+from gradflow._solution import Solution, ended
+from gradflow._tree import check_start, join, method_of, tree_norm
+from gradflow.flows import AbstractFlow, AbstractStochasticFlow
+from gradflow.runs._adaptive import Checkpoint, Resumed, Setup
+from gradflow.runs._arguments import (
     check_jumps,
     check_longest_step,
     check_memory,
@@ -22,14 +26,10 @@ from gradflow._arguments import (
     halves,
     join_jumps,
 )
-from gradflow._drive import drive
-from gradflow._loop import Checkpoint, Resumed, Setup
-from gradflow._record import check_observe
-from gradflow._solution import Solution, ended
-from gradflow._stochastic import solve_stochastic
-from gradflow._tree import check_start, join, method_of, tree_norm
-from gradflow._until import Until
-from gradflow.flows import AbstractFlow, AbstractStochasticFlow
+from gradflow.runs._drive import drive
+from gradflow.runs._fixed_steps import solve_stochastic
+from gradflow.runs._record import check_observe
+from gradflow.runs._until import Until
 from gradflow.solvers import AbstractMethod, AbstractStochasticMethod, OneStep, StepControl, default_solver
 from gradflow.solvers._default import describe_choice
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from gradflow import _checks
-from gradflow._polar import Polar
-from gradflow._solve import solve
-from gradflow._until import Until
 from gradflow.flows import PolarFlow
+from gradflow.models._polar import Polar
 from gradflow.observables import Aligned, Correlation, KKTResidual, LogNorm
 from gradflow.problems import EmpiricalRisk, NeuralCorrelation
+from gradflow.runs._solve import solve
+from gradflow.runs._until import Until
 
 
 class FirstEscape(eqx.Module):

@@ -1,4 +1,4 @@
-"""Training by following the theory of small initialisation: alternating gradient flow, and neuron pursuit."""
+"""Alternating gradient flow: training from a vanishing start, one neuron after the other."""
 
 from typing import Any
 
@@ -9,32 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gradflow import _checks
-from gradflow._polar import neuron_rows, with_rows
-from gradflow._solve import solve
-from gradflow._until import Until
-from gradflow.flows import GradientFlow
-from gradflow.observables import GradientNorm
+from gradflow.limits._neurons import Pursuit, check_numbers, first_labels, settle
+from gradflow.models._polar import neuron_rows, with_rows
 from gradflow.problems import EmpiricalRisk, NeuralCorrelation
-from gradflow.theory import kkt_points
 from gradflow.theory._ascent import ascend
-
-
-class Pursuit(eqx.Module):
-    """Saddles visited one after the other, the first being zero.
-
-    - `times (rounds + 1,)`: of arrival at each, on the clock of gradient flow; zero throughout for `neuron_pursuit`.
-    - `losses (rounds + 1,)`; `params`: parameters at the last one. `saddles`: parameters of each but the first.
-    - `activated`: the neuron that woke up first in each round. `correlations (rounds,)`: `N` of its direction.
-    - `ended`: why it ended: `"fitted"`, `"nothing grows"`, or `"rounds"`.
-    """
-
-    times: Float[np.ndarray, " saddles"]
-    losses: Float[np.ndarray, " saddles"]
-    params: PyTree
-    saddles: tuple[PyTree, ...]
-    activated: tuple[int, ...]
-    correlations: Float[np.ndarray, " rounds"]
-    ended: str = eqx.field(static=True)
 
 
 def alternating_flow(
@@ -94,7 +72,7 @@ def alternating_flow(
     width = rows.shape[0]
     _checks.check_count("rounds", rounds)
     _checks.check_count("degree", degree, least=2)
-    _check_numbers(seed_norm, tolerance, horizon)
+    check_numbers(seed_norm, tolerance, horizon)
     if np.shape(log_norms) not in ((), (width,)):
         raise _checks.fail("log_norms", f"be one number or {width}", f"of shape {np.shape(log_norms)}")
     _checks.check_finite("log_norms", np.asarray(log_norms, float))
@@ -114,7 +92,7 @@ def alternating_flow(
     for _ in range(rounds):
         here = with_rows(model, jnp.asarray(weights, dtype))
         labels = problem.pulls(problem.predictions(here))
-        if float(jnp.linalg.norm(labels)) <= 10 * tolerance * float(jnp.linalg.norm(_labels(problem, model))):
+        if float(jnp.linalg.norm(labels)) <= 10 * tolerance * float(jnp.linalg.norm(first_labels(problem, model))):
             ended = "fitted"
             break
         dormant = np.flatnonzero(~active)
@@ -140,7 +118,7 @@ def alternating_flow(
         # Neurons of equal norms in one basin wake up together.
         together = ~active & (waits <= wait * (1 + 1e-6))
         weights[together], active[together] = seed_norm * units[together], True
-        weights = _settle(problem, model, weights, tolerance, horizon, rtol, solver)
+        weights = settle(problem, model, weights, tolerance, horizon, rtol, solver)
         asleep = active & (np.linalg.norm(weights, axis=1) < seed_norm)
         for j in np.flatnonzero(asleep):
             units[j] = weights[j] / max(np.linalg.norm(weights[j]), 1e-300)
@@ -160,84 +138,6 @@ def alternating_flow(
     return Pursuit(
         np.array(times), np.array(losses), final, tuple(saddles), tuple(activated), np.array(correlations), ended
     )
-
-
-def neuron_pursuit(
-    problem: EmpiricalRisk,
-    neuron: PyTree,
-    *,
-    rounds: int = 10,
-    starts: int = 32,
-    seed_norm: float = 1e-2,
-    tolerance: float = 1e-5,
-    horizon: float = 1e5,
-    rtol: float = 1e-6,
-    solver: Any = None,
-    key: Any = None,
-) -> Pursuit:
-    """Trains a network neuron by neuron, the best next one at a time.
-
-    That is the best KKT point of what is left to explain.
-
-    Each round maximises the correlation of one neuron of length one with the pulls of the present loss, from random
-    starts; appends a small multiple of the best; and follows gradient flow of the whole network to a stationary point.
-
-    **Arguments**: `neuron`: a network of one neuron, homogeneous of degree 2, such as `TwoLayer(d, 1, key=key)`.
-    `rounds`: neurons to add. `starts`, `key`: of the search. `seed_norm`: of a neuron when it is appended. `tolerance`,
-    `horizon`, `rtol`, `solver`: as for `alternating_flow`.
-
-    **Returns** a `Pursuit`. **Raises** `ValueError` for a network of more than one neuron, and for numbers that are not
-    positive.
-
-    Source: A. Kumar and J. Haupt (2025), arXiv 2509.12154.
-
-    >>> import gradflow as gf, jax, jax.numpy as jnp
-    >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([1.0, -2.0]), gf.losses.square, reduction="sum")
-    >>> found = gf.neuron_pursuit(problem, gf.models.TwoLayer(2, 1, key=jax.random.key(0)), rounds=3)
-    >>> [round(float(loss), 4) for loss in found.losses], found.ended
-    ([2.5, 0.5, 0.0], 'fitted')
-    """
-    rows = neuron_rows(neuron)
-    if rows.shape[0] != 1:
-        raise _checks.fail("neuron", "be a network of one neuron", f"one of {rows.shape[0]}")
-    _checks.check_count("rounds", rounds)
-    _check_numbers(seed_norm, tolerance, horizon)
-    dtype, key = rows.dtype, jax.random.key(0) if key is None else key
-    # Neurons of zeros stay zero, and are there for one program to serve all rounds.
-    weights = np.zeros((rounds, rows.shape[1]))
-    losses = [float(problem(with_rows(neuron, jnp.zeros_like(rows))))]
-    start = float(jnp.linalg.norm(_labels(problem, neuron)))
-    saddles, correlations, ended = [], [], "rounds"
-    for index in range(rounds):
-        labels = problem.pulls(problem.predictions(with_rows(neuron, jnp.asarray(weights, dtype))))
-        if float(jnp.linalg.norm(labels)) <= 10 * tolerance * start:
-            ended = "fitted"
-            break
-        correlation = NeuralCorrelation(problem, labels=labels)
-        points = kkt_points(correlation, neuron, starts=starts, key=jax.random.fold_in(key, index))
-        if points.values[0] <= 1e-6 * float(jnp.linalg.norm(labels)):
-            ended = "nothing grows"
-            break
-        best = np.asarray(neuron_rows(points.params(0)))
-        weights[index] = seed_norm * best[0]
-        weights = _settle(problem, neuron, weights, tolerance, horizon, rtol, solver)
-        here = with_rows(neuron, jnp.asarray(weights[: index + 1], dtype))
-        saddles.append(here)
-        correlations.append(float(points.values[0]))
-        losses.append(float(problem(here)))
-    final = saddles[-1] if saddles else with_rows(neuron, jnp.zeros_like(rows))
-    names = tuple(range(len(saddles)))
-    return Pursuit(np.zeros(len(losses)), np.array(losses), final, tuple(saddles), names, np.array(correlations), ended)
-
-
-def _labels(problem: EmpiricalRisk, model: PyTree) -> Array:
-    """First labels at the origin."""
-    return problem.pulls(jnp.zeros_like(problem.predictions(model)))
-
-
-def _check_numbers(seed_norm: Any, tolerance: Any, horizon: Any) -> None:
-    for name, value in (("seed_norm", seed_norm), ("tolerance", tolerance), ("horizon", horizon)):
-        _checks.check_positive(name, value)
 
 
 def unit_rows(rows: Float[np.ndarray, "width size"]) -> Float[np.ndarray, "width size"]:
@@ -278,22 +178,3 @@ def nearest_points(
     scale = jnp.linalg.norm(correlation.labels).astype(units.dtype)
     ends, values, *_ = ascend(_NeuronCorrelation(correlation, model), units, scale, correlation.degree, 400)
     return np.asarray(ends), np.asarray(values)
-
-
-def _settle(
-    problem: EmpiricalRisk,
-    model: PyTree,
-    weights: np.ndarray,
-    tolerance: float,
-    horizon: float,
-    rtol: float,
-    solver: Any,
-) -> np.ndarray:
-    """Weights after gradient flow to convergence."""
-    start = with_rows(model, jnp.asarray(weights, neuron_rows(model).dtype))
-    force = GradientNorm(problem)
-    # A neuron that has just been added pulls weakly: the scale is that of the labels, but not above its own pull.
-    bound = min(tolerance * float(jnp.linalg.norm(_labels(problem, model))), 0.1 * float(force(start)))
-    until, flow = Until(force, below=bound), GradientFlow(problem)
-    sol = solve(flow, start, [horizon], rtol=rtol, until=until, save_params=False, solver=solver)
-    return np.array(neuron_rows(sol.final))

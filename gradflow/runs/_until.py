@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import check_callable, fail, is_concrete
-from gradflow._record import seen
+from gradflow.runs._record import seen
 
 
 class Until(eqx.Module):

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gradflow import _checks
-from gradflow._arguments import check_times
-from gradflow._solve import solve
 from gradflow._tree import split
 from gradflow.flows import MeanFieldFlow
 from gradflow.models import MeanFieldStart
+from gradflow.runs._arguments import check_times
+from gradflow.runs._solve import solve
 
 
 class WidthFluctuations(NamedTuple):

@@ -10,9 +10,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key, PyTree, Scalar
 
 from gradflow import _checks, _solution
-from gradflow._arguments import halves
-from gradflow._drive import AbstractRun, drive
-from gradflow._record import Record, bind, blank_record, check_observe, with_unreached_rows, write_row
 from gradflow._solution import Solution, ended
 from gradflow._tree import (
     Extents,
@@ -24,8 +21,11 @@ from gradflow._tree import (
     strong,
     within,
 )
-from gradflow._until import Until
 from gradflow.rules import AbstractRule
+from gradflow.runs._arguments import halves
+from gradflow.runs._drive import AbstractRun, drive
+from gradflow.runs._record import Record, bind, blank_record, check_observe, with_unreached_rows, write_row
+from gradflow.runs._until import Until
 
 GROWTH = 1e6
 """Factor by which the loss may grow over its first value (or over one) before a run counts as diverged."""

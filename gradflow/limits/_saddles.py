@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from gradflow import _checks
-from gradflow._polar import Polar
-from gradflow._record import seen
 from gradflow._solution import Solution
 from gradflow._tree import full_precision, join, method_of, split
+from gradflow.models._polar import Polar
+from gradflow.runs._record import seen
 
 LARGEST = 600
 """Parameters up to which the Hessian at a saddle is formed."""

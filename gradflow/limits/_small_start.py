@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from gradflow._polar import neuron_rows, with_rows
-from gradflow._pursuit import alternating_flow
+from gradflow.limits._alternating_flow import alternating_flow
 from gradflow.models import Smoothed, TwoLayer
+from gradflow.models._polar import neuron_rows, with_rows
 from gradflow.problems import EmpiricalRisk
 from gradflow.solvers import Tsit5
 from gradflow.theory import ReLUEscape, relu_escape

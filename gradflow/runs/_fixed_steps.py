@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Scalar
 
 from gradflow import _checks
-from gradflow._iterate import RuleCheckpoint, iterate_to
-from gradflow._loop import valid_times
-from gradflow._record import nan_where
 from gradflow._solution import INVALID_TIMES, Solution, ended
 from gradflow._tree import check_start
-from gradflow._until import Until
 from gradflow.flows import AbstractStochasticFlow
 from gradflow.rules import AbstractRule
+from gradflow.runs._adaptive import valid_times
+from gradflow.runs._iterate import RuleCheckpoint, iterate_to
+from gradflow.runs._record import nan_where
+from gradflow.runs._until import Until
 from gradflow.solvers import AbstractStochasticMethod, EulerMaruyama, SmallNoise
 
 

@@ -18,11 +18,11 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from gradflow import _checks
-from gradflow._record import nan_where
 from gradflow._solution import Solution
-from gradflow._solve import solve
 from gradflow._tree import scaled_norm
 from gradflow.flows import AbstractFlow
+from gradflow.runs._record import nan_where
+from gradflow.runs._solve import solve
 
 
 class Extrapolated(eqx.Module):
