@@ -1,5 +1,6 @@
 """What a run returns: times, parameters, observables, how it ended and what it cost."""
 
+import enum
 import os
 from collections.abc import Callable
 from typing import Any
@@ -15,35 +16,53 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from gradflow._checks import fail, is_concrete
 from gradflow.stores import read_pytree, write_pytree
 
-RUNNING, OK, STOPPED, MAX_STEPS, STEP_UNDERFLOW, NONFINITE, DIVERGED, INTERRUPTED, INACCURATE, INVALID_TIMES = range(
-    -1, 9
-)
 
-STATUS = (
-    "ok",
-    "stopped",
-    "max_steps",
-    "step_underflow",
-    "nonfinite",
-    "diverged",
-    "interrupted",
-    "inaccurate",
-    "invalid_times",
-)
+class Status(enum.IntEnum):
+    """How a run ended: a code, with what it means and what helps. Those above `STOPPED` are failures."""
 
-REMEDY = {
-    "ok": "reached the last save time",
-    "stopped": "`until` was met",
-    "max_steps": "the step budget ran out: raise max_steps, loosen rtol, or shorten ts",
-    "step_underflow": "the step fell below the resolution of time: a solution that blows up, a jump in the field, or a"
-    " tolerance that this precision cannot meet; loosen rtol, use float64, or smooth the model",
-    "nonfinite": "the state or its derivative stopped being finite: look for overflow, log(0) or NaN in the problem",
-    "diverged": "the loss grew by a factor of a million: lower the learning rate",
-    "interrupted": "stopped from the keyboard",
-    "inaccurate": "the accuracy asked for was not reached, `errors` tells what was: ask for less, allow more nodes,"
-    " use float64, or shorten ts",
-    "invalid_times": "`ts` are not finite and increasing, or begin before the flow does",
-}
+    remedy: str
+
+    def __new__(cls, code: int, remedy: str) -> "Status":
+        member = int.__new__(cls, code)
+        member._value_, member.remedy = code, remedy
+        return member
+
+    RUNNING = -1, "has not ended"
+    OK = 0, "reached the last save time"
+    STOPPED = 1, "`until` was met"
+    MAX_STEPS = 2, "the step budget ran out: raise max_steps, loosen rtol, or shorten ts"
+    STEP_UNDERFLOW = (
+        3,
+        "the step fell below the resolution of time: a solution that blows up, a jump in the field, or a"
+        " tolerance that this precision cannot meet; loosen rtol, use float64, or smooth the model",
+    )
+    NONFINITE = (
+        4,
+        "the state or its derivative stopped being finite: look for overflow, log(0) or NaN in the problem",
+    )
+    DIVERGED = 5, "the loss grew by a factor of a million: lower the learning rate"
+    INTERRUPTED = 6, "stopped from the keyboard"
+    INACCURATE = (
+        7,
+        "the accuracy asked for was not reached, `errors` tells what was: ask for less, allow more nodes,"
+        " use float64, or shorten ts",
+    )
+    INVALID_TIMES = 8, "`ts` are not finite and increasing, or begin before the flow does"
+
+    @property
+    def label(self) -> str:
+        """The name in `Solution.status`."""
+        return self.name.lower()
+
+    @classmethod
+    def of(cls, label: str) -> "Status":
+        return cls[label.upper()]
+
+    @classmethod
+    def labels(cls) -> tuple[str, ...]:
+        """The names of the codes from zero on."""
+        return tuple(member.label for member in cls if member >= 0)
+
 
 LISTED = 8
 """Leaves that are named as held fixed, at most."""
@@ -120,7 +139,7 @@ class Solution(eqx.Module):
     @property
     def status(self) -> Any:
         """How the run ended; an array of names for a batch."""
-        return np.array(STATUS)[np.asarray(self.code)] if np.ndim(self.code) else STATUS[int(self.code)]
+        return np.array(Status.labels())[np.asarray(self.code)] if np.ndim(self.code) else Status(int(self.code)).label
 
     @property
     def reached(self) -> Bool[np.ndarray, "*batch T"]:
@@ -134,14 +153,14 @@ class Solution(eqx.Module):
         """
         if isinstance(self.code, jax.core.Tracer):
             return
-        bad = np.asarray(self.code) > STOPPED
+        bad = np.asarray(self.code) > Status.STOPPED
         if np.any(bad):
-            names = sorted({STATUS[code] for code in np.asarray(self.code)[bad]})
+            names = sorted({Status(int(code)).label for code in np.asarray(self.code)[bad]})
             which = f"{np.count_nonzero(bad)} of {bad.size} members: " if bad.ndim else ""
             # Under jax.jvp the status is known, while the times may not be.
             known = not bad.ndim and is_concrete((self.t_final, self.ts))
             where = f" at t = {float(self.t_final):.6g} of {float(self.ts[-1]):.6g}" if known else ""
-            remedy = "; ".join(f"{name}: {REMEDY[name]}" for name in names)
+            remedy = "; ".join(f"{name}: {Status.of(name).remedy}" for name in names)
             message = f"{which}{self.title} ended with status {remedy}{where}. {advice}{' ' if advice else ''}"
             raise SolveError(message + "The part computed is in `error.solution`; throw=False returns it.", self)
 
@@ -191,7 +210,7 @@ def nan_unless_ended(sol: Solution) -> Solution:
     were reached, counts, the status and `t_final`, which tell of the failure, stay as they are.
     """
     # A factor, not a choice: so the derivatives of these numbers are NaN as well.
-    factor = jnp.where(sol.code > STOPPED, jnp.nan, 1.0)
+    factor = jnp.where(sol.code > Status.STOPPED, jnp.nan, 1.0)
 
     def spoil(leaf: Any) -> Any:
         if not eqx.is_inexact_array(leaf):
@@ -218,7 +237,7 @@ def ended(sol: Solution, throw: bool, advice: Callable[[], str] = str) -> Soluti
     """
     if throw and not is_concrete(sol.code):
         sol = nan_unless_ended(sol)
-    elif throw and bool(np.any(np.asarray(sol.code) > STOPPED)):
+    elif throw and bool(np.any(np.asarray(sol.code) > Status.STOPPED)):
         sol.check(advice())
     if is_concrete(sol):
         return sol
@@ -235,7 +254,7 @@ def _summary(sol: Solution) -> str:
     if sol.held:
         lines.append(("held fixed:", f" {_held(sol)}"))
     reached = f"{int(sol.saved)} of {sol.ts.shape[-1]} save times, t = {float(sol.t_final):.6g}"
-    lines.append(("status", f"{sol.status} ({REMEDY[sol.status]}); {reached}"))
+    lines.append(("status", f"{sol.status} ({Status.of(sol.status).remedy}); {reached}"))
     steps = f"{stats['steps']} ({stats['accepted']} accepted, {stats['rejected']} rejected)"
     cost = f"{stats['gradient_evaluations']} gradient evaluations"
     if stats["gradient_evaluations"] < 0:

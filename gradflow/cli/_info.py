@@ -52,14 +52,14 @@ def describe_installation() -> str:
 
 def describe_store(path: pathlib.Path) -> str:
     """What a store holds: sizes, how every run ended, how it was computed."""
-    from gradflow._solution import STATUS
+    from gradflow._solution import Status
     from gradflow.sweeps import open_store
 
     ds = open_store(path)
     lines = [f"{path}: " + ", ".join(f"{size} {dim}" for dim, size in ds.sizes.items())]
     if "status" in ds:
         codes, counts = np.unique(ds.status.values, return_counts=True)
-        named = {-1: "missing", **dict(enumerate(STATUS))}
+        named = {-1: "missing", **dict(enumerate(Status.labels()))}
         ended = ", ".join(f"{count} {named[int(code)]}" for code, count in zip(codes, counts, strict=True))
         lines.append(f"runs: {ended}")
     for name, value in ds.attrs.items():

@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from gradflow._checks import fail
-from gradflow._solution import REMEDY, STATUS, STOPPED
+from gradflow._solution import Status
 from gradflow.cli._app import app
 from gradflow.cli._data import load, planar_data, small_data
 from gradflow.cli._process import configure_jax
@@ -351,8 +351,8 @@ def _report(table: str, store: pathlib.Path, figure: pathlib.Path, ds: Any) -> N
 
 def _end_with(status: Any) -> None:
     """Ends with code 1 if flows failed, and says how, and what helps."""
-    failed = [STATUS[code] for code in np.ravel(status.values) if code > STOPPED]
+    failed = [Status(int(code)) for code in np.ravel(status.values) if code > Status.STOPPED]
     if failed:
-        remedy = "; ".join(f"{name}: {REMEDY[name]}" for name in sorted(set(failed)))
+        remedy = "; ".join(sorted(f"{one.label}: {one.remedy}" for one in set(failed)))
         print(f"gradflow: {len(failed)} of {status.size} flows ended early: {remedy}", file=sys.stderr)
         raise typer.Exit(1)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from gradflow import _checks
-from gradflow._solution import INACCURATE, Solution
+from gradflow._solution import Solution, Status
 from gradflow.flows import MeanFieldFlow
 from gradflow.models import MeanFieldNodes, MeanFieldStart
 from gradflow.models.nodes import AbstractNodeRule, Sobol
@@ -127,7 +127,7 @@ def infinite_width(
         f" {np.dtype(start.dtype).name};"
         f" the estimated error is {reached:.1e}. Take another rule, fewer dimensions, or a shorter time."
     )
-    return dataclasses.replace(found, code=jnp.full_like(found.code, INACCURATE))
+    return dataclasses.replace(found, code=jnp.full_like(found.code, Status.INACCURATE))
 
 
 @dataclasses.dataclass(frozen=True)

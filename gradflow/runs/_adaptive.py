@@ -14,9 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
-from gradflow import _solution
 from gradflow._conserved import Conserved
-from gradflow._solution import Solution
+from gradflow._solution import Solution, Status
 from gradflow._tree import Extents, full_precision, held_paths, join, strong
 from gradflow.flows import AbstractFlow
 from gradflow.runs._drive import AbstractRun
@@ -107,7 +106,7 @@ class Setup(AbstractRun):
         return advance(dataclasses.replace(self, resumed=None), carry, budget)
 
     def running(self, carry: "Carry") -> bool:
-        return int(carry.code) == _solution.RUNNING
+        return int(carry.code) == Status.RUNNING
 
     def progress(self, carry: "Carry") -> tuple[float, str]:
         start = float(self.flow.t0 if self.resumed is None else self.resumed.t)
@@ -218,18 +217,18 @@ def begin(setup: Setup) -> Carry:
         accepted=jnp.asarray(0),
         evaluations=launch.evaluations,
         products=jnp.asarray(0),
-        code=jnp.where(finite, _solution.RUNNING, _solution.NONFINITE),
+        code=jnp.where(finite, Status.RUNNING, Status.NONFINITE),
         first_loss=loss,
         errors=flow.errors(y, setup.frozen),
         step=launch.step,
     )
     index, record = _save(setup, carry, launch.t, lambda s: _inside(setup, launch.step, s, y))
     met = jnp.asarray(False) if setup.until is None else setup.until.excess(setup.params(y)) >= 0
-    code = jnp.where(index == setup.ts.size, _solution.OK, carry.code)
-    code = jnp.where(met, _solution.STOPPED, code)
-    code = jnp.where(finite, code, _solution.NONFINITE)
+    code = jnp.where(index == setup.ts.size, Status.OK, carry.code)
+    code = jnp.where(met, Status.STOPPED, code)
+    code = jnp.where(finite, code, Status.NONFINITE)
     valid = valid_times(setup.ts, t)
-    code = jnp.where(valid, code, _solution.INVALID_TIMES)
+    code = jnp.where(valid, code, Status.INVALID_TIMES)
     record = jax.tree_util.tree_map(
         lambda new, blank: jnp.where(valid, new, blank) if eqx.is_array(new) else new, record, carry.record
     )
@@ -326,7 +325,7 @@ def advance(setup: Setup, carry: Carry, budget: Int[Array, ""]) -> Carry:
 
     def running(state: PyTree) -> Bool[Array, ""]:
         now = eqx.combine(state, static)
-        return (now.code == _solution.RUNNING) & (now.steps < last)
+        return (now.code == Status.RUNNING) & (now.steps < last)
 
     def body(state: PyTree) -> PyTree:
         return eqx.filter(attempt(setup, eqx.combine(state, static)), eqx.is_array)
@@ -375,15 +374,15 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
     proposed = jnp.where((keep & last) | crossing, jnp.maximum(proposed, carry.dt), proposed)
 
     steps = carry.steps + 1
-    code = jnp.where(steps >= setup.max_steps, _solution.MAX_STEPS, carry.code)
+    code = jnp.where(steps >= setup.max_steps, Status.MAX_STEPS, carry.code)
     small = proposed < resolution
     stuck = ~keep & (small | (proposed <= jnp.finfo(t.dtype).tiny) | (failures >= MOST_FAILURES))
     stuck |= keep & small & ~last & (dt < resolution)
     whole = jnp.where(keep, carry.finite, tried.finite)
-    broken = jnp.where(whole, _solution.STEP_UNDERFLOW, _solution.NONFINITE)
+    broken = jnp.where(whole, Status.STEP_UNDERFLOW, Status.NONFINITE)
     code = jnp.where(stuck, broken, code)
-    code = jnp.where(keep & (index == setup.ts.size), _solution.OK, code)
-    code = jnp.where(stopped, _solution.STOPPED, code)
+    code = jnp.where(keep & (index == setup.ts.size), Status.OK, code)
+    code = jnp.where(stopped, Status.STOPPED, code)
 
     floor = carry.floor
     if not setup.flow.own_sizes:
@@ -432,7 +431,7 @@ def _restart(setup: Setup, carry: Carry, due: Bool[Array, ""]) -> Carry:
         return jnp.asarray(False), new.dt, eqx.filter(new.method_state, eqx.is_array), evaluations + new.evaluations
 
     arrays, static = eqx.partition(carry.method_state, eqx.is_array)
-    due &= carry.code == _solution.RUNNING
+    due &= carry.code == Status.RUNNING
     start = (due, carry.dt, arrays, carry.evaluations)
     _, dt, arrays, evaluations = jax.lax.while_loop(lambda state: state[0], begin_again, start)
     where = lambda c: (c.dt, c.method_state, c.evaluations)  # noqa: E731
@@ -515,7 +514,7 @@ def summarise(setup: Setup, carry: Carry) -> Solution:
     """The result, with zeros in the rows that were not reached."""
     flow, t, y = setup.flow, carry.t, carry.y
     if setup.oversteps:
-        done, t = carry.code == _solution.OK, jnp.minimum(carry.t, setup.ts[-1])
+        done, t = carry.code == Status.OK, jnp.minimum(carry.t, setup.ts[-1])
         y = jax.tree_util.tree_map(lambda a, b: jnp.where(done, a, b), _inside(setup, carry.step, t, y), y)
     first, final = carry.first_loss, flow.loss(y, setup.frozen)
     losses = None if first is None or final is None else (first, final)
@@ -539,8 +538,8 @@ def summarise(setup: Setup, carry: Carry) -> Solution:
         "gradient_evaluations": gradients + carry.evaluations if counted else jnp.asarray(-1),
         "hessian_vector_products": products if counted else jnp.asarray(-1),
     }
-    code = jnp.where(carry.code == _solution.RUNNING, _solution.INTERRUPTED, carry.code)
-    usable = (code == _solution.OK) | (code == _solution.MAX_STEPS) | (code == _solution.INTERRUPTED)
+    code = jnp.where(carry.code == Status.RUNNING, Status.INTERRUPTED, carry.code)
+    usable = (code == Status.OK) | (code == Status.MAX_STEPS) | (code == Status.INTERRUPTED)
     checkpoint = Checkpoint(
         t=carry.t,
         y=carry.y,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Scalar
 
 from gradflow import _checks
-from gradflow._solution import INVALID_TIMES, Solution, ended
+from gradflow._solution import Solution, Status, ended
 from gradflow._tree import check_start
 from gradflow.flows import AbstractStochasticFlow
 from gradflow.rules import AbstractRule
@@ -145,5 +145,5 @@ def _without_rows(sol: Solution, invalid: Bool[Array, ""]) -> Solution:
     params, observed = jax.tree_util.tree_map(blank, rows)
     if sol.params is not None:
         params = eqx.combine(params, sol.params)
-    code, saved = jnp.where(invalid, INVALID_TIMES, sol.code), jnp.where(invalid, 0, sol.saved)
+    code, saved = jnp.where(invalid, Status.INVALID_TIMES, sol.code), jnp.where(invalid, 0, sol.saved)
     return dataclasses.replace(sol, params=params, observed=observed, code=code, saved=saved)

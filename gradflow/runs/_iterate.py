@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key, PyTree, Scalar
 
-from gradflow import _checks, _solution
-from gradflow._solution import Solution, ended
+from gradflow import _checks
+from gradflow._solution import Solution, Status, ended
 from gradflow._tree import (
     Extents,
     check_start,
@@ -76,7 +76,7 @@ class RuleSetup(AbstractRun):
         return advance_rule(self, carry, budget)
 
     def running(self, carry: "RuleCarry") -> bool:
-        return int(carry.code) == _solution.RUNNING and int(carry.row) < self.ks.size
+        return int(carry.code) == Status.RUNNING and int(carry.row) < self.ks.size
 
     def progress(self, carry: "RuleCarry") -> tuple[float, str]:
         first, last = int(self.ks[0]), int(self.ks[-1])
@@ -226,7 +226,7 @@ def begin_rule(setup: RuleSetup) -> RuleCarry:
         k, largest = resumed.checkpoint.k.astype(k.dtype), resumed.checkpoint.largest_loss.astype(largest.dtype)
     flowing, observe = setup.rule.params(state), setup.observed_at(k, state)
     record = blank_record(setup.ks.size, setup.params(state), observe, setup.save_params, flowing)
-    code = jnp.where(jnp.isfinite(loss), _solution.RUNNING, _solution.NONFINITE)
+    code = jnp.where(jnp.isfinite(loss), Status.RUNNING, Status.NONFINITE)
     zero = jnp.zeros_like(k)
     return strong(RuleCarry(k, zero, state, loss, largest, record, jnp.asarray(0), code))
 
@@ -240,7 +240,7 @@ def advance_rule(setup: RuleSetup, carry: RuleCarry, budget: Int[Array, ""]) -> 
 
     def running(state: PyTree) -> Bool[Array, ""]:
         now = eqx.combine(state, static)
-        return (now.code == _solution.RUNNING) & (now.row < setup.ks.size) & (now.attempted < last)
+        return (now.code == Status.RUNNING) & (now.row < setup.ks.size) & (now.attempted < last)
 
     def body(state: PyTree) -> PyTree:
         now = eqx.combine(state, static)
@@ -252,9 +252,9 @@ def advance_rule(setup: RuleSetup, carry: RuleCarry, budget: Int[Array, ""]) -> 
 def attempt_rule(setup: RuleSetup, carry: RuleCarry, max_steps: Int[Array, ""]) -> RuleCarry:
     """At most one step towards the next of the iterates that are saved, and its row once it is reached."""
     after = _towards(setup, carry, jnp.asarray(1))
-    going = after.code == _solution.RUNNING
-    code = jnp.where(going & (after.attempted >= max_steps), _solution.MAX_STEPS, after.code)
-    code = jnp.where(going & (after.row == setup.ks.size), _solution.OK, code)
+    going = after.code == Status.RUNNING
+    code = jnp.where(going & (after.attempted >= max_steps), Status.MAX_STEPS, after.code)
+    code = jnp.where(going & (after.row == setup.ks.size), Status.OK, code)
     return eqx.tree_at(lambda c: c.code, after, code)
 
 
@@ -263,7 +263,7 @@ def _towards(setup: RuleSetup, carry: RuleCarry, most: Int[Array, ""]) -> RuleCa
     k = setup.ks[jnp.minimum(carry.row, setup.ks.size - 1)]
     target = jnp.minimum(k, carry.k + most.astype(k.dtype))
     dynamic, static = eqx.partition(_steps_to(setup, carry, target), eqx.is_array)
-    due = (dynamic.k == k) | (dynamic.code != _solution.RUNNING)
+    due = (dynamic.k == k) | (dynamic.code != Status.RUNNING)
     write = lambda now: eqx.filter(_save(setup, eqx.combine(now, static), k), eqx.is_array)  # noqa: E731
     return eqx.combine(jax.lax.cond(due, write, lambda now: now, dynamic), static)
 
@@ -273,7 +273,7 @@ def _steps_to(setup: RuleSetup, carry: RuleCarry, k: Int[Array, ""]) -> RuleCarr
 
     def running(state: tuple[Array, Array, PyTree, Array]) -> Bool[Array, ""]:
         now, _, _, code = state
-        return (now < k) & (code == _solution.RUNNING)
+        return (now < k) & (code == Status.RUNNING)
 
     def one(state: tuple[Array, Array, PyTree, Array]) -> tuple[Array, Array, PyTree, Array]:
         now, attempted, old, code = state
@@ -281,8 +281,8 @@ def _steps_to(setup: RuleSetup, carry: RuleCarry, k: Int[Array, ""]) -> RuleCarr
         new = new if setup.extents is None else within(new, setup.extents)
         finite = _all_finite(setup.rule.params(new)) & jnp.isfinite(loss)
         grown = loss > carry.largest_loss
-        code = jnp.where(grown, _solution.DIVERGED, code)
-        code = jnp.where(finite, code, _solution.NONFINITE)
+        code = jnp.where(grown, Status.DIVERGED, code)
+        code = jnp.where(finite, code, Status.NONFINITE)
         keep = finite & ~grown
         kept = jax.tree_util.tree_map(lambda a, b: jnp.where(keep, a, b), new, old)
         return now + keep.astype(now.dtype), attempted + 1, setup.rule.with_cost_of(kept, new), code
@@ -295,11 +295,11 @@ def _steps_to(setup: RuleSetup, carry: RuleCarry, k: Int[Array, ""]) -> RuleCarr
 def _save(setup: RuleSetup, carry: RuleCarry, k: Int[Array, ""]) -> RuleCarry:
     """Writes a row if iterate `k` has been reached by a run in good order."""
     loss = setup.rule.loss(carry.state, setup.frozen)
-    bad = jnp.where(jnp.isfinite(loss), carry.code, _solution.NONFINITE)
+    bad = jnp.where(jnp.isfinite(loss), carry.code, Status.NONFINITE)
     grown = loss > carry.largest_loss
-    bad = jnp.where(grown & (bad == _solution.RUNNING), _solution.DIVERGED, bad)
-    code = jnp.where(carry.code == _solution.RUNNING, bad, carry.code)
-    good = (code == _solution.RUNNING) & (carry.k == k)
+    bad = jnp.where(grown & (bad == Status.RUNNING), Status.DIVERGED, bad)
+    code = jnp.where(carry.code == Status.RUNNING, bad, carry.code)
+    good = (code == Status.RUNNING) & (carry.k == k)
     params, observe = setup.params(carry.state), setup.observed_at(k, carry.state)
     record = jax.lax.cond(
         good,
@@ -308,7 +308,7 @@ def _save(setup: RuleSetup, carry: RuleCarry, k: Int[Array, ""]) -> RuleCarry:
     )
     record = eqx.combine(record, carry.record)
     if setup.until is not None:
-        code = jnp.where(good & (setup.until.excess(params) >= 0), _solution.STOPPED, code)
+        code = jnp.where(good & (setup.until.excess(params) >= 0), Status.STOPPED, code)
     row = carry.row + good.astype(carry.row.dtype)
     return eqx.tree_at(lambda c: (c.record, c.row, c.code), carry, (record, row, code))
 
@@ -328,8 +328,8 @@ def summarise_rule(setup: RuleSetup, carry: RuleCarry) -> Solution:
         first = setup.resumed.checkpoint.k
         before = rule.gradient_evaluations(setup.resumed.state, jnp.zeros_like(carry.attempted))
         spent = jnp.where(spent < 0, spent, spent - before)
-    done = (carry.code == _solution.RUNNING) & (carry.row == ks.size)
-    interrupted = jnp.where(carry.code == _solution.RUNNING, _solution.INTERRUPTED, carry.code)
+    done = (carry.code == Status.RUNNING) & (carry.row == ks.size)
+    interrupted = jnp.where(carry.code == Status.RUNNING, Status.INTERRUPTED, carry.code)
     stats = {
         "steps": carry.attempted,
         "accepted": carry.k - first,
@@ -343,7 +343,7 @@ def summarise_rule(setup: RuleSetup, carry: RuleCarry) -> Solution:
         final=setup.params(carry.state),
         t_final=jnp.asarray(rule.time(carry.k), float),
         observed=carry.record.observed,
-        code=jnp.where(done, _solution.OK, interrupted),
+        code=jnp.where(done, Status.OK, interrupted),
         saved=carry.row,
         stats=stats,
         loss=(carry.first_loss, rule.loss(carry.state, setup.frozen)),

@@ -11,7 +11,7 @@ import xarray as xr
 from jaxtyping import Array, Float, PyTree
 
 from gradflow import _checks
-from gradflow._solution import STATUS, moving
+from gradflow._solution import Status, moving
 from gradflow.flows import AbstractFlow, GradientFlow
 from gradflow.models import MLP
 from gradflow.observables import Loss, Sharpness
@@ -122,7 +122,7 @@ def compare(
     with np.errstate(divide="ignore", invalid="ignore"):
         local[1:] = np.diff(np.log(found["gap"]), axis=0) / np.diff(np.log(rates))[:, None]
     across, per_flow = ("learning_rate", "flow"), ("learning_rate", "flow", "save")
-    codes = {"flag_values": list(range(len(STATUS))), "flag_meanings": " ".join(STATUS)}
+    codes = {"flag_values": list(range(len(Status.labels()))), "flag_meanings": " ".join(Status.labels())}
     return xr.Dataset(
         {
             "gap": (across, found["gap"], {"long_name": "largest distance over distance travelled", "units": "1"}),
@@ -277,7 +277,7 @@ def compare_table(ds: xr.Dataset) -> str:
     header = "".join(f" {column:>{width}}" for column, width in zip(columns, widths, strict=True))
     lines = [f"{'learning rate':>14} {'gradients':>10} {'status':>10}{header}"]
     for i, rate in enumerate(ds.learning_rate.values):
-        cost, status = int(ds.gradient_evaluations[i]), STATUS[int(ds.status[i])]
+        cost, status = int(ds.gradient_evaluations[i]), Status(int(ds.status[i])).label
         lines.append(f"{rate:14.4g} {cost:10d} {status:>10}{row(ds.gap.values[i], '.3e')}")
     lines.append(f"{'measured order':>36}{row(ds.order.values, '.3f')}")
     lines.append(f"gap: largest distance from {rule} to the flow at equal times, over the distance the flow travels")

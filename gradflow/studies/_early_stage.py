@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from gradflow import observables, theory
 from gradflow._checks import check_choice, check_count, check_positive, fail
-from gradflow._solution import STATUS
+from gradflow._solution import Status
 from gradflow.flows import GradientFlow
 from gradflow.models import Smoothed, TwoLayer, mild_two_layer
 from gradflow.problems import EmpiricalRisk, losses
@@ -273,7 +273,7 @@ def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: fl
         found[name] = np.where(sol.reached, np.asarray(values, float).T, np.nan).T
     found["residual"][np.isinf(found["residual"])] = np.nan  # where samples are not told apart
     found["partition"] /= x.shape[0] * model.weight.shape[0]
-    return found | {"status": STATUS.index(sol.status), "gradients": int(sol.stats["gradient_evaluations"])}
+    return found | {"status": int(Status.of(sol.status)), "gradients": int(sol.stats["gradient_evaluations"])}
 
 
 def _condition(x: jax.Array, y: jax.Array) -> str:
@@ -325,7 +325,7 @@ def early_stage_table(ds: xr.Dataset) -> str:
         left = int(row.deserted_late[last])
         told += f"; {left} samples without a living neuron of their class" if left else ""
         lines.append(
-            f"{name}: t * loss = {t * risk[last]:.3g} at t = {t:.2g} ({STATUS[int(row.late_status)]},"
+            f"{name}: t * loss = {t * risk[last]:.3g} at t = {t:.2g} ({Status(int(row.late_status)).label},"
             f" {int(row.late_gradients)} gradients), at most {np.nanmax(ds.late_time.values * risk):.3g};"
             f" normalised margin {float(row.margin[last]):.3g}, KKT residual {float(row.residual[last, 0]):.2g},"
             f" {float(row.residual[last, 1]):.2g}{told}"

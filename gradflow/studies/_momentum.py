@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from gradflow import _checks
-from gradflow._solution import STATUS
+from gradflow._solution import Status
 from gradflow.flows import HeavyBallFlow, LinearisedFlow, NesterovFlow
 from gradflow.models import SignedTwoLayer
 from gradflow.observables import NeuronMovement
@@ -290,7 +290,9 @@ def _dataset(
 ) -> xr.Dataset:
     whole = found | more
     variables = {name: (_ABOUT[name][0], value, {"long_name": _ABOUT[name][1]}) for name, value in whole.items()}
-    variables["status"][2].update(flag_values=list(range(len(STATUS))), flag_meanings=" ".join(STATUS))
+    variables["status"][2].update(
+        flag_values=list(range(len(Status.labels()))), flag_meanings=" ".join(Status.labels())
+    )
     names = {"rule": list(ALL), "momentum": list(METHODS), "resolution": ["low", "high"]}
     attributes = {"study": "momentum", "data": str(getattr(dataset, "name", "unnamed")), **about}
     return xr.Dataset(variables, names | coordinates, attributes)
@@ -344,7 +346,7 @@ def momentum_table(ds: xr.Dataset) -> str:
     for i, name in enumerate(ds.rule.values):
         for j, width in enumerate(ds.width.values):
             part = middle.isel(rule=i, width=j)
-            ended = STATUS[int(part.status)]
+            ended = Status(int(part.status)).label
             loss = f"{float(part.loss[-1]):11.3g}" if ended == "ok" else f"{ended:>11}"
             cells = f"{float(part.movement):10.3g} {float(part.distance):10.3g} {float(part.linear_error):13.2%}"
             lines.append(f"{width:12d} {name:>18} {cells} {loss}")

@@ -16,7 +16,7 @@ import xarray as xr
 from jaxtyping import Array, PyTree
 
 from gradflow._checks import fail
-from gradflow._solution import STATUS, Solution
+from gradflow._solution import Solution, Status
 from gradflow._tree import flatten, join, split
 from gradflow.flows import AbstractFlow
 from gradflow.runs._record import bind, seen
@@ -34,8 +34,8 @@ TAKEN = frozenset({"time", "params", "status", "saved_time", *PER_MEMBER, *COUNT
 ATTRIBUTES: dict[str, dict[str, Any]] = {
     "status": {
         "long_name": "how the run ended",
-        "flag_values": list(range(MISSING, len(STATUS))),
-        "flag_meanings": " ".join(("missing", *STATUS)),
+        "flag_values": list(range(MISSING, len(Status.labels()))),
+        "flag_meanings": " ".join(("missing", *Status.labels())),
     },
     "t_final": {"long_name": "time that the run reached", "units": "1"},
     "saved_time": {"long_name": "time of the saved state: that of the nearest iterate for a rule", "units": "1"},

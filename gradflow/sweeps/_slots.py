@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Int, PyTree
 
-from gradflow import _solution
+from gradflow._solution import Status
 from gradflow._tree import full_precision
 from gradflow.sweeps._program import Options, Own, at, make_program
 
@@ -124,7 +124,7 @@ def _fly(fixed: tuple[PyTree, Options], inbox: Inbox, flight: Flight, budget: In
     )
 
     def flying(now: Flight) -> Bool[Array, " slots"]:
-        return (now.who != VACANT) & (now.carry.code == _solution.RUNNING)
+        return (now.who != VACANT) & (now.carry.code == Status.RUNNING)
 
     def due(now: Flight) -> Bool[Array, " slots"]:
         """Slots that wait to be emptied, or filled."""
