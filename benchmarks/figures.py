@@ -4,7 +4,7 @@
 
 `RESULTS` is the folder of `python benchmarks --only work_precision small_init`, or of one of the two by itself. On the
 left: what an error costs in gradients, for gradient flow of a tanh network. On the right: gradient flow of a linear
-network from weights of norm 1e-12, and the saddles that theory foretells.
+network from weights of norm 1e-12, and the saddles that theory predicts.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def draw(work, small):
         stairs = small["staircase"]
         right.plot(stairs["t"], stairs["loss"], color="black", label="gradient flow")
         style = {"color": "black", "markerfacecolor": "white", "markersize": 5, "linestyle": "none", "marker": "o"}
-        right.plot(stairs["saddle times"], stairs["saddle losses"], label="saddles foretold: arrival, loss", **style)
+        right.plot(stairs["saddle times"], stairs["saddle losses"], label="predicted saddles: arrival, loss", **style)
         right.set(title=r"saddle to saddle, from $\|\theta\| = 10^{-12}$", xlabel="flow time $t$", ylabel="loss")
         right.legend(loc="upper right")
         return drawn

@@ -1,10 +1,10 @@
 """ReLU networks, whose gradient field jumps: what does an accuracy cost, unsmoothed, smoothed and extrapolated?
 
 Two problems, each up to an earlier and a later time. "two directions": three copies of one input, one of another at an
-angle of .6, labels +1 and -1, exponential loss, four neurons; first the negative neurons, then the positive ones slide
+angle of 0.6, labels +1 and -1, exponential loss, four neurons; first the negative neurons, then the positive ones slide
 along a kink. The reference is Filippov's solution, from one smooth piece to the next by event location (Piiroinen &
 Kuznetsov 2008). "digits": 80 digits, ten classes, square loss, 16 neurons; the reference is brute force, descent with a
-step of .002, from which the unsmoothed flow at `rtol=1e-7` differs by 6e-5 at `t = 30`. Errors are distances between
+step of 0.002, from which the unsmoothed flow at `rtol=1e-7` differs by 6e-5 at `t = 30`. Errors are distances between
 parameters over the distance travelled, the largest over the run and that at the end; of the loss, relative and the
 largest over the run. Descent takes steps as small as that needs. "unsmoothed" is the default solver. Smoothed runs have
 a tolerance of a tenth of the smoothing. Counts of gradients are independent of the machine; wall times are of the

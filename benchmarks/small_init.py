@@ -1,7 +1,7 @@
 """What an escape from a start of norm delta costs, and whether it comes out right, in three kinds of coordinates.
 
 A linear network on four modes (3, 2, 1.4 and 1), width 6, from delta = 1e-4 down to 1e-300: gradients evaluated and
-error of the time at which the norm reaches .1, against the polar flow at a tolerance of 1e-10. Compared are the polar
+error of the time at which the norm reaches 0.1, against the polar flow at a tolerance of 1e-10. Compared are the polar
 flow, the shortcut `first_escape`, gradient flow with tolerances scaled to the state, Tsit5 with tolerances fixed at
 1e-3 and 1e-6, and gradient descent near the largest learning rate and at a hundredth of it. A second table has the jump
 times of all four modes from 1e-12, against DOP853 of scipy. Counts do not depend on the machine.
@@ -128,7 +128,7 @@ def jumps():
 
 
 def staircase():
-    """The loss from 1e-12 over time, and the saddles that theory foretells for it."""
+    """The loss from 1e-12 over time, and the saddles that theory predicts for it."""
     problem, model = network()
     log_norm = np.log(1e-12)
     ts = np.linspace(0, 45, 451)

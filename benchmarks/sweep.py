@@ -9,7 +9,7 @@ largest width (with one of the seeds, for time), and "by width", one program and
 gradient descent in flight, at 1.9 over the largest sharpness at both ends of runs of seed 0 at the largest scale. The
 useful share is that of the gradients which members need by themselves in all that are evaluated, those that slots
 evaluate while they wait for others included. (For `vmap` over the default solver that is an upper bound: its loops
-within a step wait as well, which nobody counts.) Seconds are medians of up to three runs, the ways in turn; they
+within a step wait as well, which is not counted.) Seconds are medians of up to three runs, the ways in turn; they
 contain stacking of the members, but neither compilation nor the drawing of the networks. "cpu" is processor time, of
 all threads. "first result" is what a new process takes until its first segment has been computed, without and with a
 filled compilation cache.

@@ -221,7 +221,7 @@ def main():
     if arguments.quick:
         chosen = [m for m in chosen if not any(word in m.name for word in ("GMRES", "Kvaerno5", "Dopri8"))]
         chosen = [dataclasses.replace(m, ladder=m.ladder[1:4:2] or m.ladder) for m in chosen]
-        # Dear to compile, so once.
+        # Compiled once, for that takes long.
         once = [
             dataclasses.replace(m, suits=lambda case: case.exact is not None) for m in chosen if "Kvaerno" in m.name
         ]

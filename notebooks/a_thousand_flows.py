@@ -52,26 +52,26 @@ assert np.all(ds.status == 1)  # each of them stopped at its escape
 # ## What they say
 #
 # The escape takes $\ln(1/\mathrm{scale})/(2N)$, $N$ the largest correlation of one neuron with the labels, plus a
-# constant of each network. The slope is foretold from the data alone, for networks of which some neuron finds the best
+# constant of each network. The slope is predicted from the data alone, for networks of which some neuron finds the best
 # direction. With four neurons not every seed has one: some leave later, in a worse direction.
 
 # %%
 x = np.log(1 / ds.scale.values)
-foretold = gf.theory.relu_escape(np.asarray(data.x), np.asarray(data.y)).slope
+predicted = gf.theory.relu_escape(np.asarray(data.x), np.asarray(data.y)).slope
 fig, ax = plt.subplots(figsize=(4.5, 3), layout="constrained")
 for width, colour in zip(ds.width.values, plt.colormaps["viridis_r"](np.linspace(0.15, 1, 4)), strict=True):
     times = ds.t_final.sel(width=width)
     ax.fill_between(x, times.quantile(0.1, "seed"), times.quantile(0.9, "seed"), color=colour, alpha=0.2)
     ax.plot(x, times.mean("seed"), "o-", color=colour, markersize=3, label=f"width {width}")
-middle = float(ds.t_final.mean()) + foretold * (x - x.mean())
-ax.plot(x, middle, "k--", linewidth=0.9, label=f"slope foretold, {foretold:.2f}")
+middle = float(ds.t_final.mean()) + predicted * (x - x.mean())
+ax.plot(x, middle, "k--", linewidth=0.9, label=f"predicted slope, {predicted:.2f}")
 ax.set(xlabel=r"$\ln(1/\mathrm{scale})$", ylabel="flow time of the escape", title="1,000 flows; bands: 80 % of seeds")
 ax.legend()
 plt.show()
 small = ds.t_final.sel(scale=slice(1e-4, None)).mean("seed")
 slopes = [np.polyfit(np.log(1 / small.scale), small.sel(width=width), 1)[0] for width in ds.width.values]
 print("slopes by width:", np.round(slopes, 3))
-assert np.allclose(slopes[1:], foretold, rtol=0.05)
+assert np.allclose(slopes[1:], predicted, rtol=0.05)
 last = ds.t_final.isel(scale=-1).max("seed")
 print("the last escape from the smallest start, by width:", np.round(last.values, 1))
 assert float(last.sel(width=4)) > 1.5 * float(last.sel(width=[8, 12, 16]).max())

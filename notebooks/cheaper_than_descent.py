@@ -14,9 +14,9 @@
 # # The flow is cheaper than gradient descent
 #
 # Gradient flow, $\dot\theta = -\nabla L(\theta)$, is what gradient descent becomes as its learning rate goes to zero.
-# One would think that it is the dearer of the two. For the same error it is the other way round: gradient descent has
-# to keep its learning rate below $2/\mathrm{sharpness}$ however slowly the network still moves, and is a method of
-# order one. An implicit method takes long steps as soon as the fast directions have settled.
+# One would think that it is the more expensive of the two. For the same error it is the other way round: gradient
+# descent has to keep its learning rate below $2/\mathrm{sharpness}$ however slowly the network still moves, and is a
+# method of order one. An implicit method takes long steps as soon as the fast directions have settled.
 
 # %%
 import equinox as eqx

@@ -104,7 +104,7 @@ for value in (0.01, 0.03, 0.2):
     assert np.allclose(rates, [found.heavy_ball, found.nesterov], rtol=0.004)
     assert ("heavy_ball" if rates[0] > rates[1] else "nesterov") == found.name
     told = f"{found.heavy_ball:.4f}, {found.nesterov:.4f}"
-    print(f"mu = {value}: measured {rates[0]:.4f}, {rates[1]:.4f}, foretold {told}: {found.name}")
+    print(f"mu = {value}: measured {rates[0]:.4f}, {rates[1]:.4f}, predicted {told}: {found.name}")
 ax.set(xlabel=r"$\mu$", ylabel="rate of the slowest mode,\nper unit of flow time", title="which method is faster")
 fig.legend(loc="outside right upper")
 plt.show()

@@ -53,7 +53,7 @@ assert apart < stated + float(limit.errors["predictions"])
 # %% [markdown]
 # ## Finite widths
 #
-# Networks stray from the limit by $N^{-1/2}$. How far is foretold from the limit alone, without drawing a network.
+# Networks deviate from the limit by $N^{-1/2}$. How far is predicted from the limit alone, without drawing a network.
 # $n$ seeds tell a deviation to about $1/\sqrt{2n}$, an eighth for 32; the tolerances are two of these.
 
 # %%
@@ -70,12 +70,12 @@ def outputs(flow):
 
 
 ds = gf.sweep(build, {"width": widths, "seed": range(seeds)}, ts, observe=outputs, progress=False)
-foretold = gf.width_fluctuations(problem, start, ts)
+predicted = gf.width_fluctuations(problem, start, ts)
 strayed = ds.predictions.values - predictions
 measured = np.sqrt(np.mean(strayed**2, axis=(1, 2, 3)))
-expected = [float(jnp.sqrt(jnp.mean(foretold.std(width) ** 2))) for width in widths]
+expected = [float(jnp.sqrt(jnp.mean(predicted.std(width) ** 2))) for width in widths]
 for width, seen, told in zip(widths, measured, expected, strict=True):
-    print(f"width {width:3}: distance from the limit {seen:.4f}, foretold {told:.4f}")
+    print(f"width {width:3}: distance from the limit {seen:.4f}, predicted {told:.4f}")
 slope = np.polyfit(np.log(widths), np.log(measured), 1)[0]
 print(f"slope {slope:.2f}")
 assert abs(slope + 0.5) < 0.13
@@ -86,8 +86,8 @@ assert np.allclose(measured, expected, rtol=0.25)
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(7.5, 2.8), layout="constrained")
-band = np.asarray(foretold.std(64))[-1]
-axes[0].fill_between(x[:, 0], -band, band, color="0.85", label="foretold deviation")
+band = np.asarray(predicted.std(64))[-1]
+axes[0].fill_between(x[:, 0], -band, band, color="0.85", label="predicted deviation")
 for seed in range(6):
     label = "one network" if seed == 0 else None
     axes[0].plot(x[:, 0], strayed[1, seed, -1], color="tab:blue", linewidth=0.7, label=label)
@@ -96,7 +96,7 @@ axes[0].set(xlabel="$x$", ylabel="prediction minus that of the limit")
 axes[0].set_title(f"six networks of width 64 at t = {ts[-1]:g}")
 axes[0].legend()
 axes[1].loglog(widths, measured, "o", color="black", label="measured")
-axes[1].loglog(widths, expected, "k--", linewidth=0.9, label="foretold")
+axes[1].loglog(widths, expected, "k--", linewidth=0.9, label="predicted")
 axes[1].set(xlabel="width $N$", ylabel="distance from the limit", title=f"slope {slope:.2f}")
 axes[1].set_xticks(widths, [str(width) for width in widths])
 axes[1].tick_params(axis="x", which="minor", bottom=False, labelbottom=False)

@@ -73,7 +73,7 @@ for kappa, delta in ((0.0, 0.5), (0.0, 0.0), (0.0, -0.25)):
     kept = gf.OrderParameterFlow(task, gamma_over_p=0.5, terms=region.terms)
     risks[region.name] = float(kept.risk(gf.solve(kept, start, [1e4], rtol=1e-4).final))
     print(f"  kappa + delta = {region.exponent:5}: {risks[region.name]:.1e}  ({region.name}: {region.title})")
-print(f"the plateau foretold: {gf.theory.plateau(0.5, noise):.1e}")
+print(f"the predicted plateau: {gf.theory.plateau(0.5, noise):.1e}")
 assert risks["green"] < 0.1 * risks["blue"]
 assert abs(risks["blue"] / gf.theory.plateau(0.5, noise) - 1) < 0.03
 assert risks["orange"] > float(flow.risk(start))

@@ -46,7 +46,7 @@ seen = gf.find_saddles(sol, problem)
 levels = 0.5 * np.cumsum(np.append(strengths, 0)[::-1] ** 2)[::-1]
 assert len(seen) == 5
 for saddle, level in zip(seen, levels, strict=True):
-    print(f"entered at t = {saddle.entered:6.1f}, loss {saddle.loss:.4f}, foretold {level:.4f}")
+    print(f"entered at t = {saddle.entered:6.1f}, loss {saddle.loss:.4f}, predicted {level:.4f}")
 assert max(abs(saddle.loss - level) for saddle, level in zip(seen, levels, strict=True)) < 1e-3
 
 
@@ -65,12 +65,12 @@ assert np.allclose(*by_size, atol=0.2)
 fig, axes = plt.subplots(1, 2, figsize=(7.5, 2.8), layout="constrained")
 axes[0].plot(sol.ts, sol.observed["loss"], color="black")
 for k, (saddle, level) in enumerate(zip(seen, levels, strict=True)):
-    axes[0].axhline(level, color="0.6", linestyle=":", label="loss foretold" if k == 0 else None)
+    axes[0].axhline(level, color="0.6", linestyle=":", label="predicted loss" if k == 0 else None)
     if k < 4:
-        label = "jump foretold" if k == 0 else None
+        label = "predicted jump" if k == 0 else None
         axes[0].axvline(saddle.predicted, color="tab:red", linestyle="--", linewidth=0.8, label=label)
 axes[0].legend()
-axes[0].set(xlabel="flow time $t$", ylabel="loss", title="levels and jumps foretold")
+axes[0].set(xlabel="flow time $t$", ylabel="loss", title="predicted levels and jumps")
 axes[1].plot(sol.ts, np.asarray(sol.observed["log"]) / np.log(10), color="black")
 axes[1].set(xlabel="flow time $t$", ylabel=r"$\log_{10}\|w\|$", title="norm of the weights")
 plt.show()
@@ -78,7 +78,7 @@ plt.show()
 # %% [markdown]
 # ## Where neurons turn
 #
-# Two classes of digits and a ReLU network, its kinks rounded over an angle of .01. The neural correlation function
+# Two classes of digits and a ReLU network, its kinks rounded over an angle of 0.01. The neural correlation function
 # needs no training; its KKT points of positive value are what neurons may turn to.
 
 # %%
@@ -100,7 +100,7 @@ turning = gf.solve(gf.PolarFlow(risk), gf.Polar(relu, log_norm=-60.0), ts, obser
 loss, residual = np.asarray(turning.observed["loss"]), np.asarray(turning.observed["residual"])
 aligned = int(np.argmax(residual < 0.01))
 left = int(np.argmax(loss < 0.99 * loss[0]))
-print(f"residual below .01 at t = {ts[aligned]:.1f}, with the loss at {loss[aligned] / loss[0]:.6f} of the first one;")
+print(f"residual below 0.01 at t = {ts[aligned]:.1f}, with the loss at {loss[aligned] / loss[0]:.6f} of the first one;")
 print(f"a hundredth of the loss is gone at t = {ts[left]:.1f}")
 assert 0 < aligned < 0.7 * left
 

@@ -109,7 +109,7 @@ assert abs(float(gap.order[0]) - 1) < 0.1
 gf.plot.draw(gap)
 
 # %% [markdown]
-# Gradient descent halves its error by doubling its steps. How many would it need to come as near as the flow at
+# Gradient descent halves its error by doubling its steps. How many would it need to come as close as the flow at
 # `rtol=1e-5` does, on the same stretch up to $t=60$?
 
 # %%

@@ -1,7 +1,7 @@
 """Alternating gradient flow where features have names: modular addition and linear attention, beside the flow itself.
 
 Both models are sums of neurons of degree three. In that degree a neuron takes as long to turn as it takes to grow, so
-that times foretold for random directions are right up to a factor; for neurons that start where they would turn to
+that times predicted for random directions are right up to a factor; for neurons that start where they would turn to
 they are exact as the start vanishes. Losses and the order of features are right for both.
 """
 
@@ -77,26 +77,26 @@ def test_linear_attention_learns_principal_components_in_order():
     x = np.array([[spectrum * w, q] for w in tasks for q in queries])
     y = np.array([w @ q for w in tasks for q in queries])
     problem = gf.EmpiricalRisk(x, y, gf.losses.square)
-    foretold = spectrum**2 / 3 / 3**1.5
+    predicted = spectrum**2 / 3 / 3**1.5
     correlation = gf.NeuralCorrelation(problem, 3)
     points = gf.theory.kkt_points(correlation, LinearAttention(jnp.ones((1, 7)), 3), every=True)
-    np.testing.assert_allclose(np.unique(points.values.round(9))[::-1], foretold, rtol=1e-7)
-    assert {kind for value, kind in zip(points.values, points.kinds, strict=True) if value < 0.99 * foretold[0]} == {
+    np.testing.assert_allclose(np.unique(points.values.round(9))[::-1], predicted, rtol=1e-7)
+    assert {kind for value, kind in zip(points.values, points.kinds, strict=True) if value < 0.99 * predicted[0]} == {
         "saddle"
     }
     rows = np.random.default_rng(0).normal(size=(3, 7))
     norms = np.array([1e-2, 5e-3, 3e-3])
     model = LinearAttention(jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True)), 3)
     found = gf.alternating_flow(problem, model, np.log(norms), degree=3, **WAKING)
-    times, losses = np.cumsum(np.diff(1 / norms, prepend=1.0) / (3 * foretold)), np.array([7.5, 4.5, 2, 0]) / 6
+    times, losses = np.cumsum(np.diff(1 / norms, prepend=1.0) / (3 * predicted)), np.array([7.5, 4.5, 2, 0]) / 6
     np.testing.assert_allclose(found.times[1:], times, rtol=1e-4)
     np.testing.assert_allclose(found.losses, losses, atol=1e-4)
-    np.testing.assert_allclose(found.correlations, foretold, rtol=1e-6)
+    np.testing.assert_allclose(found.correlations, predicted, rtol=1e-6)
     assert found.activated == (0, 1, 2)
     start = model.with_neuron_weights(model.rows * jnp.asarray(norms)[:, None])
     seen = jumps(problem, start, np.linspace(0, 5 * times[-1], 3001))
     np.testing.assert_allclose([s.loss for s in seen], losses, atol=1e-2)
-    # Turning takes time: later than foretold, by a factor that does not vanish in this degree.
+    # Turning takes time: later than predicted, by a factor that does not vanish in this degree.
     late = np.array([s.entered for s in seen[1:]]) / times
     assert np.all((late > 1) & (late < 4))
 
@@ -116,10 +116,10 @@ def test_modular_addition_learns_frequencies_in_order():
     x = np.array([[elements[a], elements[b]] for a in range(p) for b in range(p)])
     y = np.array([elements[(a + b) % p] for a in range(p) for b in range(p)])
     problem = gf.EmpiricalRisk(x, y, gf.losses.square, reduction="sum")
-    foretold = 4 * p**2 * strengths**3 / 6**1.5
+    predicted = 4 * p**2 * strengths**3 / 6**1.5
     correlation = gf.NeuralCorrelation(problem, 3)
     points = gf.theory.kkt_points(correlation, QuadraticNet(jnp.ones((1, 3 * p)), p), starts=32)
-    np.testing.assert_allclose(np.unique(points.values.round(7)), foretold[::-1], rtol=1e-6)
+    np.testing.assert_allclose(np.unique(points.values.round(7)), predicted[::-1], rtol=1e-6)
     assert set(points.kinds) == {"degenerate"}
     # Half of the neurons start in the basin of each frequency, with any phases.
     rng, waves = np.random.default_rng(0), np.exp(2j * np.pi * np.outer([1, 2], np.arange(p)) / p)
@@ -128,9 +128,9 @@ def test_modular_addition_learns_frequencies_in_order():
     near = np.real(turns[..., None] * waves[:, None, None]).reshape(20, 3 * p)
     model = QuadraticNet(jnp.asarray(near + 0.1 * rng.normal(size=near.shape)), p)
     start, values = turned(problem, model)
-    first = values > np.mean(foretold)
+    first = values > np.mean(predicted)
     assert min(first.sum(), (~first).sum()) >= 6
-    times = (1 / START - 1) / (3 * foretold)
+    times = (1 / START - 1) / (3 * predicted)
     losses = p**2 * np.append(np.cumsum(strengths[::-1] ** 2)[::-1], 0)
     seen = jumps(problem, start, np.linspace(0, 1.3 * times[-1], 1501))
     np.testing.assert_allclose([s.loss for s in seen], losses, atol=1e-3 * losses[0])
@@ -141,5 +141,5 @@ def test_modular_addition_learns_frequencies_in_order():
     assert seen[2].entered < 1.1 * times[0]
     found = gf.alternating_flow(problem, start, np.log(START), degree=3, rounds=1, horizon=30.0, **WAKING)
     assert found.times[1] == pytest.approx(times[0], rel=1e-4)
-    assert found.correlations[0] == pytest.approx(foretold[0], rel=1e-4)
+    assert found.correlations[0] == pytest.approx(predicted[0], rel=1e-4)
     assert found.losses[1] < 1e-4 * losses[0]

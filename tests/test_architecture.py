@@ -7,6 +7,7 @@ import inspect
 import json
 import pathlib
 import pkgutil
+import re
 import subprocess
 import sys
 
@@ -73,6 +74,32 @@ def test_imports_obey_the_order_of_the_rooms(module):
 def test_no_module_blinds_the_shape_checks():
     for path in ROOT.rglob("*.py"):
         assert "from __future__ import annotations" not in path.read_text(), path
+
+
+GLOSSARY = {
+    r"foretold|foretell": "predicted, predict",
+    r"\bdear(er|est)?\b": "expensive",
+    r"\bfor ever\b": "indefinitely",
+    r"\bnobody\b": "say plainly what is meant",
+    r"\bin the air\b": "unfinished",
+    r"\bflow_(cost|gradients)\b|\blate_gradients\b": "flow_gradient_evaluations",
+    r"\"(heavy-ball|gradient-descent)\"": "heavy_ball, gradient_descent as values",
+    r"(^|[\s(\[`,=~-])\.\d+(?!f)": "0.1, with a zero, in prose and tables",
+}
+"""Words that may not return, and those to use instead: one term per concept, the field's own."""
+
+
+def test_words_are_those_of_the_field():
+    top = ROOT.parent
+    texts = [*ROOT.rglob("*.py"), *(top / "notebooks").glob("*.py"), *(top / "benchmarks").rglob("*.py")]
+    texts += [top / "README.md", ROOT / "CHANGES.md"]
+    used = [
+        f"{path.relative_to(top)}: {found.group().strip()!r}: {instead}"
+        for path in texts
+        for word, instead in GLOSSARY.items()
+        for found in re.finditer(word, path.read_text(), re.MULTILINE | re.IGNORECASE)
+    ]
+    assert not used, "\n".join(used)
 
 
 def test_importing_touches_no_device_and_changes_no_setting():

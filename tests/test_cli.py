@@ -339,7 +339,7 @@ MISTAKES = [
     (["small-init", "--quick", "--samples", "0"], "`--samples` must be"),
     (["compare", "--quick", "--samples", "0"], "`--samples` must be"),
     (["compare", "--quick", "--horizon", "-1"], "`--horizon` must be positive, but is -1"),
-    (["compare", "--quick", "--rule", "adam"], "`--rule` must be one of 'gradient-descent', 'heavy-ball', 'nesterov'"),
+    (["compare", "--quick", "--rule", "adam"], "`--rule` must be one of 'gradient_descent', 'heavy_ball', 'nesterov'"),
     (["phase-diagram", "--quick", "--noise", "-1"], "`--noise` must not be negative, but is -1"),
     (["phase-diagram", "--quick", "--seeds", "1"], "`--seeds` must be an integer of at least 2, but is 1"),
     (["compare", "--quick", "--width", "0"], "`--width` must be an integer of at least 1, but is 0"),

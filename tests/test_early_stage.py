@@ -22,13 +22,13 @@ def test_plateau_and_escape_of_two_directions(toy):
     slopes = studies.escape_slopes(toy)
     np.testing.assert_allclose(slopes, -2, atol=0.15)
     assert np.all(np.diff(np.abs(slopes + 2)) < 0)
-    off = np.abs(toy.phase_end.sel(phase="plateau") / toy.foretold - 1).values
-    print(f"escape time against what is foretold: {off}")
+    off = np.abs(toy.phase_end.sel(phase="plateau") / toy.predicted_escape_time - 1).values
+    print(f"escape time against the prediction: {off}")
     assert np.all(np.diff(off) < 0)
     assert off[-1] < 0.002
     # The whole curve from the plateau on, over four decades of the loss.
     far = toy.scaled_time.isel(angle=-1).values > 0.5
-    np.testing.assert_allclose(toy.risk[-1, far], toy.foretold_risk[-1, far], rtol=0.01)
+    np.testing.assert_allclose(toy.risk[-1, far], toy.predicted_risk[-1, far], rtol=0.01)
 
 
 @pytest.mark.slow
@@ -60,7 +60,7 @@ def test_large_steps_kill_the_sliding_neurons_and_get_stuck(toy):
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_law_of_escape_holds_for_another_ratio_and_other_starts(seed):
     ds = studies.two_directions((0.02,), ratio=8, seed=seed, horizon=100.0, steps=10, saves=241)
-    assert abs(float(ds.phase_end.sel(phase="plateau")[0] / ds.foretold[0]) - 1) < 0.01
+    assert abs(float(ds.phase_end.sel(phase="plateau")[0] / ds.predicted_escape_time[0]) - 1) < 0.01
 
 
 def test_theory_of_two_directions_by_hand():

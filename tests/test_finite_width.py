@@ -131,13 +131,13 @@ def test_finite_networks_approach_the_limit(ensembles):
 
 
 @pytest.mark.slow
-def test_fluctuations_are_foretold(ensembles):
+def test_fluctuations_are_predicted(ensembles):
     """The standard deviation of every prediction, from derivatives of the limit: 200 networks of 64 know it to 5 %."""
     found, exact = ensembles
-    foretold = gf.width_fluctuations(PROBLEM, TWO, TS, rule=GaussLegendre(5))
-    np.testing.assert_allclose(foretold.limit, exact, rtol=0, atol=2e-3)
+    predicted = gf.width_fluctuations(PROBLEM, TWO, TS, rule=GaussLegendre(5))
+    np.testing.assert_allclose(predicted.limit, exact, rtol=0, atol=2e-3)
     for n, within in ((32, 0.15), (64, 0.2)):
-        np.testing.assert_allclose(np.std(found[n], axis=0), foretold.std(n), rtol=within)
+        np.testing.assert_allclose(np.std(found[n], axis=0), predicted.std(n), rtol=within)
 
 
 @pytest.mark.slow

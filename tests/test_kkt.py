@@ -142,7 +142,7 @@ def test_a_neuron_that_slides_to_a_kink_is_at_rest_there():
     """Inputs 60 degrees apart, labels 1 and -3: the maximum is at right angles to the second input.
 
     The plain residual stays at a tenth and more. That of Clarke falls to the angle over which the flow chatters, about
-    .003 at this tolerance, so kinks have to count from a little farther away.
+    0.003 at this tolerance, so kinks have to count from a little farther away.
     """
     x = np.array([[1.0, 0.0], [0.5, np.sqrt(3) / 2]])
     problem = gf.EmpiricalRisk(x, np.array([1.0, -3.0]), gf.losses.square, **SUM)

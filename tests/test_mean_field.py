@@ -206,7 +206,7 @@ def test_test_particles_are_not_seen(symmetric):
 
 
 def test_entries_between_layers_move_by_what_does_not_depend_on_them(symmetric):
-    """`W2 = u e^(-decay t) + A`: entries of equal labels that start at `u = .7` and at zero keep their distance."""
+    """`W2 = u e^(-decay t) + A`: entries of equal labels that start at `u = 0.7` and at zero keep their distance."""
     entries = symmetric[2].final.layers[1]
     assert abs(float(entries[16, 5])) > 1e-3
     np.testing.assert_allclose(entries[16, 4] - entries[16, 5], 0.7 * np.exp(-0.3 * 4.0), rtol=1e-10)

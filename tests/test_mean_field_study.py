@@ -21,9 +21,9 @@ def found():
 
 @pytest.mark.slow
 def test_mean_field_study(found):
-    """Deviations as foretold, rules of nodes in their order, test particles at their labels at the start."""
+    """Deviations as predicted, rules of nodes in their order, test particles at their labels at the start."""
     ds = found
-    assert float(ds.deviation[0, 0] / ds.foretold[0]) == pytest.approx(1, abs=0.35)
+    assert float(ds.deviation[0, 0] / ds.predicted_deviation[0]) == pytest.approx(1, abs=0.35)
     assert float(ds.limit_error) <= 1e-4
     assert np.all(ds.drift < 1e-5)
     errors = ds.node_error.sel(node_count=64)

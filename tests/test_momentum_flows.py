@@ -94,7 +94,7 @@ NAMED = {
     "Nesterov, paper": (gf.NesterovFlow(QUADRATIC, MU, S, start="paper"), (2 * MU**0.5, H, 1 + R, -2 * H / (1 + R))),
     "Nesterov, low": (gf.NesterovFlow(QUADRATIC, MU, S, "low"), (2 * MU**0.5, 0, 1, 0)),
     "undamped": (gf.HeavyBallFlow(QUADRATIC, 0.0, S, "low"), (0, 0, 1, 0)),
-    # eps = .08, K = 1.5
+    # eps = 0.08, K = 1.5
     "fixed": (gf.MomentumFlow(QUADRATIC, 0.04, 0.5), (1 / 0.12, 0, 1 / 0.12, -1 / 3)),
     "fixed, Nesterov": (gf.MomentumFlow(QUADRATIC, 0.04, 0.5, nesterov=True), (1 / 0.12, 1 / 3, 1 / 0.12, -2 / 3)),
 }

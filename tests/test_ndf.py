@@ -189,8 +189,8 @@ def test_local_error_and_its_estimate_have_their_published_constants(order):
     constant, term = KAPPA[k] * gamma + 1 / (k + 1), h ** (k + 1)
     error = constant / ((1 - KAPPA[k]) * gamma) * term
     assert float(tried.y1[0] - np.exp(h)) == pytest.approx(error, rel=0.1, abs=0)
-    # What is compared with one: the estimate over .3 rtol (rtol / 1e-4)^.1 (|y| + floor). The new point lies off by its
-    # own error too.
+    # What is compared with one: the estimate over 0.3 rtol (rtol / 1e-4)^0.1 (|y| + floor). The new point lies off by
+    # its own error too.
     tolerance = 0.3 * 1e-5 * 0.1**0.1 * 2
     assert float(tried.ratio) == pytest.approx(constant * (term + error) / tolerance, rel=0.1, abs=0)
 
@@ -285,7 +285,7 @@ def test_conjugate_gradients_bound_their_error(name):
 
 @pytest.mark.parametrize("lowest", [-0.99, -1.02, -1.5, -30.0])
 def test_conjugate_gradients_flag_indefinite_matrices(lowest):
-    """Rayleigh quotients below .05 count as negative. The curvature reported is one that the matrix has."""
+    """Rayleigh quotients below 0.05 count as negative. The curvature reported is one that the matrix has."""
 
     def draw(rng, size):
         bad = int(rng.integers(1, 4))

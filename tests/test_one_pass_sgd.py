@@ -116,7 +116,7 @@ def test_population_risk_against_a_sample():
 def test_full_system_within_the_noise_of_seeds_at_d_1000(exponent, horizon):
     """The mean of eight seeds; the full system holds in all regions, what survives at infinite `d` only in the blue.
 
-    The error of a mean of eight follows Student's t, which exceeds five with probability .0016; there are twelve of
+    The error of a mean of eight follows Student's t, which exceeds five with probability 0.0016; there are twelve of
     them. The truncated systems are off by more than that: by 3 % in the green region, twelvefold in the orange one.
     """
     dim = 1000
@@ -184,7 +184,7 @@ def test_trained_second_layer_along_whole_runs_at_d_500():
 
 @pytest.mark.slow
 def test_plateau_of_sgd_falls_like_the_root_of_dim():
-    """`kappa + delta = 1/2`, from the teacher: the law within 4 % at d = 50 and 200, and the power -.50 +- .03."""
+    """`kappa + delta = 1/2`, from the teacher: the law within 4 % at d = 50 and 200, and the power -0.50 +- 0.03."""
     heights, laws = [], []
     for dim in (50, 200):
         problem = gf.TeacherStudent.orthogonal(dim, 2, noise=1e-2)
@@ -216,7 +216,7 @@ def test_other_activations_within_the_noise_of_seeds(activation, g):
 def test_sgd_converges_like_the_root_of_the_step():
     """Root mean square of the distance of `M` from the flow against `dt = g / d`: power 1/2 within 2.5 errors.
 
-    The error comes out at .031; a power of .6 or .4 would be refused.
+    The error comes out at 0.031; a power of 0.6 or 0.4 would be refused.
     """
     dims = np.array([40, 120, 360])
     logs = []

@@ -162,7 +162,7 @@ def test_state_stays_a_covariance_to_a_million(long_runs):
 
 
 def test_plateau_law(long_runs):
-    """`A g noise / (1 - 2 A g)`, `A = 1 / (2 pi sqrt 3)`: within 2 % at `g = 1`, within .2 % for `g <= .1`.
+    """`A g noise / (1 - 2 A g)`, `A = 1 / (2 pi sqrt 3)`: within 2 % at `g = 1`, within 0.2 % for `g <= 0.1`.
 
     At `g = 1` the height is in proportion to the noise within 1 % over two decades, and no longer moves.
     """
@@ -177,9 +177,9 @@ def test_plateau_law(long_runs):
 
 
 def test_plateau_at_finite_dim(long_runs):
-    """`g = d^-1/2`, that is `kappa + delta = 1/2`: the power of `d` is -.50 within .01 from 10^2 to 10^6.
+    """`g = d^-1/2`, that is `kappa + delta = 1/2`: the power of `d` is -0.50 within 0.01 from 10^2 to 10^6.
 
-    It is steeper at small `d`, by the factor `1 / (1 - 2 A g)`: -.53 between 1 and 10^2.
+    It is steeper at small `d`, by the factor `1 / (1 - 2 A g)`: -0.53 between 1 and 10^2.
     """
     rates = np.array([1.0, 0.1, 0.01, 0.001])
     heights = [float(long_runs[g, 1e-3].observed["risk"][-1]) for g in rates]
@@ -189,7 +189,7 @@ def test_plateau_at_finite_dim(long_runs):
 
 
 def test_tail_of_the_green_region(long_runs):
-    """Twice as many erf students as teachers, no noise: `R ~ t^-2`, within .05 over the last decades."""
+    """Twice as many erf students as teachers, no noise: `R ~ t^-2`, within 0.05 over the last decades."""
     sol = long_runs[1e-12, 0.0]
     ts, risk = np.asarray(sol.ts)[-5:], np.asarray(sol.observed["risk"])[-5:]
     local = np.diff(np.log(risk)) / np.diff(np.log(ts))

@@ -168,7 +168,7 @@ def test_linear_net_visits_the_predicted_saddles(staircase):
     np.testing.assert_allclose([f.entered / log for f in found], predicted.times, atol=2 / log)
     assert [f.index > 0 for f in found] == [True, True, True, False]
     np.testing.assert_allclose([f.rate for f in found[:3]], s, rtol=1e-3)
-    # Foretold from each saddle alone, right to the time that a jump itself takes.
+    # Predicted from each saddle alone, right to the time that a jump itself takes.
     for f in found[:3]:
         assert abs(f.predicted - f.left) < 3 / f.rate
 
@@ -211,7 +211,7 @@ def test_alternating_flow_equals_the_limit_of_a_diagonal_net():
 
 
 @pytest.mark.slow
-def test_alternating_flow_of_relu_neurons_foretells_the_flow():
+def test_alternating_flow_of_relu_neurons_predicts_the_flow():
     """Orthonormal inputs with labels of both signs, and neurons enough for each: two jumps, up to `O(1)` in time."""
     y = np.array([2.0, 1.0, -1.5])
     problem = gf.EmpiricalRisk(np.eye(3), y, gf.losses.square, **SUM)
@@ -231,7 +231,7 @@ def test_alternating_flow_of_relu_neurons_foretells_the_flow():
 def test_alternating_flow_of_degree_three():
     """`a (w . x)^2`, orthonormal inputs: `c = 1/|w| - 1` at the speed `3 N`, `N = 2 |y| / 3^1.5`.
 
-    Both neurons turn to the label 2 first; when the one of norm .01 has fitted it, the other has `99` of its `199`.
+    Both neurons turn to the label 2 first; when the one of norm 0.01 has fitted it, the other has `99` of its `199`.
     """
     problem = gf.EmpiricalRisk(np.eye(2), np.array([1.0, 2.0]), gf.losses.square, **SUM)
     model = gf.models.TwoLayer(2, 2, activation=square, key=jax.random.key(0))

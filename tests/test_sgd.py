@@ -393,7 +393,7 @@ def test_paths_one_by_one_and_together_are_the_same(key):
     np.testing.assert_array_equal(again.params, alone[0].params)
     assert alone[0].ts.tolist() == [0.0, 0.25, 1.0]
     assert float(alone[0].t_final) == 1.0
-    # Steps of .1 at the most: three of a twelfth, then eight.
+    # Steps of 0.1 at the most: three of a twelfth, then eight.
     assert {name: int(n) for name, n in alone[0].stats.items()} == {
         "steps": 11,
         "accepted": 11,

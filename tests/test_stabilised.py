@@ -89,7 +89,7 @@ def test_order_is_two_at_few_and_at_many_stages(method, stages):
 
 
 def attempt(solver, radius):
-    """One step of length .1 on a field that knows the time; its ends, its error and the field at the end."""
+    """One step of length 0.1 on a field that knows the time; its ends, its error and the field at the end."""
     term = diffrax.ODETerm(lambda t, y, args: jnp.cos(3 * t) - y**3)
     args, y0 = {"radius": radius}, jnp.array([1.0, -0.4])
     state = solver.init(term, 0.2, 0.3, y0, args)
@@ -174,7 +174,7 @@ def test_coefficients_of_rkc2_are_those_of_the_recurrences():
 @pytest.mark.parametrize("stages", [3, 63])
 @pytest.mark.parametrize("method", METHODS)
 def test_error_estimate_has_its_published_leading_term(method, stages):
-    """`p q h^2 y''` for ROCK2; for RKC2 `h^3 y''' / 15` and .8 of the error of the step; on `y' = -y^3` from 1."""
+    """`p q h^2 y''` for ROCK2; for RKC2 `h^3 y''' / 15` and 0.8 of the error of the step; on `y' = -y^3` from 1."""
     solver = method(spectral_radius=given_radius)
     h = 1e-3
     term, args = diffrax.ODETerm(lambda t, y, args: -(y**3)), {"radius": product_for(solver, stages) / h}

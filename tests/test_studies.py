@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 import gradflow as gf
 from gradflow import plot, studies
-from gradflow.limits._small_start import foretell
+from gradflow.limits._small_start import predict_small_start
 from gradflow.studies import _small_init
 from gradflow.sweeps import _scheduler
 
@@ -56,10 +56,10 @@ def start_of(loss, scale, seed, digits):
     return problem, gf.models.TwoLayer(64, 4, init_scale=scale, key=jax.random.key(seed))
 
 
-def test_what_is_foretold_of_two_neurons_and_orthogonal_inputs():
+def test_predictions_for_two_neurons_and_orthogonal_inputs():
     """Each neuron has an input of its own, with `N = 1/4`: everything can be said by hand."""
     problem = gf.EmpiricalRisk(np.eye(2), np.array([1.0, -1.0]), gf.losses.square)
-    found = foretell(problem)
+    found = predict_small_start(problem)
     np.testing.assert_allclose(found.values, 0.25)
     np.testing.assert_allclose(found.escape.directions, np.eye(2), atol=1e-7)
     model = gf.models.TwoLayer(2, 3, key=jax.random.key(0))
@@ -74,8 +74,8 @@ def test_what_is_foretold_of_two_neurons_and_orthogonal_inputs():
     assert len(found.saddles(alone)[0]) == 2
 
 
-def test_escapes_are_later_than_foretold_by_a_time_that_does_not_depend_on_the_scale(small):
-    """What is foretold leaves out the alignment."""
+def test_escapes_are_later_than_predicted_by_a_time_that_does_not_depend_on_the_scale(small):
+    """The prediction leaves out the alignment."""
     late = (small.escape_time - small.predicted_time).sel(scale=SCALES[1:])
     assert np.all(late > 0)
     assert float((late.max("scale") - late.min("scale")).max()) < 0.02 * float(small.escape_time.min())
@@ -161,7 +161,7 @@ def test_flow_error_and_descent_steps_are_what_they_say(small, digits):
         found = small.sel(loss=loss, width=4, scale=1e-3, seed=0)
         error = np.max(np.abs(found.risk.values - exact)) / exact[0]
         assert float(found.flow_error) == pytest.approx(error, rel=1e-3)
-        assert int(found.flow_gradients) == int(found.gradient_evaluations)
+        assert int(found.flow_gradient_evaluations) == int(found.gradient_evaluations)
         gaps = []
         for every in (8, 16):
             rule = gf.GradientDescent(problem, float(ts[1]) / every)
@@ -473,7 +473,7 @@ def test_sharpness_loss_and_costs_along_the_flow(discrete):
     assert ds.flow_rtol.values.tolist() == [1e-2, 1e-3, 1e-4]
     for i, rtol in enumerate(ds.flow_rtol.values):
         loose = gf.solve(gf.GradientFlow(problem), model, ds.time.values, rtol=rtol)
-        assert int(ds.flow_cost[i]) == int(loose.stats["gradient_evaluations"])
+        assert int(ds.flow_gradient_evaluations[i]) == int(loose.stats["gradient_evaluations"])
         there, here = (np.stack([rows(run.params, k) for k in range(51)]) for run in (exact, loose))
         error = np.max(np.linalg.norm(here - there, axis=1)) / np.max(np.linalg.norm(there - there[0], axis=1))
         # The references are of the tolerances 1e-6 and 1e-7.
@@ -519,7 +519,7 @@ def test_table_of_the_comparison_holds_the_numbers(discrete):
     top = next(i for i, line in enumerate(lines) if "steps to match" in line)
     for i in range(3):
         rtol, cost, error, steps = numbers(lines[top + 1 + i])
-        assert (rtol, cost) == (float(ds.flow_rtol[i]), int(ds.flow_cost[i]))
+        assert (rtol, cost) == (float(ds.flow_rtol[i]), int(ds.flow_gradient_evaluations[i]))
         assert error == pytest.approx(float(ds.flow_error[i]), rel=0.05)
         # First order: as many more steps as the gap at the smallest learning rate is larger.
         ratio = float(ds.gap[-1, 0]) / float(ds.flow_error[i])
@@ -540,11 +540,11 @@ def test_table_of_small_init_holds_the_numbers(small):
             row = part.sel(scale=scale)
             times = row.escape_time.values.ravel()
             found = numbers(line.replace("+-", " ").replace("%", ""))
-            shown, mean, spread, foretold, aligned, cost, error, steps = found
+            shown, mean, spread, predicted, aligned, cost, error, steps = found
             assert shown == scale
             assert mean == pytest.approx(np.mean(times), abs=0.006)
             assert spread == pytest.approx(np.std(times), abs=0.006)
-            assert foretold == pytest.approx(float(row.predicted_time.mean()), abs=0.006)
+            assert predicted == pytest.approx(float(row.predicted_time.mean()), abs=0.006)
             assert aligned == pytest.approx(100 * float(row.aligned.mean()), abs=0.5)
             assert cost == pytest.approx(float(row.gradient_evaluations.mean()), abs=0.5)
             assert error == pytest.approx(float(row.flow_error), rel=0.05)
@@ -618,14 +618,14 @@ def test_figure_of_small_init(small, tmp_path):
         (marker,) = [line for line in angle.lines if len(line.get_xdata()) == 2]
         assert float(marker.get_xdata()[0]) == float(member.escape_time.sel(scale=1e-6))
         assert "1e-06" in angle.get_title()
-        fitted, foretold = drawn_lines(escape, 4)
+        fitted, predicted = drawn_lines(escape, 4)
         rise = np.diff(fitted.get_ydata()) / np.diff(np.log(1 / np.array(SCALES)))
         np.testing.assert_allclose(rise, float(part.slope[0]), rtol=1e-10)
-        np.testing.assert_array_equal(foretold.get_ydata(), part.predicted_time.mean(("width", "seed")))
+        np.testing.assert_array_equal(predicted.get_ydata(), part.predicted_time.mean(("width", "seed")))
         shown = legend_of(escape)
         assert shown == [
             f"width 4, slope {float(part.slope[0]):.2f}",
-            f"foretold, slope {float(part.predicted_slope):.2f}",
+            f"predicted, slope {float(part.predicted_slope):.2f}",
         ]
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["1e-03", "1e-04", "1e-05", "1e-06"]
     for name in ("a.png", "b.pdf", "deep/c.svg"):
@@ -657,7 +657,7 @@ def test_figure_of_the_comparison(discrete, tmp_path):
         np.testing.assert_array_equal(left.lines[k].get_ydata(), ds.gap[:, k])
         np.testing.assert_array_equal(right.lines[k].get_xdata(), ds.gradient_evaluations)
         np.testing.assert_array_equal(right.lines[k].get_ydata(), ds.gap[:, k])
-    np.testing.assert_array_equal(right.lines[2].get_xdata(), ds.flow_cost)
+    np.testing.assert_array_equal(right.lines[2].get_xdata(), ds.flow_gradient_evaluations)
     np.testing.assert_array_equal(right.lines[2].get_ydata(), ds.flow_error)
     assert legend_of(left) == [f"gap to order {k + 1}, slope {float(ds.order[k]):.2f}" for k in range(2)]
     assert legend_of(right) == [*(f"GradientDescent, gap to order {k}" for k in (1, 2)), "the flow, by tolerance"]

@@ -425,7 +425,7 @@ class KilledError(BaseException):
 @pytest.mark.parametrize("what", [KeyboardInterrupt, KilledError])
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.95])
 def test_resuming_an_interrupted_sweep_gives_the_same_bits(tmp_path, counted, share, what, monkeypatch):
-    """Members in the air are picked up where they were: all segments together are hardly more than without a break."""
+    """Unfinished members are picked up where they were: all segments together are hardly more than without a break."""
     monkeypatch.setattr(_checkpoint, "COST", np.inf)
     path, counted.what = tmp_path / "a.zarr", what
     whole = run_stored(None)

@@ -154,7 +154,7 @@ def test_two_processes_fill_the_same_store_as_one(tmp_path, whole):
 
 @pytest.mark.slow
 def test_a_chunk_killed_in_the_midst_is_completed(tmp_path):
-    """Killed for good while members are in the air, with other chunks done and not begun."""
+    """Killed for good while members are unfinished, with other chunks done and not begun."""
     path, seeds, horizon = tmp_path / "a.zarr", 40, 1.5e3
     body = "run(store=sys.argv[1], chunk=(int(sys.argv[2]), 3), rtol=1e-9)"
     script(body, path, 0, seeds=seeds, horizon=horizon)

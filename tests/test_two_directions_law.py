@@ -46,7 +46,7 @@ def test_the_study_measures_the_error_of_the_law():
     error = ds.law_error.values
     for i in range(3):
         after = ds.scaled_time.values[i] > float(ds.phase_end[i, 1]) * float(ds.angle[i]) ** 2
-        assert error[i] == np.max(np.abs(ds.risk.values[i] / ds.foretold_risk.values[i] - 1)[after])
+        assert error[i] == np.max(np.abs(ds.risk.values[i] / ds.predicted_risk.values[i] - 1)[after])
     # Slopes of 2.04 and 1.80: smoothing and the beginning of the plateau count besides the law itself.
     assert np.all(np.abs(np.diff(np.log(error)) / np.diff(np.log(ds.angle.values)) - 2) < 0.35)
     assert f"{error[-1]:.2%}" in gf.studies.two_directions_table(ds)

@@ -21,8 +21,8 @@ def units(rows):
 def test_directions_of_relu_neurons_agree_between_forms(seed):
     """Smoothed runs tend to one another in proportion to the smoothing, and to the raw one neuron by neuron.
 
-    Time is half of an escape from 1e-30; directions at smoothing .003 stand in for the limit, with an error of about a
-    tenth of that at .03 if errors are of first order.
+    Time is half of an escape from 1e-30; directions at smoothing 0.003 stand in for the limit, with an error of about a
+    tenth of that at 0.03 if errors are of first order.
     """
     rng = np.random.default_rng(seed)
     x, y = units(rng.normal(size=(8, 3))), np.where(rng.random(8) < 0.5, -1.0, 1.0)
@@ -82,11 +82,11 @@ def study(tmp_path_factory):
     return data, few, store, studies.vanishing_init(data, **few, store=store)
 
 
-def test_study_measures_what_theory_foretells(study):
+def test_study_measures_what_theory_predicts(study):
     *_, ds = study
     assert (ds.status == 1).all()
     np.testing.assert_allclose(ds.slope, ds.predicted_slope, rtol=1e-4)
-    # To leading order the time is foretold up to what alignment takes, which does not depend on the size.
+    # To leading order the time is predicted up to what alignment takes, which does not depend on the size.
     late = (ds.escape_time - ds.predicted_time).values
     assert np.all(late > 0)
     assert late[0, 0, 1] == pytest.approx(late[0, 0, 2], rel=0.05)

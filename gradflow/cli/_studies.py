@@ -59,7 +59,7 @@ def small_init(
     """Escape of two-layer ReLU networks from small initial weights: the main job.
 
     Gradient flow for square and logistic loss over scales 1e-1 ... 1e-6, widths and seeds; escape times, directions of
-    the neurons and saddles beside what theory foretells, the cost of the flow and of gradient descent as accurate.
+    the neurons and saddles beside what theory predicts, the cost of the flow and of gradient descent as accurate.
     Scales that no float holds, and other data sets, are those of `gradflow vanishing-init`.
     """
     configure_jax()
@@ -95,8 +95,8 @@ def compare(
     path: Path = None,
     samples: Samples = None,
     rule: Annotated[
-        str, typer.Option("--rule", help="gradient-descent, heavy-ball or nesterov; momentum is 0.9.")
-    ] = "gradient-descent",
+        str, typer.Option("--rule", help="gradient_descent, heavy_ball or nesterov; momentum is 0.9.")
+    ] = "gradient_descent",
     width: Annotated[int, typer.Option("--width", help="Width of the hidden layers.")] = 64,
     depth: Annotated[int, typer.Option("--depth", help="Number of hidden layers.")] = 2,
     horizon: Annotated[
@@ -110,11 +110,12 @@ def compare(
     from gradflow.sweeps import check_writable, write_dataset
 
     dataset = load(data, path, 100 if quick and samples is None else samples, centre=True, labels="onehot")
-    name = "compare" + ("" if rule == "gradient-descent" else f"-{rule}") + ("-quick" if quick else "")
+    rule = rule.replace("-", "_")
+    name = "compare" + ("" if rule == "gradient_descent" else f"-{rule}") + ("-quick" if quick else "")
     check_writable("out", out / f"{name}.zarr")
     if horizon is None:
         # The transient of momentum takes its time.
-        horizon = 10.0 if quick and rule == "gradient-descent" else 50.0
+        horizon = 10.0 if quick and rule == "gradient_descent" else 50.0
     if quick:
         size = {"width": min(width, 16), "depth": 1, "rates": 4, "horizon": horizon}
     else:
@@ -139,7 +140,7 @@ def mean_field(
 ) -> None:
     """Infinite width as one more width: networks of 8 ... 1024 nodes, and SGD, beside their limit.
 
-    Deviation and bias by width and depth beside what theory foretells, rules of nodes, test particles.
+    Deviation and bias by width and depth beside what theory predicts, rules of nodes, test particles.
     """
     configure_jax()
     from gradflow import plot, studies
@@ -236,7 +237,7 @@ def vanishing_init(
     fresh: Fresh = False,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Number of seeds; 3, or 1 with --quick.")] = None,
 ) -> None:
-    """Escape from initial weights of norm 1e-4 down to 1e-300, beside what theory foretells without training.
+    """Escape from initial weights of norm 1e-4 down to 1e-300, beside what theory predicts without training.
 
     ReLU networks in polar coordinates: escape times, the direction of every neuron, the saddles that follow. With
     `--data circle`: gradient descent on squared-ReLU neurons beside its flow, in the settings of the source.

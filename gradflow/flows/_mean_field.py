@@ -166,7 +166,7 @@ class MeanFieldFlow(AbstractFlow):
         if largest < 1e-13 * max(float(jnp.max(jnp.abs(self.problem.y), initial=0.0)), 1e-300):
             warnings.warn(
                 "The flow does not move: with an odd activation, three or more hidden layers and laws symmetric"
-                " about zero, the limit of infinite width stays at its start for ever, while finite networks learn, the"
+                " about zero, the limit of infinite width never leaves its start, while finite networks learn, the"
                 " later the wider. Give the laws in `middle` and `output` a mean, or take kernels.",
                 TheoryWarning,
                 stacklevel=4,

@@ -81,7 +81,7 @@ class OrderParameterFlow(AbstractFlow):
     - `allow_float32`: start from float32 parameters all the same, for risks no better than 1e-6.
 
     **Size**: an evaluation takes `p^2 (p + k)^2 / 4` expectations over four fields at about 10 ns each (erf, one core):
-    50 microseconds for `p = 8, k = 4`, .3 s for `p = 100`, 5 s for `p = 200`; in bounded memory. With `x^2` they are
+    50 microseconds for `p = 8, k = 4`, 0.3 s for `p = 100`, 5 s for `p = 200`; in bounded memory. With `x^2` they are
     products of matrices, and without the terms of order `g` there are none: thousands of units.
 
     **Raises** `ValueError` for a teacher that is not positive definite, learning rates and batch sizes that are not
@@ -90,7 +90,7 @@ class OrderParameterFlow(AbstractFlow):
     for parameters in float32, and for so many units that an evaluation takes more than 1e11 expectations.
 
     It is stiff near a minimum, where its spectrum is close to the negative real axis, so that the default solver, which
-    is implicit there, takes far fewer steps than explicit ones: with four teacher and eight student units, noise .001
+    is implicit there, takes far fewer steps than explicit ones: with four teacher and eight student units, noise 0.001
     and an uninformed start, 823 evaluations to `t = 10^4` for a risk good to 1e-5, where `Tsit5` takes 9,321 for 5e-3,
     both at `rtol=1e-4`.
 

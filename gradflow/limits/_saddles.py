@@ -117,19 +117,19 @@ def find_saddles(sol: Solution, problem: Any, *, drop: float | None = None) -> l
         left = ts[-1] if k == len(edges) - 2 else _refined(ts, log_force, high)
         params = join(jax.tree_util.tree_map(lambda leaf, at=at: leaf[at], flowing), rest)
         index, rate, away = _unstable(problem, seen(problem, params))
-        foretold = at
+        predicted = at
         if index > 0 and not (k == 0 and isinstance(params, Polar)):
             # Rounding hides how far the state is along the growing direction until the gradient shows it.
-            while foretold < high - 1 and log_force[foretold] < 2 * math.log(RESOLVED * rate):
-                foretold += 1
-            params = join(jax.tree_util.tree_map(lambda leaf, at=foretold: leaf[at], flowing), rest)
+            while predicted < high - 1 and log_force[predicted] < 2 * math.log(RESOLVED * rate):
+                predicted += 1
+            params = join(jax.tree_util.tree_map(lambda leaf, at=predicted: leaf[at], flowing), rest)
             away = _unstable(problem, seen(problem, params))[2]
         log_away = float(jnp.max(params.log_norm)) if k == 0 and isinstance(params, Polar) else _log(away)
         wait = -log_away / rate if rate > 0 and log_away < 0 else math.inf
         force = float(np.exp(log_force[at] / 2))
         active = _active(seen(problem, params))
         whole = (float(entered), float(left), float(ts[at]), float(losses[at]), force, active, index, rate)
-        found.append(Saddle(*whole, float(ts[foretold]) + wait))
+        found.append(Saddle(*whole, float(ts[predicted]) + wait))
     return found
 
 

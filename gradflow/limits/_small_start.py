@@ -1,4 +1,4 @@
-"""What theory foretells, without training, of a two-layer ReLU network from small weights."""
+"""Predictions without training for a two-layer ReLU network from small weights."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from gradflow.solvers import Tsit5
 from gradflow.theory import ReLUEscape, relu_escape
 
 
-class Foretold(NamedTuple):
+class SmallStartPrediction(NamedTuple):
     """Neurons of positive, and of negative output weight turn to `escape.directions`, of correlations `values`."""
 
     problem: EmpiricalRisk
@@ -59,10 +59,10 @@ class Foretold(NamedTuple):
             return np.log([squares[signs].sum(), squares[~signs].sum()]) / 2
 
 
-def foretell(problem: EmpiricalRisk) -> Foretold:
+def predict_small_start(problem: EmpiricalRisk) -> SmallStartPrediction:
     """From the derivative of the loss at zero."""
     pulls = -jax.jit(jax.vmap(jax.grad(problem.loss)))(jnp.zeros_like(problem.y), problem.y)
     x, z = np.asarray(problem.x, float), np.asarray(pulls, float)
     escape = relu_escape(x, z)
     seen = np.maximum(escape.directions @ x.T, 0)
-    return Foretold(problem, escape, np.array([1.0, -1.0]) * (seen @ z) / (2 * len(z)))
+    return SmallStartPrediction(problem, escape, np.array([1.0, -1.0]) * (seen @ z) / (2 * len(z)))

@@ -1,4 +1,4 @@
-"""`width_fluctuations`: how far networks of finite width stray from the limit, foretold from the limit alone."""
+"""`width_fluctuations`: how far networks of finite width deviate from the limit, predicted from the limit alone."""
 
 from typing import Any, NamedTuple
 

@@ -74,7 +74,7 @@ class MeanFieldNet(eqx.Module):
             C' = H_L^T e,    D_L = (e C^T) s'(Y_L),    W_l' = H_{l-1}^T D_l,    D_{l-1} = (D_l p_l) W_l^T s'(Y_{l-1}),
             W_1' = D_1^T x
 
-        No division by a weight: nodes of weight zero move as well, and are seen by nobody.
+        No division by a weight: nodes of weight zero move as well, and influence nothing.
         """
 
         def both(y: Array) -> tuple[Array, Array]:

@@ -44,7 +44,14 @@ def _against_cost(ax: Axes, ds: xr.Dataset) -> None:
         label = f"{ds.attrs['rule']}, gap to {name}"
         ax.loglog(ds.gradient_evaluations, ds.gap[:, j], "o-", color=colour, markersize=3, label=label)
     if "flow_rtol" in ds.coords:
-        ax.loglog(ds.flow_cost, ds.flow_error, "s--", color="black", markersize=3, label="the flow, by tolerance")
+        ax.loglog(
+            ds.flow_gradient_evaluations,
+            ds.flow_error,
+            "s--",
+            color="black",
+            markersize=3,
+            label="the flow, by tolerance",
+        )
     ax.set(xlabel="gradient evaluations", ylabel="error / distance travelled", title="what accuracy costs")
     label_decades(ax)
     ax.legend(loc="upper right")

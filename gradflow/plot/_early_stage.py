@@ -150,15 +150,15 @@ def two_directions(ds: xr.Dataset) -> Figure:
             losses.plot(row.scaled_time[shown], row.risk[shown], color=colours[i], label=f"$D={angle:g}$")
         last = ds.isel(angle=-1)
         shown = last.scaled_time.values > 1e-2
-        law = last.foretold_risk[shown]
-        losses.plot(last.scaled_time[shown], law, "k:", label="foretold")
+        law = last.predicted_risk[shown]
+        losses.plot(last.scaled_time[shown], law, "k:", label="predicted")
         losses.axhline(plateau, color="0.5", linewidth=0.8, linestyle="--")
         losses.set(xscale="log", yscale="log", title="loss of the flow", xlabel=r"$D^2 t$", ylabel="loss")
         losses.legend(loc="lower left")
 
         ends = ds.phase_end
         times.loglog(ds.angle, ends.sel(phase="plateau"), "o", color="black", markersize=4, label="escape")
-        times.loglog(ds.angle, ds.foretold, "-", color="0.5", label="foretold")
+        times.loglog(ds.angle, ds.predicted_escape_time, "-", color="0.5", label="predicted")
         for phase, mark, label in (("condensation", "s", "plateau begins"), ("escape", "^", "told apart")):
             times.loglog(ds.angle, ends.sel(phase=phase), mark, color="0.4", markersize=4, label=label)
         times.set(title="ends of the phases", xlabel="angle $D$", ylabel="flow time $t$")

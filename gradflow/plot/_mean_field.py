@@ -40,7 +40,7 @@ def _risk(ax: Axes, ds: xr.Dataset) -> None:
 def _deviation(ax: Axes, ds: xr.Dataset) -> None:
     row, colours = ds.sel(depth=2), shades(3)
     ax.loglog(ds.width, row.deviation, "o", color=colours[2], markersize=4, label=_said("flow", row.slope))
-    ax.loglog(ds.width, ds.foretold, "_-", color=colours[2], linewidth=0.9, label="flow, foretold")
+    ax.loglog(ds.width, ds.predicted_deviation, "_-", color=colours[2], linewidth=0.9, label="flow, predicted")
     ax.loglog(ds.sgd_width, ds.sgd_deviation, "^", color=colours[1], markersize=4, label=_said("SGD", ds.sgd_slope))
     seen = (row.bias > 3 * row.bias_noise).values
     if seen.any():
@@ -102,9 +102,9 @@ def _predictions(ax: Axes, ds: xr.Dataset) -> None:
     limit, width = ds.limit.values[-1], int(ds.width.values[min(2, ds.sizes["width"] - 1)])
     order = np.argsort(ds.x.values[:, 0] if flat else limit)
     place = ds.x.values[order, 0] if flat else np.arange(order.size)
-    band = 2 * ds.foretold_std.values[-1][order] / width**0.5
+    band = 2 * ds.predicted_std.values[-1][order] / width**0.5
     style = {"color": shades(2)[0], "alpha": 0.35, "linewidth": 0}
-    ax.fill_between(place, limit[order] - band, limit[order] + band, **style, label="foretold, 2 std")
+    ax.fill_between(place, limit[order] - band, limit[order] + band, **style, label="predicted, 2 std")
     for g in ds.some_g.sel(width=width).values:
         ax.plot(place, g[order], color=shades(2)[1], linewidth=0.7)
     ax.plot([], [], color=shades(2)[1], linewidth=0.7, label=f"networks of width {width}")

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from gradflow.plot._style import STYLE, figure, label_decades, shades
 from gradflow.theory import momentum_rates
 
-MARKERS = {"gradient descent": "^", "heavy ball": "o", "Nesterov": "s"}
+MARKERS = {"gradient_descent": "^", "heavy_ball": "o", "nesterov": "s"}
+LABELS = {"gradient_descent": "gradient descent", "heavy_ball": "heavy ball", "nesterov": "Nesterov"}
 
 
 def momentum(ds: xr.Dataset) -> Figure:
@@ -36,7 +37,7 @@ def momentum(ds: xr.Dataset) -> Figure:
 
 def _losses(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
     for name, colour in colours.items():
-        ax.semilogy(ds.iteration, ds.loss.sel(rule=name).isel(width=-1), color=colour, label=name)
+        ax.semilogy(ds.iteration, ds.loss.sel(rule=name).isel(width=-1), color=colour, label=LABELS[name])
     title = rf"width {ds.width.values[-1]}, $\mu = {float(ds.ratio):g}\,\lambda_{{\min}}$"
     ax.set(xlabel="iteration", ylabel="training loss", title=title)
     ax.legend()
@@ -46,7 +47,7 @@ def _gaps(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
     for name in ds.momentum.values:
         for resolution, line in (("low", ":"), ("high", "-")):
             gap = ds.flow_gap.sel(momentum=name, resolution=resolution)
-            ax.semilogy(ds.t[1:], gap[1:], line, color=colours[name], label=f"{name}, {resolution}")
+            ax.semilogy(ds.t[1:], gap[1:], line, color=colours[name], label=f"{LABELS[name]}, {resolution}")
     ax.set(xlabel=r"flow time $t = k\sqrt{s}$", ylabel="distance / distance travelled")
     ax.set_title(f"from the method to its flow, width {ds.width.values[0]}")
     ax.legend()
@@ -55,9 +56,9 @@ def _gaps(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
 def _rates(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
     for name in ds.momentum.values:
         predicted, measured = ds.predicted_rate.sel(momentum=name), ds.measured_rate.sel(momentum=name)
-        ax.semilogx(ds.eigenvalue, predicted, "-", color=colours[name], label=f"{name}, predicted")
+        ax.semilogx(ds.eigenvalue, predicted, "-", color=colours[name], label=f"{LABELS[name]}, predicted")
         style = {"color": colours[name], "marker": MARKERS[name], "markersize": 2.5, "linestyle": "none"}
-        ax.semilogx(ds.eigenvalue, measured, label=f"{name}, measured", **style)
+        ax.semilogx(ds.eigenvalue, measured, label=f"{LABELS[name]}, measured", **style)
     top = float(np.nanmax(ds.predicted_rate))
     ax.set(xlabel="eigenvalue of the tangent kernel", ylabel="rate per unit of $t$", title="decay of each mode")
     ax.set_ylim(0, 1.5 * top)
@@ -67,14 +68,16 @@ def _rates(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
 def _winners(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
     values, s = ds.eigenvalue.values, ds.attrs["learning_rate"]
     ratios = np.geomspace(ds.ratio.values[0], ds.ratio.values[-1], 200)
-    methods: dict[str, Literal["heavy_ball", "nesterov"]] = {"heavy ball": "heavy_ball", "Nesterov": "nesterov"}
-    for name, method in methods.items():
-        rates = momentum_rates(values, values[0] * ratios[:, None], s, method, "discrete")
+    methods: tuple[Literal["heavy_ball", "nesterov"], ...] = ("heavy_ball", "nesterov")
+    for name in methods:
+        rates = momentum_rates(values, values[0] * ratios[:, None], s, name, "discrete")
         ax.semilogx(ratios, np.min(rates, axis=1), "-", color=colours[name])
         style = {"color": colours[name], "marker": MARKERS[name], "markersize": 4, "linestyle": "none"}
-        ax.semilogx(ds.ratio, ds.final_rate.sel(momentum=name), label=f"{name}, measured", **style)
+        ax.semilogx(ds.ratio, ds.final_rate.sel(momentum=name), label=f"{LABELS[name]}, measured", **style)
     ax.axvline(1, color="0.5", linestyle=":", linewidth=0.8)
-    said = [f"{ratio:g}: {name}" for ratio, name in zip(ds.ratio.values, ds.winner.values, strict=True)]
+    said = [
+        f"{ratio:g}: {LABELS.get(name, name)}" for ratio, name in zip(ds.ratio.values, ds.winner.values, strict=True)
+    ]
     ax.set(xlabel=r"$\mu / \lambda_{\min}$", ylabel="rate of the residuals", title="faster at " + ", ".join(said))
     ax.plot([], [], "-", color="black", label="predicted")
     ax.set_ylim(0, 1.6 * float(np.nanmax(ds.final_rate)))
@@ -84,7 +87,7 @@ def _winners(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
 def _against_width(ax: Axes, ds: xr.Dataset, variable: str, label: str, colours: dict[str, object]) -> None:
     for name, colour in colours.items():
         values = ds[variable].sel(rule=name)
-        ax.loglog(ds.width, values, MARKERS[name] + "-", color=colour, markersize=3, label=name)
+        ax.loglog(ds.width, values, MARKERS[name] + "-", color=colour, markersize=3, label=LABELS[name])
     middle = float(np.exp(np.log(ds[variable]).mean()))
     width = ds.width.values.astype(float)
     line = middle * (width / np.exp(np.log(width).mean())) ** -0.5

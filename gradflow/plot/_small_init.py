@@ -13,9 +13,9 @@ def small_init(ds: xr.Dataset) -> Figure:
     """Loss, weight norm, neuron angles and escape times, one row per loss.
 
     Curves are of the middle width and the first seed, one shade per scale (darker is smaller); beside the loss, the
-    saddles foretold for the smallest scale. Angles are those of every neuron at the smallest scale to the direction
+    saddles predicted for the smallest scale. Angles are those of every neuron at the smallest scale to the direction
     predicted for positive output weights. The last column shows every member, the fitted lines and, dashed, what is
-    foretold to leading order, without the time that alignment takes.
+    predicted to leading order, without the time that alignment takes.
 
     **Arguments**: `ds`: what `gradflow.studies.small_init` returned. **Returns** a matplotlib figure; see `save`.
     """
@@ -50,8 +50,8 @@ def _curves(ax: Axes, member: xr.Dataset, name: str, title: str, label: str, *, 
 def _saddles(ax: Axes, part: xr.Dataset) -> None:
     times = part.saddle_time.values
     shown = np.isfinite(times) & (times <= float(part.time[-1]))
-    ax.plot(times[shown], part.saddle_loss.values[shown], "k_", markersize=9, label="_saddle foretold")
-    ax.legend(ax.lines[-1:], ["saddle foretold"], loc="center right")
+    ax.plot(times[shown], part.saddle_loss.values[shown], "k_", markersize=9, label="_predicted saddle")
+    ax.legend(ax.lines[-1:], ["predicted saddle"], loc="center right")
 
 
 def _angles(ax: Axes, member: xr.Dataset) -> None:
@@ -80,8 +80,8 @@ def _escape(ax: Axes, part: xr.Dataset) -> None:
             slope = float(part.slope.sel(width=width))
             ax.plot(x, np.nanmean(mean) + slope * (x - np.mean(x[np.isfinite(mean)])), color=colour, linewidth=0.8)
             ax.plot([], [], label=f"width {width}, slope {slope:.2f}", markersize=3, linewidth=0.8, **style)
-    foretold = part.predicted_time.mean(("width", "seed"))
-    ax.plot(x, foretold, "k--", linewidth=0.8, label=f"foretold, slope {float(part.predicted_slope):.2f}")
+    predicted = part.predicted_time.mean(("width", "seed"))
+    ax.plot(x, predicted, "k--", linewidth=0.8, label=f"predicted, slope {float(part.predicted_slope):.2f}")
     ax.set(title="escape: a tenth of the loss gone", xlabel=r"$\ln(1/\mathrm{scale})$", ylabel="flow time $t$")
     entries = len(ax.get_legend_handles_labels()[0])
     if entries:

@@ -15,7 +15,7 @@ def vanishing_init(ds: xr.Dataset) -> Figure:
     """Escape times beside the prediction, how far they are off, angles of neurons, and the loss with its saddles.
 
     Angles and the loss are those of the full runs: angles of the widest network and the first seed, the loss of the
-    first width and seed, where dotted lines are the saddles that alternating gradient flow foretells.
+    first width and seed, where dotted lines are the saddles that alternating gradient flow predicts.
 
     **Arguments**: `ds`: what `gradflow.studies.vanishing_init` returned. **Returns** a matplotlib figure; see `save`.
     """
@@ -42,7 +42,7 @@ def _times(ax: Axes, ds: xr.Dataset) -> None:
             ax.plot(x, row.escape_time, MARKERS[i % 6], color=colour, markersize=4)
             ax.plot(x, row.predicted_time, color=colour, linewidth=0.8)
         ax.plot([], [], MARKERS[i % 6], color=colour, markersize=4, label=f"width {width}")
-    ax.plot([], [], color="black", linewidth=0.8, label="foretold")
+    ax.plot([], [], color="black", linewidth=0.8, label="predicted")
     ax.set(xscale="log", yscale="log", title=r"escape: $\|w\|=10^{-2}$", xlabel=r"$\ln(1/\delta)$")
     ax.set_ylabel("flow time $t$")
     ax.legend(loc="upper left")
@@ -72,7 +72,7 @@ def _angles(ax: Axes, ds: xr.Dataset) -> None:
     nearest = int(np.argmin(np.abs(ds.exponent.values - exponent)))
     escape = float(row.escape_time.values[nearest])
     ax.axvline(escape, color="black", linestyle=":", linewidth=1, label="escape")
-    title = rf"angles to what is foretold, $\delta=10^{{-{exponent:g}}}$"
+    title = rf"angles to the predicted directions, $\delta=10^{{-{exponent:g}}}$"
     ax.set(title=title, xlabel="flow time $t$", ylabel="degrees", ylim=(0, 180), yticks=[0, 45, 90, 135, 180])
     ax.legend(loc="upper right")
 
@@ -84,7 +84,7 @@ def _staircase(ax: Axes, ds: xr.Dataset) -> None:
         if time <= float(ds.time[-1]):
             ax.axvline(time, color="0.5", linestyle=":", linewidth=1)
             ax.plot([time], [value], "k_", markersize=9)
-    ax.plot([], [], "k_", markersize=9, label="saddle foretold")
+    ax.plot([], [], "k_", markersize=9, label="predicted saddle")
     ax.set(title=f"loss, width {int(row.width)}", xlabel="flow time $t$", ylabel="training loss")
     ax.set_ylim(bottom=0)
     ax.legend(loc="upper right")

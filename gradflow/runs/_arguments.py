@@ -127,7 +127,7 @@ def check_memory(rows: int, trainable: PyTree) -> None:
 
 
 WORTH_A_LOOK = 2**26
-"""Bytes of saved parameters below which nobody asks the machine for its free memory."""
+"""Bytes of saved parameters below which the free memory of the machine is not looked up."""
 
 
 def free_memory() -> int | None:

@@ -45,7 +45,7 @@ class Automatic(AbstractMethod):
     """The default: chooses between an explicit method and `NDF` at every step.
 
     A run starts with the explicit method. After a few steps, and at every later one, its cost to the end of the run is
-    foretold twice: from the length of the step, and from the length that stability allows, by the stiffness seen
+    predicted twice: from the length of the step, and from the length that stability allows, by the stiffness seen
     between the last two stages. Steps alone that are short for the sake of accuracy, as around a jump from saddle to
     saddle, tell little: `NDF` would take short ones, too. Where the geometric mean of both is more than `NDF` is likely
     to need, `NDF` takes over, with its history read off the last explicit step. The way back is taken when many

@@ -9,7 +9,7 @@ belongs to or, for explicit methods, a hundredth of their present size once that
 gets the escape from a small initialisation wrong as soon as the initial values fall below it, and reports success;
 this one resolves a start of size 1e-10 as well as one of size 1. The hundredth keeps neurons that are still small
 under control while others have grown; on ReLU networks, where entries cross zero late and steps are short, following
-only the initial size would be dear, at no gain in accuracy. Stability keeps explicit steps short enough for the small
+only the initial size would cost more, at no gain in accuracy. Stability keeps explicit steps short enough for the small
 neurons in any case. Implicit ones it does not: with a hundredth, later features would escape at the wrong time, so
 there the floor stays.
 """

@@ -27,7 +27,7 @@ SHARE = 0.3
 SHARPER, POWER = 1e-4, 0.1
 """Tolerance below which that share falls, and how: a run of more steps adds up more errors."""
 LOOSEST = 2.5e-3
-"""Tolerance beyond which steps get dearer again: Newton's method takes more iterations, and fails more often."""
+"""Tolerance beyond which steps cost more again: Newton's method takes more iterations, and fails more often."""
 YOUNG = 10
 """Number of steps within which the step may grow tenfold at once; later it at most doubles."""
 
@@ -70,7 +70,7 @@ class NDF(AbstractMethod):
     - The tolerance on a step is graded: `rtol` times the part of the run that lies behind, from a twentieth on.
       Errors made early are carried, and near saddles amplified, through all the run, and early steps cost least.
     - Products `H v` are differences of gradients, one gradient each, or, with `linearise=True`, products with a
-      gradient linearised once per iteration: exact, and 1.4 times as dear.
+      gradient linearised once per iteration: exact, and 1.4 times as expensive.
 
     **Arguments**: `order`: keep to this order once it is reached (default: whichever takes the longest step, up to
     `max_order`). `max_products`: most products in one linear solve.

@@ -74,8 +74,8 @@ class Nystrom(AbstractMethod):
     >>> import gradflow as gf, jax.numpy as jnp
     >>> flow = gf.HeavyBallFlow(lambda w: 0.5 * jnp.sum(w**2), mu=1e-4, s=1.0)
     >>> sol = gf.solve(flow, jnp.ones(2), [100.0], rtol=1e-6, solver=gf.solvers.Nystrom())
-    >>> dear = gf.solve(flow, jnp.ones(2), [100.0], rtol=1e-6, solver=gf.solvers.Dopri8())
-    >>> bool(sol.stats["gradient_evaluations"] < 0.7 * dear.stats["gradient_evaluations"])
+    >>> explicit = gf.solve(flow, jnp.ones(2), [100.0], rtol=1e-6, solver=gf.solvers.Dopri8())
+    >>> bool(sol.stats["gradient_evaluations"] < 0.7 * explicit.stats["gradient_evaluations"])
     True
     """
 
@@ -285,7 +285,7 @@ def _published(data: dict[str, Any]) -> Coefficients:
         name: np.array([float(Fraction(x)) for x in data[name]]) for name in data if name not in ("source", "rows")
     }
     nodes = vectors["nodes"]
-    # The second stage is of low order, and no weight uses it; the one before the last foretells the last.
+    # The second stage is of low order, and no weight uses it; the one before the last predicts the last.
     inner = np.delete(np.arange(9), (1, 7))
     lagrange, k = np.zeros((9, 10)), np.arange(10)
     # Row `j`: the polynomial that is one at node `j` and zero at the others, lowest power first.

@@ -187,6 +187,6 @@ def available(most: int) -> Int[np.ndarray, " methods"]:
 def stability_interval(stages: Int[np.ndarray, " methods"]) -> Float[np.ndarray, " methods"]:
     """Length of the real interval of stability, within a part in 200 below the exact one from 18 stages on.
 
-    The published `0.811 s^2 - 1.5` holds up to 9 stages; from 10 on it exceeds the interval, by up to .4 %.
+    The published `0.811 s^2 - 1.5` holds up to 9 stages; from 10 on it exceeds the interval, by up to 0.4 %.
     """
     return np.where(stages < 10, 0.811 * stages**2 - 1.5, 0.81 * stages**2 - 2.6)

@@ -101,7 +101,7 @@ def circle_table(ds: xr.Dataset) -> str:
             f"width {ds.attrs['width']}, scale {ds.attrs['scale']:g}, learning rate {ds.attrs['learning_rate']:g}",
             f"KKT points of one neuron at {', '.join(f'{a:.1f}' for a in kkt)} degrees",
             f"at |w| = {norm:.1e}, t = {float(ds.time[row]):.3f}: "
-            f"{int(np.sum(nearest < 0.05))} of {angle.size} neurons within .05 of one of them",
+            f"{int(np.sum(nearest < 0.05))} of {angle.size} neurons within 0.05 of one of them",
             f"loss {risk[1, 0]:.4g} -> {risk[1, -1]:.4g} along the flow, {risk[0, -1]:.4g} by descent",
             f"gap between the two loss curves: {gap:.1e} of the first loss at most",
         ]

@@ -174,8 +174,8 @@ def extrapolate_steps(steps: float, gap: float, order: float, error: float) -> f
 
 
 RULES: dict[str, Callable[[Any, float], AbstractRule]] = {
-    "gradient-descent": GradientDescent,
-    "heavy-ball": lambda problem, rate: HeavyBall(problem, rate, momentum=MOMENTUM),
+    "gradient_descent": GradientDescent,
+    "heavy_ball": lambda problem, rate: HeavyBall(problem, rate, momentum=MOMENTUM),
     "nesterov": lambda problem, rate: Nesterov(problem, rate, momentum=MOMENTUM),
 }
 MOMENTUM = 0.9
@@ -184,7 +184,7 @@ MOMENTUM = 0.9
 def discrete_gap(
     dataset: Any,
     *,
-    rule: str = "gradient-descent",
+    rule: str = "gradient_descent",
     width: int = 64,
     depth: int = 2,
     activation: Callable[[Any], Any] = jax.nn.tanh,
@@ -204,7 +204,7 @@ def discrete_gap(
     counted; it has to hold some 70 steps.
 
     **Arguments**: `dataset`: with `x (n, d)` and targets `y (n, k)`, as `gradflow.data.digits(labels="onehot")`;
-    `rule`: `"gradient-descent"`, held against gradient flow and the modified flow of order 2, `"heavy-ball"` or
+    `rule`: `"gradient_descent"`, held against gradient flow and the modified flow of order 2, `"heavy_ball"` or
     `"nesterov"`, held against these and the second-order flow; the network; `horizon` of flow time; `rates`: number of
     learning rates.
 
@@ -221,12 +221,13 @@ def discrete_gap(
     """
     _checks.check_positive("horizon", horizon)
     _checks.check_count("rates", rates)
+    rule = rule.replace("-", "_")
     _checks.check_choice("rule", rule, RULES)
     x, y = dataset
     problem = EmpiricalRisk(x, y, loss)
     out_size = None if np.ndim(y) == 1 else y.shape[1]
     model = MLP(x.shape[1], width, out_size, depth=depth, activation=activation, key=jax.random.key(seed))
-    descent = rule == "gradient-descent"
+    descent = rule == "gradient_descent"
     method, gradient_flow = RULES[rule](problem, 1.0), GradientFlow(problem)
     times = np.linspace(0, horizon, 51)
     exact = solve(gradient_flow, model, times, rtol=rtol)
@@ -246,7 +247,7 @@ def discrete_gap(
         gaps.append(float(jnp.max(distance) / travelled))
     own = {
         "flow_error": ("flow_rtol", np.array(gaps), {"long_name": "error of the flow over distance travelled"}),
-        "flow_cost": ("flow_rtol", np.array(costs), {"long_name": "gradients evaluated by the flow"}),
+        "flow_gradient_evaluations": ("flow_rtol", np.array(costs), {"long_name": "gradients evaluated by the flow"}),
         "sharpness": ("time", np.asarray(sharpness), {"long_name": "largest Hessian eigenvalue"}),
         "loss": ("time", np.asarray(risk), {"long_name": "training loss"}),
     }
@@ -286,7 +287,9 @@ def compare_table(ds: xr.Dataset) -> str:
     lines.append(f"     {span}; its order is the slope between the two smallest learning rates")
     if "flow_rtol" in ds.coords:
         lines += ["", f"{'flow, rtol':>14} {'gradients':>10} {'error':>10} {'steps to match':>16}"]
-        for tol, cost, error in zip(ds.flow_rtol.values, ds.flow_cost.values, ds.flow_error.values, strict=True):
+        for tol, cost, error in zip(
+            ds.flow_rtol.values, ds.flow_gradient_evaluations.values, ds.flow_error.values, strict=True
+        ):
             steps = extrapolate_steps(float(ds.steps[-1]), float(ds.gap[-1, 0]), float(ds.order[0]), float(error))
             needed = f"{steps:,.0f}" if np.isfinite(steps) else "-"
             lines.append(f"{tol:14.0e} {int(cost):10d} {error:10.1e} {needed:>16}")

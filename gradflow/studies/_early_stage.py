@@ -154,7 +154,7 @@ def early_stage(
         dims = ("late_loss", "late_time", *(("kkt",) if name == "residual" else ()))
         variables[name] = (dims, np.stack([run[name] for run in followed]))
     variables["late_status"] = ("late_loss", [run["status"] for run in followed])
-    variables["late_gradients"] = ("late_loss", [run["gradients"] for run in followed])
+    variables["late_gradient_evaluations"] = ("late_loss", [run["gradients"] for run in followed])
     variables["partition"] = (("late_time", "part"), followed[0]["partition"])
     coords = {"loss": list(names), "width": widths, "rate": rates, "batch": list(batches), "late_loss": late}
     coords |= {"late_time": ts, "part": list(PARTS), "data": ["given", "random labels"]}
@@ -326,7 +326,7 @@ def early_stage_table(ds: xr.Dataset) -> str:
         told += f"; {left} samples without a living neuron of their class" if left else ""
         lines.append(
             f"{name}: t * loss = {t * risk[last]:.3g} at t = {t:.2g} ({Status(int(row.late_status)).label},"
-            f" {int(row.late_gradients)} gradients), at most {np.nanmax(ds.late_time.values * risk):.3g};"
+            f" {int(row.late_gradient_evaluations)} gradients), at most {np.nanmax(ds.late_time.values * risk):.3g};"
             f" normalised margin {float(row.margin[last]):.3g}, KKT residual {float(row.residual[last, 0]):.2g},"
             f" {float(row.residual[last, 1]):.2g}{told}"
         )

@@ -43,7 +43,7 @@ def exponent_map(
     **Arguments**
 
     - `kappas`: exponents of the width, `p = round(least_width * dim^kappa)`; every width compiles once, and an
-      evaluation costs `O(p^4)`: with `least_width=2, dim=1000`, one of `p = 32` (`kappa = .4`) takes 3 ms.
+      evaluation costs `O(p^4)`: with `least_width=2, dim=1000`, one of `p = 32` (`kappa = 0.4`) takes 3 ms.
     - `exponents`: values of `kappa + delta`, all above -1/2. `dim`, `units`, `noise`: inputs, teacher units, and the
       variance of the label noise. Students of all widths start from the first units of one draw.
     - The others as for `phase_map`.

@@ -1,4 +1,4 @@
-"""Infinite width: networks of growing width beside their limit, its error, and what theory foretells of the gap."""
+"""Infinite width: networks of growing width beside their limit, its error, and what theory predicts of the gap."""
 
 import pathlib
 from collections.abc import Sequence
@@ -66,11 +66,11 @@ def mean_field(
     **Returns** an `xarray.Dataset`:
 
     - over `(depth, width)`: `deviation` of a network from the limit, root mean square over seeds, inputs and times;
-      `bias`, that of the mean over seeds, and `bias_noise`, what scatter alone would make of it; `foretold`, the
-      deviation by `gradflow.width_fluctuations` (two layers); `sgd_deviation` over `sgd_width`;
+      `bias`, that of the mean over seeds, and `bias_noise`, what scatter alone would make of it; `predicted_deviation`,
+      by `gradflow.width_fluctuations` (two layers); `sgd_deviation` over `sgd_width`;
     - over `(depth, time)`: `limit_risk`; over `(depth, width, time)`: `risk` of the first seed; `drift` of the energy;
     - `limit (time, sample)` for two layers with `limit_error`, its estimate, and `limit_met`, whether that is
-      within `accuracy`; `foretold_std` at width one;
+      within `accuracy`; `predicted_std` at width one;
     - over `(rule, node_count)`: `node_error`, with `nodes_used`; `particle_path (particle, time, entry)`.
 
     **Raises** `ValueError` for data of another shape, fewer than two seeds or save times, depths without 2 or below it,
@@ -93,7 +93,7 @@ def mean_field(
     _checks.check_positive("horizon", horizon)
     _checks.check_count("saves", saves, 2)
     if 2 not in depths or min(depths) < 2:
-        raise _checks.fail("depths", "hold 2, and nothing less", f"{tuple(depths)}", "Rates are foretold for it.")
+        raise _checks.fail("depths", "hold 2, and nothing less", f"{tuple(depths)}", "Rates are predicted for it.")
     problem = EmpiricalRisk(x, y, losses.square)
     ts = np.linspace(0, horizon, saves)
     starts = {int(depth): _start(int(depth), scale) for depth in depths}
@@ -112,10 +112,10 @@ def mean_field(
         save_params=False,
     )
     found = _deviations(runs, list(starts), widths, counts)
-    foretold = width_fluctuations(problem, starts[2], ts, rule=GaussLegendre(min(nodes, 6)))
-    per_node = float(jnp.sqrt(jnp.mean(foretold.std(1) ** 2)))
-    found["foretold"] = ("width", per_node / np.sqrt(np.asarray(widths, float)))
-    found["foretold_std"] = (("time", "sample"), np.asarray(foretold.std(1)))
+    predicted = width_fluctuations(problem, starts[2], ts, rule=GaussLegendre(min(nodes, 6)))
+    per_node = float(jnp.sqrt(jnp.mean(predicted.std(1) ** 2)))
+    found["predicted_deviation"] = ("width", per_node / np.sqrt(np.asarray(widths, float)))
+    found["predicted_std"] = (("time", "sample"), np.asarray(predicted.std(1)))
     # The refined run, of which `limit_error` is the error: that of the sweep has fewer nodes and a looser tolerance.
     found["limit"] = (("time", "sample"), np.asarray(exact.observed["predictions"]))
     beside = None if store is None else pathlib.Path(store).with_name(f"{pathlib.Path(store).stem}-sgd.zarr")
@@ -168,7 +168,7 @@ def _networks(problem: Any, starts: Any, counts: Any, nodes: int, ts: Any, store
 
 
 def _seeds(width: float, widths: Any, seeds: int, more: int) -> int:
-    """Seeds of a width: so many more for a narrow one as keeps them at most about as dear as the widest."""
+    """Seeds of a width: so many more for a narrow one as keeps them at most about as expensive as the widest."""
     if np.isinf(width):
         return 1 if more > 1 else seeds
     return seeds * int(min(more, max(1, max(widths) / width)))
@@ -274,13 +274,13 @@ def mean_field_table(ds: xr.Dataset) -> str:
     ]
     unmet = "" if bool(ds.get("limit_met", True)) else "; the accuracy asked for was not reached"
     lines.append(f"limit of two hidden layers: predictions to {float(ds.limit_error):.1e} (estimate{unmet})")
-    lines.append(f"{'depth':>5} {'width':>6} {'deviation':>10} {'foretold':>9} {'bias':>9} {'its noise':>9}")
+    lines.append(f"{'depth':>5} {'width':>6} {'deviation':>10} {'predicted':>9} {'bias':>9} {'its noise':>9}")
     for depth in ds.depth.values:
         for width in ds.width.values:
             row = ds.sel(depth=depth, width=width)
-            foretold = f"{float(row.foretold):9.2e}" if depth == 2 else " " * 9
+            predicted = f"{float(row.predicted_deviation):9.2e}" if depth == 2 else " " * 9
             lines.append(
-                f"{depth:5d} {width:6d} {float(row.deviation):10.2e} {foretold} {float(row.bias):9.2e}"
+                f"{depth:5d} {width:6d} {float(row.deviation):10.2e} {predicted} {float(row.bias):9.2e}"
                 f" {float(row.bias_noise):9.2e}"
             )
     for depth in ds.depth.values if ds.sizes["width"] > 1 else []:

@@ -1,7 +1,7 @@
 """Momentum on wide two-layer ReLU networks: the methods, their flows at both resolutions, and the rates predicted."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -22,8 +22,11 @@ from gradflow.solvers import Bosh3
 from gradflow.studies._discrete_gap import run_distance
 from gradflow.theory import faster_method, momentum_rates, relu_gram
 
-METHODS = {"heavy ball": (HeavyBall, HeavyBallFlow, "heavy_ball"), "Nesterov": (Nesterov, NesterovFlow, "nesterov")}
-ALL = ("gradient descent", *METHODS)
+METHODS: dict[Literal["heavy_ball", "nesterov"], Any] = {
+    "heavy_ball": (HeavyBall, HeavyBallFlow),
+    "nesterov": (Nesterov, NesterovFlow),
+}
+ALL = ("gradient_descent", *METHODS)
 SHARE = 0.25
 """Learning rate times the largest eigenvalue of the tangent kernel."""
 FOLDINGS = 4.0
@@ -47,7 +50,7 @@ def momentum(
 
     The tangent kernel `H` of such a network hardly moves if it is wide, and the residuals of the sum of squares then
     obey `D'' + (2 sqrt(mu) + b H) D' + (1 + r) H D = 0`, `b = sqrt(s)` for Nesterov's method and zero for the heavy
-    ball. So the eigenvalues of `H` foretell how fast each mode decays, and which of the two methods is faster in the
+    ball. So the eigenvalues of `H` predict how fast each mode decays, and which of the two methods is faster in the
     end: Nesterov's, as long as `mu` is below the smallest eigenvalue; above it the heavy ball.
 
     **Arguments**
@@ -62,10 +65,10 @@ def momentum(
     **Returns** an `xarray.Dataset` over `(rule, ratio, width, save)`: `loss`; over `(rule, ratio, width)`:
     `status`, the largest `movement` of a neuron, the `distance` that all weights moved, `linear_error`, how far
     predictions are from those of the linearised high-resolution flow, over `|D(0)|`; over `(momentum, resolution,
-    ratio, save)`: `flow_gap`, distance to the flow over the distance travelled; `flow_gradients`; over `(momentum,
-    ratio, mode)`: `measured_rate` and `predicted_rate` of the iterates, per unit of `t = k sqrt(s)`, and over `mode`
-    the `eigenvalue`; over `(momentum, ratio)`: `final_rate`, `predicted_final_rate`; over `ratio`: `winner` and
-    `predicted_winner`, a tie where rates are within one percent: at equal `mu` they differ by a share
+    ratio, save)`: `flow_gap`, distance to the flow over the distance travelled; `flow_gradient_evaluations`; over
+    `(momentum, ratio, mode)`: `measured_rate` and `predicted_rate` of the iterates, per unit of `t = k sqrt(s)`, and
+    over `mode` the `eigenvalue`; over `(momentum, ratio)`: `final_rate`, `predicted_final_rate`; over `ratio`: `winner`
+    and `predicted_winner`, a tie where rates are within one percent: at equal `mu` they differ by a share
     `sqrt(s / mu) lambda / 2`, little for a kernel of large condition number unless `mu` is small.
 
     **Raises** `ValueError` for bad input, `SolveError` if a flow fails.
@@ -78,7 +81,7 @@ def momentum(
     >>> few = {"widths": (16, 32), "ratios": (0.1,), "steps": 20, "saves": 10}
     >>> ds = gf.studies.momentum(data, **few, progress=False)
     >>> str(ds.predicted_winner[0].values)
-    'Nesterov'
+    'nesterov'
     >>> print(gf.studies.momentum_table(ds).split(";")[0])
     digits, 6 samples
     >>> len(gf.plot.momentum(ds).axes)
@@ -136,7 +139,7 @@ def momentum(
                     found["measured_rate"][i - 1] = _rates((every - np.asarray(y)) @ modes, rows, s)
                     found["final_rate"][i - 1] = _final_rate(u - np.asarray(y), ks, s)
                 bar.update()
-        for i, (method, (_, flow, _)) in enumerate(METHODS.items()):
+        for i, (method, (_, flow)) in enumerate(METHODS.items()):
             for k, mu in enumerate(mus):
                 path = jax.tree_util.tree_map(
                     lambda leaf, k=k: leaf[k], eqx.filter(paths[method], eqx.is_inexact_array)
@@ -147,14 +150,14 @@ def momentum(
                     )
                     distance, travelled = run_distance(path, exact.params)
                     found["flow_gap"][i, j, k] = np.asarray(distance) / float(travelled)
-                    found["flow_gradients"][i, j, k] = int(exact.stats["gradient_evaluations"])
+                    found["flow_gradient_evaluations"][i, j, k] = int(exact.stats["gradient_evaluations"])
                     bar.update()
     forecasts = [faster_method(values, mu, s, "discrete") for mu in mus]
     found["predicted_final_rate"] = np.array([[p.heavy_ball for p in forecasts], [p.nesterov for p in forecasts]])
     for name in ("", "predicted_"):
         found[f"{name}winner"] = np.array([_winner(*pair) for pair in found[f"{name}final_rate"].T])
     found["predicted_rate"] = np.array(
-        [[momentum_rates(values, mu, s, name, "discrete") for mu in mus] for *_, name in METHODS.values()]
+        [[momentum_rates(values, mu, s, name, "discrete") for mu in mus] for name in METHODS]
     )
     about = {"learning_rate": s, "steps": steps, "rtol": rtol, "seed": seed, "samples": len(y)}
     coordinates = {"ratio": multiples, "width": sizes, "iteration": ("save", ks), "t": ("save", ks * np.sqrt(s))}
@@ -179,7 +182,7 @@ def _blank(widths: int, ratios: int, rows: int, modes: int) -> dict[str, np.ndar
         "measured_rate": np.full((*pair, modes), np.nan),
         "final_rate": np.full(pair, np.nan),
         "flow_gap": np.full((len(METHODS), 2, ratios, rows), np.nan),
-        "flow_gradients": np.zeros((len(METHODS), 2, ratios), np.int64),
+        "flow_gradient_evaluations": np.zeros((len(METHODS), 2, ratios), np.int64),
     }
 
 
@@ -259,7 +262,7 @@ def _winner(first: float, second: float) -> str:
         return "unknown"
     if abs(first - second) <= 0.01 * max(abs(first), abs(second)):
         return "tie"
-    return "Nesterov" if second > first else "heavy ball"
+    return "nesterov" if second > first else "heavy_ball"
 
 
 _ABOUT = {
@@ -269,7 +272,7 @@ _ABOUT = {
     "distance": (("rule", "ratio", "width"), "distance that all weights moved"),
     "linear_error": (("rule", "ratio", "width"), "distance of predictions from the linearised flow over |D(0)|"),
     "flow_gap": (("momentum", "resolution", "ratio", "save"), "distance to the flow over distance travelled"),
-    "flow_gradients": (("momentum", "resolution", "ratio"), "gradients evaluated by the flow"),
+    "flow_gradient_evaluations": (("momentum", "resolution", "ratio"), "gradients evaluated by the flow"),
     "measured_rate": (("momentum", "ratio", "mode"), "measured rate of decay of a mode per unit of t"),
     "predicted_rate": (("momentum", "ratio", "mode"), "predicted rate of decay of a mode per unit of t"),
     "final_rate": (("momentum", "ratio"), "measured rate of decay of the residuals per unit of t"),
@@ -360,7 +363,7 @@ def momentum_table(ds: xr.Dataset) -> str:
     for i, name in enumerate(ds.momentum.values):
         for j, resolution in enumerate(ds.resolution.values):
             gap = float(middle.flow_gap[i, j].max())
-            cost = int(middle.flow_gradients[i, j])
+            cost = int(middle.flow_gradient_evaluations[i, j])
             lines.append(f"{name:>12} {resolution:>11} {gap:10.2e} {cost:10d} {steps:14d}")
     width = ds.width.values[0]
     lines.append(f"gap: largest distance from the method to its flow, over the distance travelled; width {width}")

@@ -72,7 +72,7 @@ def phase_diagram(
     `risk_full` of the full system and `risk_truncated` of the terms that survive at infinite `d`, at times `t`;
     over `(start, time)` the risk `risk_start` with its plateau; over `(rate, noise, time)` the map of `phase_map`, in
     which a rate also stands for the dimension `rate^-2` of a green point at `kappa + delta = 1/2`; over
-    `(rate, noise)` the `settled_risk` from an informed start, which `predicted` foretells; and over
+    `(rate, noise)` the `settled_risk` from an informed start, beside the `predicted` one; and over
     `(kappa, kappa_plus_delta)` what `exponent_map` finds, with `_exponents` at the end of the names.
 
     **Raises** `ValueError` for exponents in the red region, for bad input, and for a store of another study.

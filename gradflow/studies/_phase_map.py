@@ -45,8 +45,8 @@ def phase_map(
     - `rtol`, `store`, `resume`, `progress`: as for `sweep`.
 
     On a CPU points are solved one at a time: they need from 500 to 900 evaluations each, and a batch takes as many
-    steps as its dearest member. A thousand points of the default sizes take 75 s on one core; at `rtol=1e-4` the risk
-    is good to 2e-3 at the end, and to 7e-3 in the descents (`python benchmarks/order_parameters.py`).
+    steps as its most expensive member. A thousand points of the default sizes take 75 s on one core; at `rtol=1e-4` the
+    risk is good to 2e-3 at the end, and to 7e-3 in the descents (`python benchmarks/order_parameters.py`).
 
     **Returns** an `xarray.Dataset` over `(rate, noise, time)`: `risk`; over `(rate, noise)`: `final_risk`;
     `plateau_risk`, where the risk falls most slowly before the student specialises; `plateau_length`, from where the

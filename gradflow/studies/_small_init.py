@@ -9,7 +9,7 @@ import xarray as xr
 
 from gradflow import _checks
 from gradflow.flows import GradientFlow
-from gradflow.limits._small_start import Foretold, foretell
+from gradflow.limits._small_start import SmallStartPrediction, predict_small_start
 from gradflow.models import TwoLayer
 from gradflow.observables import Accuracy, Loss, NeuronAngles, ParameterNorm
 from gradflow.problems import EmpiricalRisk, losses
@@ -23,7 +23,7 @@ ESCAPED = 0.1
 """Share of the initial loss whose disappearance counts as the escape."""
 
 ALIGNED = 0.1
-"""Angle to a direction foretold within which a neuron counts as aligned."""
+"""Angle to a predicted direction within which a neuron counts as aligned."""
 
 AFTERWARDS = 12.0
 """How long a run goes on after the escape, in units of the predicted slope."""
@@ -67,14 +67,14 @@ def small_init(
     - over `(loss, width, scale, seed, time)`: `risk`, `accuracy`, `norm`, and `angle`, `angle_negative` of every neuron
       to the directions that theory predicts for positive and for negative output weights;
     - over `(loss, width, scale, seed)`: `escape_time` (a tenth of the initial loss gone), `predicted_time` to leading
-      order in `ln(1/scale)`, and `aligned`, the share of neurons within .1 of either direction at the escape;
+      order in `ln(1/scale)`, and `aligned`, the share of neurons within 0.1 of either direction at the escape;
     - over `(loss, width)`: `slope` of the escape time against `ln(1/scale)`; over `loss`: `predicted_slope`;
     - over `(loss, saddle)`, for the middle width, the smallest scale and the first seed: `saddle_time` and
-      `saddle_loss`, the saddles that alternating gradient flow foretells, zero included;
+      `saddle_loss`, the saddles that alternating gradient flow predicts, zero included;
     - over `(loss, scale)`, for the middle width and the first seed: `flow_error` (largest distance of the loss curve
       from that of a flow at `rtol / 30`, over the initial loss; since at kinks neither error falls in proportion to the
-      tolerance, it is good to a factor of two or three), `flow_gradients`, and `descent_steps`, the steps of gradient
-      descent for the same error, extrapolated from two learning rates with the order measured.
+      tolerance, it is good to a factor of two or three), `flow_gradient_evaluations`, and `descent_steps`, the steps of
+      gradient descent for the same error, extrapolated from two learning rates with the order measured.
 
     **Raises** `ValueError` for targets other than +1 and -1, unknown losses, and what `sweep` refuses.
 
@@ -101,7 +101,7 @@ def small_init(
         raise _checks.fail("scales", "hold at least one value", repr(scales))
     _checks.check_positive("scales", np.asarray(scales, float), "Zero is a saddle: nothing would move.")
     problems = {name: EmpiricalRisk(x, y, known[name]) for name in loss_names}
-    predicted = {name: foretell(problem) for name, problem in problems.items()}
+    predicted = {name: predict_small_start(problem) for name, problem in problems.items()}
     positive, negative = predicted[loss_names[0]].escape.directions
 
     def build(loss: str, width: int, scale: float, seed: int) -> tuple[GradientFlow, TwoLayer]:
@@ -179,8 +179,10 @@ def _escape(ds: xr.Dataset) -> xr.Dataset:
     return found
 
 
-def _beside_theory(ds: xr.Dataset, escapes: np.ndarray, predicted: dict[str, Foretold], build: Any) -> xr.Dataset:
-    """Escape times foretold of every member, neurons that point where foretold, and the saddles of one member."""
+def _beside_theory(
+    ds: xr.Dataset, escapes: np.ndarray, predicted: dict[str, SmallStartPrediction], build: Any
+) -> xr.Dataset:
+    """Predicted escape times of every member, neurons that point where predicted, and the saddles of one member."""
     dims = ("loss", "width", "scale", "seed")
     times, aligned = np.full(escapes.shape, np.nan), np.full(escapes.shape, np.nan)
     near = np.fmin(ds.angle.values, ds.angle_negative.values) < ALIGNED
@@ -199,10 +201,10 @@ def _beside_theory(ds: xr.Dataset, escapes: np.ndarray, predicted: dict[str, For
     about = {"width": int(width), "scale": scale, "seed": int(seed)}
     return xr.Dataset(
         {
-            "predicted_time": (dims, times, {"long_name": "escape time foretold, to leading order", "units": "1"}),
-            "aligned": (dims, aligned, {"long_name": "share of neurons that point where foretold at the escape"}),
-            "saddle_time": (("loss", "saddle"), saddles[:, 0], {"long_name": "arrival foretold at a saddle", **about}),
-            "saddle_loss": (("loss", "saddle"), saddles[:, 1], {"long_name": "loss foretold of a saddle", **about}),
+            "predicted_time": (dims, times, {"long_name": "predicted escape time, to leading order", "units": "1"}),
+            "aligned": (dims, aligned, {"long_name": "share of neurons that point where predicted at the escape"}),
+            "saddle_time": (("loss", "saddle"), saddles[:, 0], {"long_name": "predicted arrival at a saddle", **about}),
+            "saddle_loss": (("loss", "saddle"), saddles[:, 1], {"long_name": "predicted loss of a saddle", **about}),
         },
         {name: ds[name] for name in dims},
     )
@@ -254,7 +256,7 @@ def _against_descent(build: Any, ds: xr.Dataset, observe: Any, rtol: float, prog
     return xr.Dataset(
         {
             "flow_error": (dims, error, {"long_name": "error of the loss curve over the initial loss", **about}),
-            "flow_gradients": (dims, cost, {"long_name": "gradients evaluated by the flow", **about}),
+            "flow_gradient_evaluations": (dims, cost, {"long_name": "gradients evaluated by the flow", **about}),
             "descent_steps": (dims, steps, {"long_name": "gradient-descent steps for that error", **about}),
         },
         coordinates,
@@ -277,8 +279,8 @@ def small_init_table(ds: xr.Dataset) -> str:
         widths, seeds = (", ".join(str(int(value)) for value in ds[name].values) for name in ("width", "seed"))
         lines.append(f"{loss} loss, width {widths}, seed {seeds}, data: {ds.attrs['data']}")
         lines.append(
-            f"{'scale':>9} {'escape time':>18} {'foretold':>9} {'aligned':>8} {'flow gradients':>15} {'flow error':>11}"
-            f" {'descent steps to match':>23}"
+            f"{'scale':>9} {'escape time':>18} {'predicted':>9} {'aligned':>8} {'flow gradients':>15}"
+            f" {'flow error':>11} {'descent steps to match':>23}"
         )
         for scale in ds.scale.values:
             row = part.sel(scale=scale)
@@ -300,14 +302,14 @@ def small_init_table(ds: xr.Dataset) -> str:
         known = np.isfinite(part.saddle_time.values)
         pairs = zip(part.saddle_time.values[known], part.saddle_loss.values[known], strict=True)
         saddles = ", ".join(f"{time:.1f} (loss {value:.3g})" for time, value in pairs)
-        lines.append(f"saddles foretold from scale {ds.saddle_time.attrs['scale']:.0e}: {saddles}")
+        lines.append(f"saddles predicted from scale {ds.saddle_time.attrs['scale']:.0e}: {saddles}")
         lines.append("")
     failed = int(np.count_nonzero(ds.status.values != 0))
     lines.append(f"{ds.status.size} flows, {failed} did not reach the end")
     width, seed = ds.descent_steps.attrs["width"], ds.descent_steps.attrs["seed"]
     lines.append("escape time: a tenth of the initial loss is gone; mean and standard deviation over widths and seeds")
-    lines.append("foretold: to leading order in ln(1/scale); the time that alignment takes comes on top")
-    lines.append("aligned: share of the neurons that point where foretold at the escape, within .1")
+    lines.append("predicted: to leading order in ln(1/scale); the time that alignment takes comes on top")
+    lines.append("aligned: share of the neurons that point where predicted at the escape, within 0.1")
     lines.append("flow gradients: gradients evaluated by the flow, mean over widths and seeds")
     lines.append(f"flow error: of the loss curve, over the initial loss (width {width}, seed {seed})")
     lines.append("descent steps to match: of gradient descent for that error, extrapolated from two learning rates;")

@@ -64,7 +64,7 @@ def two_directions(
     **Returns** a data set over `angle` and `time`: `scaled_time (angle, time)`, `risk`, `sliding` (negative neurons
     that slide along the kink of `x+`), `slide_until` (the last scaled time at which any does, NaN if none ever does),
     `residual` (stationarity and slackness), the ends of the phases `phase_end (angle, phase)`, `plateau_loss` (over the
-    plateau, where the loss falls slowest), `share`, `foretold` (escape times), `law_error` (the most by which the loss
+    plateau, where the loss falls slowest), `share`, `predicted_escape_time`, `law_error` (the most by which the loss
     differs from the law of `gradflow.theory.two_directions` after the escape, relatively, of order `D^2`); over
     `step`: `descent_time`, `descent_risk` and `flow_risk` at the same times, `descent_alive` (negative neurons that see
     `x-`).
@@ -112,8 +112,8 @@ _DIMS = {
     "phase_end": ("phase",),
     "plateau_loss": (),
     "share": (),
-    "foretold": (),
-    "foretold_risk": ("time",),
+    "predicted_escape_time": (),
+    "predicted_risk": ("time",),
     "slide_until": (),
     "law_error": (),
     "gradient_evaluations": (),
@@ -176,8 +176,8 @@ def _run(
         "phase_end": np.array([begins, escapes, told]),
         "plateau_loss": risk[flat] / known.plateau,
         "share": share,
-        "foretold": law.escape_time(ESCAPED),
-        "foretold_risk": predicted,
+        "predicted_escape_time": law.escape_time(ESCAPED),
+        "predicted_risk": predicted,
         "slide_until": float(ts[np.flatnonzero(sliding.any(axis=1))[-1]]) * angle**2 if sliding.any() else np.nan,
         "law_error": float(np.max(np.abs(risk / predicted - 1)[after])) if after.any() else np.nan,
         "gradient_evaluations": float(sol.stats["gradient_evaluations"]),
@@ -208,14 +208,14 @@ def two_directions_table(ds: xr.Dataset) -> str:
     """What `two_directions` found, as text; see the example there."""
     lines = [
         f"two directions, {ds.attrs['ratio']} copies to one, width {ds.attrs['width']}: ends of the phases",
-        f"{'angle':>8} {'condensed':>10} {'escaped':>10} {'foretold':>10} {'told apart':>11} {'law off':>8}"
+        f"{'angle':>8} {'condensed':>10} {'escaped':>10} {'predicted':>10} {'told apart':>11} {'law off':>8}"
         f" {'slide':>6} {'at end':>7} {'until t D^2':>12} {'stationarity':>13} {'slackness':>10} {'gradients':>10}",
     ]
     for angle in ds.angle.values:
         row = ds.sel(angle=angle)
         ends = [float(end) for end in row.phase_end]
         lines.append(
-            f"{angle:8.4g} {ends[0]:10.4g} {ends[1]:10.4g} {float(row.foretold):10.4g} {ends[2]:11.4g}"
+            f"{angle:8.4g} {ends[0]:10.4g} {ends[1]:10.4g} {float(row.predicted_escape_time):10.4g} {ends[2]:11.4g}"
             f" {float(row.law_error):8.2%} {int(row.sliding.max()):6d} {int(row.sliding[-1]):7d}"
             f" {float(row.slide_until):12.4g} {float(row.residual[-1, 0]):13.2g} {float(row.residual[-1, 1]):10.2g}"
             f" {int(row.gradient_evaluations):10d}"

@@ -42,13 +42,13 @@ def vanishing_init(
     resume: bool = True,
     progress: bool = True,
 ) -> xr.Dataset:
-    """Escape from weights of norm 1e-4 to 1e-300, beside what theory foretells.
+    """Escape from weights of norm 1e-4 to 1e-300, beside what theory predicts.
 
     Two-layer ReLU networks from weights of norm `10^-exponent`, in polar coordinates.
 
     Before any training, every neuron is followed up the neural correlation function to the KKT point of its basin, of
-    value `N_j`. The best of them, `N`, foretells the slope `1 / (2 N)` of the escape time against `ln(1/delta)`, and
-    all of them the direction in which each neuron will point. Alternating gradient flow foretells the later saddles.
+    value `N_j`. The best of them, `N`, predicts the slope `1 / (2 N)` of the escape time against `ln(1/delta)`, and
+    all of them the direction in which each neuron will point. Alternating gradient flow predicts the later saddles.
 
     **Arguments**
 
@@ -67,7 +67,7 @@ def vanishing_init(
       coordinates with the tolerances 1e-3 and 1e-6 that are common defaults;
     - over `(width, seed)`: `correlation`, `slope` between the two smallest starts, `predicted_slope`; at the escape of
       the full run `residual` (relative KKT residual), `angle` (largest over neurons that carry a tenth of the norm, to
-      the direction foretold), `aligned` (neurons that have grown and turned within .1 of it), `collapsed` (those that
+      the predicted direction), `aligned` (neurons that have grown and turned within 0.1 of it), `collapsed` (those that
       have shrunk or stayed, as seen from the growth of the largest);
     - over `(width, seed, time)`: `risk`, and by neuron `neuron_angle`; `log`, the log-norm of these runs at the start;
     - for the first width and seed: `saddle_time`, `saddle_loss` of alternating gradient flow.
@@ -174,7 +174,7 @@ def vanishing_init(
 
 
 class _Member:
-    """What is foretold for one network: the direction and the correlation of the basin that each neuron starts in."""
+    """Predictions for one network: the direction and the correlation of the basin that each neuron starts in."""
 
     def __init__(self, problem: EmpiricalRisk, correlation: NeuralCorrelation, model: TwoLayer):
         rows, sizes = unit_rows(neuron_rows(model))
@@ -216,7 +216,7 @@ def _neuron_logs(start: Polar) -> Array:
 
 
 def _at_the_escape(paths: xr.Dataset, members: Any, escapes: np.ndarray, log: float) -> xr.Dataset:
-    """What runs past the escape, with every neuron in its own coordinates, say of the directions foretold."""
+    """What runs past the escape, with every neuron in its own coordinates, say of the predicted directions."""
     ts, dims = paths.time.values, ("width", "seed")
     shape, widest = escapes.shape, paths.logs.shape[-1]
     angles = np.full((*shape, ts.size, widest), np.nan)
@@ -249,7 +249,7 @@ def _at_the_escape(paths: xr.Dataset, members: Any, escapes: np.ndarray, log: fl
 
 
 def _limit(problem: EmpiricalRisk, model: TwoLayer, log: float, rounds: int) -> xr.Dataset:
-    """Saddles foretold by alternating gradient flow, for one network."""
+    """Saddles predicted by alternating gradient flow, for one network."""
     rows, sizes = unit_rows(neuron_rows(model))
     logs = log + np.log(np.asarray(sizes) / np.linalg.norm(np.asarray(neuron_rows(model))))
     options = {"tolerance": 1e-3, "horizon": 1e4, "rtol": 1e-4, "solver": Tsit5()}
@@ -264,7 +264,7 @@ def vanishing_init_table(ds: xr.Dataset) -> str:
     """
     about = ds.attrs
     lines = [f"data: {about['data']}; {about['loss']} loss; ReLU smoothed over {about['smoothing']:g}"]
-    lines.append(f"{'width':>6} {'seed':>5} {'scale':>8} {'escape':>10} {'foretold':>10} {'gradients':>10}")
+    lines.append(f"{'width':>6} {'seed':>5} {'scale':>8} {'escape':>10} {'predicted':>10} {'gradients':>10}")
     for width in ds.width.values:
         for seed in ds.seed.values:
             for exponent in ds.exponent.values:
@@ -283,13 +283,13 @@ def vanishing_init_table(ds: xr.Dataset) -> str:
         )
     exponent = -float(ds.log) / np.log(10)
     lines.append(
-        f"at the escape from 1e-{exponent:g}: {int(ds.aligned.sum())} neurons have grown and point where foretold,"
+        f"at the escape from 1e-{exponent:g}: {int(ds.aligned.sum())} neurons have grown and point where predicted,"
         f" {int(ds.collapsed.sum())} have shrunk or stayed, of {int(np.sum(ds.width.values)) * ds.sizes['seed']};"
         f" relative KKT residual {float(ds.residual.min()):.1e} to {float(ds.residual.max()):.1e}"
     )
     saddles = ", ".join(
         f"{t:.1f} (loss {v:.3g})" for t, v in zip(ds.saddle_time.values, ds.saddle_loss.values, strict=True)
     )
-    lines.append(f"saddles foretold by alternating gradient flow, from 1e-{exponent:g}, first network: {saddles}")
-    lines.append("escape: |w| = 1e-2. foretold: to leading order in ln(1/scale); what alignment takes comes on top")
+    lines.append(f"saddles predicted by alternating gradient flow, from 1e-{exponent:g}, first network: {saddles}")
+    lines.append("escape: |w| = 1e-2. predicted: to leading order in ln(1/scale); what alignment takes comes on top")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Members in the air, kept on disk so that an interrupted sweep goes on where it was."""
+"""Unfinished members, kept on disk so that an interrupted sweep goes on where it was."""
 
 import os
 import pathlib
@@ -30,7 +30,7 @@ class Checkpoint:
         return time.monotonic() >= self._next
 
     def save(self, flights: list[Flight]) -> None:
-        """Keeps who is in the air, and how far they are."""
+        """Keeps the unfinished members, and how far they are."""
         began = time.monotonic()
         self.path.parent.mkdir(exist_ok=True)
         unfinished = self.path.with_name(self.path.name + ".unfinished")

@@ -112,7 +112,7 @@ def announcement(plans: list[Plan]) -> str | None:
 
 
 def free_memory() -> tuple[int | None, int | None]:
-    """Free bytes on a device and on the host; `None` where nobody tells."""
+    """Free bytes on a device and on the host; `None` where it is not known."""
     try:
         host = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""The host's side of a sweep: gives out members, collects results, and keeps what is in the air on disk.
+"""The host's side of a sweep: gives out members, collects results, and keeps unfinished members on disk.
 
 Members fly in lanes. A lane is one compiled loop at a time, on one device or on several; on a CPU with a single device,
 which leaves most cores idle, there may be a lane for every core, each in a thread that does nothing but wait for its
@@ -42,7 +42,7 @@ def run_queue(
 ) -> Iterator[tuple[np.ndarray, PyTree]]:
     """Runs members, by number; yields those that landed and their results, stacked, segment by segment.
 
-    They set off in the order of `missing`, after those whom the checkpoint holds in the air. `members(numbers)` gives
+    They set off in the order of `missing`, after the unfinished ones of the checkpoint. `members(numbers)` gives
     what these have of their own. `tally["evaluations"]` gets, by device, what was spent, slots that only waited for
     another included.
     """

@@ -64,7 +64,7 @@ def shapes_of(one: Own, shared: PyTree, options: Options) -> tuple[PyTree, PyTre
 
 
 def vacant(one: Own, shapes: tuple[PyTree, PyTree], slots: int, capacity: int) -> Flight:
-    """A flight with nobody on board, for members like this one."""
+    """An empty flight, for members like this one."""
     carry, result = shapes
 
     def blank(count: int) -> Callable[[Any], Any]:
@@ -94,7 +94,7 @@ def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:
 def fly(
     fixed: tuple[PyTree, Options], inbox: Inbox, flight: Flight, budget: Int[Array, ""], mesh: Mesh | None = None
 ) -> Flight:
-    """Goes on until an evaluation budget is spent, the outbox is full, or nobody is left in the air.
+    """Goes on until an evaluation budget is spent, the outbox is full, or no member is left.
 
     `fixed` is what members share, and the options. With a `mesh`, inbox and flight are divided over its devices.
     """
@@ -166,7 +166,7 @@ def _fly(fixed: tuple[PyTree, Options], inbox: Inbox, flight: Flight, budget: In
         if slots == 1:
             carry = _put(now.carry, 0, step(at(now.own, 0), at(now.carry, 0)))
         else:
-            # A slot with nobody on board mimics another one: by itself it might keep all others waiting.
+            # An empty slot mimics another one: by itself it might keep all others waiting.
             source = jnp.where(going, jnp.arange(slots), jnp.argmax(going))
             follow = lambda tree: jax.tree_util.tree_map(lambda leaf: leaf[source], tree)  # noqa: E731
             own, before = jax.lax.cond(jnp.all(going), lambda t: t, follow, (now.own, now.carry))

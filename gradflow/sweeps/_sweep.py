@@ -60,7 +60,7 @@ def sweep(
     """Solves a flow, or runs a rule, at every point of a grid.
 
     A few members are in flight at a time; as soon as one has landed, the next sets off from its slot, within the
-    compiled loop. Nobody waits for the slowest, and a member that fails harms no other.
+    compiled loop. No member waits for the slowest, and one that fails does not affect the others.
 
     **Arguments**
 
@@ -222,7 +222,7 @@ def _options(
         suited, _ = max(flows, key=lambda run: run[0].oscillatory or run[0].limited)
         solver = default_solver(float(control.rtol), suited, any(flow.kinked(*split(start)) for flow, start in flows))
     elif solver is None:
-        solver = diffrax.Tsit5()  # Nobody asks it anything.
+        solver = diffrax.Tsit5()  # never called
     times = check_times(ts, roster.latest)
     return Options(times, solver, control, until, jnp.asarray(max_steps), save_params, *limits)
 
@@ -246,7 +246,7 @@ def _check_build(build: Any, grid: Mapping[str, np.ndarray]) -> None:
     _checks.check_callable("build", build, call)
     try:
         signature = inspect.signature(build)
-    except ValueError:  # nobody tells
+    except ValueError:  # not known
         return
     try:
         signature.bind(**{name: values[0] for name, values in grid.items()})
