@@ -473,7 +473,7 @@ def test_sharpness_loss_and_costs_along_the_flow(discrete):
     assert ds.flow_rtol.values.tolist() == [1e-2, 1e-3, 1e-4]
     for i, rtol in enumerate(ds.flow_rtol.values):
         loose = gf.solve(gf.GradientFlow(problem), model, ds.time.values, rtol=rtol)
-        assert int(ds.flow_gradient_evaluations[i]) == int(loose.stats["gradient_evaluations"])
+        assert int(ds.loose_flow_gradient_evaluations[i]) == int(loose.stats["gradient_evaluations"])
         there, here = (np.stack([rows(run.params, k) for k in range(51)]) for run in (exact, loose))
         error = np.max(np.linalg.norm(here - there, axis=1)) / np.max(np.linalg.norm(there - there[0], axis=1))
         # The references are of the tolerances 1e-6 and 1e-7.
@@ -519,7 +519,7 @@ def test_table_of_the_comparison_holds_the_numbers(discrete):
     top = next(i for i, line in enumerate(lines) if "steps to match" in line)
     for i in range(3):
         rtol, cost, error, steps = numbers(lines[top + 1 + i])
-        assert (rtol, cost) == (float(ds.flow_rtol[i]), int(ds.flow_gradient_evaluations[i]))
+        assert (rtol, cost) == (float(ds.flow_rtol[i]), int(ds.loose_flow_gradient_evaluations[i]))
         assert error == pytest.approx(float(ds.flow_error[i]), rel=0.05)
         # First order: as many more steps as the gap at the smallest learning rate is larger.
         ratio = float(ds.gap[-1, 0]) / float(ds.flow_error[i])
@@ -657,7 +657,7 @@ def test_figure_of_the_comparison(discrete, tmp_path):
         np.testing.assert_array_equal(left.lines[k].get_ydata(), ds.gap[:, k])
         np.testing.assert_array_equal(right.lines[k].get_xdata(), ds.gradient_evaluations)
         np.testing.assert_array_equal(right.lines[k].get_ydata(), ds.gap[:, k])
-    np.testing.assert_array_equal(right.lines[2].get_xdata(), ds.flow_gradient_evaluations)
+    np.testing.assert_array_equal(right.lines[2].get_xdata(), ds.loose_flow_gradient_evaluations)
     np.testing.assert_array_equal(right.lines[2].get_ydata(), ds.flow_error)
     assert legend_of(left) == [f"gap to order {k + 1}, slope {float(ds.order[k]):.2f}" for k in range(2)]
     assert legend_of(right) == [*(f"GradientDescent, gap to order {k}" for k in (1, 2)), "the flow, by tolerance"]

@@ -1,4 +1,19 @@
-"""Functions of the parameters, to be evaluated along a run; each is a callable `params -> array`."""
+"""Functions of the parameters, to be evaluated along a run; each is a callable `params -> array`.
+
+Any function will do. One that is of use to others is one file here, an Equinox module so that what it holds are leaves,
+one line below and one row in `tests/surface.py`. One that needs time or state has a method `of_state(flow, t, state,
+frozen)` as well, see `Velocity`.
+
+>>> import equinox as eqx, jax.numpy as jnp, gradflow as gf
+>>> class Distance(eqx.Module):
+...     origin: jnp.ndarray
+...     def __call__(self, params):
+...         return jnp.linalg.norm(params - self.origin)
+>>> flow = gf.GradientFlow(lambda w: 0.5 * jnp.sum(w**2))
+>>> sol = gf.solve(flow, jnp.ones(4), [0.0, 1.0], observe={"distance": Distance(jnp.ones(4))})
+>>> [round(float(value), 3) for value in sol.observed["distance"]]
+[0.0, 1.264]
+"""
 
 from gradflow.observables._activation_pattern import ActivationPattern as ActivationPattern
 from gradflow.observables._balancedness import Balancedness as Balancedness

@@ -45,7 +45,7 @@ def _against_cost(ax: Axes, ds: xr.Dataset) -> None:
         ax.loglog(ds.gradient_evaluations, ds.gap[:, j], "o-", color=colour, markersize=3, label=label)
     if "flow_rtol" in ds.coords:
         ax.loglog(
-            ds.flow_gradient_evaluations,
+            ds.loose_flow_gradient_evaluations,
             ds.flow_error,
             "s--",
             color="black",

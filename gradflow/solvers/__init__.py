@@ -1,4 +1,15 @@
-"""Step-size control for flows, the default choice of method, and the diffrax solvers that suit."""
+"""Step-size control for flows, the default choice of method, and the diffrax solvers that suit.
+
+Any solver of diffrax can be given to `gradflow.solve`. A method that diffrax cannot express, since it remembers steps,
+chooses its stages or solves its own equations, is one file here with a subclass of `AbstractMethod`, which makes one
+attempted step: `begin`, `attempt`, `interpolate`; one line below and one row in `tests/surface.py`.
+
+>>> import diffrax, jax.numpy as jnp, gradflow as gf
+>>> flow = gf.GradientFlow(lambda w: 0.5 * jnp.sum(w**2))
+>>> sol = gf.solve(flow, jnp.ones(1), [1.0], solver=diffrax.Heun())
+>>> round(float(sol.final[0]), 3)
+0.368
+"""
 
 from diffrax import Bosh3 as Bosh3
 from diffrax import Dopri5 as Dopri5

@@ -1,4 +1,9 @@
-"""Ready-made studies, one question each: thin compositions of flows, rules, observables and sweeps."""
+"""Ready-made studies, one question each: thin compositions of flows, rules, observables and sweeps.
+
+A new study is one file here, with a function that returns an `xarray.Dataset` with the attribute `study` and one that
+makes a text table of it; one file in `plot/`; a command in `cli/_studies.py`; and tests that compare it with a closed
+form or another integrator.
+"""
 
 from gradflow.studies._circle import circle_illustration as circle_illustration
 from gradflow.studies._circle import circle_table as circle_table

@@ -247,7 +247,11 @@ def discrete_gap(
         gaps.append(float(jnp.max(distance) / travelled))
     own = {
         "flow_error": ("flow_rtol", np.array(gaps), {"long_name": "error of the flow over distance travelled"}),
-        "flow_gradient_evaluations": ("flow_rtol", np.array(costs), {"long_name": "gradients evaluated by the flow"}),
+        "loose_flow_gradient_evaluations": (
+            "flow_rtol",
+            np.array(costs),
+            {"long_name": "gradients evaluated by the flow"},
+        ),
         "sharpness": ("time", np.asarray(sharpness), {"long_name": "largest Hessian eigenvalue"}),
         "loss": ("time", np.asarray(risk), {"long_name": "training loss"}),
     }
@@ -288,7 +292,7 @@ def compare_table(ds: xr.Dataset) -> str:
     if "flow_rtol" in ds.coords:
         lines += ["", f"{'flow, rtol':>14} {'gradients':>10} {'error':>10} {'steps to match':>16}"]
         for tol, cost, error in zip(
-            ds.flow_rtol.values, ds.flow_gradient_evaluations.values, ds.flow_error.values, strict=True
+            ds.flow_rtol.values, ds.loose_flow_gradient_evaluations.values, ds.flow_error.values, strict=True
         ):
             steps = extrapolate_steps(float(ds.steps[-1]), float(ds.gap[-1, 0]), float(ds.order[0]), float(error))
             needed = f"{steps:,.0f}" if np.isfinite(steps) else "-"
