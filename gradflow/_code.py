@@ -11,10 +11,12 @@ import dis
 import enum
 import functools
 import hashlib
+import itertools
 import re
 import sys
 import sysconfig
 import types
+import weakref
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,13 +94,31 @@ def captured(value: Any) -> str:
     return hashlib.sha256(repr((found.digest, marks)).encode()).hexdigest()[:16]
 
 
+_SUMS: dict[int, tuple[weakref.ref[Any], int]] = {}
+"""Checksums of arrays of JAX, which do not change, by their addresses, as long as they live."""
+
+
 def _contents(array: Any) -> tuple[Any, ...]:
-    if isinstance(array, jax.Array):
-        far = any(device.platform != "cpu" for device in array.devices()) and array.nbytes > SMALL
-        if far or jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key):
-            return array.shape, id(array)
-    values = np.ascontiguousarray(array)
-    return array.shape, str(array.dtype), zlib.crc32(values.tobytes())
+    if not isinstance(array, jax.Array):
+        return array.shape, str(array.dtype), _checksum(array)
+    known = _SUMS.get(id(array))
+    if known is None or known[0]() is not array:
+        forget = functools.partial(_SUMS.pop, id(array), None)
+        known = _SUMS[id(array)] = (weakref.ref(array, lambda _: forget()), _sum_of(array))
+    return array.shape, str(array.dtype), known[1]
+
+
+def _sum_of(array: jax.Array) -> int:
+    far = any(device.platform != "cpu" for device in array.devices()) and array.nbytes > SMALL
+    unreadable = far or jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return next(_numbers) if unreadable else _checksum(array)
+
+
+_numbers = itertools.count()
+
+
+def _checksum(array: Any) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 class _Reader:

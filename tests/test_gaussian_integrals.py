@@ -1,5 +1,6 @@
 """Expectations of activations over Gaussian fields, against quadratures and simulations that share no code."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -230,6 +231,35 @@ def test_kinks_count_and_are_told_of():
     assert 1e-5 < general.promised < 0.05
     assert general.kinked
     assert not activations.Quadrature(jnp.tanh).kinked
+
+
+def test_activations_with_parameters_and_under_a_trace():
+    """A module with arrays, a function of a traced number, its derivative, and a global that changes."""
+
+    class Scaled(eqx.Module):
+        scale: jax.Array
+
+        def __call__(self, x):
+            return jnp.tanh(self.scale * x)
+
+    C = entries([[1.0, 0.5], [0.5, 2.0]])
+    doubled = activations.Quadrature(lambda x: jnp.tanh(2 * x)).i2(C)
+
+    def traced(scale):
+        return activations.Quadrature(lambda x: jnp.tanh(scale * x)).i2(C)
+
+    np.testing.assert_allclose(activations.Quadrature(Scaled(jnp.asarray(2.0))).i2(C), doubled, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(traced)(2.0), doubled, rtol=1e-6)
+    ahead, behind = (float(activations.Quadrature(Scaled(jnp.asarray(s))).i2(C)) for s in (2.001, 1.999))
+    assert float(jax.grad(traced)(2.0)) == pytest.approx((ahead - behind) / 0.002, rel=1e-4)
+    known = {"steepness": 1.0}
+
+    def fn(x):
+        return jnp.tanh(known["steepness"] * x)
+
+    few = activations.Quadrature(fn).rule.nodes
+    known["steepness"] = 2.0
+    assert activations.Quadrature(fn).rule.nodes > 1.5 * few
 
 
 def test_what_is_no_activation_is_refused():

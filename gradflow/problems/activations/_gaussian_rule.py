@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from gradflow._code import captured
+
 Entries = Float[Array, "..."]
 
 MOST = 256
@@ -46,6 +48,10 @@ class Rule(NamedTuple):
         return jnp.asarray(z, dtype), jnp.asarray(self.spacing * _density(z), dtype)
 
 
+UNKNOWN = Rule(6.5, 128)
+"""For functions that cannot be looked at: what tanh takes for 1e-6 at variance 9."""
+
+
 class Choice(NamedTuple):
     """A rule, with what it is known to reach at the variance it was chosen for."""
 
@@ -55,8 +61,26 @@ class Choice(NamedTuple):
     jumps: bool
 
 
-@functools.lru_cache(maxsize=64)
 def choose(fn: Callable[[Any], Any], accuracy: float, variance: float) -> Choice | None:
+    """The rule for a function; `None` without moments. Under a trace that the function depends on, a fine one for all
+    functions, of which nothing is known."""
+    try:
+        try:
+            return _known(fn, accuracy, variance, captured(fn))
+        except TypeError as error:
+            if isinstance(error, jax.errors.JAXTypeError):
+                raise
+            return _choose(fn, accuracy, variance)  # it cannot be hashed
+    except jax.errors.JAXTypeError:
+        return Choice(UNKNOWN, accuracy, False, False)
+
+
+@functools.lru_cache(maxsize=64)
+def _known(fn: Callable[[Any], Any], accuracy: float, variance: float, code: str) -> Choice | None:
+    return _choose(fn, accuracy, variance)
+
+
+def _choose(fn: Callable[[Any], Any], accuracy: float, variance: float) -> Choice | None:
     """The rule with the fewest nodes that meets the accuracy at variances up to this one; `None` without moments.
 
     What is looked at are `E s s`, `E s' s'`, `E x s' s` and `E s' s' s s` of coincident fields, which are the hardest:
