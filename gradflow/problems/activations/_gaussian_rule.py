@@ -42,9 +42,9 @@ class Rule(NamedTuple):
     def spacing(self) -> float:
         return 2 * self.reach / self.nodes
 
-    def points(self, dtype: Any, shift: float = 0.0) -> tuple[Entries, Entries]:
-        """Nodes, moved by a share of their distance, and weights."""
-        z = self.spacing * (np.arange(self.nodes) - self.nodes / 2 + 0.5 + shift)
+    def points(self, dtype: Any) -> tuple[Entries, Entries]:
+        """Nodes and weights."""
+        z = self.spacing * (np.arange(self.nodes) - self.nodes / 2 + 0.5)
         return jnp.asarray(z, dtype), jnp.asarray(self.spacing * _density(z), dtype)
 
 
@@ -65,14 +65,20 @@ def choose(fn: Callable[[Any], Any], accuracy: float, variance: float) -> Choice
     """The rule for a function; `None` without moments. Under a trace that the function depends on, a fine one for all
     functions, of which nothing is known."""
     try:
-        try:
+        if _hashable(fn):
             return _known(fn, accuracy, variance, captured(fn))
-        except TypeError as error:
-            if isinstance(error, jax.errors.JAXTypeError):
-                raise
-            return _choose(fn, accuracy, variance)  # it cannot be hashed
+        return _choose(fn, accuracy, variance)
     except jax.errors.JAXTypeError:
         return Choice(UNKNOWN, accuracy, False, False)
+
+
+def _hashable(fn: Callable[[Any], Any]) -> bool:
+    """Not so are modules that hold arrays."""
+    try:
+        hash(fn)
+    except TypeError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=64)
