@@ -6,6 +6,7 @@ run at once with its partial results; and no host callback enters the program, s
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
-from gradflow._conserved import Conserved
 from gradflow._solution import Solution, Status
 from gradflow._tree import Extents, full_precision, held_paths, join, strong
 from gradflow.flows import AbstractFlow
+from gradflow.runs._continue import Checkpoint, Launch, Resumed, Step, fingerprint, relaunch
 from gradflow.runs._drive import AbstractRun
 from gradflow.runs._record import Record, bind, blank_record, with_unreached_rows, write_row
 from gradflow.runs._until import Until
@@ -29,42 +30,6 @@ BISECTION = 0.1
 """Factor on a step that is turned down from a state of zeros: fifteen of them go through all digits of time."""
 MOST_FAILURES = 40
 """Rejections in a row after which a run is given up: each divides the step by ten at the most, by 1.1 at the least."""
-SAME = 64
-"""Units of rounding within which a loss and the constants of a flow count as those of the run that is continued."""
-
-
-class Step(eqx.Module):
-    """The last step of a continued run, which may lead beyond its end: the state inside is interpolated."""
-
-    t: Scalar
-    dt: Scalar
-    y1: PyTree
-    dense: PyTree
-
-
-class Checkpoint(eqx.Module):
-    """What a run needs, besides its state and time, to be continued as if it had never stopped."""
-
-    t: Scalar  # where the method stands, which may be ahead of the end of the run
-    y: PyTree
-    step: Step | None
-    lost: Scalar
-    dt: Scalar
-    method_state: PyTree  # its arrays
-    usable: Bool[Array, ""]  # whether the method's state belongs to the state that the run ended with
-    floor: PyTree
-    was_zero: Bool[Array, ""]
-    fingerprint: Float[Array, " numbers"]  # of the flow, at the end of the run
-    reference: dict[str, Conserved]  # conserved quantities at the start of the first run
-    method: str = eqx.field(static=True)
-
-
-class Resumed(eqx.Module):
-    """Where a continued run starts."""
-
-    t: Scalar
-    state: PyTree
-    checkpoint: Checkpoint
 
 
 class Setup(AbstractRun):
@@ -162,19 +127,6 @@ class Carry(eqx.Module):
     step: Step | None = None
 
 
-class Launch(eqx.Module):
-    """What a method starts with, and where."""
-
-    t: Scalar
-    y: PyTree
-    step: Step | None
-    lost: Scalar
-    dt: Scalar
-    method_state: PyTree
-    evaluations: Int[Array, ""]
-    finite: Bool[Array, ""]
-
-
 @eqx.filter_jit
 @full_precision
 def begin(setup: Setup) -> Carry:
@@ -196,7 +148,9 @@ def begin(setup: Setup) -> Carry:
         loss = flow.loss(y, setup.frozen)
         known = setup.resumed.checkpoint
         floor, was_zero = known.floor, known.was_zero
-        launch = _relaunch(setup, known, t, y, loss)
+        now = fingerprint(flow, y, loss)
+        anew = functools.partial(_launch, setup, t, y, floor)
+        launch = relaunch(known, t, now, anew, setup.method.name, setup.jumps, setup.oversteps)
     observe = bind(setup.observe, flow, t, y, setup.frozen)
     record = blank_record(setup.ts.size, setup.params(y), observe, setup.save_params, flow.params(y))
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree_util.tree_leaves((y, loss))])
@@ -267,53 +221,6 @@ def _inside(setup: Setup, step: Step | None, s: Scalar, y: PyTree) -> PyTree:
         return y
     inside = setup.method.interpolate(setup.field(step.t, step.dt), step.dense, s - step.t)
     return jax.tree_util.tree_map(lambda a, b: jnp.where(s - step.t >= step.dt, b, a), inside, step.y1)
-
-
-def _relaunch(setup: Setup, known: Checkpoint, t: Scalar, y: PyTree, loss: Scalar | None) -> Launch:
-    """The method as the run before left it; started anew if it, the problem or a constant of the flow has changed."""
-
-    def anew() -> Launch:
-        return _launch(setup, t, y, known.floor)
-
-    fresh = eqx.filter_eval_shape(anew)
-    arrays, static = eqx.partition(fresh, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-    step = Step(known.t, jnp.zeros_like(known.t), known.y, None if fresh.step is None else fresh.step.dense)
-    if fresh.step is not None:
-        step = known.step if known.step is not None else jax.tree_util.tree_map(_blank, step)
-    parts = known.t, known.y, None if fresh.step is None else step, known.lost, known.dt, known.method_state
-    kept = Launch(*parts, jnp.asarray(0), jnp.asarray(True))
-    now = _fingerprint(setup, y, loss)
-    if known.method != setup.method.name or not _alike((kept, known.fingerprint), (arrays, now)):
-        return anew()
-    near = jnp.abs(now - known.fingerprint) <= SAME * jnp.finfo(now.dtype).eps * jnp.abs(now)
-    same = jnp.all(near) & known.usable
-    if not setup.oversteps:
-        same &= known.t == t
-    if setup.jumps is not None:  # what the method knows of the field before a jump is worth nothing after it
-        same &= ~jnp.any((setup.jumps >= t) & (setup.jumps <= known.t))
-    kept = jax.tree_util.tree_map(lambda a, b: a.astype(b.dtype), kept, arrays)
-    found = jax.lax.cond(same, lambda: kept, lambda: eqx.filter(anew(), eqx.is_array))
-    return eqx.combine(found, static)
-
-
-def _blank(leaf: Any) -> Any:
-    return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-
-
-def _alike(tree: PyTree, other: PyTree) -> bool:
-    """Whether two pytrees of arrays have the same structure and shapes."""
-    leaves, structure = jax.tree_util.tree_flatten(tree)
-    others, wanted = jax.tree_util.tree_flatten(other)
-    return structure == wanted and all(a.shape == b.shape for a, b in zip(leaves, others, strict=True))
-
-
-def _fingerprint(setup: Setup, y: PyTree, loss: Scalar | None) -> Float[Array, " numbers"]:
-    """The loss at a state and the numbers among the flow's leaves: what tells whether it is the same flow."""
-    leaves = [leaf for leaf in jax.tree_util.tree_leaves(setup.flow) if eqx.is_inexact_array(leaf)]
-    numbers: list[Any] = [leaf for leaf in leaves if leaf.ndim == 0]
-    numbers += [] if loss is None else [loss]
-    dtype = jnp.result_type(*jax.tree_util.tree_leaves(y))
-    return jnp.stack([jnp.zeros((), dtype), *(jnp.asarray(number).astype(dtype) for number in numbers)])
 
 
 @eqx.filter_jit
@@ -550,7 +457,7 @@ def summarise(setup: Setup, carry: Carry) -> Solution:
         usable=usable,
         floor=carry.floor,
         was_zero=carry.was_zero,
-        fingerprint=_fingerprint(setup, y, final),
+        fingerprint=fingerprint(flow, y, final),
         reference=then,
         method=setup.method.name,
     )

@@ -15,7 +15,7 @@ from gradflow import _checks
 from gradflow._solution import Solution, ended
 from gradflow._tree import check_start, join, method_of, tree_norm
 from gradflow.flows import AbstractFlow, AbstractStochasticFlow
-from gradflow.runs._adaptive import Checkpoint, Resumed, Setup
+from gradflow.runs._adaptive import Setup
 from gradflow.runs._arguments import (
     check_jumps,
     check_longest_step,
@@ -26,6 +26,7 @@ from gradflow.runs._arguments import (
     halves,
     join_jumps,
 )
+from gradflow.runs._continue import Checkpoint, Resumed
 from gradflow.runs._drive import drive
 from gradflow.runs._fixed_steps import solve_stochastic
 from gradflow.runs._record import check_observe
