@@ -51,7 +51,7 @@ def _saddles(ax: Axes, part: xr.Dataset) -> None:
     times = part.saddle_time.values
     shown = np.isfinite(times) & (times <= float(part.time[-1]))
     ax.plot(times[shown], part.saddle_loss.values[shown], "k_", markersize=9, label="_predicted saddle")
-    ax.legend(ax.lines[-1:], ["predicted saddle"], loc="center right")
+    ax.legend(ax.lines[-1:], ["predicted saddle"], loc="upper right")
 
 
 def _angles(ax: Axes, member: xr.Dataset) -> None:

@@ -72,7 +72,7 @@ def _angles(ax: Axes, ds: xr.Dataset) -> None:
     nearest = int(np.argmin(np.abs(ds.exponent.values - exponent)))
     escape = float(row.escape_time.values[nearest])
     ax.axvline(escape, color="black", linestyle=":", linewidth=1, label="escape")
-    title = rf"angles to the predicted directions, $\delta=10^{{-{exponent:g}}}$"
+    title = rf"angles to the predictions, $\delta=10^{{-{exponent:g}}}$"
     ax.set(title=title, xlabel="flow time $t$", ylabel="degrees", ylim=(0, 180), yticks=[0, 45, 90, 135, 180])
     ax.legend(loc="upper right")
 
