@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from gradflow._solution import Solution, Status
-from gradflow._tree import Extents, full_precision, held_paths, join, strong
+from gradflow._tree import Extents, PaddedRest, full_precision, held_paths, join, strong
 from gradflow.flows import AbstractFlow
 from gradflow.runs._continue import Checkpoint, Launch, Resumed, Step, fingerprint, relaunch
 from gradflow.runs._drive import AbstractRun
@@ -69,6 +69,19 @@ class Setup(AbstractRun):
 
     def advance(self, carry: "Carry", budget: Int[Array, ""]) -> "Carry":
         return advance(dataclasses.replace(self, resumed=None), carry, budget)
+
+    def attempt(self, carry: "Carry", max_steps: Int[Array, ""]) -> "Carry":
+        return attempt(self, carry)
+
+    def summarise(self, carry: "Carry") -> Solution:
+        return summarise(self, carry)
+
+    def evaluation(self) -> PyTree:
+        return self.flow.vector_field(self.ts[0], self.flow.init(self.start, self.frozen), self.frozen)
+
+    def padded(self, widths: Extents, extents: Extents, counts: tuple[Int[Array, "..."], ...] | None) -> "Setup":
+        frozen, control = PaddedRest(self.frozen, widths), dataclasses.replace(self.control, counts=counts)
+        return dataclasses.replace(self, frozen=frozen, extents=extents, control=control)
 
     def running(self, carry: "Carry") -> bool:
         return int(carry.code) == Status.RUNNING

@@ -14,6 +14,7 @@ from jaxtyping import Array, Int
 from gradflow._checks import is_concrete
 from gradflow._code import captured
 from gradflow._solution import Solution, SolveInterrupted
+from gradflow._tree import Extents
 
 SEGMENT = 0.3
 """Seconds that a segment is meant to take: an interruption from the keyboard is noticed between two segments."""
@@ -46,6 +47,22 @@ class AbstractRun(eqx.Module):
     @abc.abstractmethod
     def advance(self, carry: Any, budget: Int[Array, ""]) -> Any:
         """At most `budget` attempted steps. Compiled."""
+
+    @abc.abstractmethod
+    def attempt(self, carry: Any, max_steps: Int[Array, ""]) -> Any:
+        """One attempted step, for loops that drive many runs at once; `max_steps` of them at the most."""
+
+    @abc.abstractmethod
+    def summarise(self, carry: Any) -> Solution:
+        """The result, with zeros in the rows that were not reached."""
+
+    @abc.abstractmethod
+    def evaluation(self) -> Any:
+        """What is evaluated again and again, at the start: the derivative of the state, or a step of the rule."""
+
+    @abc.abstractmethod
+    def padded(self, widths: Extents, extents: Extents, counts: tuple[Int[Array, "..."], ...] | None) -> "AbstractRun":
+        """The run of parameters and of a state that have been padded; error control sees `counts` of each leaf."""
 
     @abc.abstractmethod
     def running(self, carry: Any) -> bool:

@@ -1,5 +1,6 @@
 """`iterate`: runs a discrete rule and returns the same `Solution` as `solve`, on the rule's own clock."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from gradflow import _checks
 from gradflow._solution import Solution, Status, ended
 from gradflow._tree import (
     Extents,
+    PaddedRest,
     check_start,
     full_precision,
     held_paths,
@@ -74,6 +76,18 @@ class RuleSetup(AbstractRun):
 
     def advance(self, carry: "RuleCarry", budget: Int[Array, ""]) -> "RuleCarry":
         return advance_rule(self, carry, budget)
+
+    def attempt(self, carry: "RuleCarry", max_steps: Int[Array, ""]) -> "RuleCarry":
+        return attempt_rule(self, carry, max_steps)
+
+    def summarise(self, carry: "RuleCarry") -> Solution:
+        return summarise_rule(self, carry)
+
+    def evaluation(self) -> PyTree:
+        return self.rule.step(jnp.asarray(0), self.rule.init(self.start, self.frozen), self.frozen)
+
+    def padded(self, widths: Extents, extents: Extents, counts: tuple[Int[Array, "..."], ...] | None) -> "RuleSetup":
+        return dataclasses.replace(self, frozen=PaddedRest(self.frozen, widths), extents=extents)
 
     def running(self, carry: "RuleCarry") -> bool:
         return int(carry.code) == Status.RUNNING and int(carry.row) < self.ks.size

@@ -1,6 +1,5 @@
 """One member of a sweep as the driver sees it: a start, one attempt after another, a result. Flows and rules alike."""
 
-import dataclasses
 from typing import Any
 
 import diffrax
@@ -11,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from gradflow._solution import Solution, moving
-from gradflow._tree import Extents, PaddedRest
+from gradflow._tree import Extents
 from gradflow.rules import AbstractRule
-from gradflow.runs._adaptive import Setup, attempt, summarise
-from gradflow.runs._iterate import RuleSetup, attempt_rule, prepare_rule, summarise_rule
+from gradflow.runs._drive import AbstractRun
+from gradflow.runs._iterate import prepare_rule
 from gradflow.runs._solve import prepare
 from gradflow.runs._until import Until
 from gradflow.solvers import AbstractMethod, StepControl
@@ -54,45 +53,38 @@ class Own(eqx.Module):
 class Program(eqx.Module):
     """A member made ready to run. Exists while the driver is traced."""
 
-    setup: Setup | RuleSetup
+    run: AbstractRun
     own: Own
     max_steps: Array
 
     def begin(self) -> PyTree:
-        return self.setup.begin()
+        return self.run.begin()
 
     def attempt(self, carry: Any) -> PyTree:
         """One attempted step."""
-        if isinstance(self.setup, Setup):
-            return attempt(self.setup, carry)
-        return attempt_rule(self.setup, carry, self.max_steps)
+        return self.run.attempt(carry, self.max_steps)
 
     def result(self, carry: Any) -> Solution:
         """The solution with the saved parameters that flow, zeros in rows not reached, and without the last ones."""
-        setup = self.setup
-        solution = summarise(setup, carry) if isinstance(setup, Setup) else summarise_rule(setup, carry)
+        solution = self.run.summarise(carry)
         parts = lambda s: (s.params, s.final, s.state, s.checkpoint)  # noqa: E731
         flowing = moving(solution.params, solution.held)
         return eqx.tree_at(parts, solution, (flowing, None, None, None), is_leaf=lambda x: x is None)
 
     def evaluation(self) -> Any:
-        """What is evaluated again and again, at the start: the derivative of the state, or a step of the rule."""
-        setup = self.setup
-        if isinstance(setup, Setup):
-            return setup.flow.vector_field(setup.ts[0], setup.flow.init(setup.start, setup.frozen), setup.frozen)
-        return setup.rule.step(jnp.asarray(0), setup.rule.init(setup.start, setup.frozen), setup.frozen)
+        return self.run.evaluation()
 
 
 def make_program(own: Own, shared: PyTree, options: Options) -> Program:
     """The program of a member, from its own part and that which it shares with the others of its group."""
     what, params, observe = eqx.combine(own.run, shared)
-    setup: Any
+    run: AbstractRun
     if isinstance(what, AbstractRule):
         assert own.iterates is not None
         saved = {"save_params": options.save_params, "until": options.until}
-        setup = prepare_rule(what, params, own.iterates, observe=observe, **saved)
+        run = prepare_rule(what, params, own.iterates, observe=observe, **saved)
     else:
-        setup = prepare(
+        run = prepare(
             what,
             params,
             options.ts,
@@ -107,12 +99,8 @@ def make_program(own: Own, shared: PyTree, options: Options) -> Program:
             longest_step=options.longest_step,
         )
     if own.padding is not None:
-        frozen, extents = PaddedRest(setup.frozen, own.padding.widths), own.padding.extents
-        setup = dataclasses.replace(setup, frozen=frozen, extents=extents)
-    if own.padding is not None and isinstance(setup, Setup):
-        control = dataclasses.replace(setup.control, counts=own.padding.counts)
-        setup = dataclasses.replace(setup, control=control)
-    return Program(setup, own, options.max_steps)
+        run = run.padded(own.padding.widths, own.padding.extents, own.padding.counts)
+    return Program(run, own, options.max_steps)
 
 
 def nearest_iterates(rule: AbstractRule, ts: Array, most: int) -> np.ndarray:
