@@ -147,6 +147,8 @@ class _Reader:
                 self._open.add(id(value))
                 self._container(value)
                 self._open.discard(id(value))
+        elif isinstance(value, jax.core.Tracer):
+            self.put("traced", value.shape, str(value.dtype))
         elif isinstance(value, jax.Array | np.ndarray | np.generic) and value.dtype != object:
             self._array(value)
         elif not self._again("object", value):
@@ -193,9 +195,7 @@ class _Reader:
 
     def _object(self, value: Any) -> None:
         kind = type(value)
-        if isinstance(value, jax.core.Tracer):
-            self.put("traced", value.shape, str(value.dtype))
-        elif not _is_library_class(kind):
+        if not _is_library_class(kind):
             self._class(kind)
             attributes = getattr(value, "__dict__", {})
             slots = {name for base in kind.__mro__ for name in _names(vars(base).get("__slots__", ()))}

@@ -10,7 +10,7 @@ import pytest
 
 import gradflow as gf
 from gradflow._conserved import Conserved
-from gradflow._solution import RUNNING
+from gradflow._solution import Status
 from gradflow._tree import split
 from gradflow.flows import AbstractFlow
 from gradflow.runs import _adaptive
@@ -630,7 +630,7 @@ def watch(flow, start, ts, solver, rtol=1e-5, most=3000):
         jnp.asarray(most), False,
     )  # fmt: skip
     carry, seen = begin(setup), []
-    while int(carry.code) == RUNNING:
+    while int(carry.code) == Status.RUNNING:
         carry = advance(setup, carry, jnp.asarray(1))
         seen.append((float(carry.t), bool(carry.method_state.implicit), carry))
     return seen
