@@ -11,13 +11,10 @@ import dis
 import enum
 import functools
 import hashlib
-import itertools
 import re
 import sys
 import sysconfig
 import types
-import weakref
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,51 +71,6 @@ def code_of(value: Any) -> Code:
         reader = _Reader(frozenset(reader.written), frozenset(reader.indexed))
         reader.read(value)
     return Code(reader.digest(), reader.arrays)
-
-
-SMALL = 2**20
-"""Bytes of an array on an accelerator up to which it is fetched for the sake of a hash."""
-
-
-def captured(value: Any) -> str:
-    """The code of all functions in a pytree, and the arrays that these hold themselves: what a compiled program takes
-    for constant. The leaves of the pytree, which it takes as arguments, do not count. Empty where objects are nested
-    too deeply to be read.
-    """
-    try:
-        found = code_of(value)
-    except RecursionError:
-        return ""
-    leaves = {id(leaf) for leaf in jax.tree_util.tree_leaves(value)}
-    marks = [_contents(array) for array in found.arrays if id(array) not in leaves]
-    return hashlib.sha256(repr((found.digest, marks)).encode()).hexdigest()[:16]
-
-
-_SUMS: dict[int, tuple[weakref.ref[Any], int]] = {}
-"""Checksums of arrays of JAX, which do not change, by their addresses, as long as they live."""
-
-
-def _contents(array: Any) -> tuple[Any, ...]:
-    if not isinstance(array, jax.Array):
-        return array.shape, str(array.dtype), _checksum(array)
-    known = _SUMS.get(id(array))
-    if known is None or known[0]() is not array:
-        forget = functools.partial(_SUMS.pop, id(array), None)
-        known = _SUMS[id(array)] = (weakref.ref(array, lambda _: forget()), _sum_of(array))
-    return array.shape, str(array.dtype), known[1]
-
-
-def _sum_of(array: jax.Array) -> int:
-    far = any(device.platform != "cpu" for device in array.devices()) and array.nbytes > SMALL
-    unreadable = far or jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key)
-    return next(_numbers) if unreadable else _checksum(array)
-
-
-_numbers = itertools.count()
-
-
-def _checksum(array: Any) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 class _Reader:

@@ -214,7 +214,7 @@ class OrderParameterFlow(AbstractFlow):
         return errors_of(self.activation, self.params(state).Q, self.P)
 
     def complaint(self, errors: Mapping[str, Any]) -> str:
-        return self.activation.complaint(float(np.max(np.asarray(errors.get("quadrature", 0.0)))))
+        return self.activation.complaint(float(errors["quadrature"]))
 
     def covariance(self, params: OrderParameters) -> Float[Array, "n n"]:
         """Covariance `[[Q, M], [M^T, P]]` of all fields."""

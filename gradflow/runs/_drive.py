@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
+from gradflow._captured import captured
 from gradflow._checks import is_concrete
-from gradflow._code import captured
 from gradflow._solution import Solution, SolveInterrupted
 from gradflow._tree import Extents
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
+
+from gradflow._captured import numbers
 
 HELD = 64
 """Arrays that are remembered by identity, and so kept alive."""
@@ -95,13 +96,6 @@ def _signed_sum(array: np.ndarray, seed: int) -> float:
 @functools.cache
 def _signs(seed: int) -> np.ndarray:
     return 1.0 - 2.0 * np.random.default_rng(seed).integers(0, 2, BLOCK)
-
-
-def numbers(leaf: Any) -> np.ndarray:
-    """An array as NumPy sees it; the data of random keys."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf)
 
 
 def equal(a: Any, b: Any) -> bool:

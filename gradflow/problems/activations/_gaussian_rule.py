@@ -9,20 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gradflow._code import captured
+from gradflow._captured import captured
 
 Entries = Float[Array, "..."]
 
 MOST = 256
 """Nodes per field, at most: what smooth activations do not need and kinked ones do not profit from."""
 
-FINER = 6
-"""Points of a table of a function over nodes of the rule in the same range. Between them polynomials of degree five
-hold the accuracy of the rule for functions that the rule integrates to it."""
-
 FARTHEST = 30.0
 """Standard deviations beyond which nothing is looked at: the density is `1e-196` there."""
-
 
 BEYOND = 0.01
 """Share of the accuracy that may be lost beyond the outermost nodes, of which the estimated error knows nothing."""
@@ -37,18 +32,32 @@ class Rule(NamedTuple):
 
     reach: float
     nodes: int
+    finer: int  # points of a table over nodes in the same range
 
     @property
     def spacing(self) -> float:
         return 2 * self.reach / self.nodes
 
+    @property
+    def places(self) -> np.ndarray:
+        return self.spacing * (np.arange(self.nodes) - self.nodes / 2 + 0.5)
+
     def points(self, dtype: Any) -> tuple[Entries, Entries]:
         """Nodes and weights."""
-        z = self.spacing * (np.arange(self.nodes) - self.nodes / 2 + 0.5)
-        return jnp.asarray(z, dtype), jnp.asarray(self.spacing * _density(z), dtype)
+        return jnp.asarray(self.places, dtype), jnp.asarray(self.spacing * _density(self.places), dtype)
 
 
-UNKNOWN = Rule(6.5, 128)
+def finer(accuracy: float) -> int:
+    """Points of a table for every node, between which polynomials of degree five are as good as the rule.
+
+    The rule is off by `exp(-2 pi a / h)` for a function analytic to `a` from the axis, and such polynomials by about
+    `(h / (finer a))^6`. The factor leaves a third of the accuracy, and room for the constant: it gives 6 for 1e-5.
+    """
+    strip = max(np.log(1 / accuracy), 1.0) / (2 * np.pi)
+    return int(np.ceil(1.3 * (3 / accuracy) ** (1 / 6) / strip))
+
+
+UNKNOWN = Rule(6.5, 128, finer(1e-6))
 """For functions that cannot be looked at: what tanh takes for 1e-6 at variance 9."""
 
 
@@ -103,7 +112,7 @@ def _choose(fn: Callable[[Any], Any], accuracy: float, variance: float) -> Choic
         beyond = np.cumsum(folded[:, ::-1], axis=1)[:, ::-1]
         near = np.all(beyond <= BEYOND * accuracy * beyond[:, :1], axis=0)
         reach = max(2.0, float(z[3000:][np.argmax(near)])) if near.any() else FARTHEST
-        rules = [Rule(reach, int(2 * round(count / 2))) for count in np.geomspace(8, MOST, 33)]
+        rules = [Rule(reach, int(2 * round(count / 2)), finer(accuracy)) for count in np.geomspace(8, MOST, 33)]
         grids = [_differences_at(rule) for rule in rules]
         # One array of points for all of them, so that the function is compiled once.
         at = np.sqrt(variances)[:, None] * np.concatenate([nodes for nodes, _ in grids])
@@ -156,17 +165,16 @@ def difference(
     z, w = jnp.asarray(nodes, variances.dtype), jnp.asarray(weights, variances.dtype)
     x = jnp.sqrt(variances)[:, None] * z[None, :]
     s, d = fn(x), slope(x)
-    parts = jnp.stack([s * s, d * d, x * d * s, d * d * s * s])
+    parts = jnp.stack(_products(x, s, d))
     total, size = jnp.abs(parts @ w), jnp.abs(parts) @ jnp.abs(w) / 2
     return jnp.max(total / jnp.where(size > 0, size, 1))
 
 
 def _differences_at(rule: Rule) -> tuple[np.ndarray, np.ndarray]:
     """Nodes of the rule and of the one moved by half their distance, the latter with negative weights."""
-    own = rule.spacing * (np.arange(rule.nodes) - rule.nodes / 2 + 0.5)
     moved = rule.spacing * (np.arange(rule.nodes + 1) - rule.nodes / 2)
-    weights = rule.spacing * np.concatenate([_density(own), -_density(moved)])
-    return np.concatenate([own, moved]), weights
+    weights = rule.spacing * np.concatenate([_density(rule.places), -_density(moved)])
+    return np.concatenate([rule.places, moved]), weights
 
 
 def _relative(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -175,11 +183,16 @@ def _relative(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _parts(fn: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
-    """`s s, s' s', x s' s, s' s' s s` at these points."""
+    """The products at these points, in double precision whatever that of the function is."""
     at = jnp.asarray(x, jnp.result_type(float))
     s, d = (np.asarray(value, float) for value in jax.jvp(fn, (at,), (jnp.ones_like(at),)))
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.stack([s * s, d * d, x * d * s, d * d * s * s])
+        return np.stack(_products(x, s, d))
+
+
+def _products(x: Any, s: Any, d: Any) -> list[Any]:
+    """What is integrated over coincident fields: `s s, s' s', x s' s, s' s' s s`."""
+    return [s * s, d * d, x * d * s, d * d * s * s]
 
 
 def _density(z: np.ndarray) -> np.ndarray:

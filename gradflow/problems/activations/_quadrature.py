@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from gradflow._checks import check_callable, check_positive, fail
 from gradflow.problems.activations._base import BLOCK, AbstractActivation, Covariance, Entries
-from gradflow.problems.activations._gaussian_rule import FINER, Rule, at_kinks, choose, difference, interpolate
+from gradflow.problems.activations._gaussian_rule import Rule, at_kinks, choose, difference, interpolate
 
 Powers = tuple[tuple[int, int], ...]
 """For each of some different fields how often `s'` and `s` of it are factors of an integrand."""
@@ -134,10 +134,11 @@ class Quadrature(AbstractActivation):
         return total
 
     def expectations(self, students: int, teachers: int) -> int:
+        # Points of the sums: one costs about as much as an expectation in closed form.
         n, nodes = students + teachers, self.rule.nodes
         pairs = students * (students - 1) // 2
         rest = students * (students + 1) // 2 * n * (n + 1) // 2
-        return pairs * (n - 2) * (n - 3) // 2 * nodes**3 + rest * FINER * nodes**2
+        return pairs * (n - 2) * (n - 3) // 2 * nodes**3 + rest * self.rule.finer * nodes**2
 
     def _factors(self, powers: tuple[int, int]) -> Callable[[Any], Any]:
         """`s'^m s^n`."""
@@ -184,7 +185,7 @@ class Quadrature(AbstractActivation):
         L = [[entry.reshape(-1, 1) for entry in row] for row in L]
         z, w = self.rule.points(L[0][0].dtype)
         wide = self.rule.reach * jnp.sqrt(sum((entry**2 for entry in L[-1][:-1]), jnp.zeros_like(L[0][0])))
-        points = FINER * self.rule.nodes
+        points = self.rule.finer * self.rule.nodes
         spacing = 2 * wide / (points - 1)
         means = spacing * jnp.arange(points, dtype=w.dtype)[None] - wide
         # A sum over nodes one by one, for the table has one row per expectation.

@@ -1,0 +1,60 @@
+"""What a compiled program takes for constant: the code of functions, and the arrays that these hold themselves."""
+
+import functools
+import hashlib
+import weakref
+import zlib
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from gradflow._code import code_of
+
+_SUMS: dict[int, tuple[weakref.ref[Any], int]] = {}
+"""Checksums of arrays of JAX, which do not change, by their addresses, as long as they live."""
+
+
+def captured(tree: PyTree) -> str:
+    """A hash of the code of all functions in a pytree, and of the arrays among what they refer to.
+
+    The leaves of the pytree, which a program takes as arguments, do not count. Empty where objects are nested too
+    deeply to be read.
+
+    >>> from gradflow._captured import captured
+    >>> rate = [0.1]
+    >>> loss = lambda w: rate[0] * w**2
+    >>> before = captured(loss)
+    >>> rate[0] = 0.2
+    >>> before == captured(loss)
+    False
+    """
+    try:
+        found = code_of(tree)
+    except RecursionError:
+        return ""
+    leaves = {id(leaf) for leaf in jax.tree_util.tree_leaves(tree)}
+    sums = [(array.shape, str(array.dtype), _sum_of(array)) for array in found.arrays if id(array) not in leaves]
+    return hashlib.sha256(repr((found.digest, sums)).encode()).hexdigest()[:16]
+
+
+def numbers(array: Any) -> np.ndarray:
+    """An array as NumPy sees it; the data of random keys."""
+    if isinstance(array, jax.Array) and jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    return np.asarray(array)
+
+
+def _sum_of(array: Any) -> int:
+    if not isinstance(array, jax.Array):
+        return _checksum(array)
+    known = _SUMS.get(id(array))
+    if known is None or known[0]() is not array:
+        forget = functools.partial(_SUMS.pop, id(array), None)
+        known = _SUMS[id(array)] = (weakref.ref(array, lambda _: forget()), _checksum(array))
+    return known[1]
+
+
+def _checksum(array: Any) -> int:
+    return zlib.crc32(np.ascontiguousarray(numbers(array)).reshape(-1).view(np.uint8).data)
