@@ -4,13 +4,18 @@ import functools
 import hashlib
 import weakref
 import zlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
+import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
 from gradflow._code import code_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _SUMS: dict[int, tuple[weakref.ref[Any], int]] = {}
 """Checksums of arrays of JAX, which do not change, by their addresses, as long as they live."""
@@ -37,6 +42,29 @@ def captured(tree: PyTree) -> str:
     leaves = {id(leaf) for leaf in jax.tree_util.tree_leaves(tree)}
     sums = [(array.shape, str(array.dtype), _sum_of(array)) for array in found.arrays if id(array) not in leaves]
     return hashlib.sha256(repr((found.digest, sums)).encode()).hexdigest()[:16]
+
+
+def fresh_jit(fn: Callable[P, R]) -> Callable[P, R]:
+    """`equinox.filter_jit` that compiles anew once functions among the arguments compute something else than before.
+
+    A loss that reads a global, or an array that is changed in place, stays the same object; JAX would run the program
+    of the old numbers.
+    """
+
+    call: Callable[..., R] = fn
+
+    def program(code: str, args: Any, kwargs: Any) -> R:
+        return call(*args, **kwargs)
+
+    # The name is what a profile shows. `functools.wraps` would hand on the signature as well, which `filter_jit` reads.
+    program.__name__, program.__qualname__ = fn.__name__, fn.__qualname__
+    compiled = eqx.filter_jit(program)
+
+    @functools.wraps(fn)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        return compiled(captured((args, kwargs)), args, kwargs)
+
+    return called
 
 
 def numbers(array: Any) -> np.ndarray:

@@ -202,6 +202,25 @@ def at_least_single(tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map(lift, tree)
 
 
+def in_double(tree: PyTree) -> PyTree:
+    """The pytree with its real arrays in float64, where that is enabled."""
+    real = lambda leaf: eqx.is_inexact_array(leaf) and not jnp.iscomplexobj(leaf)  # noqa: E731
+    return jax.tree_util.tree_map(lambda leaf: leaf.astype(jnp.float64) if real(leaf) else leaf, tree)
+
+
+def in_single(call: Callable[[Any, PyTree], R]) -> Callable[[Any, PyTree], R]:
+    """The `__call__` of an observable, in float32 where it or the parameters are of half precision.
+
+    In half precision sums of squares overflow, and differences are of a few per cent of what they are taken of.
+    """
+
+    @functools.wraps(call)
+    def wrapped(self: Any, params: PyTree) -> R:
+        return call(at_least_single(self), at_least_single(params))
+
+    return wrapped
+
+
 def check_start(owner: Any, params: PyTree) -> None:
     """Lets the problem of a flow or a rule, if it has one that looks, refuse what it cannot start from."""
     check = method_of(getattr(owner, "problem", None), "check_start")

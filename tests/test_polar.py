@@ -216,6 +216,16 @@ class Cubic(eqx.Module):
         return self.a @ (self.w @ x) ** 2
 
 
+class CubicNeurons(Cubic):
+    """The same, one row `(w_j, a_j)` for each neuron."""
+
+    def neuron_weights(self):
+        return jnp.concatenate([self.w, self.a[:, None]], axis=1)
+
+    def with_neuron_weights(self, rows):
+        return CubicNeurons(rows[:, :-1], rows[:, -1])
+
+
 def order(scales, errors):
     return np.diff(np.log(errors)) / np.diff(np.log(scales))
 
@@ -444,6 +454,19 @@ def test_physical_and_sundman_time_agree_in_degree_three():
     ]
     times = [float(runs[0].final.clock) / 0.1, float(runs[1].t_final), float(runs[2].t_final)]
     np.testing.assert_allclose(times, times[2], rtol=1e-7)
+
+
+@pytest.mark.parametrize("flow", [gf.PolarFlow, gf.NeuronPolarFlow])
+def test_degree_three_in_physical_time_names_sundman_time(flow):
+    """A start at `exp(-50)` leaves zero after `exp(50)`, a time that does not resolve the steps that follow; one at
+    `exp(-800)` would not move at all."""
+    problem = gf.EmpiricalRisk(np.eye(2), np.array([2.0, 0.5]), gf.losses.square, reduction="sum")
+    model = CubicNeurons(jnp.array([[1.0, 0.2], [0.3, 1.0]]), jnp.array([0.8, 1.0]))
+    log_norm = lambda value: value if flow is gf.PolarFlow else jnp.full(2, value)  # noqa: E731
+    with pytest.raises(gf.SolveError, match=r'ended with status step_underflow[^$]*time="sundman"'):
+        gf.solve(flow(problem, 3), gf.Polar(model, log_norm(-50.0)), [1e23])
+    with pytest.raises(ValueError, match=r"must have a norm above exp\(-708\) in degree 3[^$]*time=\"sundman\""):
+        gf.solve(flow(problem, 3), gf.Polar(model, log_norm(-800.0)), [1e23])
 
 
 @pytest.mark.slow

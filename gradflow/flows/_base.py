@@ -116,6 +116,11 @@ class AbstractFlow(eqx.Module):
         """What to say of the largest errors along a run; nothing where they are as promised."""
         return ""
 
+    @property
+    def remedy(self) -> str:
+        """What helps where a run of this flow fails, beyond what its status says; nothing by default."""
+        return ""
+
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         """Raises `ValueError` for parameters of a shape or type that the flow cannot start from.
 

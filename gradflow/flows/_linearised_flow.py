@@ -3,12 +3,12 @@ momentum."""
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from gradflow._captured import fresh_jit
 from gradflow._checks import check_count, check_finite, fail, is_concrete
 from gradflow._linalg import kernel
 from gradflow._tree import full_precision, join, split
@@ -192,7 +192,7 @@ def oscillation(t: Array, p: Array, q: Array, value: Array, slope: Array) -> Arr
     return value * c + (slope + half * value) * s
 
 
-@eqx.filter_jit
+@fresh_jit
 @full_precision
 def _linearise(problem: EmpiricalRisk, trainable: PyTree, frozen: PyTree, chunk: int) -> tuple[Array, Array]:
     def predict(p: PyTree) -> Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from gradflow._captured import fresh_jit
 from gradflow._checks import TheoryWarning, check_finite, check_not_negative, fail, is_concrete
 from gradflow._conserved import Conserved
 from gradflow._kinks import kinks_of
@@ -179,7 +180,7 @@ class MeanFieldFlow(AbstractFlow):
         return jnp.broadcast_to(self.decay.astype(dtype), (len(self.weights) + 1,))
 
 
-@eqx.filter_jit
+@fresh_jit
 def _drift(flow: MeanFieldFlow, trainable: PyTree, frozen: PyTree) -> PyTree:
     return flow.vector_field(jnp.zeros(()), flow.init(trainable, frozen), frozen)[0]
 

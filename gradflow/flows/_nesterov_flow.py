@@ -103,7 +103,8 @@ class NesterovFlow(AbstractSecondOrderFlow):
         `exp(-sqrt(mu) t / 4)`; it takes a gradient, for `X' = V - sqrt(s) grad f`.
         """
         away, root, v = excess(state.position, minimum), jnp.sqrt(self.mu), state.momentum
-        above = self.loss(state, frozen) - least
+        above = self.loss(state, frozen)
+        above = above - least.astype(above.dtype)
         if kind == "sharp":
             mixed = shifted(v, root, away)
             return above + 0.5 * dot(mixed, mixed)

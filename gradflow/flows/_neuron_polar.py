@@ -12,7 +12,7 @@ from gradflow._conserved import Conserved
 from gradflow._tree import join, split
 from gradflow.flows._base import AbstractFlow
 from gradflow.flows._gradient_flow import check_scalar, energy_and_balances
-from gradflow.flows._polar import bare_polar, check_longest
+from gradflow.flows._polar import SUNDMAN, bare_polar, check_longest, check_moves
 from gradflow.models._polar import Polar, neuron_rows, unit_rows, with_rows
 from gradflow.problems import EmpiricalRisk
 from gradflow.problems._correlation import check_degree, check_risk
@@ -117,7 +117,9 @@ class NeuronPolarFlow(AbstractFlow):
         return jnp.ones_like(watched[0]), watched[1]
 
     def stride(self, before: PyTree, after: PyTree) -> Scalar | None:
-        return None if self.longest_step is None else jnp.max(jnp.abs(after[0] - before[0])) / self.longest_step
+        if self.longest_step is None:
+            return None
+        return jnp.max(jnp.abs(after[0] - before[0])) / self.longest_step.astype(after[0].dtype)
 
     def loss(self, state: NeuronPolarState, frozen: PyTree) -> Float[Array, ""]:
         return self.problem(self._ordinary(state, frozen))
@@ -138,9 +140,13 @@ class NeuronPolarFlow(AbstractFlow):
     def check_values(self, trainable: PyTree, frozen: PyTree) -> None:
         polar = isinstance(trainable, Polar)
         direction, rest = (trainable.direction, frozen.direction) if polar else (trainable, frozen)
-        if not polar:
-            unit_rows(neuron_rows(join(direction, rest)))
+        logs = trainable.log_norm if polar else jnp.log(unit_rows(neuron_rows(join(direction, rest)))[1])
         check_degree(self.problem, self.degree, direction, rest)
+        check_moves(self.degree, logs)
+
+    @property
+    def remedy(self) -> str:
+        return SUNDMAN if self.degree > 2 else ""
 
     def _ordinary(self, state: NeuronPolarState, frozen: PyTree) -> PyTree:
         rest = frozen.direction if state.polar else frozen

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from gradflow._captured import fresh_jit
 from gradflow._checks import check_count, check_positive, fail, is_concrete
 from gradflow._tree import flatten
 from gradflow.flows._base import AbstractFlow
@@ -168,7 +169,7 @@ class FluctuationFlow(AbstractFlow):
         least = LEAST * jnp.trace(found) + (UNRESOLVED * float(jnp.finfo(dtype).eps)) ** 2
         return share * g / self.dim.astype(dtype) * (found + least * jnp.eye(found.shape[0], dtype=dtype))
 
-    @eqx.filter_jit
+    @fresh_jit
     def risk_error(self, params: Fluctuations) -> Float[Array, ""]:
         """Standard deviation of the risk over runs of SGD, to first order."""
         y, unflatten = flatten(self.flow.init(params.mean, None))

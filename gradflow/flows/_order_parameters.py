@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from gradflow._captured import fresh_jit
 from gradflow._checks import check_callable, check_not_negative, check_positive, fail, is_concrete
 from gradflow.flows._base import AbstractFlow
 from gradflow.flows._schedule import schedule_jumps
@@ -202,7 +203,7 @@ class OrderParameterFlow(AbstractFlow):
             d_output = rate * correlation_with_residual(self.activation, C, c, p)
         return Overlaps(dQ, dM, d_output)
 
-    @eqx.filter_jit
+    @fresh_jit
     def risk(self, params: OrderParameters) -> Float[Array, ""]:
         """`E (f - f*)^2 / 2`, without the noise."""
         return population_risk(self.activation, self.covariance(params), self.residual_weights(params))

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from gradflow._captured import fresh_jit
 from gradflow._checks import fail
 from gradflow.flows._base import AbstractFlow
 from gradflow.flows._order_parameters import check_double, errors_of
@@ -98,7 +99,7 @@ class OverparametrisedFlow(AbstractFlow):
         dM = full.M * curved[:, None] + sloped @ C[:, p:]
         return ReducedOverlaps(2 * state.perp * (curved + jnp.diagonal(sloped)), dM)
 
-    @eqx.filter_jit
+    @fresh_jit
     def risk(self, params: ReducedOverlaps) -> Float[Array, ""]:
         """`E (f - f*)^2 / 2`, without the noise."""
         full = self.expand(params)

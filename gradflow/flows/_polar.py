@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import check_choice, check_count, check_positive, fail, is_concrete
@@ -136,7 +137,9 @@ class PolarFlow(AbstractFlow):
         return jnp.ones_like(watched[0]), _neuron_sizes(watched[1])
 
     def stride(self, before: PyTree, after: PyTree) -> Scalar | None:
-        return None if self.longest_step is None else jnp.abs(after[0] - before[0]) / self.longest_step
+        if self.longest_step is None:
+            return None
+        return jnp.abs(after[0] - before[0]) / self.longest_step.astype(after[0].dtype)
 
     def loss(self, state: PolarState, frozen: PyTree) -> Float[Array, ""]:
         return self.problem(self._ordinary(state, frozen))
@@ -162,8 +165,13 @@ class PolarFlow(AbstractFlow):
         polar = isinstance(trainable, Polar)
         direction, rest = (trainable.direction, frozen.direction) if polar else (trainable, frozen)
         check_degree(self.problem, self.degree, direction, rest)
-        if not polar:
-            normalised(trainable)
+        log_norm = trainable.log_norm if polar else jnp.log(normalised(trainable)[1])
+        if self.time == "physical":
+            check_moves(self.degree, log_norm)
+
+    @property
+    def remedy(self) -> str:
+        return SUNDMAN if self.degree > 2 and self.time == "physical" else ""
 
     def _ordinary(self, state: PolarState, frozen: PyTree) -> PyTree:
         return join(_polar(state).ordinary(), frozen.direction if state.polar else frozen)
@@ -173,6 +181,22 @@ def _polar(state: PolarState) -> Polar:
     """The coordinates in a state, without the checks of a start."""
     unit, _ = normalised(state.direction)
     return bare_polar(unit, state.origin + state.shift, state.clock)
+
+
+SUNDMAN = (
+    "Above degree 2 the time in which a flow leaves zero is a power of one over the scale of its start, and steps are"
+    ' far shorter at the end: gradflow.PolarFlow(problem, degree, time="sundman"), from a gradflow.Polar, has a time in'
+    " which nothing is slow near zero."
+)
+
+
+def check_moves(degree: int, log_norms: Array) -> None:
+    """Refuses a start so small that its speed `exp((k - 2) rho)` is zero in its floating-point type."""
+    least = float(np.log(np.finfo(log_norms.dtype).tiny))
+    largest = float(jnp.max(log_norms))
+    if (degree - 2) * largest < least:
+        must = f"have a norm above exp({least / (degree - 2):.0f}) in degree {degree}"
+        raise fail("params", must, f"of norm exp({largest:.4g}), which does not move in {log_norms.dtype}", SUNDMAN)
 
 
 def bare_polar(direction: PyTree, log_norm: Array, clock: Array) -> Polar:

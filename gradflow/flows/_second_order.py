@@ -89,12 +89,14 @@ class AbstractSecondOrderFlow(AbstractFlow):
             dot(state.momentum, gradient),
             dot(gradient, gradient),
         )
+        a, b, g = (one.astype(state.lost.dtype) for one in (a, b, g))
         lost = a * squares + (g - 1) * works + b * slopes
         return MomentumState(velocity, force, lost.astype(state.lost.dtype))
 
     def dissipation(self, t: Scalar, squares: Scalar, works: Scalar) -> Scalar:
         """The derivative of `lost` without Hessian damping, from `|X'|^2` and `X' . F`, `F = -c grad f`."""
-        return self.damping(t) * squares + (1 / self.gradient_weight(t) - 1) * works
+        a, c = (one.astype(squares.dtype) for one in (self.damping(t), self.gradient_weight(t)))
+        return a * squares + (1 / c - 1) * works
 
     def kinks(self, trainable: PyTree, frozen: PyTree) -> tuple[str, ...] | None:
         return field_kinks(self.problem, trainable, frozen)

@@ -109,7 +109,7 @@ class SGDFlow(AbstractStochasticFlow):
         """Drift and noise weigh the samples' gradients differently, so one gradient does for both."""
         n = self.problem.x.shape[0]
         share = 1 / n if self.problem.reduction == "mean" else 1.0
-        weights = self._noise_weights(increments) - dt * share
+        weights = self._noise_weights(increments) - (dt * share).astype(increments.dtype)
         step = self._weighted(state, frozen, weights)
         if self.order == 2:
             gradient = self._gradient(frozen)
@@ -161,7 +161,8 @@ class SGDFlow(AbstractStochasticFlow):
         if self.sampling == "batch":
             variance *= (n - batch) / max(n - 1, 1)
         size = 1.0 if self.problem.reduction == "mean" else float(n)
-        return jnp.sqrt(self.learning_rate * variance) * size * (increments - jnp.mean(increments))
+        scale = (jnp.sqrt(self.learning_rate * variance) * size).astype(increments.dtype)
+        return scale * (increments - jnp.mean(increments))
 
 
 def check_batches(problem: Any, batch_size: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gradflow import _checks
+from gradflow._captured import fresh_jit
 from gradflow.limits._neurons import Pursuit, check_numbers, first_labels, settle
 from gradflow.models._polar import neuron_rows, with_rows
 from gradflow.problems import EmpiricalRisk, NeuralCorrelation
@@ -155,7 +156,7 @@ class _NeuronCorrelation(eqx.Module):
         return self.correlation(with_rows(self.model, rows))
 
 
-@eqx.filter_jit
+@fresh_jit
 def output_overlaps(
     problem: EmpiricalRisk, model: PyTree, units: Float[Array, "width size"], others: Float[Array, "width size"]
 ) -> Float[Array, " width"]:

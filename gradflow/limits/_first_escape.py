@@ -106,9 +106,10 @@ def first_escape(
         time = t + slope * left
         offset = time - slope
     else:
-        t, slope = sol.t_final, 1 / (2 * found["value"])
-        time = t + slope * rest
-        offset = time - slope * (target - start.log_norm)
+        t = sol.t_final
+        slope = (1 / (2 * found["value"])).astype(t.dtype)
+        time = t + slope * rest.astype(t.dtype)
+        offset = time - slope * (target - start.log_norm).astype(t.dtype)
     state = Polar(sol.final.direction, rho + rest, time if excess else 0.0)
     cost = sol.stats["gradient_evaluations"]
     return FirstEscape(time, state, (t, rho), found["value"], slope, offset, found["residual"], cost)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,8 +27,13 @@ MOST_ENTRIES = 1_000_000
 """Weights of a network of nodes beyond which there is no refinement, by default."""
 TIGHT = 1e-6
 """Accuracy below which the explicit method is one of order eight."""
-TIGHTER = 10.0
-"""Factor between the two tolerances whose runs tell the error of the solver."""
+TENFOLD = 10.0
+"""Factor from one tolerance to the next."""
+LOOSEST = 1e-2
+"""About the first tolerance, at most: the error of a run at a looser one says nothing of those at tighter ones."""
+APART = 2
+"""Tolerances between the two runs whose difference is the error of the solver. Runs of two or three steps at tolerances
+that are next to each other may take the same steps, and differ by a third of their error."""
 SOLVER_SHARE = 0.25
 """Part of the accuracy that the error of the solver may take; nodes have the rest."""
 FIRST_FACTOR = 2.0
@@ -69,9 +75,9 @@ def infinite_width(
       half-width of the 99 % interval of each number by Student's law, the largest of them. Layers with a tensor
       rule beside them add the difference that refining these alone makes to the first replicate. A tensor grid of more
       than 100,000 nodes is replaced by replicates of Sobol points.
-    - *Solver*: the difference of two runs on the coarsest nodes, one of them ten times less accurate, and rounding,
-      `eps` times the square root of the number of steps. The tolerance is lowered until this is a quarter of the
-      accuracy, or the tolerance is at its least, 64 `eps`.
+    - *Solver*: the difference of two runs on the coarsest nodes, one of them with a tolerance a hundred times as large,
+      and rounding, `eps` times the square root of the number of steps. The tolerance is lowered until this is a quarter
+      of the accuracy, or the tolerance is at its least, 64 `eps`.
 
     **Time unit**: as for `gradflow.MeanFieldFlow`.
 
@@ -172,16 +178,17 @@ class _Runs:
 
     def solver_error(self, nodes: MeanFieldNodes) -> tuple[Solution, float, Errors]:
         """The first run, its tolerance, low enough where it can be, and the error that this leaves."""
-        rtol = max(self.accuracy, TIGHTER * self.least)
-        loose = self(nodes, rtol)
+        first = min(TENFOLD * self.accuracy, LOOSEST)
+        decades = max(APART, math.ceil(math.log10(max(first / self.least, 1.0))))
+        runs: list[Solution] = []
         while True:
-            rtol = max(rtol / TIGHTER, self.least)
-            tight = self(nodes, rtol)
-            errors = _sum(_differences(tight, loose), self._rounding(tight, nodes))
-            if errors["predictions"] <= SOLVER_SHARE * self.accuracy or rtol <= self.least:
-                return tight, rtol, errors
-            # The last tolerance needs one that is looser by the whole factor beside it.
-            loose = tight if rtol / TIGHTER >= self.least else self(nodes, TIGHTER * self.least)
+            rtol = self.least * TENFOLD**decades
+            runs.append(self(nodes, rtol))
+            if len(runs) > APART:
+                errors = _sum(_differences(runs[-1], runs.pop(0)), self._rounding(runs[-1], nodes))
+                if errors["predictions"] <= SOLVER_SHARE * self.accuracy or decades == 0:
+                    return runs[-1], rtol, errors
+            decades -= 1
 
     def _rounding(self, found: Solution, nodes: MeanFieldNodes) -> Errors:
         """Of sums whose terms are as large as the outputs, and of the steps, as if they were independent."""

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from gradflow import _checks
+from gradflow._captured import fresh_jit
 from gradflow._solution import Solution
 from gradflow._tree import full_precision, join, method_of, split
 from gradflow.models._polar import Polar
@@ -133,7 +134,7 @@ def find_saddles(sol: Solution, problem: Any, *, drop: float | None = None) -> l
     return found
 
 
-@eqx.filter_jit
+@fresh_jit
 @full_precision
 def _along(problem: Any, flowing: PyTree, rest: PyTree) -> tuple[Array, Array]:
     """Loss and squared gradient of all rows."""
@@ -219,7 +220,7 @@ def _unstable(problem: Any, params: PyTree) -> tuple[int, float, float]:
     return index, rate, away
 
 
-@eqx.filter_jit
+@fresh_jit
 @full_precision
 def _second(problem: Any, trainable: PyTree, frozen: PyTree) -> tuple[Array, Array]:
     flat, unflatten = jax.flatten_util.ravel_pytree(trainable)

@@ -4,7 +4,7 @@ import equinox as eqx
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import fail
-from gradflow._tree import method_of
+from gradflow._tree import in_single, method_of
 
 
 class Balancedness(eqx.Module):
@@ -23,6 +23,7 @@ class Balancedness(eqx.Module):
     [0.5, 0.5]
     """
 
+    @in_single
     def __call__(self, params: PyTree) -> Float[Array, "..."]:
         found = method_of(params, "imbalance")
         if found is None:

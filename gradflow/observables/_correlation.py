@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import check_positive
-from gradflow._tree import full_precision, split, tree_norm
+from gradflow._tree import full_precision, in_single, split, tree_norm
 from gradflow.models._polar import Polar
 from gradflow.problems import EmpiricalRisk, NeuralCorrelation
 
@@ -29,6 +29,7 @@ class LogNorm(eqx.Module):
     whole: bool = eqx.field(static=True, default=False)
     sees_coordinates: ClassVar[bool] = True
 
+    @in_single
     def __call__(self, params: PyTree) -> Float[Array, "*neurons"]:
         if not isinstance(params, Polar):
             return jnp.log(tree_norm(split(params)[0]))
@@ -75,6 +76,7 @@ class KKTResidual(eqx.Module):
             check_positive("kink", kink, "It is the sine of an angle, such as 1e-3.")
         self.kink = None if kink is None else jnp.asarray(kink, float)
 
+    @in_single
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, ""]:
         return self.correlation.residual(direction_of(params), relative=self.relative, kink=self.kink)
@@ -99,6 +101,7 @@ class Correlation(eqx.Module):
     def __init__(self, correlation: Any, *, degree: int = 2):
         self.correlation = as_correlation(correlation, degree)
 
+    @in_single
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, ""]:
         trainable, frozen = split(direction_of(params))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import fail
-from gradflow._tree import full_precision, method_of, scaled_norm
+from gradflow._tree import full_precision, in_single, method_of, scaled_norm
 from gradflow.models._smoothed import slopes
 from gradflow.observables._neuron_partition import output_weights
 from gradflow.problems import EmpiricalRisk
@@ -47,6 +47,7 @@ class GradientBound(eqx.Module):
             raise fail("problem", "have inputs (n, in_size) and scalar targets", actual)
         self.problem = problem
 
+    @in_single
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, ""]:
         if method_of(params, "preactivations") is None or method_of(params, "readout") is None:

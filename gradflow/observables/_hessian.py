@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PyTree
 
+from gradflow._captured import fresh_jit
 from gradflow._checks import check_callable, check_count, check_positive, fail
 from gradflow._linalg import hessian_vector_product, lanczos
 from gradflow._tree import at_least_single, full_precision, join, split
@@ -50,7 +51,7 @@ class HessianEigenvalues(eqx.Module):
     def __call__(self, params: PyTree) -> Float[Array, " k"]:
         return self.with_bounds(params)[0]
 
-    @eqx.filter_jit
+    @fresh_jit
     @full_precision
     def with_bounds(self, params: PyTree) -> tuple[Float[Array, " k"], Float[Array, " k"], Array]:
         """Eigenvalues, bounds on their errors, and the number of Hessian-vector products spent."""

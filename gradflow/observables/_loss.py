@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import check_callable, fail
-from gradflow._tree import full_precision
+from gradflow._tree import full_precision, in_single
 from gradflow.problems import EmpiricalRisk
 from gradflow.problems._labels import check_labels
 
@@ -32,6 +32,7 @@ class Loss(eqx.Module):
     def __init__(self, problem: Callable[[Any], Any]):
         self.problem = check_callable("problem", problem, "problem(params) -> scalar")
 
+    @in_single
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, ""]:
         return self.problem(params)

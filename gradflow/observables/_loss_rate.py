@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, PyTree
 
 from gradflow._checks import check_callable, check_positive
-from gradflow._tree import full_precision, join, split
+from gradflow._tree import full_precision, in_single, join, split
 
 
 class LossRate(eqx.Module):
@@ -46,6 +46,7 @@ class LossRate(eqx.Module):
         check_positive("scale", scale)
         self.scale = jnp.asarray(scale, float)
 
+    @in_single
     @full_precision
     def __call__(self, params: PyTree) -> Float[jax.Array, ""]:
         trainable, frozen = split(params)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import check_choice, fail
-from gradflow._tree import join, method_of, split
+from gradflow._tree import in_single, join, method_of, split
 
 
 class Lyapunov(eqx.Module):
@@ -46,6 +46,7 @@ class Lyapunov(eqx.Module):
         self.minimum, self.kind = minimum, kind
         self.least = None if least is None else jnp.asarray(least, float)
 
+    @in_single
     def __call__(self, params: PyTree) -> Float[Array, ""]:
         actual = "a Lyapunov function, which needs the momentum as well"
         raise fail("observe", "be functions of the parameters here", actual, "Observe it along a flow with `solve`.")

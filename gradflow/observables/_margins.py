@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import check_count, fail
-from gradflow._tree import flatten, full_precision, join, scaled_norm, split, tree_norm
+from gradflow._tree import flatten, full_precision, in_single, join, scaled_norm, split, tree_norm
 from gradflow.problems import EmpiricalRisk
 from gradflow.problems._labels import LabelKind, label_kind, towards_label
 
@@ -37,6 +37,7 @@ class Margins(eqx.Module):
             raise fail("problem", "be a gradflow.EmpiricalRisk", f"of type {type(problem).__name__}")
         self.problem, self.kind = problem, label_kind(problem.y)
 
+    @in_single
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, " n"]:
         own, other = towards_label(self.problem.predictions(params), self.problem.y, self.kind)
@@ -70,6 +71,7 @@ class NormalisedMargin(eqx.Module):
         check_count("degree", degree)
         self.margins, self.degree = Margins(problem), int(degree)
 
+    @in_single
     def __call__(self, params: PyTree) -> Float[Array, ""]:
         return jnp.min(self.margins(params)) / tree_norm(params) ** self.degree
 
@@ -108,6 +110,7 @@ class MaxMarginResidual(eqx.Module):
     def __init__(self, problem: Any, unseparated: float | None = None):
         self.margins, self.unseparated = Margins(problem), unseparated
 
+    @in_single
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, "2"]:
         trainable, frozen = split(params)

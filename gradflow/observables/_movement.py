@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import fail
-from gradflow._tree import method_of, scaled_norm
+from gradflow._tree import in_single, method_of, scaled_norm
 
 
 class NeuronMovement(eqx.Module):
@@ -35,6 +35,7 @@ class NeuronMovement(eqx.Module):
         self.neurons = neurons
         self.start = self._rows(start)
 
+    @in_single
     def __call__(self, params: PyTree) -> Float[Array, " width"]:
         now = self._rows(params)
         if now.shape != self.start.shape:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import check_finite, fail, is_concrete
-from gradflow._tree import method_of, scaled_norm
+from gradflow._tree import in_single, method_of, scaled_norm
 
 
 class NeuronNorms(eqx.Module):
@@ -29,6 +29,7 @@ class NeuronNorms(eqx.Module):
 
     weights: Callable[[Any], Any] | None = None
 
+    @in_single
     def __call__(self, params: PyTree) -> Float[Array, " width"]:
         rows = self.weights(params) if self.weights is not None else _of_model(params, "neuron_weights", "weights")
         return jax.vmap(scaled_norm)(rows)
@@ -66,6 +67,7 @@ class NeuronAngles(eqx.Module):
                 raise fail("reference", "not be a vector of zeros", f"one in {zeros} rows")
         self.neurons = neurons
 
+    @in_single
     def __call__(self, params: PyTree) -> Float[Array, "width *k"]:
         rows = self.neurons(params) if self.neurons is not None else _of_model(params, "neurons", "neurons")
         if self.reference is None:

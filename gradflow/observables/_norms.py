@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import check_callable
-from gradflow._tree import full_precision, join, split, tree_norm
+from gradflow._tree import full_precision, in_single, join, split, tree_norm
 
 
 class ParameterNorm(eqx.Module):
@@ -19,6 +19,7 @@ class ParameterNorm(eqx.Module):
     5.0
     """
 
+    @in_single
     def __call__(self, params: PyTree) -> Float[Array, ""]:
         return tree_norm(params)
 
@@ -42,6 +43,7 @@ class GradientNorm(eqx.Module):
     def __init__(self, problem: Callable[[Any], Any]):
         self.problem = check_callable("problem", problem, "problem(params) -> scalar")
 
+    @in_single
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, ""]:
         trainable, frozen = split(params)

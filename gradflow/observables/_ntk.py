@@ -6,9 +6,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from gradflow._captured import fresh_jit
 from gradflow._checks import check_count, check_finite
 from gradflow._linalg import kernel
-from gradflow._tree import at_least_single, full_precision, join, split
+from gradflow._tree import at_least_single, full_precision, in_single, join, split
 from gradflow.observables._loss import needs_data
 from gradflow.problems import EmpiricalRisk
 
@@ -44,7 +45,8 @@ class NTK(eqx.Module):
         check_count("chunk", chunk)
         self.chunk = chunk
 
-    @eqx.filter_jit
+    @in_single
+    @fresh_jit
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, "rows rows"]:
         trainable, frozen = split(params)

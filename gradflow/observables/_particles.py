@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, check_count, fail, is_concrete
-from gradflow._tree import join
+from gradflow._tree import in_single, join
 from gradflow.models import MeanFieldNet, MeanFieldNodes
 
 
@@ -48,6 +48,7 @@ class ParticleHistogram(eqx.Module):
         check_count("layer", layer, 0)
         self.value, self.layer = value, int(layer)
 
+    @in_single
     def __call__(self, params: MeanFieldNet) -> Float[Array, " bins"]:
         if self.layer >= len(params.widths):
             raise fail("layer", f"be below {len(params.widths)}, the number of hidden layers", str(self.layer))

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from gradflow._captured import fresh_jit
 from gradflow._checks import check_count, check_finite, fail, is_concrete
-from gradflow._tree import common_dtype, full_precision, join, scaled_norm, split, tree_norm
+from gradflow._tree import at_least_single, common_dtype, full_precision, join, scaled_norm, split, tree_norm
 from gradflow.problems._clarke import has_kinks, nearest_element
 from gradflow.problems._empirical_risk import EmpiricalRisk
 
@@ -98,7 +99,7 @@ def first_labels(problem: EmpiricalRisk, predictions: Any = None) -> Float[Array
         if jnp.issubdtype(problem.y.dtype, jnp.integer) and problem.y.ndim == 1:
             advice = "Give targets as one-hot rows, for instance with labels='onehot'."
             raise fail("problem", "have targets of the shape of the predictions", "one with class indices", advice)
-        predictions = jnp.zeros(shape, common_dtype(problem.y, float))
+        predictions = at_least_single(jnp.zeros(shape, common_dtype(problem.y, float)))
     return problem.pulls(predictions)
 
 
@@ -137,7 +138,7 @@ def check_degree(problem: EmpiricalRisk, degree: int, trainable: PyTree, frozen:
     raise fail("problem", f"have a {degree}-homogeneous model", actual, advice)
 
 
-@eqx.filter_jit
+@fresh_jit
 def _scalings(problem: EmpiricalRisk, trainable: PyTree, frozen: PyTree) -> tuple[Any, Any, Any]:
     """Predictions at random parameters, at twice and at half of them."""
     leaves, structure = jax.tree_util.tree_flatten(trainable)

@@ -150,6 +150,6 @@ def _as_array(name: str, value: Any) -> Array:
         array = np.asarray(value)
     except ValueError as error:
         raise fail(name, "be an array", f"not convertible to one ({error})") from error
-    if array.dtype.kind not in "fiub":
+    if array.dtype.kind not in "fiub" and not jnp.issubdtype(array.dtype, jnp.floating):  # bfloat16 is of no kind
         raise fail(name, "be a numeric array", f"of type {array.dtype}", "Encode labels as numbers.")
     return jnp.asarray(array)

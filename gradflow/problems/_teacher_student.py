@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
+from gradflow._captured import fresh_jit
 from gradflow._checks import check_count, check_finite, fail, is_concrete
 from gradflow._tree import common_dtype, full_precision
 from gradflow.problems._field_sums import population_risk
@@ -103,7 +104,7 @@ class TeacherStudent(eqx.Module):
             raise fail("params", f"hold weights of shape (units, {self.dim})", f"of shape {weights.shape}")
         return OrderParameters(weights @ weights.T / self.dim, weights @ self.teacher.T / self.dim, output)
 
-    @eqx.filter_jit
+    @fresh_jit
     @full_precision
     def __call__(self, params: Any) -> Float[Array, ""]:
         found = self.order_parameters(params)

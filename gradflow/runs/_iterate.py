@@ -294,7 +294,7 @@ def _steps_to(setup: RuleSetup, carry: RuleCarry, k: Int[Array, ""]) -> RuleCarr
         new, loss = setup.rule.step(now, old, setup.frozen)
         new = new if setup.extents is None else within(new, setup.extents)
         finite = _all_finite(setup.rule.params(new)) & jnp.isfinite(loss)
-        grown = loss > carry.largest_loss
+        grown = loss.astype(carry.largest_loss.dtype) > carry.largest_loss
         code = jnp.where(grown, Status.DIVERGED, code)
         code = jnp.where(finite, code, Status.NONFINITE)
         keep = finite & ~grown

@@ -147,6 +147,8 @@ def _advice(setup: Setup) -> str:
     """What helps a run that failed, beyond what its status says."""
     if setup.flow.kinked(setup.start, setup.frozen):
         return SLIDING
+    if setup.flow.remedy:
+        return setup.flow.remedy
     why = method_of(getattr(setup.flow, "problem", None), "why_not_finite")
     return "" if why is None or not _checks.is_concrete(setup) else why(join(setup.start, setup.frozen))
 
@@ -253,7 +255,8 @@ def _prepare_solver(solver: Any, control: StepControl, trainable: PyTree) -> Abs
         solver = eqx.tree_at(lambda s: s.scan_kind, solver, "lax", is_leaf=lambda x: x is None)
     if not isinstance(solver, diffrax.AbstractImplicitSolver):
         return OneStep(solver)
-    rough = control.rtol * tree_norm(trainable) if control.atol is None else control.atol
+    size = tree_norm(trainable)
+    rough = control.rtol.astype(size.dtype) * size if control.atol is None else control.atol
     own: dict[str, Any] = {"rtol": control.rtol, "atol": rough, "norm": optimistix.rms_norm}
     # A root finder of diffrax leaves a marker where it wants the tolerances of the run.
     finder = solver.root_finder

@@ -158,8 +158,8 @@ class Automatic(AbstractMethod):
 
         remaining = (1 - field.share) * self._whole(field, dt)
         ahead = (tableau.stages - 1) * remaining / (dt * factor.astype(dt.dtype))
-        held = cost_if_held(field, unflatten, tableau, k) * remaining / dt
-        budget = mode.budget * given.rtol ** (-1 / 6)
+        held = cost_if_held(field, unflatten, tableau, k).astype(dt.dtype) * remaining / dt
+        budget = mode.budget.astype(dt.dtype) * (given.rtol ** (-1 / 6)).astype(dt.dtype)
         switch = (mode.steps + 1 >= WARM) & (ahead * held > (BUDGET * budget) ** 2)
         history = self._recent(field, y, dense, mode.history)
         factor = jnp.where((ratio <= 1) & switch, (history.spacing / h).astype(factor.dtype), factor)

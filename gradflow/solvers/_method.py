@@ -33,7 +33,7 @@ class Field(eqx.Module):
     after: Scalar | None = None  # the first one beyond it; infinity where there is none
 
     def __call__(self, s: Scalar, y: PyTree) -> PyTree:
-        t = (self.t + s).astype(self.t.dtype)
+        t = self.t + jnp.asarray(s, self.t.dtype)
         if self.before is not None and self.after is not None:
             low, high = _beside(self.before, 1), _beside(self.after, -1)
             t = jnp.where(t < low, low, jnp.where(t > high, high, t))

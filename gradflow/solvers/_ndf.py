@@ -216,7 +216,7 @@ class NDF(AbstractMethod):
 
         unstable = jnp.clip(0.5 * alpha / jnp.where(curvature > 0, curvature, 1) / h, 0.1, 0.5)
         failed = jnp.where(found.negative & (curvature > 0), unstable, 0.3)
-        shorter = jnp.clip(0.8 * error ** (-1 / (k + 1)), 0.2, 0.8)
+        shorter = jnp.clip(0.8 * error ** (-1 / (k + 1)).astype(error.dtype), 0.2, 0.8)
         shrink = jnp.where(found.converged & finite, shorter, failed)
         distrust = jnp.where(found.converged, history.rate, 1)
         rejected = History(

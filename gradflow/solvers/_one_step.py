@@ -69,8 +69,8 @@ class OneStep(AbstractMethod):
         kept = self.solver.rejected(moved, inner) if isinstance(self.solver, AbstractStabilised) else inner
         factor = control.factor(ratio, previous, failed, self.first_order)
         if isinstance(self.solver, AbstractStabilised):
-            factor = (self.solver.suited_step(moved, factor * dt) / dt).astype(factor.dtype)
-            bound = (self.solver.longest_step(moved) / dt).astype(factor.dtype)
+            factor = (self.solver.suited_step(moved, factor.astype(dt.dtype) * dt) / dt).astype(factor.dtype)
+            bound = (self.solver.longest_step(moved).astype(dt.dtype) / dt).astype(factor.dtype)
             factor = jnp.where(bound < 1, bound, jnp.minimum(factor, bound))
         stride, seen = field.stride(y, y1), fastest
         if stride is not None:
@@ -78,8 +78,8 @@ class OneStep(AbstractMethod):
             # the state as a whole rests.
             stride = jax.lax.stop_gradient(stride).astype(ratio.dtype)
             ratio = jnp.where(stride > LONGEST_STRIDE, jnp.maximum(ratio, stride), ratio)
-            seen = jnp.maximum(fastest, (stride / dt).astype(fastest.dtype))
-            factor = jnp.minimum(factor, (1 / jnp.maximum(seen * dt, 1e-30)).astype(factor.dtype))
+            seen = jnp.maximum(fastest, (stride.astype(dt.dtype) / dt).astype(fastest.dtype))
+            factor = jnp.minimum(factor, (1 / jnp.maximum(seen.astype(dt.dtype) * dt, 1e-30)).astype(factor.dtype))
         return Attempt(
             y1=y1,
             ratio=ratio,

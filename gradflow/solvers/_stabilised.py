@@ -167,7 +167,8 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         """
         if not self.ordinary:
             return step
-        edge = jnp.where(state.radius > 0, self.ordinary / jnp.where(state.radius > 0, state.radius, 1), jnp.inf)
+        radius = state.radius.astype(step.dtype)
+        edge = jnp.where(radius > 0, self.ordinary / jnp.where(radius > 0, radius, 1), jnp.inf)
         after_ordinary = jnp.where(step <= edge, step, jnp.maximum(step / GAIN, edge))
         after_stabilised = jnp.where(step < edge, jnp.minimum(GAIN * step, edge), step)
         return jnp.where(state.product <= self.ordinary, after_ordinary, after_stabilised)

@@ -11,6 +11,7 @@ import xarray as xr
 from jaxtyping import Array, Float, PyTree
 
 from gradflow import _checks
+from gradflow._captured import fresh_jit
 from gradflow._solution import Status, moving
 from gradflow.flows import AbstractFlow, GradientFlow
 from gradflow.models import MLP
@@ -302,14 +303,14 @@ def compare_table(ds: xr.Dataset) -> str:
     return "\n".join(lines)
 
 
-@eqx.filter_jit
+@fresh_jit
 def _along(params: PyTree, *observables: Callable[[Any], Any]) -> tuple[Float[Array, " rows"], ...]:
     """Observables along a run, from its saved parameters."""
     rows, rest = eqx.partition(params, eqx.is_inexact_array)
     return jax.lax.map(lambda row: tuple(observable(eqx.combine(row, rest)) for observable in observables), rows)
 
 
-@eqx.filter_jit
+@fresh_jit
 def run_distance(a: PyTree, b: PyTree) -> tuple[Float[Array, " rows"], Float[Array, ""]]:
     """Distances row by row between two runs, and how far the second went."""
     first, second = (eqx.filter(tree, eqx.is_inexact_array) for tree in (a, b))

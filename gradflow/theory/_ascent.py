@@ -9,6 +9,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from gradflow._captured import fresh_jit
 from gradflow._tree import full_precision, join
 from gradflow.problems import NeuralCorrelation
 
@@ -28,7 +29,7 @@ class WholeCorrelation(eqx.Module):
         return self.correlation(join(unflatten(vector), self.frozen))
 
 
-@eqx.filter_jit
+@fresh_jit
 @full_precision
 def ascend(
     target: Callable[[Array, Any], Array],

@@ -2,12 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from gradflow._captured import fresh_jit
 from gradflow._tree import full_precision, join
 from gradflow.problems import NeuralCorrelation
 from gradflow.problems._clarke import nearest_element
@@ -35,7 +35,7 @@ class Settled(NamedTuple):
     rising: Any
 
 
-@eqx.filter_jit
+@fresh_jit
 @full_precision
 def on_kinks(
     correlation: NeuralCorrelation, trainable: PyTree, frozen: PyTree, ends: Float[Array, "starts size"]
@@ -52,7 +52,7 @@ def _angles(model: PyTree, x: Float[Array, "N d"]) -> Float[Array, " N"]:
     return jnp.abs(before / bounds)
 
 
-@eqx.filter_jit
+@fresh_jit
 @full_precision
 def settle_on_kinks(
     correlation: NeuralCorrelation, trainable: PyTree, frozen: PyTree, ends: Float[Array, "starts size"]
@@ -101,7 +101,7 @@ def settle_on_kinks(
     return jax.lax.map(settled, ends, batch_size=min(8, ends.shape[0]))
 
 
-@eqx.filter_jit
+@fresh_jit
 @full_precision
 def stationary(target: WholeCorrelation, degree: int, starts: Float[Array, "starts size"], steps: int) -> Settled:
     """Points at which the residual of a smooth `N` is least."""

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from gradflow._checks import check_count, check_positive, fail
-from gradflow._tree import join, split
+from gradflow._tree import in_double, join, split
 from gradflow.models._polar import neuron_rows
 from gradflow.problems import NeuralCorrelation
 from gradflow.problems._clarke import has_kinks
@@ -51,8 +51,8 @@ class KKTPoints(NamedTuple):
     def params(self, index: int = 0) -> PyTree:
         """The point as parameters, of length one."""
         trainable, frozen = split(self.model)
-        _, unflatten = jax.flatten_util.ravel_pytree(trainable)
-        return join(unflatten(jnp.asarray(self.directions[index])), frozen)
+        flat, unflatten = jax.flatten_util.ravel_pytree(trainable)
+        return join(unflatten(jnp.asarray(self.directions[index], flat.dtype)), frozen)
 
     @property
     def ties(self) -> int:
@@ -82,6 +82,8 @@ def kkt_points(
     Such an end is moved to the critical point within the kinks it is close to, and certified by the smallest element of
     `(sum of the subdifferentials of the samples) - degree N u`. With `every`, the same is done from the random starts,
     with up to three of the nearest kinks. Other ReLU models are reported with the gradient as it is.
+
+    All is computed in float64, whatever the type of the model.
 
     **Arguments**
 
@@ -113,6 +115,22 @@ def kkt_points(
     check_count("starts", starts)
     check_count("iterations", iterations)
     check_positive("tolerance", tolerance)
+    # What lies on a kink, and which points are one, takes more digits than single precision has.
+    with jax.enable_x64(True):
+        wide, net = in_double((correlation, model))
+        found = _kkt_points(wide, net, every, starts, iterations, tolerance, key)
+    return found._replace(model=model)
+
+
+def _kkt_points(
+    correlation: NeuralCorrelation,
+    model: PyTree,
+    every: bool,
+    starts: int,
+    iterations: int,
+    tolerance: float,
+    key: Any,
+) -> KKTPoints:
     trainable, frozen = split(model)
     flat = jax.flatten_util.ravel_pytree(trainable)[0]
     key = jax.random.key(0) if key is None else key
