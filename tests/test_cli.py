@@ -57,6 +57,7 @@ COMMANDS = [
     "plot",
     "export",
     "info",
+    "guide",
 ]
 
 
@@ -99,6 +100,7 @@ def test_help_lists_every_command(gradflow):
         ("plot", ["--out", "STORE"]),
         ("export", ["STORE", "FILE"]),
         ("info", ["STORE"]),
+        ("guide", ["PAGE"]),
     ],
 )
 def test_every_command_explains_itself(gradflow, command, options):

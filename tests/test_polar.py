@@ -28,6 +28,15 @@ def four_modes():
     return problem, gf.models.TwoLayer(4, 6, 4, activation=identity, key=jax.random.key(1))
 
 
+# Failures
+
+
+def test_a_run_that_fails_says_so_though_its_problem_knows_no_polar_coordinates(four_modes):
+    problem, model = four_modes
+    with pytest.raises(gf.SolveError, match="max_steps"):
+        gf.solve(gf.PolarFlow(problem), gf.Polar(model, -20.0), [100.0], max_steps=2)
+
+
 # Escape
 
 

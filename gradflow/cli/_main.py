@@ -46,3 +46,13 @@ def export(
     from gradflow.sweeps import to_netcdf
 
     print(f"netCDF: {to_netcdf(store, file)}")
+
+
+@app.command("guide", short_help="The guide: prints a page, or lists the pages.")
+def guide(
+    page: Annotated[str | None, typer.Argument(help="A page of the guide; without one, all are listed.")] = None,
+) -> None:
+    """Prints a page of the guide as plain text; without a page, the list of pages."""
+    from gradflow.cli._guide import list_pages, read_page
+
+    print(list_pages() if page is None else read_page(page).rstrip())

@@ -25,7 +25,13 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         warnings.showwarning = _warn
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            # The reader of a pipe, such as `head`, has seen enough; nothing is left to say to it, at exit neither.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
         except KeyboardInterrupt:
             print("\ngradflow: interrupted; nothing was written.", file=sys.stderr)
             raise typer.Exit(130) from None

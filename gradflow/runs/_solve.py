@@ -29,7 +29,7 @@ from gradflow.runs._arguments import (
 from gradflow.runs._continue import Checkpoint, Resumed
 from gradflow.runs._drive import drive
 from gradflow.runs._fixed_steps import solve_stochastic
-from gradflow.runs._record import check_observe
+from gradflow.runs._record import check_observe, seen
 from gradflow.runs._until import Until
 from gradflow.solvers import AbstractMethod, AbstractStochasticMethod, OneStep, StepControl, default_solver
 from gradflow.solvers._default import describe_choice
@@ -150,7 +150,7 @@ def _advice(setup: Setup) -> str:
     if setup.flow.remedy:
         return setup.flow.remedy
     why = method_of(getattr(setup.flow, "problem", None), "why_not_finite")
-    return "" if why is None or not _checks.is_concrete(setup) else why(join(setup.start, setup.frozen))
+    return "" if why is None or not _checks.is_concrete(setup) else why(seen(why, join(setup.start, setup.frozen)))
 
 
 SLIDING = (
