@@ -101,6 +101,19 @@ def _not_finite_on_device(array: jax.Array) -> jax.Array:
     return jnp.count_nonzero(~jnp.isfinite(array))
 
 
+def largest_entry(array: jax.Array | np.ndarray) -> float:
+    """The largest absolute value of an array that is known, taken where the array is; zero without entries."""
+    if not isinstance(array, jax.Array):
+        return float(max(np.max(array, initial=0.0), -np.min(array, initial=0.0)))
+    with jax.ensure_compile_time_eval():
+        return float(_largest(array))
+
+
+@jax.jit
+def _largest(array: jax.Array) -> jax.Array:
+    return jnp.max(jnp.abs(array), initial=0)
+
+
 def check_choice(argument: str, value: Any, choices: Iterable[str], advice: str = "") -> None:
     """Refuses a name that is not among `choices`."""
     names = list(choices)

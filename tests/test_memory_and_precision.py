@@ -10,6 +10,7 @@ import pytest
 
 import gradflow as gf
 from gradflow import _checks
+from gradflow.problems import _labels
 from gradflow.runs import _arguments
 
 HALVES = [jnp.bfloat16, jnp.float16]
@@ -18,6 +19,15 @@ PEAK = """
 import resource, sys
 import jax, jax.numpy as jnp, numpy as np
 from gradflow._checks import check_finite
+from gradflow.problems._labels import check_inputs_of_length
+from gradflow.runs._arguments import check_size
+
+def check(data):
+    check_finite("x", data)
+    check_size(data, data.dtype)
+    if sys.argv[1] == "sharded":
+        check_inputs_of_length(data)
+
 size = 2**26  # 256 megabytes of float32
 if sys.argv[1] == "numpy":
     data = np.ones(size, np.float32)
@@ -25,11 +35,11 @@ else:
     from jax.sharding import NamedSharding, PartitionSpec
     mesh = jax.make_mesh((8,), ("data",))
     place = NamedSharding(mesh, PartitionSpec("data"))
-    data = jax.block_until_ready(jax.jit(lambda: jnp.ones(size, jnp.float32), out_shardings=place)())
-small = data[:8] if sys.argv[1] == "numpy" else jax.device_put(np.ones(64, np.float32), place)
-check_finite("x", small)
+    data = jax.block_until_ready(jax.jit(lambda: jnp.ones((size // 64, 64), jnp.float32), out_shardings=place)())
+small = data[:8] if sys.argv[1] == "numpy" else jax.device_put(np.ones((8, 64), np.float32), place)
+check(small)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-check_finite("x", data)
+check(data)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
@@ -54,6 +64,22 @@ def test_what_is_not_finite_is_counted(dtype):
     _checks.check_finite("x", (np.ones((0, 2)), jnp.arange(3), "a", 1.0))
     with pytest.raises(ValueError, match="1 of 1"):
         _checks.check_finite("x", float("nan"))
+
+
+def test_labels_inputs_and_starts_of_other_values_are_refused():
+    signs, rows = jnp.tile(jnp.array([1.0, -1.0]), 500), jnp.tile(jnp.eye(2), (500, 1))
+    kinds = [_labels.label_kind(y) for y in (signs, signs.astype(int), (signs > 0).astype(int), rows)]
+    assert kinds == ["signs", "signs", "indices", "onehot"]
+    with pytest.raises(ValueError, match=r"labels \+1 and -1, or class indices, but is 0.5"):
+        _labels.label_kind(signs.at[7].set(0.5))
+    with pytest.raises(ValueError, match="one-hot rows"):
+        _labels.label_kind(rows.at[7].set(0.5))
+    x = jnp.ones((1000, 3))
+    with pytest.raises(ValueError, match="zero in 2 of 1000 samples, the first at index 5"):
+        _labels.check_inputs_of_length(x.at[jnp.array([5, 9])].set(0))
+    for start in (1e-307 * x, np.full(3, 1e-307)):
+        with pytest.warns(gf.PrecisionWarning, match="largest entry of `params` is 1e-307"):
+            _arguments.check_size(start, x.dtype)
 
 
 def test_known_values_are_checked_inside_a_trace():

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Bool, Float, Shaped
 
 from gradflow._checks import fail, is_concrete
 from gradflow.problems.losses import cross_entropy, exponential, hinge, logistic
@@ -23,20 +23,26 @@ def label_kind(y: Shaped[Array, "n ..."]) -> LabelKind:
     advice = 'For instance `gf.data.digits(classes=(0, 1), labels="pm1")`.'
     if jnp.ndim(y) == 2:
         if is_concrete(y):
-            rows = np.asarray(y)
-            if not (np.all((rows == 0) | (rows == 1)) and np.all(rows.sum(axis=1) == 1)):
+            with jax.ensure_compile_time_eval():
+                rows = jnp.asarray(y)
+                single = jnp.all((rows == 0) | (rows == 1)) & jnp.all(jnp.count_nonzero(rows, axis=1) == 1)
+            if not bool(single):
                 raise fail("y", "hold one-hot rows", "a matrix of other numbers", advice)
         return "onehot"
     if jnp.ndim(y) != 1:
         raise fail("y", "be of shape (n,) or (n, classes)", f"of shape {jnp.shape(y)}", advice)
     if not is_concrete(y):
         return "signs" if jnp.issubdtype(y.dtype, jnp.floating) else "indices"
-    values = np.asarray(y)
-    if np.all(np.abs(values) == 1):
-        return "signs"
-    if values.dtype.kind in "iu" and np.all(values >= 0):
-        return "indices"
-    raise fail("y", "hold labels +1 and -1, or class indices", f"{values.ravel()[np.abs(values) != 1][0]:g}", advice)
+    # Data that are known stay where they are, on one device or many, and whatever trace is around.
+    with jax.ensure_compile_time_eval():
+        values = jnp.asarray(y)
+        other = jnp.abs(values) != 1
+        if not bool(jnp.any(other)):
+            return "signs"
+        if jnp.issubdtype(values.dtype, jnp.integer) and bool(jnp.all(values >= 0)):
+            return "indices"
+        first = float(np.asarray(values)[np.argmax(np.asarray(other))])
+    raise fail("y", "hold labels +1 and -1, or class indices", f"{first:g}", advice)
 
 
 def towards_label(
@@ -63,10 +69,17 @@ def towards_label(
 def check_inputs_of_length(x: Any) -> None:
     """Refuses a sample of norm zero: no neuron is ever active on it."""
     if is_concrete(x):
-        zeros = ~np.any(np.asarray(x).reshape(np.shape(x)[0], -1) != 0, axis=1)
+        with jax.ensure_compile_time_eval():
+            zeros = np.asarray(_zero_samples(jnp.asarray(x)))
         if np.any(zeros):
             actual = f"zero in {int(zeros.sum())} of {zeros.size} samples, the first at index {int(np.argmax(zeros))}"
             raise fail("x", "hold samples other than zero", actual, "Remove them: they say nothing about any neuron.")
+
+
+@jax.jit
+def _zero_samples(x: Shaped[Array, "n ..."]) -> Bool[Array, " n"]:
+    # The largest entry of each: unlike a mask it takes no memory.
+    return jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)), initial=0) == 0
 
 
 def check_targets(loss: Any, y: Any) -> None:

@@ -150,7 +150,7 @@ def check_size(trainable: PyTree, dtype: Any) -> None:
     """Warns of a start so small that differences of a millionth of it underflow."""
     if not _checks.is_concrete(trainable):
         return
-    largest = max(float(np.max(np.abs(leaf), initial=0.0)) for leaf in jax.tree_util.tree_leaves(trainable))
+    largest = max(_checks.largest_entry(leaf) for leaf in jax.tree_util.tree_leaves(trainable))
     least = 1e6 * float(jnp.finfo(dtype).tiny)
     if 0 < largest < least:
         _checks.warn_precision(
