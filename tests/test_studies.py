@@ -672,5 +672,5 @@ def test_figure_of_the_comparison(discrete, tmp_path):
 
 
 def test_draw_refuses_what_no_study_wrote():
-    with pytest.raises(ValueError, match="must carry the attribute `study`, one of 'small-init', 'vanishing-init'"):
+    with pytest.raises(ValueError, match="must carry the attribute `study`, one of 'circle', 'compare', 'early-stage'"):
         plot.draw(xr.Dataset({"a": ("x", [1.0])}))

@@ -63,7 +63,7 @@ def small_init(
     Scales that no float holds, and other data sets, are those of `gradflow vanishing-init`.
     """
     configure_jax()
-    from gradflow import plot, studies
+    from gradflow import studies
     from gradflow.sweeps import check_writable
 
     rtol = (1e-3 if quick else 1e-4) if rtol is None else rtol
@@ -84,7 +84,7 @@ def small_init(
     if missing:
         print(f"store: {store}: {ds.status.size - missing} of {ds.status.size} runs, the others are for other chunks")
         return
-    _report(studies.small_init_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+    _report(ds, store, out / f"{name}.png")
     _end_with(ds.status)
 
 
@@ -106,7 +106,7 @@ def compare(
 ) -> None:
     """A discrete rule against its flows: the gap over learning rates, its order, and what accuracy costs."""
     configure_jax()
-    from gradflow import plot, studies
+    from gradflow import studies
     from gradflow.sweeps import check_writable, write_dataset
 
     dataset = load(data, path, 100 if quick and samples is None else samples, centre=True, labels="onehot")
@@ -122,7 +122,7 @@ def compare(
         size = {"width": width, "depth": depth, "rates": 6, "horizon": horizon}
     ds = studies.discrete_gap(dataset, rule=rule, **cast(dict[str, Any], size))
     store = write_dataset(ds, out / f"{name}.zarr")
-    _report(studies.compare_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+    _report(ds, store, out / f"{name}.png")
 
 
 @app.command("mean-field", short_help="Networks of growing width beside width infinity.")
@@ -143,7 +143,7 @@ def mean_field(
     Deviation and bias by width and depth beside what theory predicts, rules of nodes, test particles.
     """
     configure_jax()
-    from gradflow import plot, studies
+    from gradflow import studies
     from gradflow.sweeps import check_writable, write_dataset
 
     name = f"mean-field-{data}" + ("-quick" if quick else "")
@@ -157,7 +157,7 @@ def mean_field(
     with _resumable(_again()):
         ds = studies.mean_field(dataset, **few, store=out / f"{name}-runs.zarr", resume=not fresh)
     store = write_dataset(ds, out / f"{name}.zarr")
-    _report(studies.mean_field_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+    _report(ds, store, out / f"{name}.png")
 
 
 @app.command("momentum", short_help="Heavy ball and Nesterov: flows, rates, which is faster.")
@@ -174,7 +174,7 @@ def momentum(
 ) -> None:
     """Heavy ball and Nesterov on wide ReLU networks: flows, rates per mode, which is faster, movement of neurons."""
     configure_jax()
-    from gradflow import plot, studies
+    from gradflow import studies
     from gradflow.sweeps import check_writable, write_dataset
 
     samples = (24 if quick else 40) if samples is None else samples
@@ -184,7 +184,7 @@ def momentum(
     size: dict[str, Any] = {"widths": (64, 256), "ratios": (0.1, 4.0), "saves": 60} if quick else {}
     ds = studies.momentum(dataset, **size, steps=200 if quick and steps is None else steps)
     store = write_dataset(ds, out / f"{name}.zarr")
-    _report(studies.momentum_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+    _report(ds, store, out / f"{name}.png")
 
 
 @app.command("phase-diagram", short_help="One-pass SGD in high dimension beside its equations.")
@@ -203,7 +203,7 @@ def phase_diagram(
     learning rate costs in samples, the risk over learning rate and noise and over the exponents of width and rate.
     """
     configure_jax()
-    from gradflow import plot, studies
+    from gradflow import studies
     from gradflow.sweeps import check_writable, write_dataset
 
     name = "phase-diagram-quick" if quick else "phase-diagram"
@@ -219,7 +219,7 @@ def phase_diagram(
     with _resumable(_again()):
         ds = studies.phase_diagram(**size, store=parts, resume=not fresh)
     store = write_dataset(ds, out / f"{name}.zarr")
-    _report(studies.phase_diagram_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+    _report(ds, store, out / f"{name}.png")
 
 
 @app.command("vanishing-init", short_help="Escape from weights of norm 1e-4 down to 1e-300.")
@@ -243,7 +243,7 @@ def vanishing_init(
     `--data circle`: gradient descent on squared-ReLU neurons beside its flow, in the settings of the source.
     """
     configure_jax()
-    from gradflow import plot, studies
+    from gradflow import studies
     from gradflow.sweeps import check_writable, write_dataset
 
     name = "circle" if data == "circle" else "vanishing-init"
@@ -255,16 +255,14 @@ def vanishing_init(
             raise fail("seeds" if path is None else "path", "be left out with --data circle", "given")
         dataset = load(data, None, samples if samples is not None else 50)
         ds = studies.circle_illustration(dataset, **({"steps": 20_000, "width": 8} if quick else {}))
-        table = studies.circle_table(ds)
     else:
         dataset = small_data(data, path, 60 if quick and samples is None else samples, None if every_class else classes)
         few: dict[str, Any] = {"exponents": (4, 12, 300), "widths": (4,), "saves": 101, "rounds": 1} if quick else {}
         few |= {"seeds": range((1 if quick else 3) if seeds is None else seeds)}
         with _resumable(_again()):
             ds = studies.vanishing_init(dataset, loss=loss, **few, store=out / f"{name}-runs.zarr", resume=not fresh)
-        table = studies.vanishing_init_table(ds)
     write_dataset(ds, store)
-    _report(table, store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+    _report(ds, store, out / f"{name}.png")
     if "status" in ds:
         _end_with(ds.status)
 
@@ -292,7 +290,7 @@ def early_stage(
     """
     configure_jax()
     from gradflow import data as sets
-    from gradflow import plot, studies
+    from gradflow import studies
     from gradflow.sweeps import check_writable, write_dataset
 
     name = f"early-stage-{data}" + ("-quick" if quick else "")
@@ -300,7 +298,6 @@ def early_stage(
     if data == "two-directions":
         few: dict[str, Any] = {"angles": (0.1, 0.05, 0.025), "steps": 20_000, "saves": 201} if quick else {}
         ds = studies.two_directions(**few, seed=seed)
-        table = studies.two_directions_table(ds)
     else:
         if data == "correlated":
             dataset = sets.correlated(20 if samples is None else samples, 8, seed=seed)
@@ -312,9 +309,8 @@ def early_stage(
         if quick and not every_class:
             few |= {"losses": ("exponential", "square")}
         ds = studies.early_stage(dataset, **few, seed=seed)
-        table = studies.early_stage_table(ds)
     store = write_dataset(ds, out / f"{name}.zarr")
-    _report(table, store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+    _report(ds, store, out / f"{name}.png")
 
 
 def _chunk(given: str | None) -> tuple[int, int] | None:
@@ -344,8 +340,12 @@ def _say_what_is_there(store: pathlib.Path, fresh: bool) -> None:
         print(f"resuming {store}: {done} of {found['status'].size} flows are there (--fresh starts over)")
 
 
-def _report(table: str, store: pathlib.Path, figure: pathlib.Path, ds: Any) -> None:
-    print(table)
+def _report(ds: Any, store: pathlib.Path, target: pathlib.Path) -> None:
+    """Prints the table of a study, draws its figure, and says where both lie."""
+    from gradflow import plot, tables
+
+    figure = plot.save(plot.draw(ds), target)
+    print(tables.text(ds))
     print(f"\nstore:  {store}  ({', '.join(f'{size} {dim}' for dim, size in ds.sizes.items())})")
     print(f"figure: {figure}")
 

@@ -56,7 +56,7 @@ def circle_illustration(
     >>> ds = gf.studies.circle_illustration(gf.data.circle(20), width=4, steps=2000, saves=21)
     >>> dict(ds.polar_angle.sizes)
     {'run': 2, 'time': 21, 'neuron': 4}
-    >>> print(gf.studies.circle_table(ds).splitlines()[0])
+    >>> print(gf.tables.circle(ds).splitlines()[0])
     width 4, scale 1e-05, learning rate 5e-05
     >>> len(gf.plot.circle(ds).axes)
     3
@@ -85,24 +85,3 @@ def circle_illustration(
     about = {"study": "circle", "width": width, "scale": scale, "learning_rate": learning_rate}
     coordinates = {"run": ["descent", "flow"], "time": np.asarray(descent.ts), "kkt": np.arange(angles.size)}
     return xr.Dataset(data | {"kkt_angle": ("kkt", angles)}, coordinates, about)
-
-
-def circle_table(ds: xr.Dataset) -> str:
-    """What `circle_illustration` found, as text; see the example there."""
-    risk = ds.risk.values
-    kkt = np.rad2deg(ds.kkt_angle.values)
-    small = np.flatnonzero(ds.norm.sel(run="flow").values < SMALL)
-    row = int(small[-1]) if small.size else 0
-    angle, norm = ds.polar_angle.sel(run="flow").values[row], float(ds.norm.sel(run="flow")[row])
-    nearest = np.min(np.abs(np.angle(np.exp(1j * (angle[:, None] - ds.kkt_angle.values)))), axis=1)
-    gap = float(np.max(np.abs(risk[0] - risk[1])) / risk[1, 0])
-    return "\n".join(
-        [
-            f"width {ds.attrs['width']}, scale {ds.attrs['scale']:g}, learning rate {ds.attrs['learning_rate']:g}",
-            f"KKT points of one neuron at {', '.join(f'{a:.1f}' for a in kkt)} degrees",
-            f"at |w| = {norm:.1e}, t = {float(ds.time[row]):.3f}: "
-            f"{int(np.sum(nearest < 0.05))} of {angle.size} neurons within 0.05 of one of them",
-            f"loss {risk[1, 0]:.4g} -> {risk[1, -1]:.4g} along the flow, {risk[0, -1]:.4g} by descent",
-            f"gap between the two loss curves: {gap:.1e} of the first loss at most",
-        ]
-    )
