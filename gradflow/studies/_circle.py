@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from gradflow import _checks
+from gradflow.data import Dataset, circle
 from gradflow.flows import NeuronPolarFlow
 from gradflow.limits._alternating_flow import nearest_points
 from gradflow.models import OneLayer
@@ -19,6 +20,9 @@ from gradflow.runs._solve import solve
 
 SMALL = 1e-2
 """Norm of the weights up to which directions are those of the first phase."""
+
+QUICK: dict[str, Any] = {"steps": 20_000, "width": 8}
+"""Arguments of `circle_illustration` that take about 20 seconds."""
 
 
 def circle_illustration(
@@ -85,3 +89,8 @@ def circle_illustration(
     about = {"study": "circle", "width": width, "scale": scale, "learning_rate": learning_rate}
     coordinates = {"run": ["descent", "flow"], "time": np.asarray(descent.ts), "kkt": np.arange(angles.size)}
     return xr.Dataset(data | {"kkt_angle": ("kkt", angles)}, coordinates, about)
+
+
+def load_data(samples: int | None = None) -> Dataset:
+    """The data of the source, or another number of them."""
+    return circle(50 if samples is None else samples)

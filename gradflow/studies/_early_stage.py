@@ -13,6 +13,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from gradflow import observables, theory
 from gradflow._checks import check_choice, check_count, check_positive, fail
 from gradflow._solution import Status
+from gradflow.data import Dataset, correlated
+from gradflow.data._load import load_some
 from gradflow.flows import GradientFlow
 from gradflow.models import Smoothed, TwoLayer, mild_two_layer
 from gradflow.problems import EmpiricalRisk, losses
@@ -163,6 +165,32 @@ def early_stage(
     attrs |= {"middle_rate": rate, "runs": runs, "seed": seed, "smoothing": smoothing}
     attrs |= {"condition": _condition(x, y), "control_condition": _condition(x, control.y)}
     return xr.Dataset(variables, coords=coords, attrs=attrs)
+
+
+def quick(two_classes: bool = True) -> dict[str, Any]:
+    """Arguments of `early_stage` that take about 20 seconds, on 40 samples."""
+    few: dict[str, Any] = {"widths": (8, 64), "rates": (0.1, 0.01), "batches": (2,), "saves": 41}
+    return few | ({"losses": ("exponential", "square")} if two_classes else {})
+
+
+def load_data(
+    name: str = "correlated",
+    *,
+    path: str | None = None,
+    samples: int | None = None,
+    classes: tuple[int, int] | None = (0, 1),
+    seed: int = 0,
+    quick: bool = False,
+) -> Dataset:
+    """Data as `early_stage` takes them: `correlated`, or a data set by name, centred, of norm one.
+
+    Two classes are told apart by signs; with `None`, all classes by their index.
+    """
+    if name == "correlated":
+        return correlated(20 if samples is None else samples, 8, seed=seed)
+    targets: dict[str, Any] = {"labels": "index"} if classes is None else {"classes": classes, "labels": "pm1"}
+    samples = (40 if quick else 100) if samples is None else samples
+    return load_some(name, path=path, samples=samples, centre=True, unit_norm=True, **targets)
 
 
 def _targets(x: np.ndarray, y: Any) -> jax.Array:

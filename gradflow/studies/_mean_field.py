@@ -1,5 +1,6 @@
 """Infinite width: networks of growing width beside their limit, its error, and what theory predicts of the gap."""
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 import xarray as xr
 
 from gradflow import _checks
+from gradflow.data import Dataset, principal_components, sine
+from gradflow.data._load import load_some
 from gradflow.flows import MeanFieldFlow
 from gradflow.limits._infinite_width import infinite_width
 from gradflow.limits._width_fluctuations import width_fluctuations
@@ -25,6 +28,21 @@ from gradflow.sweeps import sweep
 RULES = ("Gauss-Legendre", "Sobol", "Monte Carlo")
 PARTICLES = np.stack(np.meshgrid([-0.9, -0.3, 0.3, 0.9], [-0.8, 0.8], indexing="ij"), axis=-1).reshape(-1, 2)
 """Labels of the test particles, in units of the half-width of the law of the first layer."""
+
+
+QUICK: dict[str, Any] = {
+    "widths": (16,),
+    "depths": (2,),
+    "sgd_widths": (16,),
+    "seeds": 8,
+    "more": 1,
+    "horizon": 3.0,
+    "saves": 6,
+    "nodes": 4,
+    "node_counts": (),
+    "accuracy": 1e-3,
+}
+"""Arguments of `mean_field` that take about 20 seconds."""
 
 
 def mean_field(
@@ -131,6 +149,21 @@ def mean_field(
     found["sgd_slope"] = power_of_width(found.sgd_width.values, found.sgd_deviation.values)
     about = {"study": "mean-field", "data": str(getattr(dataset, "name", "unnamed")), "seeds": seeds, "scale": scale}
     return found.assign_attrs({**runs.attrs, **about})
+
+
+def load_data(
+    name: str = "sine",
+    *,
+    path: str | None = None,
+    samples: int | None = None,
+    classes: tuple[int, int] = (0, 1),
+) -> Dataset:
+    """Inputs of two entries as `mean_field` takes them: `sine`, or two principal components of two classes."""
+    if name == "sine":
+        return sine(20 if samples is None else samples)
+    samples = 100 if samples is None else samples
+    whole = load_some(name, path=path, samples=samples, classes=classes, centre=True, labels="pm1")
+    return dataclasses.replace(principal_components(whole), name=f"{name}, two components")
 
 
 def _start(depth: int, scale: float) -> MeanFieldStart:

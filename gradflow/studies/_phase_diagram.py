@@ -29,6 +29,22 @@ HORIZONS = {"green": 20.0, "blue": 100.0, "orange": 200.0}
 SETTLED = 100.0
 """How much longer informed starts run for their plateau."""
 
+QUICK: dict[str, Any] = {
+    "units": 2,
+    "width": 4,
+    "seeds": 2,
+    "dims": (50, 200),
+    "starts": (50, 500),
+    "rates": (0.1, 0.3, 1.0, 3.0),
+    "noises": (1e-5, 1e-4, 1e-3),
+    "saves": 21,
+    "horizon": 1e3,
+    "horizons": {"green": 5.0, "blue": 20.0, "orange": 20.0},
+    "kappas": (0.1,),
+    "sums": (-0.4, -0.2, 0.0, 0.2, 0.4),
+}
+"""Arguments of `phase_diagram` that take about 20 seconds."""
+
 
 def phase_diagram(
     *,

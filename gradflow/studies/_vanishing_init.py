@@ -12,6 +12,8 @@ import xarray as xr
 from jaxtyping import Array
 
 from gradflow import _checks
+from gradflow.data import Dataset, gaussian_teacher, orthogonal_inputs
+from gradflow.data._load import load_some
 from gradflow.flows import GradientFlow, NeuronPolarFlow, PolarFlow
 from gradflow.limits._alternating_flow import alternating_flow, nearest_points
 from gradflow.models import Smoothed, TwoLayer
@@ -25,6 +27,9 @@ from gradflow.sweeps import sweep
 
 ESCAPED = 1e-2
 """Norm of the weights at which a network counts as escaped: the loss takes part in a ten-thousandth of the rate."""
+
+QUICK: dict[str, Any] = {"exponents": (4, 12, 300), "widths": (4,), "seeds": (0,), "saves": 101, "rounds": 1}
+"""Arguments of `vanishing_init` that take about 20 seconds, on 60 samples."""
 
 
 def vanishing_init(
@@ -171,6 +176,28 @@ def vanishing_init(
     about = {"study": "vanishing-init", "data": str(getattr(dataset, "name", "unnamed"))}
     about |= {"loss": loss, "smoothing": smoothing}
     return found.assign_attrs({**times.attrs, **about})
+
+
+def load_data(
+    name: str = "digits",
+    *,
+    path: str | None = None,
+    samples: int | None = None,
+    classes: tuple[int, int] | None = (0, 1),
+    quick: bool = False,
+) -> Dataset:
+    """Data as `vanishing_init` takes them: `teacher`, `orthogonal`, or a data set by name, centred, of norm one.
+
+    Two classes are told apart by signs; with `None`, all classes have one output each.
+    """
+    samples = 60 if quick and samples is None else samples
+    if name == "teacher":
+        return gaussian_teacher(100 if samples is None else samples, 10, 3)
+    if name == "orthogonal":
+        count = 8 if samples is None else samples
+        return orthogonal_inputs(count, count)
+    targets: dict[str, Any] = {"labels": "onehot"} if classes is None else {"classes": classes, "labels": "pm1"}
+    return load_some(name, path=path, samples=samples, centre=True, unit_norm=True, **targets)
 
 
 class _Member:
