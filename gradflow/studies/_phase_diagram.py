@@ -20,7 +20,7 @@ from gradflow.runs._solve import solve
 from gradflow.solvers import Tsit5
 from gradflow.studies._exponent_map import exponent_map
 from gradflow.studies._phase_map import phase_map, plateaus
-from gradflow.sweeps._store import kept
+from gradflow.sweeps._part import kept
 from gradflow.theory import PhaseRegion, finite_dim_plateau, phase_region, plateau
 
 HORIZONS = {"green": 20.0, "blue": 100.0, "orange": 200.0}
