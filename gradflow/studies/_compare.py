@@ -63,13 +63,7 @@ def compare(
     >>> round(float(ds.order[0]), 1)
     1.0
     """
-    if not isinstance(rule, AbstractRule):
-        raise _checks.fail("rule", "be a gradflow rule", f"of type {type(rule).__name__}")
-    rates = np.ravel(np.asarray(learning_rates, float))
-    rates = np.sort(rates)[::-1]
-    if rates.size < 1 or len(np.unique(rates)) != rates.size:
-        raise _checks.fail("learning_rates", "be distinct numbers, at least one", repr(learning_rates))
-    _checks.check_positive("learning_rates", rates)
+    rates = _rates(rule, learning_rates)
     _checks.check_positive("horizon", horizon)
     _checks.check_count("saves", saves)
     if not 0 <= after < horizon:
@@ -80,42 +74,77 @@ def compare(
         actual = "None for a rule without a known continuous limit"
         raise _checks.fail("flows", "name at least one flow", actual, "Pass {'name': lambda rule: flow}.")
     tuned = [rule.with_learning_rate(float(rate)) for rate in rates]
-    counts = [int(np.floor(horizon / float(r.time(1) - r.time(0)) * (1 + 1e-9))) for r in tuned]
-    if min(counts) < 1:
-        actual = f"{horizon:g}, shorter than one step at learning rate {rates[int(np.argmin(counts))]:g}"
-        raise _checks.fail("horizon", "hold at least one step of every learning rate", actual)
+    counts = _whole_steps(tuned, rates, horizon)
     rows = min(saves, *counts)
 
     from tqdm import tqdm
 
-    shape = (rates.size, len(flows))
-    found = {
-        "gap": np.full(shape, np.nan),
-        "distance": np.full((*shape, rows + 1), np.nan),
-        "flow_gradient_evaluations": np.zeros(shape, np.int64),
-        "flow_status": np.zeros(shape, np.int8),
-    }
-    of_rule = {name: np.zeros(rates.size, np.int64) for name in ("steps", "gradient_evaluations", "status")}
-    times = np.zeros((rates.size, rows + 1))
+    how: dict[str, Any] = {"rtol": rtol, "solver": solver, "throw": False, "max_steps": 1_000_000}
+    how |= {"trainable": trainable}
     bar = tqdm(tuned, desc="learning rates", unit="run", disable=not progress)
-    for i, (current, count) in enumerate(zip(bar, counts, strict=True)):
+    found = []
+    for current, count in zip(bar, counts, strict=True):
         ks = np.round(np.linspace(0, count, rows + 1)).astype(int)
-        discrete = iterate_to(current, params, ks, throw=False, trainable=trainable)
-        times[i] = np.asarray(discrete.ts)
-        of_rule["steps"][i] = int(discrete.stats["steps"])
-        of_rule["gradient_evaluations"][i] = int(discrete.stats["gradient_evaluations"])
-        of_rule["status"][i] = int(discrete.code)
-        for j, make in enumerate(flows.values()):
-            flow = make(current)
-            how: Any = {"rtol": rtol, "solver": solver, "throw": False, "max_steps": 1_000_000, "trainable": trainable}
-            exact = solve(flow, params, times[i], **how)
-            distance, travelled = run_distance(*(moving(sol.params, sol.held) for sol in (discrete, exact)))
-            found["distance"][i, j] = np.asarray(distance)
-            found["gap"][i, j] = float(jnp.max(distance[times[i] >= after]) / travelled)
-            found["flow_gradient_evaluations"][i, j] = int(exact.stats["gradient_evaluations"])
-            found["flow_status"][i, j] = int(exact.code)
+        found.append(_beside_its_flows(current, params, ks, flows, after, how))
+    about = {"rule": type(rule).__name__, "horizon": float(horizon), "rtol": float(rtol), "after": float(after)}
+    return _dataset({name: np.stack([one[name] for one in found]) for name in found[0]}, rates, list(flows), about)
 
-    local = np.full(shape, np.nan)
+
+def _rates(rule: AbstractRule, learning_rates: Sequence[float]) -> np.ndarray:
+    """The learning rates, the largest first."""
+    if not isinstance(rule, AbstractRule):
+        raise _checks.fail("rule", "be a gradflow rule", f"of type {type(rule).__name__}")
+    rates = np.ravel(np.asarray(learning_rates, float))
+    if rates.size < 1 or len(np.unique(rates)) != rates.size:
+        raise _checks.fail("learning_rates", "be distinct numbers, at least one", repr(learning_rates))
+    rates = np.sort(rates)[::-1]
+    _checks.check_positive("learning_rates", rates)
+    return rates
+
+
+def _whole_steps(tuned: list[AbstractRule], rates: np.ndarray, horizon: float) -> list[int]:
+    """How many steps of each rule fit into the horizon."""
+    # A step that ends at the horizon up to rounding still fits.
+    counts = [int(np.floor(horizon / float(r.time(1) - r.time(0)) * (1 + 1e-9))) for r in tuned]
+    if min(counts) < 1:
+        actual = f"{horizon:g}, shorter than one step at learning rate {rates[int(np.argmin(counts))]:g}"
+        raise _checks.fail("horizon", "hold at least one step of every learning rate", actual)
+    return counts
+
+
+def _beside_its_flows(
+    rule: AbstractRule,
+    params: PyTree,
+    ks: np.ndarray,
+    flows: Mapping[str, Callable[[Any], AbstractFlow]],
+    after: float,
+    how: dict[str, Any],
+) -> dict[str, Any]:
+    """One run of a rule and those of its flows at the same times."""
+    discrete = iterate_to(rule, params, ks, throw=False, trainable=how["trainable"])
+    times = np.asarray(discrete.ts, float)
+    gaps, distances, costs, codes = [], [], [], []
+    for make in flows.values():
+        exact = solve(make(rule), params, times, **how)
+        distance, travelled = run_distance(*(moving(sol.params, sol.held) for sol in (discrete, exact)))
+        gaps.append(float(jnp.max(distance[times >= after]) / travelled))
+        distances.append(np.asarray(distance, float))
+        costs.append(int(exact.stats["gradient_evaluations"]))
+        codes.append(int(exact.code))
+    return {
+        "gap": np.array(gaps),
+        "distance": np.stack(distances),
+        "t": times,
+        "steps": np.int64(int(discrete.stats["steps"])),
+        "gradient_evaluations": np.int64(int(discrete.stats["gradient_evaluations"])),
+        "status": np.int8(int(discrete.code)),
+        "flow_gradient_evaluations": np.array(costs, np.int64),
+        "flow_status": np.array(codes, np.int8),
+    }
+
+
+def _dataset(found: dict[str, np.ndarray], rates: np.ndarray, flows: list[str], about: dict[str, Any]) -> xr.Dataset:
+    local = np.full(found["gap"].shape, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         local[1:] = np.diff(np.log(found["gap"]), axis=0) / np.diff(np.log(rates))[:, None]
     across, per_flow = ("learning_rate", "flow"), ("learning_rate", "flow", "save")
@@ -126,21 +155,15 @@ def compare(
             "local_order": (across, local, {"long_name": "slope of the gap between neighbouring learning rates"}),
             "order": ("flow", local[-1], {"long_name": "measured order in the learning rate"}),
             "distance": (per_flow, found["distance"], {"long_name": "distance between iterate and flow"}),
-            "t": (("learning_rate", "save"), times, {"long_name": "flow time", "units": "1"}),
-            "steps": ("learning_rate", of_rule["steps"], {"long_name": "steps of the rule"}),
-            "gradient_evaluations": ("learning_rate", of_rule["gradient_evaluations"]),
-            "status": ("learning_rate", of_rule["status"].astype(np.int8), codes),
+            "t": (("learning_rate", "save"), found["t"], {"long_name": "flow time", "units": "1"}),
+            "steps": ("learning_rate", found["steps"], {"long_name": "steps of the rule"}),
+            "gradient_evaluations": ("learning_rate", found["gradient_evaluations"]),
+            "status": ("learning_rate", found["status"], codes),
             "flow_gradient_evaluations": (across, found["flow_gradient_evaluations"]),
             "flow_status": (across, found["flow_status"], codes),
         },
-        {"learning_rate": rates, "flow": list(flows)},
-        {
-            "study": "compare",
-            "rule": type(rule).__name__,
-            "horizon": float(horizon),
-            "rtol": float(rtol),
-            "after": float(after),
-        },
+        {"learning_rate": rates, "flow": flows},
+        {"study": "compare", **about},
     )
 
 

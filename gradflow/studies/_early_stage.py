@@ -96,68 +96,34 @@ def early_stage(
     """
     y, size = _targets(np.asarray(dataset.x, float), dataset.y), np.shape(dataset.x)[1]
     x = _within_span(np.asarray(dataset.x, float))
-    signs = y.ndim == 1
-    names = _losses(losses, y, signs)
-    for name, values in (("widths", widths), ("rates", rates), ("batches", batches)):
-        if not len(values):
-            raise fail(name, "hold at least one value", "empty")
+    names = _losses(losses, y, y.ndim == 1)
+    _check_sizes({"widths": widths, "rates": rates, "batches": batches})
     check_count("runs", runs)
     check_count("saves", saves, least=2)
     check_positive("horizon", horizon)
-    for name, values in (("widths", widths), ("batches", batches)):
-        for value in values:
-            check_count(name, value)
-    outputs = None if signs else y.shape[1]
     widths, rates = sorted(widths), sorted(rates, reverse=True)
     middle, rate = widths[len(widths) // 2], rates[len(rates) // 2]
     keys = jax.random.split(jax.random.key(seed), runs)
+    outputs = None if y.ndim == 1 else y.shape[1]
     # The part within the span of weights drawn in all dimensions.
     within = kappa * (x.shape[1] / size) ** 0.5
 
     def starts(width: int) -> TwoLayer:
         return eqx.filter_vmap(lambda key: mild_two_layer(x.shape[1], width, outputs, kappa=within, key=key))(keys)
 
-    many = starts(middle)
-    model = _first(many)
     # One program for all losses.
     chosen = tuple(LOSSES[name] for name in names)
     problems = {name: EmpiricalRisk(x, y, _Chosen(chosen, jnp.asarray(i))) for i, name in enumerate(names)}
-
-    rows: dict[str, list[Any]] = {"width": [], "rate": [], "batch": []}
-    for width in widths:
-        models = starts(width)
-        rows["width"].append([_drops(GradientDescent(problem, rate), models, keys) for problem in problems.values()])
-    for eta in rates:
-        rows["rate"].append([_drops(GradientDescent(problem, eta), many, keys) for problem in problems.values()])
-    for batch in batches:
-        noisy = [SGD(problem, rate, batch_size=min(batch, len(x)), key=keys[0]) for problem in problems.values()]
-        rows["batch"].append([_drops(rule, many, keys) for rule in noisy])
-    variables: dict[str, Any] = {}
-    for dim, drops in rows.items():
-        # Over `dim`, loss, the two things measured, and starts.
-        found = np.array(drops).swapaxes(0, 1)
-        variables[f"drop_{dim}"] = (("loss", dim), found[:, :, 0].mean(axis=2))
-        variables[f"drop_{dim}_spread"] = (("loss", dim), found[:, :, 0].std(axis=2))
-        if dim == "width":
-            variables["deserted"] = (("loss", dim), found[:, :, 1].mean(axis=2))
-    wide = variables["drop_width"][1]
-    variables["width_needed"] = ("loss", [_needed(widths, row) for row in wide])
-
+    variables = _all_drops(starts, list(problems.values()), widths, rates, batches, keys)
+    model = _first(starts(middle))
     plain = problems[names[0]]
     control = EmpiricalRisk(x, jax.random.permutation(jax.random.key(seed + 1), y), plain.loss)
     counted = [_events(problem, model, rate, seed) for problem in (plain, control)]
     for i, name in enumerate(("violations", "events")):
         variables[name] = (("data", "path"), [[pair[i] for pair in row] for row in counted])
-
     ts = np.concatenate([[0.0], np.geomspace(min(0.01, horizon / 2), horizon, saves - 1)])
     late = [name for name in names if name in LATE] or [names[0]]
-    followed = [_late(problems[name], model, ts, smoothing, max_steps) for name in late]
-    for name in ("risk", "margin", "residual", "deserted_late", "norm", "bound"):
-        dims = ("late_loss", "late_time", *(("kkt",) if name == "residual" else ()))
-        variables[name] = (dims, np.stack([run[name] for run in followed]))
-    variables["late_status"] = ("late_loss", [run["status"] for run in followed])
-    variables["late_gradient_evaluations"] = ("late_loss", [run["gradients"] for run in followed])
-    variables["partition"] = (("late_time", "part"), followed[0]["partition"])
+    variables |= _late_phase([_late(problems[name], model, ts, smoothing, max_steps) for name in late])
     coords = {"loss": list(names), "width": widths, "rate": rates, "batch": list(batches), "late_loss": late}
     coords |= {"late_time": ts, "part": list(PARTS), "data": ["given", "random labels"]}
     coords |= {"path": ["descent", "SGD", "flow"], "kkt": ["stationarity", "slackness"]}
@@ -165,6 +131,15 @@ def early_stage(
     attrs |= {"middle_rate": rate, "runs": runs, "seed": seed, "smoothing": smoothing}
     attrs |= {"condition": _condition(x, y), "control_condition": _condition(x, control.y)}
     return xr.Dataset(variables, coords=coords, attrs=attrs)
+
+
+def _check_sizes(sizes: dict[str, Sequence[Any]]) -> None:
+    for name, values in sizes.items():
+        if not len(values):
+            raise fail(name, "hold at least one value", "empty")
+    for name in ("widths", "batches"):
+        for value in sizes[name]:
+            check_count(name, value)
 
 
 def quick(two_classes: bool = True) -> dict[str, Any]:
@@ -255,6 +230,37 @@ def _drops(rule: GradientDescent | SGD, models: TwoLayer, keys: jax.Array) -> Fl
     return eqx.filter_vmap(one, out_axes=1)(models, keys)
 
 
+def _all_drops(
+    starts: Callable[[int], TwoLayer],
+    problems: list[EmpiricalRisk],
+    widths: Sequence[int],
+    rates: Sequence[float],
+    batches: Sequence[int],
+    keys: jax.Array,
+) -> dict[str, Any]:
+    """Variables of the drops over widths, rates and batches; each varies at the middle of the others."""
+    rate, many, samples = rates[len(rates) // 2], starts(widths[len(widths) // 2]), len(problems[0].x)
+    rows: dict[str, list[Any]] = {"width": [], "rate": [], "batch": []}
+    for width in widths:
+        models = starts(width)
+        rows["width"].append([_drops(GradientDescent(problem, rate), models, keys) for problem in problems])
+    for eta in rates:
+        rows["rate"].append([_drops(GradientDescent(problem, eta), many, keys) for problem in problems])
+    for batch in batches:
+        noisy = [SGD(problem, rate, batch_size=min(batch, samples), key=keys[0]) for problem in problems]
+        rows["batch"].append([_drops(rule, many, keys) for rule in noisy])
+    variables: dict[str, Any] = {}
+    for dim, drops in rows.items():
+        # Over `dim`, loss, the two things measured, and starts.
+        found = np.array(drops).swapaxes(0, 1)
+        variables[f"drop_{dim}"] = (("loss", dim), found[:, :, 0].mean(axis=2))
+        variables[f"drop_{dim}_spread"] = (("loss", dim), found[:, :, 0].std(axis=2))
+        if dim == "width":
+            variables["deserted"] = (("loss", dim), found[:, :, 1].mean(axis=2))
+    variables["width_needed"] = ("loss", [_needed(widths, row) for row in variables["drop_width"][1]])
+    return variables
+
+
 def _needed(widths: Sequence[int], drops: Sequence[float]) -> float:
     """The least width from which on the drop is within a tenth of that of the widest."""
     near = np.abs(np.array(drops) / drops[-1] - 1) <= NEAR
@@ -302,6 +308,18 @@ def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: fl
     found["residual"][np.isinf(found["residual"])] = np.nan  # where samples are not told apart
     found["partition"] /= x.shape[0] * model.weight.shape[0]
     return found | {"status": int(Status.of(sol.status)), "gradients": int(sol.stats["gradient_evaluations"])}
+
+
+def _late_phase(followed: list[dict[str, Any]]) -> dict[str, Any]:
+    """Variables of the late phase, from one run for each loss; the partition is that of the first."""
+    variables: dict[str, Any] = {}
+    for name in ("risk", "margin", "residual", "deserted_late", "norm", "bound"):
+        dims = ("late_loss", "late_time", *(("kkt",) if name == "residual" else ()))
+        variables[name] = (dims, np.stack([run[name] for run in followed]))
+    variables["late_status"] = ("late_loss", [run["status"] for run in followed])
+    variables["late_gradient_evaluations"] = ("late_loss", [run["gradients"] for run in followed])
+    variables["partition"] = (("late_time", "part"), followed[0]["partition"])
+    return variables
 
 
 def _condition(x: jax.Array, y: jax.Array) -> str:

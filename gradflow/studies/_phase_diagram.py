@@ -100,14 +100,16 @@ def phase_diagram(
     ValueError: Argument `kappa + delta` must be above -1/2, but is -0.7. No differential equation ...
     """
     regions = [phase_region(float(exponent), 0.0) for exponent in exponents]
-    names = [region.terms for region in regions]
+    times = HORIZONS | ({} if horizons is None else horizons)
+    # The red region has no terms, which is refused here.
+    spans = [float(times[region.terms]) for region in regions]
     _checks.check_count("seeds", seeds, least=2)
     _checks.check_count("width", width)
     # What the problems below would refuse, before anything runs.
     TeacherStudent.orthogonal(min(map(int, [*dims, *starts])), units, noise=noise)
-    spans = HORIZONS | ({} if horizons is None else horizons)
     parts = _Parts(store, resume)
-    against = _against_sgd(regions, names, dims, seeds, units, width, noise, spans, rtol, progress, parts)
+    size = _Size(units, width, float(noise), seeds, rtol)
+    against = _against_sgd(regions, dims, size, spans, parts, progress)
 
     ts = np.geomspace(1, horizon, saves)
     sizes: dict[str, Any] = {"units": units, "width": width}
@@ -176,56 +178,50 @@ def _begun(problem: TeacherStudent, width: int, g: float, informed: bool) -> dic
     }
 
 
+class _Size(NamedTuple):
+    """Of what stands beside SGD: units of teacher and student, noise of the labels, runs, tolerance."""
+
+    units: int
+    width: int
+    noise: float
+    seeds: int
+    rtol: float
+
+
 def _against_sgd(
-    regions: Any,
-    names: list[str],
+    regions: list[PhaseRegion],
     dims: Sequence[int],
-    seeds: int,
-    units: int,
-    width: int,
-    noise: float,
-    spans: dict[str, float],
-    rtol: float,
-    progress: bool,
+    size: _Size,
+    spans: list[float],
     parts: _Parts,
+    progress: bool,
 ) -> xr.Dataset:
     """Runs of SGD, the full system at the same `g`, and the terms that survive."""
     from tqdm import tqdm
 
     rows = []
     with tqdm(total=len(regions) * len(dims), desc="SGD", unit="cell", disable=not progress) as bar:
-        for region, name in zip(regions, names, strict=True):
+        for region, span in zip(regions, spans, strict=True):
             row = []
-            for dim in dims:
-                config = {"units": units, "width": width, "noise": float(noise), "seeds": seeds, "rtol": rtol}
-                config |= {"span": float(spans[name]), "exponent": region.exponent, "dim": int(dim)}
-                compute = functools.partial(_cell, region, name, **{**config, "dim": int(dim)})
-                problem = TeacherStudent.orthogonal(int(dim), units, noise=noise)
-                begun = functools.partial(_begun, problem, width, region.gamma_over_p(int(dim)), True)
-                row.append(parts.get(f"sgd-{region.exponent:g}-{int(dim)}", config, compute, begun))
+            for dim in map(int, dims):
+                config = size._asdict() | {"span": span, "exponent": region.exponent, "dim": dim}
+                compute = functools.partial(_cell, region, dim, span, size)
+                problem = TeacherStudent.orthogonal(dim, size.units, noise=size.noise)
+                begun = functools.partial(_begun, problem, size.width, region.gamma_over_p(dim), True)
+                row.append(parts.get(f"sgd-{region.exponent:g}-{dim}", config, compute, begun))
                 bar.update()
             rows.append(xr.concat(row, "dim", combine_attrs="drop"))
     found = xr.concat(rows, "exponent", combine_attrs="drop")
     # Names of one length in memory and on disk.
-    found["region"] = ("exponent", np.array(names))
-    coordinates = {"exponent": [region.exponent for region in regions], "dim": list(dims), "seed": np.arange(seeds)}
-    return found.assign_coords(coordinates)
+    found["region"] = ("exponent", np.array([region.terms for region in regions]))
+    coordinates = {"exponent": [region.exponent for region in regions], "dim": list(dims)}
+    return found.assign_coords(coordinates | {"seed": np.arange(size.seeds)})
 
 
-def _cell(
-    region: PhaseRegion,
-    name: str,
-    *,
-    units: int,
-    width: int,
-    noise: float,
-    seeds: int,
-    rtol: float,
-    span: float,
-    exponent: float,
-    dim: int,
-) -> xr.Dataset:
-    """One region at one number of inputs."""
+def _cell(region: PhaseRegion, dim: int, span: float, size: _Size) -> xr.Dataset:
+    """One region at one number of inputs, up to the time `span`."""
+    units, width, noise, seeds, rtol = size
+    name = region.terms
     points = 20
     problem = TeacherStudent.orthogonal(dim, units, noise=noise)
     weights = problem.informed(width, jax.random.key(0))

@@ -1,6 +1,6 @@
 """Small initialisation on real data: escape from the saddle at zero, over scales, widths and seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -92,41 +92,19 @@ def small_init(
     >>> len(gf.plot.small_init(ds).axes)
     4
     """
-    x, y = dataset
-    if np.ndim(y) != 1 or not np.all(np.isin(np.asarray(y), (-1, 1))):
-        actual = f"of shape {np.shape(y)} with values such as {np.ravel(np.asarray(y))[:3].tolist()}"
-        raise _checks.fail("dataset", "have targets +1 and -1", actual, 'Load it with labels="pm1" and two classes.')
-    known = {"square": losses.square, "logistic": losses.logistic, "exponential": losses.exponential}
-    if isinstance(loss_names, str) or not loss_names:
-        raise _checks.fail("loss_names", "be a list of names, at least one", repr(loss_names))
-    for name in loss_names:
-        _checks.check_choice("loss_names", name, known)
+    problems = _problems(dataset, loss_names)
     _checks.check_count("saves", saves, least=2)
     if not len(scales):
         raise _checks.fail("scales", "hold at least one value", repr(scales))
     _checks.check_positive("scales", np.asarray(scales, float), "Zero is a saddle: nothing would move.")
-    problems = {name: EmpiricalRisk(x, y, known[name]) for name in loss_names}
     predicted = {name: predict_small_start(problem) for name, problem in problems.items()}
-    positive, negative = predicted[loss_names[0]].escape.directions
+    x, _ = dataset
 
     def build(loss: str, width: int, scale: float, seed: int) -> tuple[GradientFlow, TwoLayer]:
         model = TwoLayer(x.shape[1], int(width), init_scale=scale, key=jax.random.key(int(seed)))
         return GradientFlow(problems[str(loss)]), model
 
-    watched = {
-        name: {
-            "risk": Loss(problem),
-            "accuracy": Accuracy(problem),
-            "norm": ParameterNorm(),
-            "angle": NeuronAngles(positive),
-            "angle_negative": NeuronAngles(negative),
-        }
-        for name, problem in problems.items()
-    }
-
-    def observe(flow: GradientFlow) -> dict[str, Any]:
-        return next(watched[name] for name, problem in problems.items() if problem is flow.problem)
-
+    observe = _observables(problems, predicted[loss_names[0]].escape.directions)
     # The escape of the smallest scale, and about as long again for the fit that follows.
     longest = max(found.escape.slope for found in predicted.values())
     horizon = longest * (np.log(1 / np.min(scales)) + AFTERWARDS)
@@ -158,6 +136,40 @@ def small_init(
     if store is not None:
         derived.to_zarr(store, mode="a", zarr_format=2)
     return ds.merge(derived).assign_attrs(derived.attrs)
+
+
+def _problems(dataset: Any, loss_names: Sequence[str]) -> dict[str, EmpiricalRisk]:
+    """The problem for every loss, by name; raises `ValueError` for bad input."""
+    x, y = dataset
+    if np.ndim(y) != 1 or not np.all(np.isin(np.asarray(y), (-1, 1))):
+        actual = f"of shape {np.shape(y)} with values such as {np.ravel(np.asarray(y))[:3].tolist()}"
+        raise _checks.fail("dataset", "have targets +1 and -1", actual, 'Load it with labels="pm1" and two classes.')
+    known = {"square": losses.square, "logistic": losses.logistic, "exponential": losses.exponential}
+    if isinstance(loss_names, str) or not loss_names:
+        raise _checks.fail("loss_names", "be a list of names, at least one", repr(loss_names))
+    for name in loss_names:
+        _checks.check_choice("loss_names", name, known)
+    return {name: EmpiricalRisk(x, y, known[name]) for name in loss_names}
+
+
+def _observables(problems: dict[str, EmpiricalRisk], directions: Any) -> Callable[[GradientFlow], dict[str, Any]]:
+    """What is observed along a flow: the same instances for all flows of a problem, so that programs are shared."""
+    positive, negative = directions
+    watched = {
+        name: {
+            "risk": Loss(problem),
+            "accuracy": Accuracy(problem),
+            "norm": ParameterNorm(),
+            "angle": NeuronAngles(positive),
+            "angle_negative": NeuronAngles(negative),
+        }
+        for name, problem in problems.items()
+    }
+
+    def observe(flow: GradientFlow) -> dict[str, Any]:
+        return next(watched[name] for name, problem in problems.items() if problem is flow.problem)
+
+    return observe
 
 
 def load_data(

@@ -28,6 +28,9 @@ from gradflow.sweeps import sweep
 ESCAPED = 1e-2
 """Norm of the weights at which a network counts as escaped: the loss takes part in a ten-thousandth of the rate."""
 
+HORIZON = 1e6
+"""Flow time by which a network has escaped, or counts as one that does not."""
+
 QUICK: dict[str, Any] = {"exponents": (4, 12, 300), "widths": (4,), "seeds": (0,), "saves": 101, "rounds": 1}
 """Arguments of `vanishing_init` that take about 20 seconds, on 60 samples."""
 
@@ -91,6 +94,40 @@ def vanishing_init(
     >>> len(gf.plot.vanishing_init(ds).axes)
     4
     """
+    problem = _problem(dataset, loss, smoothing)
+    logs = {float(e): -float(e) * np.log(10) for e in exponents}
+    _checks.check_positive("exponents", np.asarray(list(logs), float), "10^-exponent is the norm at the start.")
+    _checks.check_count("saves", saves, least=2)
+    in_size, outputs = problem.x.shape[1], None if problem.y.ndim == 1 else problem.y.shape[1]
+
+    def model(width: int, seed: int) -> TwoLayer:
+        return TwoLayer(in_size, int(width), outputs, key=jax.random.key(int(seed)))
+
+    axes = {"width": list(widths), "seed": list(seeds), "exponent": list(logs)}
+    options = {"rtol": rtol, "solver": Tsit5(), "progress": progress, "resume": resume}
+    times = _escapes(problem, model, axes, logs, options | {"store": store})
+    correlation = NeuralCorrelation(problem)
+    members = {
+        (i, j): _Member(problem, correlation, model(width, seed))
+        for i, width in enumerate(widths)
+        for j, seed in enumerate(seeds)
+    }
+    found = _beside_predictions(times, members, axes, logs)
+    found["cartesian_time"] = (tuple(axes), _cartesian(problem, model, axes, logs, HORIZON))
+    beside = None if store is None else pathlib.Path(store).with_name(f"{pathlib.Path(store).stem}-paths.zarr")
+    chosen = min(logs, key=lambda e: abs(e - 12))
+    escapes = found.escape_time.sel(exponent=chosen).values
+    ts = np.linspace(0, 2.5 * float(np.nanmax(escapes)), saves)
+    paths = _paths(problem, model, axes, logs[chosen], ts, options | {"store": beside})
+    found = found.merge(_at_the_escape(paths, members, escapes, logs[chosen]))
+    found = found.merge(_limit(problem, model(widths[0], seeds[0]), float(found.log), rounds))
+    about = {"study": "vanishing-init", "data": str(getattr(dataset, "name", "unnamed"))}
+    about |= {"loss": loss, "smoothing": smoothing}
+    return found.assign_attrs({**times.attrs, **about})
+
+
+def _problem(dataset: Any, loss: str, smoothing: float) -> EmpiricalRisk:
+    """The problem; raises `ValueError` for bad input."""
     x, y = (np.asarray(part) for part in dataset)
     if y.ndim not in (1, 2) or y.dtype.kind != "f":
         advice = 'Load it with labels="pm1" or labels="onehot".'
@@ -100,35 +137,25 @@ def vanishing_init(
     if loss == "logistic" and not np.all(np.isin(y, (-1, 1))):
         advice = 'Load it with labels="pm1" and two classes.'
         raise _checks.fail("dataset", "have targets +1 and -1 for logistic loss", f"with {np.ravel(y)[:3]}", advice)
-    logs = {float(e): -float(e) * np.log(10) for e in exponents}
-    _checks.check_positive("exponents", np.asarray(list(logs), float), "10^-exponent is the norm at the start.")
-    _checks.check_count("saves", saves, least=2)
-    problem = EmpiricalRisk(x, y, known[loss], predict=Smoothed(smoothing))
-    flow, correlation = PolarFlow(problem), NeuralCorrelation(problem)
-    outputs = None if y.ndim == 1 else y.shape[1]
+    return EmpiricalRisk(x, y, known[loss], predict=Smoothed(smoothing))
 
-    def model(width: int, seed: int) -> TwoLayer:
-        return TwoLayer(x.shape[1], int(width), outputs, key=jax.random.key(int(seed)))
+
+def _escapes(
+    problem: EmpiricalRisk, model: Any, axes: dict[str, list[Any]], logs: dict[float, float], options: dict[str, Any]
+) -> xr.Dataset:
+    """Runs of all members from the start to the escape."""
+    flow = PolarFlow(problem)
 
     def build(width: int, seed: int, exponent: float) -> tuple[PolarFlow, Polar]:
         return flow, Polar(model(width, seed), logs[float(exponent)])
 
-    axes = {"width": list(widths), "seed": list(seeds), "exponent": list(logs)}
-    options = {"rtol": rtol, "solver": Tsit5(), "progress": progress, "resume": resume}
-    horizon = 1e6
-    times = sweep(
-        build,
-        axes,
-        [horizon],
-        until=Until(LogNorm(), above=float(np.log(ESCAPED))),
-        save_params=False,
-        store=store,
-        max_steps=1_000_000,
-        **options,
-    )
-    cells = [(i, j) for i in range(len(widths)) for j in range(len(seeds))]
-    shape = (len(widths), len(seeds), len(logs))
-    members = {(i, j): _Member(problem, correlation, model(widths[i], seeds[j])) for i, j in cells}
+    until = Until(LogNorm(), above=float(np.log(ESCAPED)))
+    return sweep(build, axes, [HORIZON], until=until, save_params=False, max_steps=1_000_000, **options)
+
+
+def _beside_predictions(times: xr.Dataset, members: Any, axes: dict[str, list[Any]], logs: Any) -> xr.Dataset:
+    """Escape times and their slopes, measured and predicted."""
+    shape = tuple(len(values) for values in axes.values())
     predicted, correlations = np.full(shape, np.nan), np.full(shape[:2], np.nan)
     for (i, j), member in members.items():
         correlations[i, j] = np.max(member.values)
@@ -142,40 +169,32 @@ def vanishing_init(
             "correlation": (("width", "seed"), correlations),
             "predicted_slope": (("width", "seed"), 1 / (2 * correlations)),
         },
-        {name: list(values) for name, values in axes.items()},
+        axes,
     )
     order = np.argsort(list(logs))[-2:]
     if len(logs) > 1:
         steps = -np.diff([list(logs.values())[k] for k in order])
         found["slope"] = (("width", "seed"), np.diff(found.escape_time.values[:, :, order])[..., 0] / steps[0])
-    found["cartesian_time"] = (tuple(axes), _cartesian(problem, model, axes, logs, horizon))
-    beside = None if store is None else pathlib.Path(store).with_name(f"{pathlib.Path(store).stem}-paths.zarr")
-    chosen = min(logs, key=lambda e: abs(e - 12))
-    longest = 2.5 * float(np.nanmax(found.escape_time.values[:, :, list(logs).index(chosen)]))
+    return found
+
+
+def _paths(
+    problem: EmpiricalRisk, model: Any, axes: dict[str, list[Any]], log: float, ts: np.ndarray, options: dict[str, Any]
+) -> xr.Dataset:
+    """Runs past the escape, with every neuron in its own coordinates."""
 
     def begin(width: int, seed: int) -> tuple[NeuronPolarFlow, Polar]:
-        start = Polar(model(width, seed), logs[chosen])
+        start = Polar(model(width, seed), log)
         return NeuronPolarFlow(problem), Polar(start.direction, _neuron_logs(start))
 
-    paths = sweep(
-        begin,
-        {name: axes[name] for name in ("width", "seed")},
-        np.linspace(0, longest, saves),
-        observe={
-            "risk": Loss(problem),
-            "residual": KKTResidual(problem),
-            "logs": LogNorm(),
-            "directions": _Directions(),
-        },
-        store=beside,
-        max_steps=300_000,
-        **options,
-    )
-    found = found.merge(_at_the_escape(paths, members, found.escape_time.sel(exponent=chosen).values, logs[chosen]))
-    found = found.merge(_limit(problem, model(widths[0], seeds[0]), float(found.log), rounds))
-    about = {"study": "vanishing-init", "data": str(getattr(dataset, "name", "unnamed"))}
-    about |= {"loss": loss, "smoothing": smoothing}
-    return found.assign_attrs({**times.attrs, **about})
+    observe = {
+        "risk": Loss(problem),
+        "residual": KKTResidual(problem),
+        "logs": LogNorm(),
+        "directions": _Directions(),
+    }
+    pairs = {name: axes[name] for name in ("width", "seed")}
+    return sweep(begin, pairs, ts, observe=observe, max_steps=300_000, **options)
 
 
 def load_data(
