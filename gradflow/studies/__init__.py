@@ -2,8 +2,11 @@
 
 They compute, and return an `xarray.Dataset`. A new study `x` is a function `x` in one file `_x.py` here, whose data set
 carries the attribute `study`; a function of that name in `plot/_x.py`, its figure, and one in `tables/_x.py`, its text;
-and one line in each `__init__.py`. By that name `gf.plot.draw`, `gf.tables.text` and the command line find them. For
-instance, how a quadratic decays from starts of several sizes:
+and one line in each `__init__.py`. By that name `gf.plot.draw`, `gf.tables.text` and `gradflow plot` find them. A quick
+version, `QUICK`, and the data sets, `load_data`, stand beside the study; a command for it, whose options and sentences
+no name can tell, is one function in `cli/_studies.py`. Tests compare a study with a closed form or another integrator.
+
+For instance, how a quadratic decays from starts of several sizes:
 
 >>> import gradflow as gf, jax.numpy as jnp
 >>> flow = gf.GradientFlow(lambda w: 0.5 * jnp.sum(w**2))
@@ -14,8 +17,6 @@ instance, how a quadratic decays from starts of several sizes:
 >>> ds = decay(progress=False)
 >>> ds.attrs["study"], [round(float(norm), 3) for norm in ds.norm.sel(time=1.0)]
 ('decay', [0.184, 0.368])
-
-Tests compare a study with a closed form or another integrator.
 """
 
 from typing import Any

@@ -7,7 +7,10 @@ from gradflow.studies._circle import SMALL
 
 
 def circle(ds: xr.Dataset) -> str:
-    """What `circle_illustration` found, as text; see the example there."""
+    """Angles of the KKT points, how many neurons point there while small, and how far descent is from its flow.
+
+    **Arguments**: `ds`: what `gradflow.studies.circle_illustration` returned. **Returns** lines of text.
+    """
     risk = ds.risk.values
     kkt = np.rad2deg(ds.kkt_angle.values)
     small = np.flatnonzero(ds.norm.sel(run="flow").values < SMALL)

@@ -10,9 +10,11 @@ from gradflow.studies._compare import extrapolate_steps
 
 
 def compare(ds: xr.Dataset) -> str:
-    """What `compare` found, as text: one line per learning rate, and one per tolerance of the flow if there are any.
+    """One line per learning rate, and one per tolerance of the flow if there are any.
 
     A dash stands for what could not be measured, such as the gap of a rule that diverged.
+
+    **Arguments**: `ds`: what `gradflow.studies.compare` or `discrete_gap` returned. **Returns** lines of text.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> rule = gf.GradientDescent(lambda w: 0.5 * w**2, learning_rate=0.1)

@@ -7,7 +7,10 @@ from gradflow._solution import Status
 
 
 def early_stage(ds: xr.Dataset) -> str:
-    """What `early_stage` found, as text; see the example there."""
+    """Loss drops by loss, samples without a living neuron, forbidden switches, and the late phase.
+
+    **Arguments**: `ds`: what `gradflow.studies.early_stage` returned. **Returns** lines of text.
+    """
     lines = [
         f"loss drop within 1/eta steps, at width {ds.attrs['middle_width']} and eta {ds.attrs['middle_rate']:g}",
         f"{'loss':<14} {'over widths':>20} {'over rates':>20} {'SGD / descent':>20} {'width needed':>13}",

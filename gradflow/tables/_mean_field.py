@@ -6,7 +6,10 @@ from gradflow.studies._mean_field import power_of_width
 
 
 def mean_field(ds: xr.Dataset) -> str:
-    """What `mean_field` found, as text; see the example there."""
+    """Deviation and bias by depth and width beside the prediction, their slopes, SGD, and rules of nodes.
+
+    **Arguments**: `ds`: what `gradflow.studies.mean_field` returned. **Returns** lines of text.
+    """
     lines = [
         f"data: {ds.attrs['data']}, {ds.sizes['sample']} samples; tanh, mean-field scaling, to t = {ds.time[-1]:g}"
     ]

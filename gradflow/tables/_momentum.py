@@ -8,9 +8,9 @@ from gradflow.studies._momentum import movement_slope
 
 
 def momentum(ds: xr.Dataset) -> str:
-    """What `momentum` found, as text: rates and winners, movement against width, gaps and costs.
+    """Rates and winners beside the predictions, movement against width, gaps to the flows and their cost.
 
-    The example of `momentum` shows its first words.
+    **Arguments**: `ds`: what `gradflow.studies.momentum` returned. **Returns** lines of text.
     """
     s, steps = ds.attrs["learning_rate"], ds.attrs["steps"]
     least, most = float(ds.eigenvalue[0]), float(ds.eigenvalue[-1])

@@ -7,7 +7,10 @@ from gradflow.studies._phase_diagram import GREEN_LIMIT, power_laws
 
 
 def phase_diagram(ds: xr.Dataset) -> str:
-    """What `phase_diagram` found, as text."""
+    """SGD beside its equations in each region, plateaus, power laws, and the risk over the exponents.
+
+    **Arguments**: `ds`: what `gradflow.studies.phase_diagram` returned. **Returns** lines of text.
+    """
     lines = [
         f"{'region':>8} {'kappa+delta':>11} {'d':>7} {'g':>9} {'SGD at the end':>22} {'full':>9} {'truncated':>10}"
     ]

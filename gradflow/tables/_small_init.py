@@ -5,7 +5,9 @@ import xarray as xr
 
 
 def small_init(ds: xr.Dataset) -> str:
-    """What `small_init` found, as text: one block per loss, one line per scale.
+    """One block per loss, with one line per scale, and what the columns are.
+
+    **Arguments**: `ds`: what `gradflow.studies.small_init` returned. **Returns** lines of text.
 
     >>> import gradflow as gf
     >>> data = gf.data.digits(classes=(0, 1), n=20, centre=True, unit_norm=True, labels="pm1")

@@ -6,7 +6,10 @@ from gradflow.studies._two_directions import escape_slopes
 
 
 def two_directions(ds: xr.Dataset) -> str:
-    """What `two_directions` found, as text; see the example there."""
+    """Ends of the phases and sliding neurons by angle, slopes of the escape time, and where descent sticks.
+
+    **Arguments**: `ds`: what `gradflow.studies.two_directions` returned. **Returns** lines of text.
+    """
     lines = [
         f"two directions, {ds.attrs['ratio']} copies to one, width {ds.attrs['width']}: ends of the phases",
         f"{'angle':>8} {'condensed':>10} {'escaped':>10} {'predicted':>10} {'told apart':>11} {'law off':>8}"

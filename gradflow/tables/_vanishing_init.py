@@ -5,9 +5,9 @@ import xarray as xr
 
 
 def vanishing_init(ds: xr.Dataset) -> str:
-    """What `vanishing_init` found, as text: one line per network and start, and a summary.
+    """One line per network and start, and a summary of directions and saddles.
 
-    The example of `vanishing_init` shows its first line.
+    **Arguments**: `ds`: what `gradflow.studies.vanishing_init` returned. **Returns** lines of text.
     """
     about = ds.attrs
     lines = [f"data: {about['data']}; {about['loss']} loss; ReLU smoothed over {about['smoothing']:g}"]
