@@ -22,7 +22,7 @@ from support import curves, records  # noqa: E402
 import gradflow as gf  # noqa: E402
 from gradflow import plot  # noqa: E402
 from gradflow.plot._style import STYLE, figure, label_decades, shades  # noqa: E402
-from gradflow.studies._discrete_gap import run_distance  # noqa: E402
+from gradflow.studies._compare import run_distance  # noqa: E402
 
 METHODS = {
     "heavy ball": (lambda problem, s, mu: gf.HeavyBall(problem, s, mu=mu), gf.HeavyBallFlow),

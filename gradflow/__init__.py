@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from gradflow import plot as plot
     from gradflow import studies as studies
     from gradflow import sweeps as sweeps
+    from gradflow import tables as tables
     from gradflow.studies import compare as compare
     from gradflow.sweeps import sweep as sweep
 
@@ -78,6 +79,7 @@ _ON_FIRST_USE = {
     "studies": "gradflow.studies",
     "sweep": "gradflow.sweeps",
     "sweeps": "gradflow.sweeps",
+    "tables": "gradflow.tables",
 }
 
 

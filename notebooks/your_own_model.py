@@ -102,7 +102,7 @@ assert abs(float(problem(escape.final)) / half - 1) < 1e-6
 # %%
 rule = gf.GradientDescent(problem, learning_rate=0.1)
 gap = gf.compare(rule, net, learning_rates=[0.4, 0.2, 0.1, 0.05], horizon=60.0)
-print(gf.studies.compare_table(gap))
+print(gf.tables.compare(gap))
 assert abs(float(gap.order[0]) - 1) < 0.1
 
 # %%

@@ -15,8 +15,10 @@ import equinox as eqx
 import jax
 import numpy as np
 import pytest
+import xarray as xr
 
 import gradflow as gf
+from gradflow.studies._by_name import function_for, studies_in
 
 ROOT = pathlib.Path(gf.__file__).parent
 
@@ -44,7 +46,7 @@ RANKS = [
     ["runs"],
     ["limits", "sweeps"],
     ["studies"],
-    ["plot"],
+    ["plot", "tables"],
     ["cli"],
     ["__main__"],
 ]
@@ -56,10 +58,19 @@ def room_of(module):
     return module.split(".")[1]
 
 
-def imported_rooms(path):
-    """Rooms that a file imports anywhere, functions included."""
+OLD_NAMES = {("gradflow.studies", "tables")}
+"""The only imports that run up: in the `__getattr__` of a room, for users of names that have moved to a later one."""
+
+
+def path_of(module):
+    path = ROOT.joinpath(*module.split(".")[1:])
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def imported_rooms(tree):
+    """Rooms that code imports anywhere, functions included."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "gradflow":
             if node.module == "gradflow":
                 found |= {alias.name for alias in node.names}
@@ -72,14 +83,49 @@ def imported_rooms(path):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_obey_the_order_of_the_rooms(module):
-    room = room_of(module)
-    path = ROOT.joinpath(*module.split(".")[1:])
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    room, tree = room_of(module), ast.parse(path_of(module).read_text())
     assert room in RANK, f"{room} has no rank: give it one"
-    for other in imported_rooms(path) - {room}:
-        allowed = RANK[other] < RANK[room] or (room, other) == ("rules", "flows")
-        allowed |= room.startswith("_") and RANK[other] == RANK[room]
-        assert allowed, f"{module} imports {other}"
+    for part in tree.body:
+        for other in imported_rooms(part) - {room}:
+            allowed = RANK[other] < RANK[room] or (room, other) == ("rules", "flows")
+            allowed |= room.startswith("_") and RANK[other] == RANK[room]
+            allowed |= getattr(part, "name", "") == "__getattr__" and (module, other) in OLD_NAMES
+            assert allowed, f"{module} imports {other}"
+
+
+def test_rooms_do_without_the_imports_that_run_up():
+    """What a room has for users of old names, it does not need: it is loaded without, and gives the names on use."""
+    script = """
+import sys
+import gradflow.studies
+assert "gradflow.tables" not in sys.modules and "gradflow.plot" not in sys.modules
+from gradflow.studies import compare_table
+assert compare_table is gradflow.tables.compare
+assert all(getattr(gradflow.studies, name) for name in dir(gradflow.studies))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def files(room):
+    return {path.stem.removeprefix("_") for path in (ROOT / room).glob("_[a-z]*.py")}
+
+
+STUDY = re.compile(r'"study": "([a-z-]+)"')
+
+
+def test_a_study_is_found_by_its_name():
+    """Every name that a study writes into its data set is a file of this name in three rooms, listed nowhere else."""
+    written = [name for path in (ROOT / "studies").glob("_*.py") for name in STUDY.findall(path.read_text())]
+    assert len(set(written)) == len(written) > 8
+    for study in written:
+        name = study.replace("-", "_")
+        for room in ("studies", "plot", "tables"):
+            assert name in files(room), f"{study} has no file in {room}/"
+        for room in (gf.plot, gf.tables):
+            found = function_for(xr.Dataset(attrs={"study": study}), room.__name__, "")
+            assert found is getattr(room, name)
+    for room in ("plot", "tables"):
+        assert studies_in(f"gradflow.{room}") == sorted(written)
 
 
 def test_no_module_blinds_the_shape_checks():

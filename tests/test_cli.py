@@ -1,6 +1,8 @@
 """The command line: what it writes and prints, how it resumes, and how it complains."""
 
 import contextlib
+import importlib
+import inspect
 import os
 import re
 import shutil
@@ -109,6 +111,38 @@ def test_every_command_explains_itself(gradflow, command, options):
     for option in options:
         # Every option has a sentence after its name and type.
         assert re.search(rf"^  \[?{re.escape(option.lower())}\b.*  \S", said.lower(), re.MULTILINE), option
+
+
+STUDIES = {
+    "_small_init": "small_init",
+    "_discrete_gap": "discrete_gap",
+    "_mean_field": "mean_field",
+    "_momentum": "momentum",
+    "_phase_diagram": "phase_diagram",
+    "_vanishing_init": "vanishing_init",
+    "_circle": "circle_illustration",
+    "_early_stage": "early_stage",
+    "_two_directions": "two_directions",
+}
+
+
+@pytest.mark.parametrize(("file", "study"), STUDIES.items())
+def test_quick_versions_are_smaller_and_their_data_fit(file, study):
+    """Presets name arguments of their study, of fewer values each, and the data are those that it takes."""
+    preset = importlib.import_module(f"gradflow.studies.{file}")
+    few = preset.QUICK if hasattr(preset, "QUICK") else preset.quick()
+    arguments = inspect.signature(getattr(gf.studies, study)).parameters
+    for name, value in few.items():
+        whole = arguments[name].default
+        if isinstance(whole, tuple):
+            assert len(value) <= len(whole), name
+        elif isinstance(whole, int):
+            assert value <= whole, name
+    if hasattr(preset, "load_data"):
+        x, y = preset.load_data()
+        assert len(x) == len(y) <= 500
+        if "quick" in inspect.signature(preset.load_data).parameters:
+            assert len(preset.load_data(quick=True).y) <= len(y)
 
 
 # The main job

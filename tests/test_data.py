@@ -19,6 +19,7 @@ import pytest
 
 import gradflow.data as data
 from gradflow.data import _cifar, _images
+from gradflow.data._load import load_some
 from gradflow.data._openml import Source
 
 # Data sets ------------------------------------------------------------------------------------------------------------
@@ -601,6 +602,35 @@ def test_circle_labels_by_hand():
         assert label == pytest.approx((5 * first**2 if first > 0 else 0) + (4 * second**2 if second > 0 else 0))
     # Uniform angles: the mean of a coordinate has standard deviation sqrt(1 / 2n).
     assert np.abs(data.circle(20000).x.mean(axis=0)).max() < 5 / np.sqrt(2 * 20000)
+
+
+def test_sine_by_hand():
+    x, y = data.sine(9, dtype="float32")
+    assert x.dtype == y.dtype == np.float32
+    np.testing.assert_allclose(x, [[-1 + k / 4, 1] for k in range(9)], rtol=1e-7)
+    np.testing.assert_allclose(y[[0, 2, 3, 4, 6]], [0, -1, -(0.5**0.5), 0, 1], atol=1e-6)
+
+
+def test_principal_components_are_those_of_the_covariance():
+    whole = data.digits(n=60, classes=(0, 1), labels="pm1")
+    found = data.principal_components(whole, 3)
+    values = np.linalg.eigvalsh(np.cov(whole.x.T))[::-1][:3]
+    covariance = np.cov(found.x.T)
+    np.testing.assert_allclose(covariance / covariance[0, 0], np.diag(values / values[0]), atol=1e-6)
+    assert np.max(np.abs(found.x)) == pytest.approx(1)
+    assert found.y is whole.y
+    assert (found.name, found.classes, found.image_shape) == ("digits, 3 components", (0, 1), None)
+
+
+def test_principal_components_are_at_most_as_many_as_there_are():
+    with pytest.raises(ValueError, match="Argument `count` must be at most 2, the number of components, but is 3"):
+        data.principal_components(data.circle(5), 3)
+
+
+def test_load_some_takes_what_is_left_open():
+    assert len(load_some("digits", at_most=30, labels="index")) == 30
+    assert len(load_some("digits", at_most=30, samples=40)) == 40
+    assert len(load_some("circle", at_most=60)) == 50
 
 
 def test_xor_has_four_equal_corners():

@@ -15,8 +15,8 @@ import gradflow as gf
 from gradflow._code import code_of
 from gradflow.sweeps import _identity, _scheduler
 from gradflow.sweeps._checkpoint import Checkpoint
+from gradflow.sweeps._part import kept
 from gradflow.sweeps._slots import Flight
-from gradflow.sweeps._store import kept
 
 SOURCE = """
 import functools

@@ -15,7 +15,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 import gradflow as gf
-from gradflow import plot, studies
+from gradflow import plot, studies, tables
 from gradflow.limits._small_start import predict_small_start
 from gradflow.studies import _small_init
 from gradflow.sweeps import _scheduler
@@ -671,6 +671,11 @@ def test_figure_of_the_comparison(discrete, tmp_path):
     assert plot.save(drawn, tmp_path / "a.png").stat().st_size > 5000
 
 
-def test_draw_refuses_what_no_study_wrote():
-    with pytest.raises(ValueError, match="must carry the attribute `study`, one of 'small-init', 'vanishing-init'"):
-        plot.draw(xr.Dataset({"a": ("x", [1.0])}))
+@pytest.mark.parametrize(
+    ("show", "advice"), [(plot.draw, "no ready-made figure"), (tables.text, "no ready-made table")]
+)
+def test_figures_and_tables_are_refused_for_what_no_study_wrote(show, advice):
+    said = f"must carry the attribute `study`, one of 'circle', 'compare', 'early-stage', .*{advice}"
+    for attrs in ({}, {"study": "style"}, {"study": "no-such-study"}):
+        with pytest.raises(ValueError, match=said):
+            show(xr.Dataset({"a": ("x", [1.0])}, attrs=attrs))

@@ -40,7 +40,7 @@ def describe_installation() -> str:
         ("observables", observables, _callable),
         ("solvers", solvers, lambda value: _is_a(value, methods)),
         ("theory", theory, _function),
-        ("studies", studies, lambda value: _function(value) and not value.__name__.endswith("_table")),
+        ("studies", studies, _function),
         ("data", data, lambda value: _function(value) and value not in (data.load, data.names)),
     ]
     for title, room, offered in kinds:

@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -12,7 +12,6 @@ import typer
 from gradflow._checks import fail
 from gradflow._solution import Status
 from gradflow.cli._app import app
-from gradflow.cli._data import load, planar_data, small_data
 from gradflow.cli._process import configure_jax
 
 Quick = Annotated[bool, typer.Option("--quick", help="A small version that takes about 20 seconds.")]
@@ -63,28 +62,24 @@ def small_init(
     Scales that no float holds, and other data sets, are those of `gradflow vanishing-init`.
     """
     configure_jax()
-    from gradflow import plot, studies
+    from gradflow import studies
+    from gradflow.studies import _small_init as preset
     from gradflow.sweeps import check_writable
 
-    rtol = (1e-3 if quick else 1e-4) if rtol is None else rtol
-    samples = 120 if quick and samples is None else samples
-    dataset = load(data, path, samples, classes=classes, centre=True, unit_norm=True, labels="pm1")
-    size: dict[str, Any] = {"seeds": range(3 if seeds is None else seeds)}
-    if quick:
-        few = {"scales": (1e-2, 1e-4, 1e-6), "widths": (16,), "saves": 121}
-        size = few | {"seeds": range(1 if seeds is None else seeds)}
+    dataset = preset.load_data(data, path=path, samples=samples, classes=classes, quick=quick)
+    size = (preset.QUICK if quick else {}) | _given(rtol=rtol, seeds=None if seeds is None else range(seeds))
     name = "small-init-quick" if quick else "small-init"
     store = out / f"{name}.zarr"
     check_writable("out", store)
     part = _chunk(chunk)
     _say_what_is_there(store, fresh)
     with _resumable(_again()):
-        ds = studies.small_init(dataset, **size, rtol=rtol, store=store, resume=not fresh, chunk=part)
+        ds = studies.small_init(dataset, **size, store=store, resume=not fresh, chunk=part)
     missing = int((ds.status < 0).sum())
     if missing:
         print(f"store: {store}: {ds.status.size - missing} of {ds.status.size} runs, the others are for other chunks")
         return
-    _report(studies.small_init_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+    _report(ds, store, out / f"{name}.png")
     _end_with(ds.status)
 
 
@@ -106,23 +101,21 @@ def compare(
 ) -> None:
     """A discrete rule against its flows: the gap over learning rates, its order, and what accuracy costs."""
     configure_jax()
-    from gradflow import plot, studies
+    from gradflow import studies
+    from gradflow.studies import _discrete_gap as preset
     from gradflow.sweeps import check_writable, write_dataset
 
-    dataset = load(data, path, 100 if quick and samples is None else samples, centre=True, labels="onehot")
+    dataset = preset.load_data(data, path=path, samples=samples, quick=quick)
     rule = rule.replace("-", "_")
     name = "compare" + ("" if rule == "gradient_descent" else f"-{rule}") + ("-quick" if quick else "")
     check_writable("out", out / f"{name}.zarr")
-    if horizon is None:
-        # The transient of momentum takes its time.
-        horizon = 10.0 if quick and rule == "gradient_descent" else 50.0
+    size: dict[str, Any] = {"width": width, "depth": depth}
     if quick:
-        size = {"width": min(width, 16), "depth": 1, "rates": 4, "horizon": horizon}
-    else:
-        size = {"width": width, "depth": depth, "rates": 6, "horizon": horizon}
-    ds = studies.discrete_gap(dataset, rule=rule, **cast(dict[str, Any], size))
+        few = preset.quick(rule)
+        size = few | {"width": min(width, few["width"])}
+    ds = studies.discrete_gap(dataset, rule=rule, **size | _given(horizon=horizon))
     store = write_dataset(ds, out / f"{name}.zarr")
-    _report(studies.compare_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+    _report(ds, store, out / f"{name}.png")
 
 
 @app.command("mean-field", short_help="Networks of growing width beside width infinity.")
@@ -143,21 +136,18 @@ def mean_field(
     Deviation and bias by width and depth beside what theory predicts, rules of nodes, test particles.
     """
     configure_jax()
-    from gradflow import plot, studies
+    from gradflow import studies
+    from gradflow.studies import _mean_field as preset
     from gradflow.sweeps import check_writable, write_dataset
 
     name = f"mean-field-{data}" + ("-quick" if quick else "")
     check_writable("out", out / f"{name}.zarr")
-    dataset = planar_data(data, path, samples, classes)
-    few: dict[str, Any] = {}
-    if quick:
-        few = {"widths": (16,), "depths": (2,), "sgd_widths": (16,), "saves": 6, "horizon": 3.0, "more": 1}
-        few |= {"node_counts": (), "nodes": 4, "accuracy": 1e-3}
-    few["seeds"] = (8 if quick else 16) if seeds is None else seeds
+    dataset = preset.load_data(data, path=path, samples=samples, classes=classes)
+    size = (preset.QUICK if quick else {}) | _given(seeds=seeds)
     with _resumable(_again()):
-        ds = studies.mean_field(dataset, **few, store=out / f"{name}-runs.zarr", resume=not fresh)
+        ds = studies.mean_field(dataset, **size, store=out / f"{name}-runs.zarr", resume=not fresh)
     store = write_dataset(ds, out / f"{name}.zarr")
-    _report(studies.mean_field_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+    _report(ds, store, out / f"{name}.png")
 
 
 @app.command("momentum", short_help="Heavy ball and Nesterov: flows, rates, which is faster.")
@@ -174,17 +164,17 @@ def momentum(
 ) -> None:
     """Heavy ball and Nesterov on wide ReLU networks: flows, rates per mode, which is faster, movement of neurons."""
     configure_jax()
-    from gradflow import plot, studies
+    from gradflow import studies
+    from gradflow.studies import _momentum as preset
     from gradflow.sweeps import check_writable, write_dataset
 
-    samples = (24 if quick else 40) if samples is None else samples
-    dataset = load(data, path, samples, classes=classes, centre=True, unit_norm=True, labels="pm1")
+    dataset = preset.load_data(data, path=path, samples=samples, classes=classes, quick=quick)
     name = f"momentum-{data}" + ("-quick" if quick else "")
     check_writable("out", out / f"{name}.zarr")
-    size: dict[str, Any] = {"widths": (64, 256), "ratios": (0.1, 4.0), "saves": 60} if quick else {}
-    ds = studies.momentum(dataset, **size, steps=200 if quick and steps is None else steps)
+    size = (preset.QUICK if quick else {}) | _given(steps=steps)
+    ds = studies.momentum(dataset, **size)
     store = write_dataset(ds, out / f"{name}.zarr")
-    _report(studies.momentum_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+    _report(ds, store, out / f"{name}.png")
 
 
 @app.command("phase-diagram", short_help="One-pass SGD in high dimension beside its equations.")
@@ -203,23 +193,18 @@ def phase_diagram(
     learning rate costs in samples, the risk over learning rate and noise and over the exponents of width and rate.
     """
     configure_jax()
-    from gradflow import plot, studies
+    from gradflow import studies
+    from gradflow.studies import _phase_diagram as preset
     from gradflow.sweeps import check_writable, write_dataset
 
     name = "phase-diagram-quick" if quick else "phase-diagram"
     check_writable("out", out / f"{name}.zarr")
-    size: dict[str, Any] = {"noise": noise, "seeds": (2 if quick else 4) if seeds is None else seeds}
-    size |= {"units": (2 if quick else 4) if units is None else units}
-    size |= {"width": (4 if quick else 8) if width is None else width}
-    if quick:
-        size |= {"dims": (50, 200), "starts": (50, 500), "rates": (0.1, 0.3, 1.0, 3.0), "noises": (1e-5, 1e-4, 1e-3)}
-        size |= {"saves": 21, "horizon": 1e3, "horizons": {"green": 5.0, "blue": 20.0, "orange": 20.0}}
-        size |= {"kappas": (0.1,), "sums": (-0.4, -0.2, 0.0, 0.2, 0.4)}
+    size = (preset.QUICK if quick else {}) | _given(noise=noise, seeds=seeds, units=units, width=width)
     parts = out / f"{name}-parts"
     with _resumable(_again()):
         ds = studies.phase_diagram(**size, store=parts, resume=not fresh)
     store = write_dataset(ds, out / f"{name}.zarr")
-    _report(studies.phase_diagram_table(ds), store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+    _report(ds, store, out / f"{name}.png")
 
 
 @app.command("vanishing-init", short_help="Escape from weights of norm 1e-4 down to 1e-300.")
@@ -243,7 +228,9 @@ def vanishing_init(
     `--data circle`: gradient descent on squared-ReLU neurons beside its flow, in the settings of the source.
     """
     configure_jax()
-    from gradflow import plot, studies
+    from gradflow import studies
+    from gradflow.studies import _circle
+    from gradflow.studies import _vanishing_init as preset
     from gradflow.sweeps import check_writable, write_dataset
 
     name = "circle" if data == "circle" else "vanishing-init"
@@ -253,18 +240,15 @@ def vanishing_init(
     if data == "circle":
         if seeds is not None or path is not None:
             raise fail("seeds" if path is None else "path", "be left out with --data circle", "given")
-        dataset = load(data, None, samples if samples is not None else 50)
-        ds = studies.circle_illustration(dataset, **({"steps": 20_000, "width": 8} if quick else {}))
-        table = studies.circle_table(ds)
+        ds = studies.circle_illustration(_circle.load_data(samples), **(_circle.QUICK if quick else {}))
     else:
-        dataset = small_data(data, path, 60 if quick and samples is None else samples, None if every_class else classes)
-        few: dict[str, Any] = {"exponents": (4, 12, 300), "widths": (4,), "saves": 101, "rounds": 1} if quick else {}
-        few |= {"seeds": range((1 if quick else 3) if seeds is None else seeds)}
+        chosen = None if every_class else classes
+        dataset = preset.load_data(data, path=path, samples=samples, classes=chosen, quick=quick)
+        size = (preset.QUICK if quick else {}) | _given(seeds=None if seeds is None else range(seeds))
         with _resumable(_again()):
-            ds = studies.vanishing_init(dataset, loss=loss, **few, store=out / f"{name}-runs.zarr", resume=not fresh)
-        table = studies.vanishing_init_table(ds)
+            ds = studies.vanishing_init(dataset, loss=loss, **size, store=out / f"{name}-runs.zarr", resume=not fresh)
     write_dataset(ds, store)
-    _report(table, store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+    _report(ds, store, out / f"{name}.png")
     if "status" in ds:
         _end_with(ds.status)
 
@@ -291,30 +275,26 @@ def early_stage(
     `--data two-directions`: plateau, escape and sliding neurons on two nearby inputs, beside descent that gets stuck.
     """
     configure_jax()
-    from gradflow import data as sets
-    from gradflow import plot, studies
+    from gradflow import studies
+    from gradflow.studies import _early_stage as preset
+    from gradflow.studies import _two_directions
     from gradflow.sweeps import check_writable, write_dataset
 
     name = f"early-stage-{data}" + ("-quick" if quick else "")
     check_writable("out", out / f"{name}.zarr")
     if data == "two-directions":
-        few: dict[str, Any] = {"angles": (0.1, 0.05, 0.025), "steps": 20_000, "saves": 201} if quick else {}
-        ds = studies.two_directions(**few, seed=seed)
-        table = studies.two_directions_table(ds)
+        ds = studies.two_directions(**(_two_directions.QUICK if quick else {}), seed=seed)
     else:
-        if data == "correlated":
-            dataset = sets.correlated(20 if samples is None else samples, 8, seed=seed)
-        else:
-            kind = {"labels": "index"} if every_class else {"classes": classes, "labels": "pm1"}
-            size = (40 if quick else 100) if samples is None else samples
-            dataset = load(data, path, size, centre=True, unit_norm=True, **kind)
-        few = {"widths": (8, 64), "rates": (0.1, 0.01), "batches": (2,), "saves": 41} if quick else {}
-        if quick and not every_class:
-            few |= {"losses": ("exponential", "square")}
-        ds = studies.early_stage(dataset, **few, seed=seed)
-        table = studies.early_stage_table(ds)
+        chosen = None if every_class else classes
+        dataset = preset.load_data(data, path=path, samples=samples, classes=chosen, seed=seed, quick=quick)
+        ds = studies.early_stage(dataset, **(preset.quick(not every_class) if quick else {}), seed=seed)
     store = write_dataset(ds, out / f"{name}.zarr")
-    _report(table, store, plot.save(plot.draw(ds), out / f"{name}.png"), ds)
+    _report(ds, store, out / f"{name}.png")
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """What the command line names; the study, or its quick version, decides about the rest."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _chunk(given: str | None) -> tuple[int, int] | None:
@@ -344,8 +324,12 @@ def _say_what_is_there(store: pathlib.Path, fresh: bool) -> None:
         print(f"resuming {store}: {done} of {found['status'].size} flows are there (--fresh starts over)")
 
 
-def _report(table: str, store: pathlib.Path, figure: pathlib.Path, ds: Any) -> None:
-    print(table)
+def _report(ds: Any, store: pathlib.Path, target: pathlib.Path) -> None:
+    """Prints the table of a study, draws its figure, and says where both lie."""
+    from gradflow import plot, tables
+
+    figure = plot.save(plot.draw(ds), target)
+    print(tables.text(ds))
     print(f"\nstore:  {store}  ({', '.join(f'{size} {dim}' for dim, size in ds.sizes.items())})")
     print(f"figure: {figure}")
 

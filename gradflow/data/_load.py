@@ -1,4 +1,4 @@
-"""Data sets by name, for the command line."""
+"""Data sets by name, for studies and the command line."""
 
 import inspect
 from collections.abc import Callable
@@ -56,6 +56,20 @@ def load(name: str, **options: Any) -> Dataset:
         # Python would raise a TypeError; on a command line, a wrong option is a wrong value like any other.
         check_choice("options", option, accepted, f"These are the options of {key}.")
     return loader(**options)
+
+
+def load_some(
+    name: str, *, path: str | None = None, samples: int | None = None, at_most: int = 500, **options: Any
+) -> Dataset:
+    """`load` without what is left open: `samples` of the data set, or as many as there are up to `at_most`.
+
+    So a study of a large data set stays within minutes unless more of it is asked for.
+    """
+    chosen = options | ({} if path is None else {"path": path})
+    if samples is not None:
+        return load(name, n=samples, **chosen)
+    found = load(name, **chosen)
+    return found if len(found) <= at_most else load(name, n=at_most, **chosen)
 
 
 def _accepted(loader: Callable[..., Dataset]) -> list[str]:

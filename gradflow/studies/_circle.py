@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from gradflow import _checks
+from gradflow.data import Dataset, circle
 from gradflow.flows import NeuronPolarFlow
 from gradflow.limits._alternating_flow import nearest_points
 from gradflow.models import OneLayer
@@ -19,6 +20,9 @@ from gradflow.runs._solve import solve
 
 SMALL = 1e-2
 """Norm of the weights up to which directions are those of the first phase."""
+
+QUICK: dict[str, Any] = {"steps": 20_000, "width": 8}
+"""Arguments of `circle_illustration` that take about 20 seconds."""
 
 
 def circle_illustration(
@@ -56,7 +60,7 @@ def circle_illustration(
     >>> ds = gf.studies.circle_illustration(gf.data.circle(20), width=4, steps=2000, saves=21)
     >>> dict(ds.polar_angle.sizes)
     {'run': 2, 'time': 21, 'neuron': 4}
-    >>> print(gf.studies.circle_table(ds).splitlines()[0])
+    >>> print(gf.tables.circle(ds).splitlines()[0])
     width 4, scale 1e-05, learning rate 5e-05
     >>> len(gf.plot.circle(ds).axes)
     3
@@ -87,22 +91,6 @@ def circle_illustration(
     return xr.Dataset(data | {"kkt_angle": ("kkt", angles)}, coordinates, about)
 
 
-def circle_table(ds: xr.Dataset) -> str:
-    """What `circle_illustration` found, as text; see the example there."""
-    risk = ds.risk.values
-    kkt = np.rad2deg(ds.kkt_angle.values)
-    small = np.flatnonzero(ds.norm.sel(run="flow").values < SMALL)
-    row = int(small[-1]) if small.size else 0
-    angle, norm = ds.polar_angle.sel(run="flow").values[row], float(ds.norm.sel(run="flow")[row])
-    nearest = np.min(np.abs(np.angle(np.exp(1j * (angle[:, None] - ds.kkt_angle.values)))), axis=1)
-    gap = float(np.max(np.abs(risk[0] - risk[1])) / risk[1, 0])
-    return "\n".join(
-        [
-            f"width {ds.attrs['width']}, scale {ds.attrs['scale']:g}, learning rate {ds.attrs['learning_rate']:g}",
-            f"KKT points of one neuron at {', '.join(f'{a:.1f}' for a in kkt)} degrees",
-            f"at |w| = {norm:.1e}, t = {float(ds.time[row]):.3f}: "
-            f"{int(np.sum(nearest < 0.05))} of {angle.size} neurons within 0.05 of one of them",
-            f"loss {risk[1, 0]:.4g} -> {risk[1, -1]:.4g} along the flow, {risk[0, -1]:.4g} by descent",
-            f"gap between the two loss curves: {gap:.1e} of the first loss at most",
-        ]
-    )
+def load_data(samples: int | None = None) -> Dataset:
+    """The data of the source, or another number of them."""
+    return circle(50 if samples is None else samples)

@@ -13,6 +13,8 @@ from jaxtyping import Array, Float, Int, PyTree
 from gradflow import observables, theory
 from gradflow._checks import check_choice, check_count, check_positive, fail
 from gradflow._solution import Status
+from gradflow.data import Dataset, correlated
+from gradflow.data._load import load_some
 from gradflow.flows import GradientFlow
 from gradflow.models import Smoothed, TwoLayer, mild_two_layer
 from gradflow.problems import EmpiricalRisk, losses
@@ -87,75 +89,41 @@ def early_stage(
     >>> ds = gf.studies.early_stage(data, **few, horizon=10.0, saves=5)
     >>> int(ds.violations.sel(data="given").sum())
     0
-    >>> print(gf.studies.early_stage_table(ds).splitlines()[0])
+    >>> print(gf.tables.early_stage(ds).splitlines()[0])
     loss drop within 1/eta steps, at width 8 and eta 0.05
     >>> len(gf.plot.early_stage(ds).axes)
     9
     """
     y, size = _targets(np.asarray(dataset.x, float), dataset.y), np.shape(dataset.x)[1]
     x = _within_span(np.asarray(dataset.x, float))
-    signs = y.ndim == 1
-    names = _losses(losses, y, signs)
-    for name, values in (("widths", widths), ("rates", rates), ("batches", batches)):
-        if not len(values):
-            raise fail(name, "hold at least one value", "empty")
+    names = _losses(losses, y, y.ndim == 1)
+    _check_sizes({"widths": widths, "rates": rates, "batches": batches})
     check_count("runs", runs)
     check_count("saves", saves, least=2)
     check_positive("horizon", horizon)
-    for name, values in (("widths", widths), ("batches", batches)):
-        for value in values:
-            check_count(name, value)
-    outputs = None if signs else y.shape[1]
     widths, rates = sorted(widths), sorted(rates, reverse=True)
     middle, rate = widths[len(widths) // 2], rates[len(rates) // 2]
     keys = jax.random.split(jax.random.key(seed), runs)
+    outputs = None if y.ndim == 1 else y.shape[1]
     # The part within the span of weights drawn in all dimensions.
     within = kappa * (x.shape[1] / size) ** 0.5
 
     def starts(width: int) -> TwoLayer:
         return eqx.filter_vmap(lambda key: mild_two_layer(x.shape[1], width, outputs, kappa=within, key=key))(keys)
 
-    many = starts(middle)
-    model = _first(many)
     # One program for all losses.
     chosen = tuple(LOSSES[name] for name in names)
     problems = {name: EmpiricalRisk(x, y, _Chosen(chosen, jnp.asarray(i))) for i, name in enumerate(names)}
-
-    rows: dict[str, list[Any]] = {"width": [], "rate": [], "batch": []}
-    for width in widths:
-        models = starts(width)
-        rows["width"].append([_drops(GradientDescent(problem, rate), models, keys) for problem in problems.values()])
-    for eta in rates:
-        rows["rate"].append([_drops(GradientDescent(problem, eta), many, keys) for problem in problems.values()])
-    for batch in batches:
-        noisy = [SGD(problem, rate, batch_size=min(batch, len(x)), key=keys[0]) for problem in problems.values()]
-        rows["batch"].append([_drops(rule, many, keys) for rule in noisy])
-    variables: dict[str, Any] = {}
-    for dim, drops in rows.items():
-        # Over `dim`, loss, the two things measured, and starts.
-        found = np.array(drops).swapaxes(0, 1)
-        variables[f"drop_{dim}"] = (("loss", dim), found[:, :, 0].mean(axis=2))
-        variables[f"drop_{dim}_spread"] = (("loss", dim), found[:, :, 0].std(axis=2))
-        if dim == "width":
-            variables["deserted"] = (("loss", dim), found[:, :, 1].mean(axis=2))
-    wide = variables["drop_width"][1]
-    variables["width_needed"] = ("loss", [_needed(widths, row) for row in wide])
-
+    variables = _all_drops(starts, list(problems.values()), widths, rates, batches, keys)
+    model = _first(starts(middle))
     plain = problems[names[0]]
     control = EmpiricalRisk(x, jax.random.permutation(jax.random.key(seed + 1), y), plain.loss)
     counted = [_events(problem, model, rate, seed) for problem in (plain, control)]
     for i, name in enumerate(("violations", "events")):
         variables[name] = (("data", "path"), [[pair[i] for pair in row] for row in counted])
-
     ts = np.concatenate([[0.0], np.geomspace(min(0.01, horizon / 2), horizon, saves - 1)])
     late = [name for name in names if name in LATE] or [names[0]]
-    followed = [_late(problems[name], model, ts, smoothing, max_steps) for name in late]
-    for name in ("risk", "margin", "residual", "deserted_late", "norm", "bound"):
-        dims = ("late_loss", "late_time", *(("kkt",) if name == "residual" else ()))
-        variables[name] = (dims, np.stack([run[name] for run in followed]))
-    variables["late_status"] = ("late_loss", [run["status"] for run in followed])
-    variables["late_gradient_evaluations"] = ("late_loss", [run["gradients"] for run in followed])
-    variables["partition"] = (("late_time", "part"), followed[0]["partition"])
+    variables |= _late_phase([_late(problems[name], model, ts, smoothing, max_steps) for name in late])
     coords = {"loss": list(names), "width": widths, "rate": rates, "batch": list(batches), "late_loss": late}
     coords |= {"late_time": ts, "part": list(PARTS), "data": ["given", "random labels"]}
     coords |= {"path": ["descent", "SGD", "flow"], "kkt": ["stationarity", "slackness"]}
@@ -163,6 +131,41 @@ def early_stage(
     attrs |= {"middle_rate": rate, "runs": runs, "seed": seed, "smoothing": smoothing}
     attrs |= {"condition": _condition(x, y), "control_condition": _condition(x, control.y)}
     return xr.Dataset(variables, coords=coords, attrs=attrs)
+
+
+def _check_sizes(sizes: dict[str, Sequence[Any]]) -> None:
+    for name, values in sizes.items():
+        if not len(values):
+            raise fail(name, "hold at least one value", "empty")
+    for name in ("widths", "batches"):
+        for value in sizes[name]:
+            check_count(name, value)
+
+
+def quick(two_classes: bool = True) -> dict[str, Any]:
+    """Arguments of `early_stage` that take about 20 seconds, on 40 samples."""
+    few: dict[str, Any] = {"widths": (8, 64), "rates": (0.1, 0.01), "batches": (2,), "saves": 41}
+    return few | ({"losses": ("exponential", "square")} if two_classes else {})
+
+
+def load_data(
+    name: str = "correlated",
+    *,
+    path: str | None = None,
+    samples: int | None = None,
+    classes: tuple[int, int] | None = (0, 1),
+    seed: int = 0,
+    quick: bool = False,
+) -> Dataset:
+    """Data as `early_stage` takes them: `correlated`, or a data set by name, centred, of norm one.
+
+    Two classes are told apart by signs; with `None`, all classes by their index.
+    """
+    if name == "correlated":
+        return correlated(20 if samples is None else samples, 8, seed=seed)
+    targets: dict[str, Any] = {"labels": "index"} if classes is None else {"classes": classes, "labels": "pm1"}
+    samples = (40 if quick else 100) if samples is None else samples
+    return load_some(name, path=path, samples=samples, centre=True, unit_norm=True, **targets)
 
 
 def _targets(x: np.ndarray, y: Any) -> jax.Array:
@@ -227,6 +230,37 @@ def _drops(rule: GradientDescent | SGD, models: TwoLayer, keys: jax.Array) -> Fl
     return eqx.filter_vmap(one, out_axes=1)(models, keys)
 
 
+def _all_drops(
+    starts: Callable[[int], TwoLayer],
+    problems: list[EmpiricalRisk],
+    widths: Sequence[int],
+    rates: Sequence[float],
+    batches: Sequence[int],
+    keys: jax.Array,
+) -> dict[str, Any]:
+    """Variables of the drops over widths, rates and batches; each varies at the middle of the others."""
+    rate, many, samples = rates[len(rates) // 2], starts(widths[len(widths) // 2]), len(problems[0].x)
+    rows: dict[str, list[Any]] = {"width": [], "rate": [], "batch": []}
+    for width in widths:
+        models = starts(width)
+        rows["width"].append([_drops(GradientDescent(problem, rate), models, keys) for problem in problems])
+    for eta in rates:
+        rows["rate"].append([_drops(GradientDescent(problem, eta), many, keys) for problem in problems])
+    for batch in batches:
+        noisy = [SGD(problem, rate, batch_size=min(batch, samples), key=keys[0]) for problem in problems]
+        rows["batch"].append([_drops(rule, many, keys) for rule in noisy])
+    variables: dict[str, Any] = {}
+    for dim, drops in rows.items():
+        # Over `dim`, loss, the two things measured, and starts.
+        found = np.array(drops).swapaxes(0, 1)
+        variables[f"drop_{dim}"] = (("loss", dim), found[:, :, 0].mean(axis=2))
+        variables[f"drop_{dim}_spread"] = (("loss", dim), found[:, :, 0].std(axis=2))
+        if dim == "width":
+            variables["deserted"] = (("loss", dim), found[:, :, 1].mean(axis=2))
+    variables["width_needed"] = ("loss", [_needed(widths, row) for row in variables["drop_width"][1]])
+    return variables
+
+
 def _needed(widths: Sequence[int], drops: Sequence[float]) -> float:
     """The least width from which on the drop is within a tenth of that of the widest."""
     near = np.abs(np.array(drops) / drops[-1] - 1) <= NEAR
@@ -276,58 +310,21 @@ def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: fl
     return found | {"status": int(Status.of(sol.status)), "gradients": int(sol.stats["gradient_evaluations"])}
 
 
+def _late_phase(followed: list[dict[str, Any]]) -> dict[str, Any]:
+    """Variables of the late phase, from one run for each loss; the partition is that of the first."""
+    variables: dict[str, Any] = {}
+    for name in ("risk", "margin", "residual", "deserted_late", "norm", "bound"):
+        dims = ("late_loss", "late_time", *(("kkt",) if name == "residual" else ()))
+        variables[name] = (dims, np.stack([run[name] for run in followed]))
+    variables["late_status"] = ("late_loss", [run["status"] for run in followed])
+    variables["late_gradient_evaluations"] = ("late_loss", [run["gradients"] for run in followed])
+    variables["partition"] = (("late_time", "part"), followed[0]["partition"])
+    return variables
+
+
 def _condition(x: jax.Array, y: jax.Array) -> str:
     """In words, whether the data keep the condition for monotone sets."""
     if y.ndim > 1:
         return "for two classes only"
     found = theory.partition_condition(x, y)
     return "holds" if found.holds else f"violated by {found.violations} of {found.pairs} pairs"
-
-
-def early_stage_table(ds: xr.Dataset) -> str:
-    """What `early_stage` found, as text; see the example there."""
-    lines = [
-        f"loss drop within 1/eta steps, at width {ds.attrs['middle_width']} and eta {ds.attrs['middle_rate']:g}",
-        f"{'loss':<14} {'over widths':>20} {'over rates':>20} {'SGD / descent':>20} {'width needed':>13}",
-    ]
-    for name in ds.loss.values:
-        row = ds.sel(loss=name)
-        middle = float(row.drop_rate.sel(rate=ds.attrs["middle_rate"]))
-        spans = [f"{float(v.min()):.4g} ... {float(v.max()):.4g}" for v in (row.drop_width, row.drop_rate)]
-        ratio = row.drop_batch / middle
-        lines.append(
-            f"{name!s:<14} {spans[0]:>20} {spans[1]:>20}"
-            f" {f'{float(ratio.min()):.3f} ... {float(ratio.max()):.3f}':>20} {float(row.width_needed):13g}"
-        )
-    narrow, wide = int(ds.width[0]), int(ds.width[-1])
-    left = [
-        f"{name} {float(row[0]):g}, {float(row[-1]):g}" for name, row in zip(ds.loss.values, ds.deserted, strict=True)
-    ]
-    lines.append(
-        f"samples without a living neuron of their class then, at widths {narrow} and {wide}: {'; '.join(left)}"
-    )
-    lines.append(
-        f"condition for monotone sets: {ds.attrs['condition']}; labels shuffled: {ds.attrs['control_condition']}"
-    )
-    for kind in ds["data"].values:
-        row = ds.sel(data=kind)
-        said = ", ".join(
-            f"{path} {int(row.violations.sel(path=path))} of {int(row.events.sel(path=path))}"
-            for path in ds.path.values
-        )
-        lines.append(f"switches out of true-living or false-dead, {kind}: {said}")
-    for name in ds.late_loss.values:
-        row = ds.sel(late_loss=name)
-        risk = row.risk.values
-        last = int(np.flatnonzero(np.isfinite(risk))[-1])
-        t = float(ds.late_time[last])
-        told = "" if float(row.margin[last]) > 0 else " (not told apart: no maximum-margin problem)"
-        left = int(row.deserted_late[last])
-        told += f"; {left} samples without a living neuron of their class" if left else ""
-        lines.append(
-            f"{name}: t * loss = {t * risk[last]:.3g} at t = {t:.2g} ({Status(int(row.late_status)).label},"
-            f" {int(row.late_gradient_evaluations)} gradients), at most {np.nanmax(ds.late_time.values * risk):.3g};"
-            f" normalised margin {float(row.margin[last]):.3g}, KKT residual {float(row.residual[last, 0]):.2g},"
-            f" {float(row.residual[last, 1]):.2g}{told}"
-        )
-    return "\n".join(lines)

@@ -1,5 +1,6 @@
 """Infinite width: networks of growing width beside their limit, its error, and what theory predicts of the gap."""
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 import xarray as xr
 
 from gradflow import _checks
+from gradflow.data import Dataset, principal_components, sine
+from gradflow.data._load import load_some
 from gradflow.flows import MeanFieldFlow
 from gradflow.limits._infinite_width import infinite_width
 from gradflow.limits._width_fluctuations import width_fluctuations
@@ -25,6 +28,21 @@ from gradflow.sweeps import sweep
 RULES = ("Gauss-Legendre", "Sobol", "Monte Carlo")
 PARTICLES = np.stack(np.meshgrid([-0.9, -0.3, 0.3, 0.9], [-0.8, 0.8], indexing="ij"), axis=-1).reshape(-1, 2)
 """Labels of the test particles, in units of the half-width of the law of the first layer."""
+
+
+QUICK: dict[str, Any] = {
+    "widths": (16,),
+    "depths": (2,),
+    "sgd_widths": (16,),
+    "seeds": 8,
+    "more": 1,
+    "horizon": 3.0,
+    "saves": 6,
+    "nodes": 4,
+    "node_counts": (),
+    "accuracy": 1e-3,
+}
+"""Arguments of `mean_field` that take about 20 seconds."""
 
 
 def mean_field(
@@ -81,7 +99,7 @@ def mean_field(
     >>> ds = gf.studies.mean_field(gf.data.circle(6), **few, saves=3, progress=False, accuracy=1e-2, horizon=1.0)
     >>> dict(ds.deviation.sizes)
     {'depth': 1, 'width': 2}
-    >>> print(gf.studies.mean_field_table(ds).splitlines()[0])
+    >>> print(gf.tables.mean_field(ds).splitlines()[0])
     data: circle, 6 samples; tanh, mean-field scaling, to t = 1
     >>> len(gf.plot.mean_field(ds).axes)
     6
@@ -127,10 +145,25 @@ def mean_field(
     found["limit_error"] = float(errors["predictions"])
     found["limit_met"] = exact.status == "ok"
     found["x"], found["y"] = (("sample", "entry"), x), ("sample", y)
-    found["slope"] = ("depth", [_slope(found.width.values, row) for row in found.deviation.values])
-    found["sgd_slope"] = _slope(found.sgd_width.values, found.sgd_deviation.values)
+    found["slope"] = ("depth", [power_of_width(found.width.values, row) for row in found.deviation.values])
+    found["sgd_slope"] = power_of_width(found.sgd_width.values, found.sgd_deviation.values)
     about = {"study": "mean-field", "data": str(getattr(dataset, "name", "unnamed")), "seeds": seeds, "scale": scale}
     return found.assign_attrs({**runs.attrs, **about})
+
+
+def load_data(
+    name: str = "sine",
+    *,
+    path: str | None = None,
+    samples: int | None = None,
+    classes: tuple[int, int] = (0, 1),
+) -> Dataset:
+    """Inputs of two entries as `mean_field` takes them: `sine`, or two principal components of two classes."""
+    if name == "sine":
+        return sine(20 if samples is None else samples)
+    samples = 100 if samples is None else samples
+    whole = load_some(name, path=path, samples=samples, classes=classes, centre=True, labels="pm1")
+    return dataclasses.replace(principal_components(whole), name=f"{name}, two components")
 
 
 def _start(depth: int, scale: float) -> MeanFieldStart:
@@ -261,40 +294,8 @@ def _rule(name: str, count: int, seed: int) -> AbstractNodeRule:
     return Sobol(count, seed) if name == "Sobol" else MonteCarlo(count, seed)
 
 
-def _slope(widths: Any, values: Any) -> float:
+def power_of_width(widths: Any, values: Any) -> float:
+    """The power of the width that values follow; NaN for fewer than two widths."""
     if len(widths) < 2:
         return float("nan")
     return float(np.polyfit(np.log(np.asarray(widths, float)), np.log(values), 1)[0])
-
-
-def mean_field_table(ds: xr.Dataset) -> str:
-    """What `mean_field` found, as text; see the example there."""
-    lines = [
-        f"data: {ds.attrs['data']}, {ds.sizes['sample']} samples; tanh, mean-field scaling, to t = {ds.time[-1]:g}"
-    ]
-    unmet = "" if bool(ds.get("limit_met", True)) else "; the accuracy asked for was not reached"
-    lines.append(f"limit of two hidden layers: predictions to {float(ds.limit_error):.1e} (estimate{unmet})")
-    lines.append(f"{'depth':>5} {'width':>6} {'deviation':>10} {'predicted':>9} {'bias':>9} {'its noise':>9}")
-    for depth in ds.depth.values:
-        for width in ds.width.values:
-            row = ds.sel(depth=depth, width=width)
-            predicted = f"{float(row.predicted_deviation):9.2e}" if depth == 2 else " " * 9
-            lines.append(
-                f"{depth:5d} {width:6d} {float(row.deviation):10.2e} {predicted} {float(row.bias):9.2e}"
-                f" {float(row.bias_noise):9.2e}"
-            )
-    for depth in ds.depth.values if ds.sizes["width"] > 1 else []:
-        row = ds.sel(depth=depth)
-        seen = (row.bias > 3 * row.bias_noise).values
-        said = f"slope of the deviation, depth {depth}: {float(row.slope):+.2f} (theory -1/2)"
-        if seen.sum() > 1:
-            said += f"; of the bias, where it shows: {_slope(row.width.values[seen], row.bias.values[seen]):+.2f} (-1)"
-        lines.append(said)
-    cells = ", ".join(f"{n}: {d:.1e}" for n, d in zip(ds.sgd_width.values, ds.sgd_deviation.values, strict=True))
-    slope = f"; slope {float(ds.sgd_slope):+.2f} (theory -1/2)" if ds.sizes["sgd_width"] > 1 else ""
-    lines.append(f"deviation of SGD by width: {cells}{slope}")
-    for rule in ds.rule.values if ds.sizes["node_count"] else []:
-        row = ds.sel(rule=rule)
-        cells = ", ".join(f"{n}: {e:.1e}" for n, e in zip(row.nodes_used.values, row.node_error.values, strict=True))
-        lines.append(f"error by nodes of the first layer, {rule}: {cells}")
-    return "\n".join(lines)

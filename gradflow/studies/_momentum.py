@@ -1,7 +1,7 @@
 """Momentum on wide two-layer ReLU networks: the methods, their flows at both resolutions, and the rates predicted."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,6 +11,8 @@ import xarray as xr
 
 from gradflow import _checks
 from gradflow._solution import Status
+from gradflow.data import Dataset
+from gradflow.data._load import load_some
 from gradflow.flows import HeavyBallFlow, LinearisedFlow, NesterovFlow
 from gradflow.models import SignedTwoLayer
 from gradflow.observables import NeuronMovement
@@ -19,7 +21,7 @@ from gradflow.rules import GradientDescent, HeavyBall, Nesterov
 from gradflow.runs._iterate import iterate_to
 from gradflow.runs._solve import solve
 from gradflow.solvers import Bosh3
-from gradflow.studies._discrete_gap import run_distance
+from gradflow.studies._compare import run_distance
 from gradflow.theory import faster_method, momentum_rates, relu_gram
 
 METHODS: dict[Literal["heavy_ball", "nesterov"], Any] = {
@@ -31,6 +33,9 @@ SHARE = 0.25
 """Learning rate times the largest eigenvalue of the tangent kernel."""
 FOLDINGS = 4.0
 """Length of a run, in units of the time in which the slowest mode decays by `e`."""
+
+QUICK: dict[str, Any] = {"widths": (64, 256), "ratios": (0.1, 4.0), "steps": 200, "saves": 60}
+"""Arguments of `momentum` that take about 20 seconds, on 24 samples."""
 
 
 def momentum(
@@ -82,76 +87,29 @@ def momentum(
     >>> ds = gf.studies.momentum(data, **few, progress=False)
     >>> str(ds.predicted_winner[0].values)
     'nesterov'
-    >>> print(gf.studies.momentum_table(ds).split(";")[0])
+    >>> print(gf.tables.momentum(ds).split(";")[0])
     digits, 6 samples
     >>> len(gf.plot.momentum(ds).axes)
     6
     """
-    x, y = dataset
-    if np.ndim(y) != 1 or not np.all(np.isin(np.asarray(y), (-1, 1))):
-        actual = f"of shape {np.shape(y)} with values such as {np.ravel(np.asarray(y))[:3].tolist()}"
-        raise _checks.fail("dataset", "have targets +1 and -1", actual, 'Load it with labels="pm1" and two classes.')
-    sizes = _sorted("widths", widths)
-    multiples = _sorted("ratios", ratios)
-    for width in sizes:
-        _checks.check_count("widths", width)
-    _checks.check_positive("ratios", np.asarray(multiples, float))
-    _checks.check_count("saves", saves, least=8)
-    problem = EmpiricalRisk(x, y, losses.square, reduction="sum")
-    models = [SignedTwoLayer(x.shape[1], width, key=jax.random.key(seed)) for width in sizes]
+    sizes, multiples = _sorted("widths", widths), _sorted("ratios", ratios)
+    problem, models = _networks(dataset, sizes, multiples, saves, seed)
+    x, _ = dataset
     grams = [relu_gram(x, model.weight) for model in models]
     values, modes = np.linalg.eigh(grams[-1])
-    least, most = float(values[0]), float(max(np.linalg.eigvalsh(gram)[-1] for gram in grams))
-    if least <= 1e-10 * most:
-        advice = "Remove repeated inputs, or widen the network beyond the number of samples."
-        raise _checks.fail("dataset", "have a tangent kernel of full rank", f"with eigenvalue {least:.1e}", advice)
-    s = SHARE / most
-    mus = np.array(multiples) * least
-    if mus[-1] > most:
-        actual = f"{multiples[-1]:g}"
-        raise _checks.fail("ratios", f"be at most {most / least:g}, the condition of the kernel", actual)
+    s, mus = _coefficients(grams, float(values[0]), multiples)
     if steps is None:
-        steps = int(min(2000, np.ceil(FOLDINGS / np.sqrt(least * min(1.0, multiples[0]) * s))))
+        slowest = float(values[0]) * min(1.0, multiples[0])
+        steps = int(min(2000, np.ceil(FOLDINGS / np.sqrt(slowest * s))))
     _checks.check_count("steps", steps, least=10)
-    ks = np.arange(0, steps + 1, max(1, steps // saves))
-    paths: dict[str, Any] = {}
-    found = _blank(len(sizes), len(multiples), ks.size, len(values))
+    setting = _Setting(problem, models, s, mus, np.arange(0, steps + 1, max(1, steps // saves)), steps)
+    found = _blank(len(sizes), len(multiples), setting.ks.size, len(values))
 
     from tqdm import tqdm
 
     with tqdm(total=3 * len(sizes) + 4 * len(multiples), unit="run", disable=not progress) as bar:
-        for j, model in enumerate(models):
-            # Rates of fast modes take every iterate; they are measured in the widest network.
-            dense = j == len(sizes) - 1 > 0
-            rows = np.arange(steps + 1) if dense else ks
-            for i, method in enumerate(ALL):
-                runs = _iterate_all(method, problem, model, s, mus, rows, save_params=j == 0)
-                if j == 0:
-                    paths[method] = runs.params
-                every, moved = np.asarray(runs.observed["u"]), _moved(model, runs.final)
-                u = every[:, ks] if dense else every
-                found["loss"][i, :, j] = 0.5 * np.sum((u - np.asarray(y)) ** 2, axis=2)
-                found["status"][i, :, j] = np.asarray(runs.code)
-                found["movement"][i, :, j] = np.max(moved, axis=1)
-                found["distance"][i, :, j] = np.linalg.norm(moved, axis=1)
-                found["linear_error"][i, :, j] = _linear_error(method, problem, model, s, mus, ks, u)
-                if j == len(sizes) - 1 and method in METHODS:
-                    found["measured_rate"][i - 1] = _rates((every - np.asarray(y)) @ modes, rows, s)
-                    found["final_rate"][i - 1] = _final_rate(u - np.asarray(y), ks, s)
-                bar.update()
-        for i, (method, (_, flow)) in enumerate(METHODS.items()):
-            for k, mu in enumerate(mus):
-                path = jax.tree_util.tree_map(
-                    lambda leaf, k=k: leaf[k], eqx.filter(paths[method], eqx.is_inexact_array)
-                )
-                for j, resolution in enumerate(("low", "high")):
-                    exact = solve(
-                        flow(problem, mu, s, resolution), models[0], ks * np.sqrt(s), rtol=rtol, solver=Bosh3()
-                    )
-                    distance, travelled = run_distance(path, exact.params)
-                    found["flow_gap"][i, j, k] = np.asarray(distance) / float(travelled)
-                    found["flow_gradient_evaluations"][i, j, k] = int(exact.stats["gradient_evaluations"])
-                    bar.update()
+        paths = _run_methods(setting, modes, found, bar)
+        _run_flows(setting, paths, rtol, found, bar)
     forecasts = [faster_method(values, mu, s, "discrete") for mu in mus]
     found["predicted_final_rate"] = np.array([[p.heavy_ball for p in forecasts], [p.nesterov for p in forecasts]])
     for name in ("", "predicted_"):
@@ -159,9 +117,103 @@ def momentum(
     found["predicted_rate"] = np.array(
         [[momentum_rates(values, mu, s, name, "discrete") for mu in mus] for name in METHODS]
     )
-    about = {"learning_rate": s, "steps": steps, "rtol": rtol, "seed": seed, "samples": len(y)}
+    about = {"learning_rate": s, "steps": steps, "rtol": rtol, "seed": seed, "samples": len(problem.y)}
+    ks = setting.ks
     coordinates = {"ratio": multiples, "width": sizes, "iteration": ("save", ks), "t": ("save", ks * np.sqrt(s))}
     return _dataset(found, coordinates, {"eigenvalue": values, "mu": mus}, about, dataset)
+
+
+class _Setting(NamedTuple):
+    """What all runs have in common: learning rate `s`, coefficients `mus`, and the steps `ks` that are kept."""
+
+    problem: EmpiricalRisk
+    models: list[SignedTwoLayer]
+    s: float
+    mus: np.ndarray
+    ks: np.ndarray
+    steps: int
+
+
+def _networks(
+    dataset: Any, widths: list[int], ratios: list[float], saves: int, seed: int
+) -> tuple[EmpiricalRisk, list[SignedTwoLayer]]:
+    """The problem, and a network of every width; raises `ValueError` for bad input."""
+    x, y = dataset
+    if np.ndim(y) != 1 or not np.all(np.isin(np.asarray(y), (-1, 1))):
+        actual = f"of shape {np.shape(y)} with values such as {np.ravel(np.asarray(y))[:3].tolist()}"
+        raise _checks.fail("dataset", "have targets +1 and -1", actual, 'Load it with labels="pm1" and two classes.')
+    for width in widths:
+        _checks.check_count("widths", width)
+    _checks.check_positive("ratios", np.asarray(ratios, float))
+    _checks.check_count("saves", saves, least=8)
+    models = [SignedTwoLayer(x.shape[1], width, key=jax.random.key(seed)) for width in widths]
+    return EmpiricalRisk(x, y, losses.square, reduction="sum"), models
+
+
+def _coefficients(grams: list[Any], least: float, ratios: list[float]) -> tuple[float, np.ndarray]:
+    """The learning rate, from the largest eigenvalue of all kernels, and `mu`, from the least of the widest network."""
+    most = float(max(np.linalg.eigvalsh(gram)[-1] for gram in grams))
+    if least <= 1e-10 * most:
+        advice = "Remove repeated inputs, or widen the network beyond the number of samples."
+        raise _checks.fail("dataset", "have a tangent kernel of full rank", f"with eigenvalue {least:.1e}", advice)
+    mus = np.array(ratios) * least
+    if mus[-1] > most:
+        raise _checks.fail("ratios", f"be at most {most / least:g}, the condition of the kernel", f"{ratios[-1]:g}")
+    return SHARE / most, mus
+
+
+def _run_methods(setting: _Setting, modes: np.ndarray, found: dict[str, np.ndarray], bar: Any) -> dict[str, Any]:
+    """Fills in what the methods do in every network; returns their paths in the narrowest one."""
+    problem, models, s, mus, ks, steps = setting
+    paths: dict[str, Any] = {}
+    y = np.asarray(problem.y)
+    for j, model in enumerate(models):
+        # Rates of fast modes take every iterate; they are measured in the widest network.
+        dense = j == len(models) - 1 > 0
+        rows = np.arange(steps + 1) if dense else ks
+        for i, method in enumerate(ALL):
+            runs = _iterate_all(method, problem, model, s, mus, rows, save_params=j == 0)
+            if j == 0:
+                paths[method] = runs.params
+            every, moved = np.asarray(runs.observed["u"]), _moved(model, runs.final)
+            u = every[:, ks] if dense else every
+            found["loss"][i, :, j] = 0.5 * np.sum((u - y) ** 2, axis=2)
+            found["status"][i, :, j] = np.asarray(runs.code)
+            found["movement"][i, :, j] = np.max(moved, axis=1)
+            found["distance"][i, :, j] = np.linalg.norm(moved, axis=1)
+            found["linear_error"][i, :, j] = _linear_error(method, problem, model, s, mus, ks, u)
+            if j == len(models) - 1 and method in METHODS:
+                found["measured_rate"][i - 1] = _rates((every - y) @ modes, rows, s)
+                found["final_rate"][i - 1] = _final_rate(u - y, ks, s)
+            bar.update()
+    return paths
+
+
+def _run_flows(setting: _Setting, paths: dict[str, Any], rtol: float, found: dict[str, np.ndarray], bar: Any) -> None:
+    """Fills in how far the methods are from their flows, in the narrowest network."""
+    problem, models, s, mus, ks, _ = setting
+    for i, (method, (_, flow)) in enumerate(METHODS.items()):
+        for k, mu in enumerate(mus):
+            path = jax.tree_util.tree_map(lambda leaf, k=k: leaf[k], eqx.filter(paths[method], eqx.is_inexact_array))
+            for j, resolution in enumerate(("low", "high")):
+                exact = solve(flow(problem, mu, s, resolution), models[0], ks * np.sqrt(s), rtol=rtol, solver=Bosh3())
+                distance, travelled = run_distance(path, exact.params)
+                found["flow_gap"][i, j, k] = np.asarray(distance) / float(travelled)
+                found["flow_gradient_evaluations"][i, j, k] = int(exact.stats["gradient_evaluations"])
+                bar.update()
+
+
+def load_data(
+    name: str = "digits",
+    *,
+    path: str | None = None,
+    samples: int | None = None,
+    classes: tuple[int, int] = (0, 1),
+    quick: bool = False,
+) -> Dataset:
+    """A data set by name as `momentum` takes it: two classes told apart by signs, centred, of norm one."""
+    samples = (24 if quick else 40) if samples is None else samples
+    return load_some(name, path=path, samples=samples, classes=classes, centre=True, unit_norm=True, labels="pm1")
 
 
 def _sorted(name: str, values: Sequence[Any]) -> list[Any]:
@@ -318,53 +370,3 @@ def movement_slope(ds: xr.Dataset) -> xr.DataArray:
     x = np.log(ds.width)
     x = x - x.mean()
     return (np.log(ds.movement) * x).sum("width") / (x**2).sum()
-
-
-def momentum_table(ds: xr.Dataset) -> str:
-    """What `momentum` found, as text: rates and winners, movement against width, gaps and costs.
-
-    The example of `momentum` shows its first words.
-    """
-    s, steps = ds.attrs["learning_rate"], ds.attrs["steps"]
-    least, most = float(ds.eigenvalue[0]), float(ds.eigenvalue[-1])
-    lines = [
-        f"{ds.attrs['data']}, {ds.attrs['samples']} samples; tangent kernel from {least:.3g} to {most:.3g},"
-        f" learning rate {s:.3g}, {steps} steps",
-        "",
-        f"{'mu / least':>12} {'method':>12} {'rate':>10} {'predicted':>10} {'faster':>12} {'predicted':>12}",
-    ]
-    for i, ratio in enumerate(ds.ratio.values):
-        for j, name in enumerate(ds.momentum.values):
-            verdict = f" {ds.winner.values[i]:>12} {ds.predicted_winner.values[i]:>12}" if j == 0 else ""
-            rates = f"{float(ds.final_rate[j, i]):10.4g} {float(ds.predicted_final_rate[j, i]):10.4g}"
-            lines.append(f"{ratio:12g} {name:>12} {rates}{verdict}")
-    lines += [
-        "rate: of the residuals, per unit of t = k sqrt(s), over the second half of the run; widest network",
-        "predicted: of the slowest mode of the tangent kernel at the start",
-        "",
-        f"{'width':>12} {'method':>18} {'movement':>10} {'distance':>10} {'linear error':>13} {'final loss':>11}",
-    ]
-    middle = ds.isel(ratio=ds.sizes["ratio"] // 2)
-    slope = movement_slope(middle)
-    for i, name in enumerate(ds.rule.values):
-        for j, width in enumerate(ds.width.values):
-            part = middle.isel(rule=i, width=j)
-            ended = Status(int(part.status)).label
-            loss = f"{float(part.loss[-1]):11.3g}" if ended == "ok" else f"{ended:>11}"
-            cells = f"{float(part.movement):10.3g} {float(part.distance):10.3g} {float(part.linear_error):13.2%}"
-            lines.append(f"{width:12d} {name:>18} {cells} {loss}")
-        if np.isfinite(slope.values[i]):
-            lines.append(f"{'':12} {'':>18} largest movement of a neuron ~ width^{float(slope[i]):.2f}")
-    lines += [
-        f"mu / least = {float(middle.ratio):g}; linear error: of the predictions of the linearised flow",
-        "",
-        f"{'method':>12} {'resolution':>11} {'gap':>10} {'gradients':>10} {'of the method':>14}",
-    ]
-    for i, name in enumerate(ds.momentum.values):
-        for j, resolution in enumerate(ds.resolution.values):
-            gap = float(middle.flow_gap[i, j].max())
-            cost = int(middle.flow_gradient_evaluations[i, j])
-            lines.append(f"{name:>12} {resolution:>11} {gap:10.2e} {cost:10d} {steps:14d}")
-    width = ds.width.values[0]
-    lines.append(f"gap: largest distance from the method to its flow, over the distance travelled; width {width}")
-    return "\n".join(lines)

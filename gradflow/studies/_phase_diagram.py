@@ -20,7 +20,7 @@ from gradflow.runs._solve import solve
 from gradflow.solvers import Tsit5
 from gradflow.studies._exponent_map import exponent_map
 from gradflow.studies._phase_map import phase_map, plateaus
-from gradflow.sweeps._store import kept
+from gradflow.sweeps._part import kept
 from gradflow.theory import PhaseRegion, finite_dim_plateau, phase_region, plateau
 
 HORIZONS = {"green": 20.0, "blue": 100.0, "orange": 200.0}
@@ -28,6 +28,22 @@ HORIZONS = {"green": 20.0, "blue": 100.0, "orange": 200.0}
 
 SETTLED = 100.0
 """How much longer informed starts run for their plateau."""
+
+QUICK: dict[str, Any] = {
+    "units": 2,
+    "width": 4,
+    "seeds": 2,
+    "dims": (50, 200),
+    "starts": (50, 500),
+    "rates": (0.1, 0.3, 1.0, 3.0),
+    "noises": (1e-5, 1e-4, 1e-3),
+    "saves": 21,
+    "horizon": 1e3,
+    "horizons": {"green": 5.0, "blue": 20.0, "orange": 20.0},
+    "kappas": (0.1,),
+    "sums": (-0.4, -0.2, 0.0, 0.2, 0.4),
+}
+"""Arguments of `phase_diagram` that take about 20 seconds."""
 
 
 def phase_diagram(
@@ -84,14 +100,16 @@ def phase_diagram(
     ValueError: Argument `kappa + delta` must be above -1/2, but is -0.7. No differential equation ...
     """
     regions = [phase_region(float(exponent), 0.0) for exponent in exponents]
-    names = [region.terms for region in regions]
+    times = HORIZONS | ({} if horizons is None else horizons)
+    # The red region has no terms, which is refused here.
+    spans = [float(times[region.terms]) for region in regions]
     _checks.check_count("seeds", seeds, least=2)
     _checks.check_count("width", width)
     # What the problems below would refuse, before anything runs.
     TeacherStudent.orthogonal(min(map(int, [*dims, *starts])), units, noise=noise)
-    spans = HORIZONS | ({} if horizons is None else horizons)
     parts = _Parts(store, resume)
-    against = _against_sgd(regions, names, dims, seeds, units, width, noise, spans, rtol, progress, parts)
+    size = _Size(units, width, float(noise), seeds, rtol)
+    against = _against_sgd(regions, dims, size, spans, parts, progress)
 
     ts = np.geomspace(1, horizon, saves)
     sizes: dict[str, Any] = {"units": units, "width": width}
@@ -160,56 +178,50 @@ def _begun(problem: TeacherStudent, width: int, g: float, informed: bool) -> dic
     }
 
 
+class _Size(NamedTuple):
+    """Of what stands beside SGD: units of teacher and student, noise of the labels, runs, tolerance."""
+
+    units: int
+    width: int
+    noise: float
+    seeds: int
+    rtol: float
+
+
 def _against_sgd(
-    regions: Any,
-    names: list[str],
+    regions: list[PhaseRegion],
     dims: Sequence[int],
-    seeds: int,
-    units: int,
-    width: int,
-    noise: float,
-    spans: dict[str, float],
-    rtol: float,
-    progress: bool,
+    size: _Size,
+    spans: list[float],
     parts: _Parts,
+    progress: bool,
 ) -> xr.Dataset:
     """Runs of SGD, the full system at the same `g`, and the terms that survive."""
     from tqdm import tqdm
 
     rows = []
     with tqdm(total=len(regions) * len(dims), desc="SGD", unit="cell", disable=not progress) as bar:
-        for region, name in zip(regions, names, strict=True):
+        for region, span in zip(regions, spans, strict=True):
             row = []
-            for dim in dims:
-                config = {"units": units, "width": width, "noise": float(noise), "seeds": seeds, "rtol": rtol}
-                config |= {"span": float(spans[name]), "exponent": region.exponent, "dim": int(dim)}
-                compute = functools.partial(_cell, region, name, **{**config, "dim": int(dim)})
-                problem = TeacherStudent.orthogonal(int(dim), units, noise=noise)
-                begun = functools.partial(_begun, problem, width, region.gamma_over_p(int(dim)), True)
-                row.append(parts.get(f"sgd-{region.exponent:g}-{int(dim)}", config, compute, begun))
+            for dim in map(int, dims):
+                config = size._asdict() | {"span": span, "exponent": region.exponent, "dim": dim}
+                compute = functools.partial(_cell, region, dim, span, size)
+                problem = TeacherStudent.orthogonal(dim, size.units, noise=size.noise)
+                begun = functools.partial(_begun, problem, size.width, region.gamma_over_p(dim), True)
+                row.append(parts.get(f"sgd-{region.exponent:g}-{dim}", config, compute, begun))
                 bar.update()
             rows.append(xr.concat(row, "dim", combine_attrs="drop"))
     found = xr.concat(rows, "exponent", combine_attrs="drop")
     # Names of one length in memory and on disk.
-    found["region"] = ("exponent", np.array(names))
-    coordinates = {"exponent": [region.exponent for region in regions], "dim": list(dims), "seed": np.arange(seeds)}
-    return found.assign_coords(coordinates)
+    found["region"] = ("exponent", np.array([region.terms for region in regions]))
+    coordinates = {"exponent": [region.exponent for region in regions], "dim": list(dims)}
+    return found.assign_coords(coordinates | {"seed": np.arange(size.seeds)})
 
 
-def _cell(
-    region: PhaseRegion,
-    name: str,
-    *,
-    units: int,
-    width: int,
-    noise: float,
-    seeds: int,
-    rtol: float,
-    span: float,
-    exponent: float,
-    dim: int,
-) -> xr.Dataset:
-    """One region at one number of inputs."""
+def _cell(region: PhaseRegion, dim: int, span: float, size: _Size) -> xr.Dataset:
+    """One region at one number of inputs, up to the time `span`."""
+    units, width, noise, seeds, rtol = size
+    name = region.terms
     points = 20
     problem = TeacherStudent.orthogonal(dim, units, noise=noise)
     weights = problem.informed(width, jax.random.key(0))
@@ -270,54 +282,6 @@ def _simulated(keys: Any, g: Any, weights: Any, problem: TeacherStudent, ks: Any
         return found.observed["risk"], found.ts
 
     return jax.vmap(one)(keys)
-
-
-def phase_diagram_table(ds: xr.Dataset) -> str:
-    """What `phase_diagram` found, as text."""
-    lines = [
-        f"{'region':>8} {'kappa+delta':>11} {'d':>7} {'g':>9} {'SGD at the end':>22} {'full':>9} {'truncated':>10}"
-    ]
-    for i, exponent in enumerate(ds.exponent.values):
-        for j, dim in enumerate(ds.dim.values):
-            last = ds.risk_sgd.values[i, j, :, -1]
-            cells = f"{ds.region.values[i]!s:>8} {exponent:11.2f} {int(dim):7d} {ds.gamma_over_p.values[i, j]:9.3g}"
-            spread = f"{np.mean(last):.3e} +- {np.std(last, ddof=1):.0e}"
-            both = f"{ds.risk_full.values[i, j, -1]:9.3e} {ds.risk_truncated.values[i, j, -1]:10.3e}"
-            lines.append(f"{cells} {spread:>22} {both}")
-    lines.append("SGD: mean and standard deviation over seeds of the exact risk; full, truncated: order parameters")
-    lines += ["", f"{'uninformed, d':>14} {'plateau':>10} {'length in t':>12} {'learnt at t':>12}"]
-    for i, dim in enumerate(ds.start.values):
-        found = (ds[name].values[i] for name in ("plateau_start", "plateau_length_start", "learning_time_start"))
-        height, length, learnt = (f"{value:.3g}" if np.isfinite(value) else "-" for value in found)
-        lines.append(f"{int(dim):14d} {height:>10} {length:>12} {learnt:>12}")
-    off = np.abs(ds.settled_risk / ds.predicted - 1).values
-    near = (ds.rate.values[:, None] <= 1) & (ds.noise.values[None, :] <= 1e-3) & (ds.noise.values[None, :] >= 1e-5)
-    if near.any():
-        worst = 100 * np.max(off[near])
-        lines += [
-            "",
-            f"plateau against A g noise / (1 - 2 A g): off by at most {worst:.1f} % for g <= 1, 1e-5 <= noise <= 1e-3",
-        ]
-    slopes = power_laws(ds)
-    lines.append(
-        f"plateau grows like noise^{slopes['noise']:.3f}; at kappa + delta = 1/2 it falls like d^{slopes['dim']:.3f}"
-    )
-    lines.append(f"    (predicted: 1, and {slopes['predicted']:.3f} over the same d; {GREEN_LIMIT:.1f} for large d)")
-    lines += ["", f"{'width':>8} {'kappa':>6} " + "".join(f"{name:>24}" for name in ("green", "blue", "orange"))]
-    for i, kappa in enumerate(ds.kappa.values):
-        cells = []
-        for name in ("green", "blue", "orange"):
-            mine = ds.final_risk_exponents.values[i, ds.region_exponents.values == name]
-            cells.append(f"{np.nanmin(mine):.2e} ... {np.nanmax(mine):.2e}" if mine.size else "-")
-        lines.append(f"{int(ds.width_exponents[i]):8d} {kappa:6.2f} " + "".join(f"{cell:>24}" for cell in cells))
-    lines.append(f"    (risk at t = {float(ds.time[-1]):g} over the exponents, d = {ds.attrs['exponents_dim']})")
-    codes = [ds[name].values for name in ("status", "status_start", "status_exponents")]
-    failed, runs = sum(int(np.count_nonzero(code)) for code in codes), sum(code.size for code in codes)
-    lines.append(
-        f"maps: {ds.sizes['rate']} learning rates x {ds.sizes['noise']} noises, {ds.sizes['kappa']} widths x"
-        f" {ds.sizes['kappa_plus_delta']} sums of exponents; {failed} of {runs} runs did not reach the end"
-    )
-    return "\n".join(lines)
 
 
 GREEN_LIMIT = -0.5

@@ -1,6 +1,6 @@
 """Small initialisation on real data: escape from the saddle at zero, over scales, widths and seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,6 +8,8 @@ import numpy as np
 import xarray as xr
 
 from gradflow import _checks
+from gradflow.data import Dataset
+from gradflow.data._load import load_some
 from gradflow.flows import GradientFlow
 from gradflow.limits._small_start import SmallStartPrediction, predict_small_start
 from gradflow.models import TwoLayer
@@ -16,7 +18,7 @@ from gradflow.problems import EmpiricalRisk, losses
 from gradflow.rules import GradientDescent
 from gradflow.runs._iterate import iterate_to
 from gradflow.solvers import Tsit5
-from gradflow.studies._discrete_gap import extrapolate_steps
+from gradflow.studies._compare import extrapolate_steps
 from gradflow.sweeps import sweep
 
 ESCAPED = 0.1
@@ -27,6 +29,9 @@ ALIGNED = 0.1
 
 AFTERWARDS = 12.0
 """How long a run goes on after the escape, in units of the predicted slope."""
+
+QUICK: dict[str, Any] = {"scales": (1e-2, 1e-4, 1e-6), "widths": (16,), "seeds": (0,), "saves": 121, "rtol": 1e-3}
+"""Arguments of `small_init` that take about 20 seconds, on 120 samples."""
 
 
 def small_init(
@@ -87,41 +92,19 @@ def small_init(
     >>> len(gf.plot.small_init(ds).axes)
     4
     """
-    x, y = dataset
-    if np.ndim(y) != 1 or not np.all(np.isin(np.asarray(y), (-1, 1))):
-        actual = f"of shape {np.shape(y)} with values such as {np.ravel(np.asarray(y))[:3].tolist()}"
-        raise _checks.fail("dataset", "have targets +1 and -1", actual, 'Load it with labels="pm1" and two classes.')
-    known = {"square": losses.square, "logistic": losses.logistic, "exponential": losses.exponential}
-    if isinstance(loss_names, str) or not loss_names:
-        raise _checks.fail("loss_names", "be a list of names, at least one", repr(loss_names))
-    for name in loss_names:
-        _checks.check_choice("loss_names", name, known)
+    problems = _problems(dataset, loss_names)
     _checks.check_count("saves", saves, least=2)
     if not len(scales):
         raise _checks.fail("scales", "hold at least one value", repr(scales))
     _checks.check_positive("scales", np.asarray(scales, float), "Zero is a saddle: nothing would move.")
-    problems = {name: EmpiricalRisk(x, y, known[name]) for name in loss_names}
     predicted = {name: predict_small_start(problem) for name, problem in problems.items()}
-    positive, negative = predicted[loss_names[0]].escape.directions
+    x, _ = dataset
 
     def build(loss: str, width: int, scale: float, seed: int) -> tuple[GradientFlow, TwoLayer]:
         model = TwoLayer(x.shape[1], int(width), init_scale=scale, key=jax.random.key(int(seed)))
         return GradientFlow(problems[str(loss)]), model
 
-    watched = {
-        name: {
-            "risk": Loss(problem),
-            "accuracy": Accuracy(problem),
-            "norm": ParameterNorm(),
-            "angle": NeuronAngles(positive),
-            "angle_negative": NeuronAngles(negative),
-        }
-        for name, problem in problems.items()
-    }
-
-    def observe(flow: GradientFlow) -> dict[str, Any]:
-        return next(watched[name] for name, problem in problems.items() if problem is flow.problem)
-
+    observe = _observables(problems, predicted[loss_names[0]].escape.directions)
     # The escape of the smallest scale, and about as long again for the fit that follows.
     longest = max(found.escape.slope for found in predicted.values())
     horizon = longest * (np.log(1 / np.min(scales)) + AFTERWARDS)
@@ -153,6 +136,53 @@ def small_init(
     if store is not None:
         derived.to_zarr(store, mode="a", zarr_format=2)
     return ds.merge(derived).assign_attrs(derived.attrs)
+
+
+def _problems(dataset: Any, loss_names: Sequence[str]) -> dict[str, EmpiricalRisk]:
+    """The problem for every loss, by name; raises `ValueError` for bad input."""
+    x, y = dataset
+    if np.ndim(y) != 1 or not np.all(np.isin(np.asarray(y), (-1, 1))):
+        actual = f"of shape {np.shape(y)} with values such as {np.ravel(np.asarray(y))[:3].tolist()}"
+        raise _checks.fail("dataset", "have targets +1 and -1", actual, 'Load it with labels="pm1" and two classes.')
+    known = {"square": losses.square, "logistic": losses.logistic, "exponential": losses.exponential}
+    if isinstance(loss_names, str) or not loss_names:
+        raise _checks.fail("loss_names", "be a list of names, at least one", repr(loss_names))
+    for name in loss_names:
+        _checks.check_choice("loss_names", name, known)
+    return {name: EmpiricalRisk(x, y, known[name]) for name in loss_names}
+
+
+def _observables(problems: dict[str, EmpiricalRisk], directions: Any) -> Callable[[GradientFlow], dict[str, Any]]:
+    """What is observed along a flow: the same instances for all flows of a problem, so that programs are shared."""
+    positive, negative = directions
+    watched = {
+        name: {
+            "risk": Loss(problem),
+            "accuracy": Accuracy(problem),
+            "norm": ParameterNorm(),
+            "angle": NeuronAngles(positive),
+            "angle_negative": NeuronAngles(negative),
+        }
+        for name, problem in problems.items()
+    }
+
+    def observe(flow: GradientFlow) -> dict[str, Any]:
+        return next(watched[name] for name, problem in problems.items() if problem is flow.problem)
+
+    return observe
+
+
+def load_data(
+    name: str = "digits",
+    *,
+    path: str | None = None,
+    samples: int | None = None,
+    classes: tuple[int, int] = (0, 1),
+    quick: bool = False,
+) -> Dataset:
+    """A data set by name as `small_init` takes it: two classes told apart by signs, centred, of norm one."""
+    samples = 120 if quick and samples is None else samples
+    return load_some(name, path=path, samples=samples, classes=classes, centre=True, unit_norm=True, labels="pm1")
 
 
 def _gap(risk: np.ndarray, reference: np.ndarray) -> float:
@@ -261,57 +291,3 @@ def _against_descent(build: Any, ds: xr.Dataset, observe: Any, rtol: float, prog
         },
         coordinates,
     )
-
-
-def small_init_table(ds: xr.Dataset) -> str:
-    """What `small_init` found, as text: one block per loss, one line per scale.
-
-    >>> import gradflow as gf
-    >>> data = gf.data.digits(classes=(0, 1), n=20, centre=True, unit_norm=True, labels="pm1")
-    >>> few = {"loss_names": ["square"], "widths": [4], "seeds": [0], "scales": [1e-1], "rtol": 1e-3}
-    >>> ds = gf.studies.small_init(data, **few, saves=21, progress=False)
-    >>> gf.studies.small_init_table(ds).splitlines()[1].split()[0]
-    'scale'
-    """
-    lines = []
-    for loss in ds.loss.values:
-        part = ds.sel(loss=loss)
-        widths, seeds = (", ".join(str(int(value)) for value in ds[name].values) for name in ("width", "seed"))
-        lines.append(f"{loss} loss, width {widths}, seed {seeds}, data: {ds.attrs['data']}")
-        lines.append(
-            f"{'scale':>9} {'escape time':>18} {'predicted':>9} {'aligned':>8} {'flow gradients':>15}"
-            f" {'flow error':>11} {'descent steps to match':>23}"
-        )
-        for scale in ds.scale.values:
-            row = part.sel(scale=scale)
-            times = row.escape_time.values
-            spread = f"{np.nanmean(times):.2f}" if np.isfinite(times).any() else "not seen"
-            spread += f" +- {np.nanstd(times):.2f}" if np.isfinite(times).sum() > 1 else ""
-            cost = float(row.gradient_evaluations.mean())
-            steps = float(row.descent_steps)
-            needed = f"{steps:,.0f}" if np.isfinite(steps) else "-"
-            fore = f"{float(row.predicted_time.mean()):9.2f} {f'{100 * float(row.aligned.mean()):.0f} %':>8}"
-            lines.append(f"{scale:9.0e} {spread:>18} {fore} {cost:15.0f} {float(row.flow_error):11.1e} {needed:>23}")
-        if "slope" in ds:
-            slopes = ", ".join(
-                f"{float(s):.3f} (width {int(w)})" for w, s in zip(ds.width.values, part.slope.values, strict=True)
-            )
-            lines.append(
-                f"slope of the escape time against ln(1/scale): {slopes}; predicted {float(part.predicted_slope):.3f}"
-            )
-        known = np.isfinite(part.saddle_time.values)
-        pairs = zip(part.saddle_time.values[known], part.saddle_loss.values[known], strict=True)
-        saddles = ", ".join(f"{time:.1f} (loss {value:.3g})" for time, value in pairs)
-        lines.append(f"saddles predicted from scale {ds.saddle_time.attrs['scale']:.0e}: {saddles}")
-        lines.append("")
-    failed = int(np.count_nonzero(ds.status.values != 0))
-    lines.append(f"{ds.status.size} flows, {failed} did not reach the end")
-    width, seed = ds.descent_steps.attrs["width"], ds.descent_steps.attrs["seed"]
-    lines.append("escape time: a tenth of the initial loss is gone; mean and standard deviation over widths and seeds")
-    lines.append("predicted: to leading order in ln(1/scale); the time that alignment takes comes on top")
-    lines.append("aligned: share of the neurons that point where predicted at the escape, within 0.1")
-    lines.append("flow gradients: gradients evaluated by the flow, mean over widths and seeds")
-    lines.append(f"flow error: of the loss curve, over the initial loss (width {width}, seed {seed})")
-    lines.append("descent steps to match: of gradient descent for that error, extrapolated from two learning rates;")
-    lines.append("    a dash: it diverged at these, or its error did not fall")
-    return "\n".join(lines)

@@ -24,6 +24,9 @@ from gradflow.solvers import NDF
 PLATEAU, ESCAPED = 0.01, 0.1
 """The plateau begins when the loss is within a hundredth above it; it is escaped a tenth below."""
 
+QUICK: dict[str, Any] = {"angles": (0.1, 0.05, 0.025), "steps": 20_000, "saves": 201}
+"""Arguments of `two_directions` that take about 20 seconds."""
+
 
 def two_directions(
     angles: Sequence[float] = (0.2, 0.1, 0.05, 0.025, 0.0125),
@@ -76,7 +79,7 @@ def two_directions(
     >>> ds = gf.studies.two_directions(angles=(0.2,), horizon=10.0, steps=100, saves=41)
     >>> ds.risk.shape
     (1, 41)
-    >>> print(gf.studies.two_directions_table(ds).splitlines()[0])
+    >>> print(gf.tables.two_directions(ds).splitlines()[0])
     two directions, 3 copies to one, width 32: ends of the phases
     >>> len(gf.plot.two_directions(ds).axes)
     4
@@ -202,37 +205,6 @@ def _descent(model: SignedTwoLayer, angle: float, ratio: int, learning_rate: flo
     alive = np.asarray(sol.observed["alive"])[:, -1] & (np.asarray(model.signs) < 0)
     found = (np.asarray(sol.ts), np.asarray(sol.observed["risk"]), alive.sum(axis=1))
     return tuple(("step", values) for values in found)
-
-
-def two_directions_table(ds: xr.Dataset) -> str:
-    """What `two_directions` found, as text; see the example there."""
-    lines = [
-        f"two directions, {ds.attrs['ratio']} copies to one, width {ds.attrs['width']}: ends of the phases",
-        f"{'angle':>8} {'condensed':>10} {'escaped':>10} {'predicted':>10} {'told apart':>11} {'law off':>8}"
-        f" {'slide':>6} {'at end':>7} {'until t D^2':>12} {'stationarity':>13} {'slackness':>10} {'gradients':>10}",
-    ]
-    for angle in ds.angle.values:
-        row = ds.sel(angle=angle)
-        ends = [float(end) for end in row.phase_end]
-        lines.append(
-            f"{angle:8.4g} {ends[0]:10.4g} {ends[1]:10.4g} {float(row.predicted_escape_time):10.4g} {ends[2]:11.4g}"
-            f" {float(row.law_error):8.2%} {int(row.sliding.max()):6d} {int(row.sliding[-1]):7d}"
-            f" {float(row.slide_until):12.4g} {float(row.residual[-1, 0]):13.2g} {float(row.residual[-1, 1]):10.2g}"
-            f" {int(row.gradient_evaluations):10d}"
-        )
-    slopes = escape_slopes(ds)
-    if slopes.size:
-        lines.append(
-            f"slope of the escape time in the angle, from pair to pair: {', '.join(f'{s:.3f}' for s in slopes)}"
-        )
-    lines.append(f"plateau over 2 sqrt(p) / (1 + p): {', '.join(f'{float(v):.4f}' for v in ds.plateau_loss)}")
-    lines.append(
-        f"descent, step {ds.attrs['learning_rate']:g}, angle {float(ds.angle[0]):g}:"
-        f" loss {float(ds.descent_risk[-1]):.3g}"
-        f" at t = {float(ds.descent_time[-1]):.3g}, {int(ds.descent_alive[-1])} negative neurons left;"
-        f" the flow {float(ds.flow_risk[-1]):.3g}, {int(ds.sliding[0, -1])} sliding"
-    )
-    return "\n".join(lines)
 
 
 def escape_slopes(ds: xr.Dataset) -> np.ndarray:

@@ -12,6 +12,8 @@ import xarray as xr
 from jaxtyping import Array
 
 from gradflow import _checks
+from gradflow.data import Dataset, gaussian_teacher, orthogonal_inputs
+from gradflow.data._load import load_some
 from gradflow.flows import GradientFlow, NeuronPolarFlow, PolarFlow
 from gradflow.limits._alternating_flow import alternating_flow, nearest_points
 from gradflow.models import Smoothed, TwoLayer
@@ -25,6 +27,12 @@ from gradflow.sweeps import sweep
 
 ESCAPED = 1e-2
 """Norm of the weights at which a network counts as escaped: the loss takes part in a ten-thousandth of the rate."""
+
+HORIZON = 1e6
+"""Flow time by which a network has escaped, or counts as one that does not."""
+
+QUICK: dict[str, Any] = {"exponents": (4, 12, 300), "widths": (4,), "seeds": (0,), "saves": 101, "rounds": 1}
+"""Arguments of `vanishing_init` that take about 20 seconds, on 60 samples."""
 
 
 def vanishing_init(
@@ -81,11 +89,45 @@ def vanishing_init(
     >>> ds = gf.studies.vanishing_init(data, **few, progress=False)
     >>> bool(abs(ds.slope / ds.predicted_slope - 1).max() < 1e-3)
     True
-    >>> print(gf.studies.vanishing_init_table(ds).splitlines()[0])
+    >>> print(gf.tables.vanishing_init(ds).splitlines()[0])
     data: orthogonal-inputs; square loss; ReLU smoothed over 0.01
     >>> len(gf.plot.vanishing_init(ds).axes)
     4
     """
+    problem = _problem(dataset, loss, smoothing)
+    logs = {float(e): -float(e) * np.log(10) for e in exponents}
+    _checks.check_positive("exponents", np.asarray(list(logs), float), "10^-exponent is the norm at the start.")
+    _checks.check_count("saves", saves, least=2)
+    in_size, outputs = problem.x.shape[1], None if problem.y.ndim == 1 else problem.y.shape[1]
+
+    def model(width: int, seed: int) -> TwoLayer:
+        return TwoLayer(in_size, int(width), outputs, key=jax.random.key(int(seed)))
+
+    axes = {"width": list(widths), "seed": list(seeds), "exponent": list(logs)}
+    options = {"rtol": rtol, "solver": Tsit5(), "progress": progress, "resume": resume}
+    times = _escapes(problem, model, axes, logs, options | {"store": store})
+    correlation = NeuralCorrelation(problem)
+    members = {
+        (i, j): _Member(problem, correlation, model(width, seed))
+        for i, width in enumerate(widths)
+        for j, seed in enumerate(seeds)
+    }
+    found = _beside_predictions(times, members, axes, logs)
+    found["cartesian_time"] = (tuple(axes), _cartesian(problem, model, axes, logs, HORIZON))
+    beside = None if store is None else pathlib.Path(store).with_name(f"{pathlib.Path(store).stem}-paths.zarr")
+    chosen = min(logs, key=lambda e: abs(e - 12))
+    escapes = found.escape_time.sel(exponent=chosen).values
+    ts = np.linspace(0, 2.5 * float(np.nanmax(escapes)), saves)
+    paths = _paths(problem, model, axes, logs[chosen], ts, options | {"store": beside})
+    found = found.merge(_at_the_escape(paths, members, escapes, logs[chosen]))
+    found = found.merge(_limit(problem, model(widths[0], seeds[0]), float(found.log), rounds))
+    about = {"study": "vanishing-init", "data": str(getattr(dataset, "name", "unnamed"))}
+    about |= {"loss": loss, "smoothing": smoothing}
+    return found.assign_attrs({**times.attrs, **about})
+
+
+def _problem(dataset: Any, loss: str, smoothing: float) -> EmpiricalRisk:
+    """The problem; raises `ValueError` for bad input."""
     x, y = (np.asarray(part) for part in dataset)
     if y.ndim not in (1, 2) or y.dtype.kind != "f":
         advice = 'Load it with labels="pm1" or labels="onehot".'
@@ -95,35 +137,25 @@ def vanishing_init(
     if loss == "logistic" and not np.all(np.isin(y, (-1, 1))):
         advice = 'Load it with labels="pm1" and two classes.'
         raise _checks.fail("dataset", "have targets +1 and -1 for logistic loss", f"with {np.ravel(y)[:3]}", advice)
-    logs = {float(e): -float(e) * np.log(10) for e in exponents}
-    _checks.check_positive("exponents", np.asarray(list(logs), float), "10^-exponent is the norm at the start.")
-    _checks.check_count("saves", saves, least=2)
-    problem = EmpiricalRisk(x, y, known[loss], predict=Smoothed(smoothing))
-    flow, correlation = PolarFlow(problem), NeuralCorrelation(problem)
-    outputs = None if y.ndim == 1 else y.shape[1]
+    return EmpiricalRisk(x, y, known[loss], predict=Smoothed(smoothing))
 
-    def model(width: int, seed: int) -> TwoLayer:
-        return TwoLayer(x.shape[1], int(width), outputs, key=jax.random.key(int(seed)))
+
+def _escapes(
+    problem: EmpiricalRisk, model: Any, axes: dict[str, list[Any]], logs: dict[float, float], options: dict[str, Any]
+) -> xr.Dataset:
+    """Runs of all members from the start to the escape."""
+    flow = PolarFlow(problem)
 
     def build(width: int, seed: int, exponent: float) -> tuple[PolarFlow, Polar]:
         return flow, Polar(model(width, seed), logs[float(exponent)])
 
-    axes = {"width": list(widths), "seed": list(seeds), "exponent": list(logs)}
-    options = {"rtol": rtol, "solver": Tsit5(), "progress": progress, "resume": resume}
-    horizon = 1e6
-    times = sweep(
-        build,
-        axes,
-        [horizon],
-        until=Until(LogNorm(), above=float(np.log(ESCAPED))),
-        save_params=False,
-        store=store,
-        max_steps=1_000_000,
-        **options,
-    )
-    cells = [(i, j) for i in range(len(widths)) for j in range(len(seeds))]
-    shape = (len(widths), len(seeds), len(logs))
-    members = {(i, j): _Member(problem, correlation, model(widths[i], seeds[j])) for i, j in cells}
+    until = Until(LogNorm(), above=float(np.log(ESCAPED)))
+    return sweep(build, axes, [HORIZON], until=until, save_params=False, max_steps=1_000_000, **options)
+
+
+def _beside_predictions(times: xr.Dataset, members: Any, axes: dict[str, list[Any]], logs: Any) -> xr.Dataset:
+    """Escape times and their slopes, measured and predicted."""
+    shape = tuple(len(values) for values in axes.values())
     predicted, correlations = np.full(shape, np.nan), np.full(shape[:2], np.nan)
     for (i, j), member in members.items():
         correlations[i, j] = np.max(member.values)
@@ -137,40 +169,54 @@ def vanishing_init(
             "correlation": (("width", "seed"), correlations),
             "predicted_slope": (("width", "seed"), 1 / (2 * correlations)),
         },
-        {name: list(values) for name, values in axes.items()},
+        axes,
     )
     order = np.argsort(list(logs))[-2:]
     if len(logs) > 1:
         steps = -np.diff([list(logs.values())[k] for k in order])
         found["slope"] = (("width", "seed"), np.diff(found.escape_time.values[:, :, order])[..., 0] / steps[0])
-    found["cartesian_time"] = (tuple(axes), _cartesian(problem, model, axes, logs, horizon))
-    beside = None if store is None else pathlib.Path(store).with_name(f"{pathlib.Path(store).stem}-paths.zarr")
-    chosen = min(logs, key=lambda e: abs(e - 12))
-    longest = 2.5 * float(np.nanmax(found.escape_time.values[:, :, list(logs).index(chosen)]))
+    return found
+
+
+def _paths(
+    problem: EmpiricalRisk, model: Any, axes: dict[str, list[Any]], log: float, ts: np.ndarray, options: dict[str, Any]
+) -> xr.Dataset:
+    """Runs past the escape, with every neuron in its own coordinates."""
 
     def begin(width: int, seed: int) -> tuple[NeuronPolarFlow, Polar]:
-        start = Polar(model(width, seed), logs[chosen])
+        start = Polar(model(width, seed), log)
         return NeuronPolarFlow(problem), Polar(start.direction, _neuron_logs(start))
 
-    paths = sweep(
-        begin,
-        {name: axes[name] for name in ("width", "seed")},
-        np.linspace(0, longest, saves),
-        observe={
-            "risk": Loss(problem),
-            "residual": KKTResidual(problem),
-            "logs": LogNorm(),
-            "directions": _Directions(),
-        },
-        store=beside,
-        max_steps=300_000,
-        **options,
-    )
-    found = found.merge(_at_the_escape(paths, members, found.escape_time.sel(exponent=chosen).values, logs[chosen]))
-    found = found.merge(_limit(problem, model(widths[0], seeds[0]), float(found.log), rounds))
-    about = {"study": "vanishing-init", "data": str(getattr(dataset, "name", "unnamed"))}
-    about |= {"loss": loss, "smoothing": smoothing}
-    return found.assign_attrs({**times.attrs, **about})
+    observe = {
+        "risk": Loss(problem),
+        "residual": KKTResidual(problem),
+        "logs": LogNorm(),
+        "directions": _Directions(),
+    }
+    pairs = {name: axes[name] for name in ("width", "seed")}
+    return sweep(begin, pairs, ts, observe=observe, max_steps=300_000, **options)
+
+
+def load_data(
+    name: str = "digits",
+    *,
+    path: str | None = None,
+    samples: int | None = None,
+    classes: tuple[int, int] | None = (0, 1),
+    quick: bool = False,
+) -> Dataset:
+    """Data as `vanishing_init` takes them: `teacher`, `orthogonal`, or a data set by name, centred, of norm one.
+
+    Two classes are told apart by signs; with `None`, all classes have one output each.
+    """
+    samples = 60 if quick and samples is None else samples
+    if name == "teacher":
+        return gaussian_teacher(100 if samples is None else samples, 10, 3)
+    if name == "orthogonal":
+        count = 8 if samples is None else samples
+        return orthogonal_inputs(count, count)
+    targets: dict[str, Any] = {"labels": "onehot"} if classes is None else {"classes": classes, "labels": "pm1"}
+    return load_some(name, path=path, samples=samples, centre=True, unit_norm=True, **targets)
 
 
 class _Member:
@@ -255,41 +301,3 @@ def _limit(problem: EmpiricalRisk, model: TwoLayer, log: float, rounds: int) -> 
     options = {"tolerance": 1e-3, "horizon": 1e4, "rtol": 1e-4, "solver": Tsit5()}
     limit = alternating_flow(problem, with_rows(model, rows), logs, rounds=rounds, **options)
     return xr.Dataset({"saddle_time": ("saddle", limit.times), "saddle_loss": ("saddle", limit.losses)})
-
-
-def vanishing_init_table(ds: xr.Dataset) -> str:
-    """What `vanishing_init` found, as text: one line per network and start, and a summary.
-
-    The example of `vanishing_init` shows its first line.
-    """
-    about = ds.attrs
-    lines = [f"data: {about['data']}; {about['loss']} loss; ReLU smoothed over {about['smoothing']:g}"]
-    lines.append(f"{'width':>6} {'seed':>5} {'scale':>8} {'escape':>10} {'predicted':>10} {'gradients':>10}")
-    for width in ds.width.values:
-        for seed in ds.seed.values:
-            for exponent in ds.exponent.values:
-                row = ds.sel(width=width, seed=seed, exponent=exponent)
-                lines.append(
-                    f"{width:6d} {seed:5d} {f'1e-{exponent:g}':>8} {float(row.escape_time):10.3f}"
-                    f" {float(row.predicted_time):10.3f} {int(row.gradient_evaluations):10d}"
-                )
-    if "slope" in ds:
-        off = np.abs(ds.slope / ds.predicted_slope - 1).values
-        lines.append(f"slope of the escape time against the predicted 1/(2 N): off by {np.nanmax(off):.1e} at most")
-    off = np.abs(ds.cartesian_time / ds.escape_time - 1).values
-    if np.isfinite(off).any():
-        lines.append(
-            f"plain coordinates at rtol 1e-3, atol 1e-6: escape time off by up to {100 * np.nanmax(off):.0f} %"
-        )
-    exponent = -float(ds.log) / np.log(10)
-    lines.append(
-        f"at the escape from 1e-{exponent:g}: {int(ds.aligned.sum())} neurons have grown and point where predicted,"
-        f" {int(ds.collapsed.sum())} have shrunk or stayed, of {int(np.sum(ds.width.values)) * ds.sizes['seed']};"
-        f" relative KKT residual {float(ds.residual.min()):.1e} to {float(ds.residual.max()):.1e}"
-    )
-    saddles = ", ".join(
-        f"{t:.1f} (loss {v:.3g})" for t, v in zip(ds.saddle_time.values, ds.saddle_loss.values, strict=True)
-    )
-    lines.append(f"saddles predicted by alternating gradient flow, from 1e-{exponent:g}, first network: {saddles}")
-    lines.append("escape: |w| = 1e-2. predicted: to leading order in ln(1/scale); what alignment takes comes on top")
-    return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Many runs at once: grids of members, batched, stored and resumed."""
 
-from gradflow.sweeps._store import check_writable as check_writable
-from gradflow.sweeps._store import open_store as open_store
-from gradflow.sweeps._store import to_netcdf as to_netcdf
-from gradflow.sweeps._store import write_dataset as write_dataset
+from gradflow.stores._netcdf import to_netcdf as to_netcdf
+from gradflow.stores._zarr_group import check_writable as check_writable
+from gradflow.stores._zarr_group import open_store as open_store
+from gradflow.stores._zarr_group import write_dataset as write_dataset
 from gradflow.sweeps._sweep import sweep as sweep

@@ -20,10 +20,10 @@ from gradflow._solution import Solution, Status
 from gradflow._tree import flatten, join, split
 from gradflow.flows import AbstractFlow
 from gradflow.runs._record import bind, seen
+from gradflow.stores._zarr_group import FORMAT
 from gradflow.sweeps._members import Roster
 from gradflow.sweeps._padding import corner
 from gradflow.sweeps._program import Options
-from gradflow.sweeps._store import FORMAT
 
 MISSING = -1
 COUNTS = ("steps", "accepted", "rejected", "gradient_evaluations", "hessian_vector_products")

@@ -13,7 +13,6 @@ under another version of Python numbers alone decide.
 """
 
 import functools
-import hashlib
 import json
 import os
 import platform
@@ -28,13 +27,11 @@ from jaxtyping import PyTree
 
 from gradflow._code import DIALECT, code_of
 from gradflow._tree import join, split
+from gradflow.stores._identity import VERSION, Identity
 from gradflow.sweeps._digest import Digest, measure, numbers
 from gradflow.sweeps._members import PARTS, Roster
 from gradflow.sweeps._probe import CONSERVED, elsewhere, place, probe
 from gradflow.sweeps._program import Options
-
-VERSION = 1
-"""Of what is kept."""
 
 FEW = 4
 """Members of one shape that are looked at, the first and the last among them."""
@@ -53,19 +50,6 @@ SENSITIVE = 100
 
 NAMES = {"the derivative": "vector field", "a step": "step", CONSERVED: "conserved quantities"}
 """Of what a probe finds, in messages about stores."""
-
-
-class Identity(NamedTuple):
-    """`record` goes into a store as text; `sketches (members, parts, 2)` as an array."""
-
-    record: dict[str, Any]
-    sketches: np.ndarray
-
-    @property
-    def tag(self) -> str:
-        """A hash for what is good only where not even a bit differs: members in flight."""
-        text = json.dumps({name: value for name, value in self.record.items() if name != "probes"})
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Codes(NamedTuple):

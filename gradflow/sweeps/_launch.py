@@ -10,7 +10,8 @@ import numpy as np
 import xarray as xr
 
 from gradflow._checks import check_count, fail
-from gradflow.sweeps._store import CHUNK, discard, open_store
+from gradflow.stores._store import CHUNK
+from gradflow.stores._zarr_group import discard, open_store
 
 POLL = 1.0
 """Seconds between two looks at jobs."""

@@ -20,6 +20,7 @@ from gradflow.runs._arguments import check_jumps, check_longest_step, check_time
 from gradflow.runs._record import check_observe
 from gradflow.runs._until import Until
 from gradflow.solvers import AbstractMethod, default_solver
+from gradflow.stores._store import Store, taken
 from gradflow.sweeps._checkpoint import Checkpoint
 from gradflow.sweeps._dataset import MISSING, TAKEN, configuration, put, row_of, template
 from gradflow.sweeps._groups import Group, group_members, stack
@@ -30,7 +31,6 @@ from gradflow.sweeps._memory import Plan, announcement, plan
 from gradflow.sweeps._program import Options, at
 from gradflow.sweeps._scheduler import run_queue
 from gradflow.sweeps._slots import local_mesh
-from gradflow.sweeps._store import Store, taken
 
 
 def sweep(

@@ -1,0 +1,138 @@
+"""A store being filled by a sweep: written member by member and valid at any moment."""
+
+import datetime
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from gradflow._checks import fail
+from gradflow.stores._changes import changes, refuse, unknown
+from gradflow.stores._identity import VERSION, Identity
+from gradflow.stores._zarr_group import IDENTITY, check_writable, create, is_ours, open_store, refuse_foreign, sidecar
+
+CHUNK = 64
+"""Members along the last axis in one chunk, at most."""
+
+
+class Store:
+    """A store being filled. Numbers are on disk as soon as `write` returns. One without results is started over.
+
+    Several processes may fill one store, each its own chunks. Every run leaves a record of what it took.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        template: xr.Dataset,
+        identity: Identity,
+        differences: Callable[[Identity], list[str]],
+        *,
+        resume: bool,
+        alone: bool = True,
+    ):
+        self.path, self._differences = pathlib.Path(path), differences
+        self.found: xr.Dataset | None = None
+        self.beside = sidecar(self.path)
+        self._names = [str(name) for name in template.data_vars]
+        refuse_foreign(self.path)
+        check_writable("store", path)
+        if resume and self._find(template, alone):
+            return
+        if alone:
+            shutil.rmtree(self.beside, ignore_errors=True)
+        # Chunks hold a part of a row along the last axis of the grid, which is the one that runs fastest.
+        axes = json.loads(template.attrs["config"])["axes"]
+        inner = list(axes)[-1]
+        encoding = {}
+        for name, variable in template.data_vars.items():
+            length = {inner: min(CHUNK, len(axes[inner]))} | dict.fromkeys(list(axes)[:-1], 1)
+            sizes = [length.get(str(dim), size) for dim, size in variable.sizes.items()]
+            encoding[name] = {"chunks": tuple(sizes)} if sizes else {}
+        try:
+            create(template, self.path, encoding, replace=alone, identity=identity)
+        except OSError:
+            # Another process was faster.
+            if alone or not self._find(template, alone):
+                raise
+
+    def _find(self, template: xr.Dataset, alone: bool) -> bool:
+        """Whether there is a store to go on with."""
+        if not is_ours(self.path):
+            return False
+        found = open_store(self.path)
+        if "config" not in found.attrs:
+            actual = f"{str(self.path)!r}, which holds another study"
+            raise fail("store", "hold a sweep in order to be resumed", actual)
+        if alone and not np.any(found["status"].values != found["status"].attrs["flag_values"][0]):
+            return False
+        kept = _identity_in(self.path)
+        old, new = found.attrs["config"], template.attrs["config"]
+        # Members of other grids are not the same ones.
+        comparable = json.loads(old)["axes"] == json.loads(new)["axes"]
+        refuse(changes(old, new) + (self._differences(kept) if comparable else []), self.path)
+        self.found = found
+        return True
+
+    def write(self, indices: list[tuple[int, ...]], arrays: dict[str, np.ndarray]) -> None:
+        """Writes the members at `indices` from arrays over the whole grid.
+
+        The status goes last, so that a member counts as done only when it is all there. What lies between the members
+        within a chunk is written as well; on disk it is what it is in memory.
+        """
+        group: Any = zarr.open_group(self.path, mode="r+")
+        rows = []
+        for (outer, _), members in itertools.groupby(sorted(indices), key=lambda i: (i[:-1], i[-1] // CHUNK)):
+            inner = [index[-1] for index in members]
+            rows.append((*outer, slice(inner[0], inner[-1] + 1)))
+        for name in sorted(self._names, key=lambda n: n == "status"):
+            for row in rows:
+                group[name][row] = arrays[name][row]
+
+    def record(self, spent: dict[str, Any], share: Any) -> None:
+        """Keeps what a run of this process took, whether it came to an end or not."""
+        self.beside.mkdir(exist_ok=True)
+        about = {"chunk": str(share), "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+        (self.beside / f"run-{share}-{time.time_ns()}.json").write_text(json.dumps(spent | about))
+
+    def finish(self) -> dict[str, Any]:
+        """What all runs have taken together. Once nothing is missing it goes into the attributes of the store."""
+        records = [json.loads(file.read_text()) for file in sorted(self.beside.glob("run-*.json"))]
+        if not records:
+            return {}
+        total = taken(records)
+        group: Any = zarr.open_group(self.path, mode="r+")
+        if np.all(group["status"][...] != -1):
+            group.attrs.update(total)
+            zarr.consolidate_metadata(str(self.path))
+            shutil.rmtree(self.beside, ignore_errors=True)
+        return total
+
+
+def taken(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The attributes that tell what one run, or several, have taken."""
+    return {
+        "wall_seconds": round(sum(record["wall_seconds"] for record in records), 3),
+        "evaluations_spent": sum(record["evaluations_spent"] for record in records),
+        "runs": json.dumps(records),
+    }
+
+
+def _identity_in(path: pathlib.Path) -> Identity:
+    """What a store keeps about what it holds; complains about stores that do not."""
+    try:
+        group: Any = zarr.open_group(path / IDENTITY, mode="r")
+        kept = Identity(json.loads(group.attrs["record"]), group["sketches"][...])
+    except (OSError, ValueError, KeyError):
+        kept = None
+    if kept is None or kept.record["version"] != VERSION:
+        raise unknown(path)
+    return kept

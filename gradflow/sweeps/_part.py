@@ -1,0 +1,46 @@
+"""A part of a study that is kept on disk, and taken from there by the same computation only."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import xarray as xr
+
+from gradflow.stores._changes import changes, refuse, unknown
+from gradflow.stores._zarr_group import check_writable, is_ours, open_store, refuse_foreign, write_dataset
+from gradflow.sweeps._identity import measured, measured_changes
+
+
+def kept(
+    path: str | os.PathLike[str] | None,
+    config: dict[str, Any],
+    compute: Callable[[], xr.Dataset],
+    starts: Callable[[], dict[str, Any]],
+    *,
+    resume: bool,
+) -> xr.Dataset:
+    """The part of a study that lies at `path`; computed and written where none does. `None` keeps nothing.
+
+    `starts`: quantities by name that the part starts from, such as a loss and a vector field. What lies there is taken
+    only if they come out the same.
+
+    **Raises** `ValueError` for a part that was computed with another `config` or from other numbers, for one of a
+    version that does not tell, and where `write_dataset` does.
+    """
+    if path is None:
+        return compute()
+    target = pathlib.Path(path)
+    if resume and is_ours(target):
+        found = open_store(target)
+        refuse(changes(found.attrs.get("part", "{}"), json.dumps(config)), path)
+        if "part_starts" not in found.attrs:
+            raise unknown(target)
+        refuse(measured_changes(json.loads(found.attrs["part_starts"]), measured(starts())), path)
+        return found
+    refuse_foreign(target)
+    check_writable("store", target)
+    found = compute().assign_attrs(part=json.dumps(config), part_starts=json.dumps(measured(starts())))
+    write_dataset(found, target)
+    return found
