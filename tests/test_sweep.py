@@ -193,7 +193,7 @@ def test_parameters_in_numpy_arrays_are_batched_like_any_other():
         return decay(0.5)[0], rows[i]
 
     _, own = grouped(build, {"i": range(4)})
-    np.testing.assert_array_equal(own[0].run[1], rows)
+    np.testing.assert_array_equal(own[0].run.params, rows)
     ds = quietly(build, {"i": range(4)}, observe={"w": weights})
     np.testing.assert_allclose(ds.w, rows[:, None] * np.exp(-0.5 * TS)[:, None], rtol=10 * RTOL, atol=0)
 
@@ -267,11 +267,11 @@ def test_arrays_that_members_share_are_held_once():
     groups, own = grouped(member, {"width": [2, 4], "scale": [0.1, 0.2], "seed": range(2)})
     assert [group.members for group in groups] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     for group, mine, width in zip(groups, own, (2, 4), strict=True):
-        flow, params, _ = group.shared
+        flow, params = group.shared.what, group.shared.params
         assert flow.problem.x is CIRCLE.x
         assert flow.problem.y is CIRCLE.y
         assert params.weight is params.output is None
-        flow, params, _ = mine.run
+        flow, params = mine.run.what, mine.run.params
         assert flow.problem.x is flow.problem.y is None
         assert params.weight.shape == (4, width, 2)
         expected = [member(width, scale, seed)[1].output for scale in (0.1, 0.2) for seed in range(2)]
@@ -286,9 +286,9 @@ def test_equal_arrays_made_anew_are_shared_and_different_ones_are_not():
         return gf.GradientFlow(problem), member(2, 0.1, 0)[1]
 
     (group,), (own,) = grouped(build, {"noise": [0.0, 1.0], "seed": range(2)})
-    assert own.run[0].problem.x is None
-    np.testing.assert_array_equal(own.run[0].problem.y, [y, y, y + 1, y + 1])
-    assert group.shared[1].weight.shape == (2, 2)
+    assert own.run.what.problem.x is None
+    np.testing.assert_array_equal(own.run.what.problem.y, [y, y, y + 1, y + 1])
+    assert group.shared.params.weight.shape == (2, 2)
 
 
 def test_members_that_differ_in_nothing():

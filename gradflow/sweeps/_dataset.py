@@ -8,21 +8,22 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from gradflow._checks import fail
 from gradflow._solution import Solution, Status
-from gradflow._tree import flatten, join, split
-from gradflow.flows import AbstractFlow
-from gradflow.runs._record import bind, seen
+from gradflow._tree import flatten, split
+from gradflow.runs._member import AbstractMember, Options
+from gradflow.runs._record import seen
+from gradflow.runs._run import point
 from gradflow.sweeps._members import Roster
 from gradflow.sweeps._padding import corner
-from gradflow.sweeps._program import Options
 from gradflow.sweeps._store import FORMAT
 
 MISSING = -1
@@ -55,32 +56,29 @@ class Row(dict[str, Any]):
         self.params = params
 
 
-def row_of(run: PyTree, options: Options) -> Row:
+def row_of(member: AbstractMember, options: Options) -> Row:
     """Shape and type of every variable of one member, without running it."""
-    what, params, observe = run
-    trainable, frozen = split(params)
     rows = options.ts.size
 
-    def sample(trainable: PyTree) -> dict[str, Array]:
-        state = what.init(trainable, frozen)
-        full, watched, found = join(trainable, frozen), observe, {}
-        if isinstance(what, AbstractFlow):
-            watched = bind(observe, what, options.ts[0], state, frozen)
-            found |= {f"drift_{name}": jnp.max(q.value) for name, q in what.conserved(state, frozen).items()}
-            found |= {f"error_{name}": value for name, value in what.errors(state, frozen).items()}
-        loss = what.loss(state, frozen)
+    def sample(member: AbstractMember) -> dict[str, Array]:
+        run = member.run(options)
+        state = run.initial()
+        full, found, loss = run.params(state), {}, run.loss(state)
+        found |= {f"drift_{name}": jnp.max(quantity.value) for name, quantity in run.conserved(state).items()}
+        found |= {f"error_{name}": value for name, value in run.errors(state).items()}
         if loss is not None:
             found |= {"loss_first": loss, "loss_last": loss}
-        observed = {name: jnp.asarray(fn(seen(observe[name], full))) for name, fn in watched.items()}
+        observables = run.observables(point(), state)
+        observed = {name: jnp.asarray(fn(seen(member.observe[name], full))) for name, fn in observables.items()}
         if options.save_params:
-            observed["params"] = flatten(trainable)[0]
-        if not isinstance(what, AbstractFlow):
+            observed["params"] = flatten(run.start)[0]
+        if run.rounds_times:
             observed["saved_time"] = options.ts[0]
         found |= {name: jnp.broadcast_to(value, (rows, *value.shape)) for name, value in observed.items()}
         return found | {"t_final": options.ts[0]}
 
-    shapes = [leaf.shape for leaf in jax.tree_util.tree_leaves(trainable)]
-    return Row(eqx.filter_eval_shape(sample, trainable), shapes)
+    shapes = [leaf.shape for leaf in jax.tree_util.tree_leaves(split(member.params)[0])]
+    return Row(eqx.filter_eval_shape(sample, member), shapes)
 
 
 def put(
@@ -129,7 +127,7 @@ def template(
     shapes: dict[str, tuple[int, ...]] = {}
     kinds: dict[str, Any] = {}
     for kind, row in zip(roster.kinds, rows, strict=True):
-        for name in kind.run[2]:
+        for name in kind.run.observe:
             if name in TAKEN or name in grid or name.startswith(OF_RUNS):
                 advice = "Names of axes and of the variables that every sweep has are taken."
                 raise fail("observe", "have names of its own", f"with the name {name!r}", advice)
@@ -160,19 +158,33 @@ def configuration(grid: dict[str, np.ndarray], roster: Roster, options: Options)
     control, until = options.control, options.until
     # Named where they are given only: stores written before there were any stay valid.
     limits = {"jumps": options.jumps, "longest_step": options.longest_step}
-    return {name: np.asarray(value).tolist() for name, value in limits.items() if value is not None} | {
+    given = {name: np.asarray(value).tolist() for name, value in limits.items() if value is not None}
+    for kind in roster.kinds:
+        given |= kind.run.settings(options)
+    return given | {
         "axes": {name: values.tolist() for name, values in grid.items()},
         "ts": _times(np.asarray(options.ts)),
         "rtol": float(control.rtol),
         "atol": None if control.atol is None else float(control.atol),
-        "solver": type(options.solver).__name__,
+        "solver": "/".join(solvers_of(roster, options)),
         "until": None if until is None else [until.sign, float(until.value)],
         "max_steps": int(options.max_steps),
         "save_params": options.save_params,
-        "observe": sorted(roster.kinds[0].run[2]),
+        "observe": sorted(roster.kinds[0].run.observe),
         "dtype": _dtype(roster),
         "x64": bool(jax.config.read("jax_enable_x64")),
     }
+
+
+def solvers_of(roster: Roster, options: Options) -> dict[str, Any]:
+    """The methods that take the steps of members, by name.
+
+    Rules alone take none. What is named then is what stores have always named.
+    """
+    methods = [kind.run.method(options) for kind in roster.kinds]
+    found = {type(method).__name__: method for method in methods if method is not None}
+    unused = diffrax.Tsit5() if options.solver is None else options.solver
+    return dict(sorted(found.items())) or {type(unused).__name__: unused}
 
 
 def _provenance(roster: Roster, options: Options, config: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +195,7 @@ def _provenance(roster: Roster, options: Options, config: dict[str, Any]) -> dic
     return {
         "format": FORMAT,
         "config": json.dumps(config),
-        "flow": "/".join(sorted({type(kind.run[0]).__name__ for kind in roster.kinds})),
+        "flow": "/".join(sorted({type(kind.run.what).__name__ for kind in roster.kinds})),
         "solver": config["solver"],
         "rtol": config["rtol"],
         "atol": "scaled to the state" if options.control.atol is None else float(options.control.atol),
@@ -197,7 +209,7 @@ def _provenance(roster: Roster, options: Options, config: dict[str, Any]) -> dic
 
 
 def _dtype(roster: Roster) -> str:
-    flowing = [jax.tree_util.tree_leaves(split(kind.run[1])[0]) for kind in roster.kinds]
+    flowing = [jax.tree_util.tree_leaves(split(kind.run.params)[0]) for kind in roster.kinds]
     return "/".join(sorted({str(leaf.dtype) for leaves in flowing for leaf in leaves}))
 
 

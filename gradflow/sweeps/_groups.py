@@ -9,13 +9,11 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from gradflow._checks import fail
-from gradflow.flows import AbstractFlow
+from gradflow.runs._member import Options
 from gradflow.sweeps._digest import arrays_of, equal
 from gradflow.sweeps._members import Kind, Roster
 from gradflow.sweeps._padding import padding_of, stacked, what_changes
-from gradflow.sweeps._program import Options, Own, Padding, nearest_iterates
-
-MOST_STEPS = 2**31 - 2
+from gradflow.sweeps._program import Own, Padding
 
 
 class Group(NamedTuple):
@@ -46,7 +44,7 @@ def group_members(roster: Roster, options: Options, pad: bool | None) -> list[Gr
             raise fail("pad", "be False or None", actual)
         together = [i for i in kinds if i not in alone]
         parts = ([together] if together else []) + [[i] for i in alone]
-        groups += [_group(roster, part) for part in parts]
+        groups += [_group(roster, part, options) for part in parts]
     return sorted(groups, key=lambda group: group.members[0])
 
 
@@ -61,9 +59,9 @@ def stack(roster: Roster, group: Group, members: list[int], options: Options) ->
     padding = iterates = None
     if group.paddings is not None:
         padding = jax.tree_util.tree_map(_stacked, *(group.paddings[kind] for kind in kinds))
-    if not isinstance(roster.kinds[kinds[0]].run[0], AbstractFlow):
+    if roster.kinds[kinds[0]].run.iterates(options.ts) is not None:
         # Free places are filled up with one member, again and again.
-        known = {number: nearest_iterates(roster.run(number)[0], options.ts, MOST_STEPS) for number in set(members)}
+        known: dict[int, Any] = {number: roster.run(number).iterates(options.ts) for number in set(members)}
         iterates = jnp.asarray(np.stack([known[number] for number in members]))
     return Own(jax.tree_util.tree_unflatten(group.structure, own), iterates, padding)
 
@@ -72,7 +70,7 @@ def _stacked(*leaves: Any) -> Array:
     return jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves]))
 
 
-def _group(roster: Roster, kinds: list[int]) -> Group:
+def _group(roster: Roster, kinds: list[int], options: Options) -> Group:
     members = sorted(number for i in kinds for number in roster.kinds[i].members)
     arrays, static = eqx.partition(roster.kinds[kinds[0]].run, eqx.is_array)
     base, structure = arrays_of(arrays), jax.tree_util.tree_structure(arrays)
@@ -84,7 +82,7 @@ def _group(roster: Roster, kinds: list[int]) -> Group:
     common = jax.tree_util.tree_unflatten(
         structure, [None if d else leaf for d, leaf in zip(differs, base, strict=True)]
     )
-    paddings = {i: padding_of(roster.kinds[i].run) for i in kinds} if len(kinds) > 1 else None
+    paddings = {i: padding_of(roster.kinds[i].run, options) for i in kinds} if len(kinds) > 1 else None
     return Group(members, eqx.combine(common, static), structure, shapes, differs, paddings)
 
 

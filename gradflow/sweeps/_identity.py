@@ -28,10 +28,11 @@ from jaxtyping import PyTree
 
 from gradflow._code import DIALECT, code_of
 from gradflow._tree import join, split
+from gradflow.runs._member import AbstractMember, Options
+from gradflow.runs._run import CONSERVED, DERIVATIVE, STEP, point
 from gradflow.sweeps._digest import Digest, measure, numbers
 from gradflow.sweeps._members import PARTS, Roster
-from gradflow.sweeps._probe import CONSERVED, elsewhere, place, probe
-from gradflow.sweeps._program import Options
+from gradflow.sweeps._probe import elsewhere, probe
 
 VERSION = 1
 """Of what is kept."""
@@ -51,7 +52,7 @@ ROUNDING = 8
 SENSITIVE = 100
 """Times the change under a change of the parameters by rounding that a quantity may differ by."""
 
-NAMES = {"the derivative": "vector field", "a step": "step", CONSERVED: "conserved quantities"}
+NAMES = {DERIVATIVE: "vector field", STEP: "step", CONSERVED: "conserved quantities"}
 """Of what a probe finds, in messages about stores."""
 
 
@@ -79,13 +80,13 @@ class Codes(NamedTuple):
         return json.dumps([self.parts, self.arrays])
 
 
-def codes_of(roster: Roster, solver: Any, until: Any) -> Codes:
+def codes_of(roster: Roster, solvers: list[Any], until: Any) -> Codes:
     """The code of all functions in a sweep."""
-    trees: dict[str, list[PyTree]] = {"solver": [solver], "function of until": [until]}
-    for what, params, observe in (kind.run for kind in roster.kinds):
-        trees.setdefault("loss or vector field", []).append(what)
-        trees.setdefault("model", []).append(params)
-        for name, fn in observe.items():
+    trees: dict[str, list[PyTree]] = {"solver": solvers, "function of until": [until]}
+    for member in (kind.run for kind in roster.kinds):
+        trees.setdefault("loss or vector field", []).append(member.what)
+        trees.setdefault("model", []).append(member.params)
+        for name, fn in member.observe.items():
             trees.setdefault(f"observable {name!r}", []).append(fn)
     parts, captured = {}, Digest()
     sketches = []
@@ -181,19 +182,19 @@ def _looked_at(roster: Roster) -> list[int]:
     return found
 
 
-def _looks(run: PyTree, options: Options, afresh: bool) -> dict[str, Any] | None:
+def _looks(member: AbstractMember, options: Options, afresh: bool) -> dict[str, Any] | None:
     """Measures of all that a probe finds, at the start and elsewhere, each with its change under rounding."""
     # A function that has not been seen before is traced again.
     look: Any = probe
     if afresh:
         look = eqx.filter_jit(functools.partial(look.__wrapped__))
     found: dict[str, Any] = {}
-    eps = _eps(run[1])
+    eps = _eps(member.params)
     # Of the types that moved parameters have, so that all looks share a program.
-    run = (run[0], join(*split(run[1])), run[2])
+    member = member.replaced(join(*split(member.params)))
     try:
         with jax.debug_nans(False), jax.debug_infs(False):
-            for where, moved in ((place(0.0, 0, LATER[2]), run), (place(*LATER), elsewhere(run, 0.5, 1))):
+            for where, moved in ((point(0.0, 0, LATER[2]), member), (point(*LATER), elsewhere(member, 0.5, 1))):
                 at, near = look(moved, options, None, where), look(elsewhere(moved, 4 * eps, 2), options, None, where)
                 for name, value in at.items():
                     pairs = zip(*map(jax.tree_util.tree_leaves, (value, near[name])), strict=True)
@@ -266,7 +267,7 @@ def _difference(old: list[Any], new: list[Any]) -> str | None:
 
 def _close(a: np.ndarray, b: np.ndarray, roster: Roster) -> bool:
     """Whether sketches are the same within rounding."""
-    eps = max(_eps(kind.run[1]) for kind in roster.kinds)
+    eps = max(_eps(kind.run.params) for kind in roster.kinds)
     return bool(np.all(np.abs(a - b) <= ROUNDING * eps * (1 + np.abs(a) + np.abs(b))))
 
 

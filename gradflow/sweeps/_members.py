@@ -17,10 +17,8 @@ from jaxtyping import PyTree
 
 from gradflow._checks import fail
 from gradflow._tree import choose, split
-from gradflow.flows import AbstractFlow
 from gradflow.models._parametrisation import Multipliers
-from gradflow.rules import AbstractRule
-from gradflow.runs._arguments import check_size
+from gradflow.runs._member import AbstractMember, can_be_run, member_of
 from gradflow.sweeps._digest import HELD, Digest, arrays_of, equal, with_arrays
 
 KEPT = 256 * 2**20
@@ -36,7 +34,7 @@ class Kind(NamedTuple):
     share."""
 
     signature: Any
-    run: PyTree
+    run: AbstractMember
     members: list[int]
     arrays: list[Any]
     differs: list[bool]
@@ -108,7 +106,7 @@ class Roster:
             raise fail("build", f"return the same at {self.said(number)} every time", actual)
         return leaves
 
-    def run(self, number: int) -> PyTree:
+    def run(self, number: int) -> AbstractMember:
         """A member, as `build` and `observe` gave it."""
         return with_arrays(self.kinds[self.kind_of[number]].run, self.leaves(number))
 
@@ -123,44 +121,45 @@ class Roster:
         """What `build` gives for a member, checked: its form and its arrays."""
         try:
             built = self._build(**self._point(number))
-            if not (isinstance(built, tuple) and len(built) == 2 and isinstance(built[0], AbstractFlow | AbstractRule)):
-                raise fail("build", "return a pair (flow, params) or (rule, params)", f"returning {_said(built)}")
-            what, params = built[0], choose(built[1], self._trainable)
-            given, structure = jax.tree_util.tree_flatten((what, params, self._observe(what)))
+            member = self._member(built)
+            given, structure = jax.tree_util.tree_flatten(member)
             given = [self._as_jax(leaf) for leaf in given]
             key = structure, tuple(map(_trait, given))
             form = self._forms.get(key)
             if form is None:
                 form = self._forms[key] = self._new_form(structure, given)
             leaves = [given[source] if type(source) is int else source for source in form.sources]
-            if isinstance(what, AbstractFlow):
-                self._check_values(what, params, [leaves[i] for i in form.flowing])
+            self.latest = max(self.latest, member.t0)
+            member.check_values([leaves[i] for i in form.flowing])
         except ValueError as error:
             raise ValueError(f"At {self.said(number)}: {error}") from error
         return form, leaves
+
+    def _member(self, built: Any) -> AbstractMember:
+        """What `build` returns, as a member."""
+        if not (isinstance(built, tuple) and len(built) in (2, 3) and can_be_run(built[0])):
+            must = "return a pair (flow, params) or (rule, params), or (flow, params, key) for a stochastic flow"
+            raise fail("build", must, f"returning {_said(built)}")
+        what, params, *key = built
+        return member_of(what, choose(params, self._trainable), self._observe(what), *key)
 
     def _new_form(self, structure: Any, given: list[Any]) -> Form:
         run = _with_widths(jax.tree_util.tree_unflatten(structure, given))
         shape = signature(run)
         if shape not in self._by_signature:
             # Members of equal shapes stand or fall together, and a check traces the problem.
-            run[0].check(*split(run[1]))
+            run.what.check(*split(run.params))
             self._by_signature[shape] = len(self.kinds)
             self.kinds.append(Kind(shape, run, [], arrays_of(run), [False] * len(shape[2])))
         places: list[Any] = [_Place(i) if eqx.is_array(leaf) else leaf for i, leaf in enumerate(given)]
         spread = jax.tree_util.tree_leaves(_with_widths(jax.tree_util.tree_unflatten(structure, places)))
         sources = [leaf.index if isinstance(leaf, _Place) else leaf for leaf in spread if _is_source(leaf)]
-        before = len(arrays_of(run[0]))
-        after = before + len(arrays_of(run[1]))
+        what, params, _ = run.parts()
+        before = len(arrays_of(what))
+        after = before + len(arrays_of(params))
         parts = slice(before), slice(before, after), slice(after, None)
-        flowing = [before + i for i, leaf in enumerate(arrays_of(run[1])) if eqx.is_inexact_array(leaf)]
+        flowing = [before + i for i, leaf in enumerate(arrays_of(params)) if eqx.is_inexact_array(leaf)]
         return Form(self._by_signature[shape], sources, flowing, parts)
-
-    def _check_values(self, flow: AbstractFlow, params: PyTree, flowing: list[Any]) -> None:
-        self.latest = max(self.latest, float(flow.t0))
-        if type(flow).check_values is not AbstractFlow.check_values:
-            flow.check_values(*split(params))
-        check_size(flowing, flowing[0].dtype)
 
     def _as_jax(self, leaf: Any) -> Any:
         """NumPy arrays as JAX arrays, so that they are batched, shared and hashed like these; each converted once

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from gradflow._checks import fail
-from gradflow.sweeps._program import Options, Own, make_program
+from gradflow.runs._member import Options
+from gradflow.sweeps._program import Own, make_program
 from gradflow.sweeps._slots import shapes_of
 
 LIGHT = 8e5

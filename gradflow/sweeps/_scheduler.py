@@ -18,9 +18,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
+from gradflow.runs._member import Options
 from gradflow.sweeps._checkpoint import Checkpoint
 from gradflow.sweeps._memory import Plan
-from gradflow.sweeps._program import Options, Own, at
+from gradflow.sweeps._program import Own, at
 from gradflow.sweeps._slots import VACANT, Flight, Inbox, divided, fly, vacant
 
 SEGMENT = 0.5

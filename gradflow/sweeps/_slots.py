@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from gradflow._solution import Status
 from gradflow._tree import full_precision
-from gradflow.sweeps._program import Options, Own, at, make_program
+from gradflow.runs._member import Options
+from gradflow.sweeps._program import Own, at, make_program
 
 VACANT = -1
 

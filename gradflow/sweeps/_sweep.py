@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,19 +14,18 @@ import xarray as xr
 
 from gradflow import _checks
 from gradflow._tree import split
-from gradflow.flows import AbstractFlow
 from gradflow.runs._arguments import check_jumps, check_longest_step, check_times, check_tolerances
+from gradflow.runs._member import Options, Solver, default_for
 from gradflow.runs._record import check_observe
-from gradflow.runs._until import Until
-from gradflow.solvers import AbstractMethod, default_solver
+from gradflow.runs._until import Until, check_until
 from gradflow.sweeps._checkpoint import Checkpoint
-from gradflow.sweeps._dataset import MISSING, TAKEN, configuration, put, row_of, template
+from gradflow.sweeps._dataset import MISSING, TAKEN, configuration, put, row_of, solvers_of, template
 from gradflow.sweeps._groups import Group, group_members, stack
 from gradflow.sweeps._identity import codes_of, differences, identity_of
 from gradflow.sweeps._launch import check_share, launch_jobs
 from gradflow.sweeps._members import Roster
 from gradflow.sweeps._memory import Plan, announcement, plan
-from gradflow.sweeps._program import Options, at
+from gradflow.sweeps._program import at
 from gradflow.sweeps._scheduler import run_queue
 from gradflow.sweeps._slots import local_mesh
 from gradflow.sweeps._store import Store, taken
@@ -39,7 +37,7 @@ def sweep(
     ts: Any,
     *,
     observe: Any = None,
-    solver: diffrax.AbstractSolver | AbstractMethod | None = None,
+    solver: Solver | None = None,
     rtol: float = 1e-5,
     atol: float | None = None,
     save_params: bool = False,
@@ -120,8 +118,7 @@ def sweep(
     _checks.check_count("max_steps", max_steps)
     if batch is not None:
         _checks.check_count("batch", batch)
-    if until is not None and not isinstance(until, Until):
-        raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}")
+    check_until(until)
     share = check_share(chunk, store, resume)
     if launch is not None:
         how = {"observe": observe, "solver": solver, "rtol": rtol, "atol": atol, "save_params": save_params}
@@ -132,7 +129,7 @@ def sweep(
     roster = Roster(build, values, _check_observe(observe), trainable, sketches=store is not None)
     limits = check_jumps(jumps), check_longest_step(longest_step)
     options = _options(roster, ts, solver, rtol, atol, until, max_steps, save_params, limits)
-    codes = codes_of(roster, options.solver, until)
+    codes = codes_of(roster, list(solvers_of(roster, options).values()), until)
     options = dataclasses.replace(options, code=str(codes))
     groups = group_members(roster, options, pad)
     rows = [row_of(kind.run, options) for kind in roster.kinds]
@@ -214,17 +211,18 @@ def _options(
     save_params: bool,
     limits: tuple[Any, Any] = (None, None),
 ) -> Options:
-    firsts = [kind.run for kind in roster.kinds]
-    dtypes = {jnp.result_type(*jax.tree_util.tree_leaves(split(params)[0])) for _, params, _ in firsts}
+    members = [kind.run for kind in roster.kinds]
+    dtypes = {jnp.result_type(*jax.tree_util.tree_leaves(split(member.params)[0])) for member in members}
     control = check_tolerances(rtol, atol, max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps)))
-    flows = [(what, params) for what, params, _ in firsts if isinstance(what, AbstractFlow)]
-    if solver is None and flows:
-        suited, _ = max(flows, key=lambda run: run[0].oscillatory or run[0].limited)
-        solver = default_solver(float(control.rtol), suited, any(flow.kinked(*split(start)) for flow, start in flows))
-    elif solver is None:
-        solver = diffrax.Tsit5()  # never called
+    default = default_for(members, float(control.rtol)) if solver is None else None
     times = check_times(ts, roster.latest)
-    return Options(times, solver, control, until, jnp.asarray(max_steps), save_params, *limits)
+    options = Options(times, solver, default, control, until, jnp.asarray(max_steps), save_params, *limits)
+    for kind in roster.kinds:
+        try:
+            kind.run.check_options(options)
+        except ValueError as error:
+            raise ValueError(f"At {roster.said(kind.members[0])}: {error}") from error
+    return options
 
 
 def _plan(roster: Roster, group: Group, options: Options, batch: int | None, members: int, results: int) -> Plan:
