@@ -63,11 +63,14 @@ def sweep(
     **Arguments**
 
     - `build`: called as `build(scale=..., width=..., seed=...)`, one keyword per axis; returns `(flow, params)` or
-      `(rule, params)`. It has to return the same every time: members that take much memory are built twice. Arrays
-      that all members share, such as data, are held once.
+      `(rule, params)`, and `(flow, params, key)` for a stochastic flow, with the random key of the path. It has to
+      return the same every time: members that take much memory are built twice. Arrays that all members share, such as
+      data, are held once.
     - `axes`: name -> values, all numbers or all strings. The last axis runs fastest.
     - `ts`, `solver`, `rtol`, `atol`, `until`, `max_steps`, `jumps`, `longest_step`, `trainable`: as for `solve`. A rule
-      saves the iterate nearest to each of these times by its own clock; `saved_time` tells which that is.
+      saves the iterate nearest to each of these times by its own clock; `saved_time` tells which that is. A `solver` is
+      one for all: flows with noise and without go into one sweep where it is `None`. A path that takes more than
+      `max_steps` ends with that status, as a rule does.
     - `observe`: name -> function of the parameters, or a function `flow -> such a dictionary`. The names become
       variables, so they differ from those of the axes and of what is listed below.
     - `save_params`: also keep the parameters, flattened, at every save time.
