@@ -15,7 +15,7 @@ import gradflow as gf
 from gradflow._code import code_of
 from gradflow.sweeps import _identity, _scheduler
 from gradflow.sweeps._checkpoint import Checkpoint
-from gradflow.sweeps._slots import Flight
+from gradflow.sweeps._slots import SlotState
 from gradflow.sweeps._store import kept
 
 SOURCE = """
@@ -225,32 +225,31 @@ def test_another_process_resumes(stores, name, tmp_path):
 
 @pytest.mark.slow
 def test_an_interrupted_sweep_of_other_code_is_not_gone_on_with(tmp_path, monkeypatch):
-    module, real, calls = module_of(tmp_path), _scheduler.fly, []
+    module, real, calls = module_of(tmp_path), _scheduler.run_segment, []
 
-    def interrupted(fixed, inbox, flight, budget, mesh):
+    def interrupted(fixed, pending, state, budget, mesh):
         calls.append(1)
         if len(calls) > 6:
             raise KeyboardInterrupt
-        return real(fixed, inbox, flight, 0 * budget + 3, mesh)
+        return real(fixed, pending, state, 0 * budget + 3, mesh)
 
-    monkeypatch.setattr(_scheduler, "fly", interrupted)
+    monkeypatch.setattr(_scheduler, "run_segment", interrupted)
     with pytest.raises(KeyboardInterrupt):
         module.run(tmp_path / "a.zarr", batch=1)
-    monkeypatch.setattr(_scheduler, "fly", real)
+    monkeypatch.setattr(_scheduler, "run_segment", real)
     if (gf.sweeps.open_store(tmp_path / "a.zarr").status >= 0).any():
         with pytest.raises(ValueError, match="vector field"):
             edited(tmp_path, ("CONSTANT = 1.0", "CONSTANT = 3.0")).run(tmp_path / "a.zarr", batch=1)
     assert (module_of(tmp_path).run(tmp_path / "a.zarr", batch=1).status == 0).all()
 
 
-def test_members_in_flight_belong_to_one_sweep(tmp_path):
+def test_unfinished_members_belong_to_one_sweep(tmp_path):
     one, none = jnp.ones(()), jnp.zeros((), int)
-    who = jnp.zeros(1, int)
-    flight = Flight(own=one, carry=one, who=who, next=none, outbox=one, sender=who, landed=none, ticks=none, spent=none)
-    blank = Flight(
-        own=0 * one, carry=0 * one, who=who, next=none, outbox=one, sender=who, landed=none, ticks=none, spent=none
-    )
-    Checkpoint(tmp_path / "a.npz", "this").save([flight])
+    ids = jnp.zeros(1, int)
+    counts = {"next": none, "num_finished": none, "steps": none, "spent": none}
+    state = SlotState(per_member=one, carry=one, member_ids=ids, finished=one, finished_ids=ids, **counts)
+    blank = SlotState(per_member=0 * one, carry=0 * one, member_ids=ids, finished=one, finished_ids=ids, **counts)
+    Checkpoint(tmp_path / "a.npz", "this").save([state])
     assert float(Checkpoint(tmp_path / "a.npz", "this").load([blank], {0})[0].carry) == 1.0
     assert float(Checkpoint(tmp_path / "a.npz", "that").load([blank], {0})[0].carry) == 0.0
 

@@ -73,22 +73,22 @@ class KilledError(BaseException):
 @pytest.fixture
 def segments(monkeypatch):
     """Counts segments of a few steps each; `after` makes one raise `what`."""
-    real, calls = _scheduler.fly, []
+    real, calls = _scheduler.run_segment, []
 
     class Segments:
         after, what = None, KeyboardInterrupt
 
-        def __call__(self, fixed, inbox, flight, budget, mesh):
+        def __call__(self, fixed, pending, state, budget, mesh):
             if self.after is not None and len(calls) == self.after:
                 raise self.what
             calls.append(1)
-            return real(fixed, inbox, flight, 0 * budget + 12, mesh)
+            return real(fixed, pending, state, 0 * budget + 12, mesh)
 
         def __len__(self):
             return len(calls)
 
     counter = Segments()
-    monkeypatch.setattr(_scheduler, "fly", counter)
+    monkeypatch.setattr(_scheduler, "run_segment", counter)
     return counter
 
 

@@ -31,7 +31,7 @@ from gradflow._tree import join, split
 from gradflow.runs._member import AbstractMember, Options
 from gradflow.runs._run import CONSERVED, DERIVATIVE, STEP, point
 from gradflow.sweeps._digest import Digest, measure, numbers
-from gradflow.sweeps._members import PARTS, Roster
+from gradflow.sweeps._members import PARTS, Members
 from gradflow.sweeps._probe import elsewhere, probe
 
 VERSION = 1
@@ -64,7 +64,7 @@ class Identity(NamedTuple):
 
     @property
     def tag(self) -> str:
-        """A hash for what is good only where not even a bit differs: members in flight."""
+        """A hash for what is good only where not even a bit differs: unfinished members."""
         text = json.dumps({name: value for name, value in self.record.items() if name != "probes"})
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -80,10 +80,10 @@ class Codes(NamedTuple):
         return json.dumps([self.parts, self.arrays])
 
 
-def codes_of(roster: Roster, solvers: list[Any], until: Any) -> Codes:
+def codes_of(members: Members, solvers: list[Any], until: Any) -> Codes:
     """The code of all functions in a sweep."""
     trees: dict[str, list[PyTree]] = {"solver": solvers, "function of until": [until]}
-    for member in (kind.run for kind in roster.kinds):
+    for member in (shape_group.first for shape_group in members.shape_groups):
         trees.setdefault("loss or vector field", []).append(member.what)
         trees.setdefault("model", []).append(member.params)
         for name, fn in member.observe.items():
@@ -99,7 +99,7 @@ def codes_of(roster: Roster, solvers: list[Any], until: Any) -> Codes:
     return Codes(parts, captured.hexdigest(), (float(total[0]), float(total[1])))
 
 
-def identity_of(roster: Roster, options: Options, codes: Codes) -> Identity:
+def identity_of(members: Members, options: Options, codes: Codes) -> Identity:
     """What a store keeps of a sweep."""
     record = {
         "version": VERSION,
@@ -107,37 +107,37 @@ def identity_of(roster: Roster, options: Options, codes: Codes) -> Identity:
         "machine": _machine(),
         "code": codes.parts,
         "captured": [codes.arrays, *codes.sketch],
-        "members": roster.hashes,
-        "probes": _probes(roster, options),
+        "members": members.hashes,
+        "probes": _probes(members, options),
     }
-    return Identity(record, np.array(roster.sketches))
+    return Identity(record, np.array(members.sketches))
 
 
-def differences(old: Identity, new: Identity, roster: Roster, options: Options) -> list[str]:
+def differences(old: Identity, new: Identity, members: Members, options: Options) -> list[str]:
     """What differs between two sweeps, in words."""
     before, after = old.record, new.record
     changed = _probes_that_differ(before["probes"], after["probes"])
     if changed:
         # What comes out different each time that it is traced says nothing.
-        again = _probes_that_differ(after["probes"], _probes(roster, options, afresh=True))
+        again = _probes_that_differ(after["probes"], _probes(members, options, afresh=True))
         restless = {name for name, _ in again}
         changed = [(name, where) for name, where in changed if name not in restless]
-    said = [f"{name} at {roster.said(int(where[0]))}: {where[1]}" for name, where in _first_of_each(changed)]
+    changes = [f"{name} at {members.describe(int(where[0]))}: {where[1]}" for name, where in _first_of_each(changed)]
     same_machine = before["machine"] == after["machine"]
     same_shape = old.sketches.shape == new.sketches.shape
     for i, part in enumerate(PARTS):
         if before["members"][part] == after["members"][part]:
             continue
-        if same_machine or not same_shape or not _close(old.sketches[:, i], new.sketches[:, i], roster):
-            said.append(f"data, models or observables: numbers of the {part}")
+        if same_machine or not same_shape or not _close(old.sketches[:, i], new.sketches[:, i], members):
+            changes.append(f"data, models or observables: numbers of the {part}")
     (hash_before, *sketch_before), (hash_after, *sketch_after) = before["captured"], after["captured"]
-    close = _close(np.array(sketch_before), np.array(sketch_after), roster)
+    close = _close(np.array(sketch_before), np.array(sketch_after), members)
     if hash_before != hash_after and (same_machine or not close):
-        said.append("numbers that functions close over")
+        changes.append("numbers that functions close over")
     if before["dialect"] == after["dialect"]:
         parts = {**before["code"], **after["code"]}
-        said += [f"code of {part}" for part in parts if before["code"].get(part) != after["code"].get(part)]
-    return said
+        changes += [f"code of {part}" for part in parts if before["code"].get(part) != after["code"].get(part)]
+    return changes
 
 
 def _first_of_each(changed: Iterable[tuple[str, tuple[str, str]]]) -> list[tuple[str, tuple[str, str]]]:
@@ -147,9 +147,9 @@ def _first_of_each(changed: Iterable[tuple[str, tuple[str, str]]]) -> list[tuple
     return list(found.items())
 
 
-def _probes(roster: Roster, options: Options, *, afresh: bool = False) -> dict[str, Any]:
+def _probes(members: Members, options: Options, *, afresh: bool = False) -> dict[str, Any]:
     """What is found at a few members, by number. `afresh`: with everything traced again."""
-    return {str(number): _looks(roster.run(number), options, afresh) for number in _looked_at(roster)}
+    return {str(number): _looks(members.member(number), options, afresh) for number in _looked_at(members)}
 
 
 def _machine() -> dict[str, Any]:
@@ -171,13 +171,13 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _looked_at(roster: Roster) -> list[int]:
+def _looked_at(members: Members) -> list[int]:
     """A few members of every shape, spread over the grid."""
-    most = max(1, min(FEW, MANY // len(roster.kinds)))
+    most = max(1, min(FEW, MANY // len(members.shape_groups)))
     rng, found = np.random.default_rng(0), []
-    for members in (kind.members for kind in roster.kinds):
-        ends = [members[0], members[-1]][:most]
-        more = rng.permutation(members[1:-1])[: max(0, most - 2)].tolist()
+    for alike in (shape_group.members for shape_group in members.shape_groups):
+        ends = [alike[0], alike[-1]][:most]
+        more = rng.permutation(alike[1:-1])[: max(0, most - 2)].tolist()
         found += sorted({*ends, *more})
     return found
 
@@ -265,9 +265,9 @@ def _difference(old: list[Any], new: list[Any]) -> str | None:
     return None
 
 
-def _close(a: np.ndarray, b: np.ndarray, roster: Roster) -> bool:
+def _close(a: np.ndarray, b: np.ndarray, members: Members) -> bool:
     """Whether sketches are the same within rounding."""
-    eps = max(_eps(kind.run.params) for kind in roster.kinds)
+    eps = max(_eps(shape_group.first.params) for shape_group in members.shape_groups)
     return bool(np.all(np.abs(a - b) <= ROUNDING * eps * (1 + np.abs(a) + np.abs(b))))
 
 

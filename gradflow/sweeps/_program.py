@@ -20,10 +20,10 @@ class Padding(eqx.Module):
     counts: ErrorCounts
 
 
-class Own(eqx.Module):
+class PerMember(eqx.Module):
     """What a member has of its own; a batch of them has one more leading axis."""
 
-    run: PyTree  # arrays of its flow or rule, its parameters and its observables, where they differ between members
+    member: PyTree  # its arrays, where they differ between members
     iterates: Int[Array, " rows"] | None = None  # those of a rule that are saved
     padding: Padding | None = None
 
@@ -32,7 +32,7 @@ class Program(eqx.Module):
     """A member made ready to run. Exists while the driver is traced."""
 
     run: AbstractRun
-    own: Own
+    per_member: PerMember
     max_steps: Array
 
     def begin(self) -> PyTree:
@@ -53,13 +53,13 @@ class Program(eqx.Module):
         return self.run.evaluation()
 
 
-def make_program(own: Own, shared: PyTree, options: Options) -> Program:
+def make_program(per_member: PerMember, shared: PyTree, options: Options) -> Program:
     """The program of a member, from its own part and that which it shares with the others of its group."""
-    member: AbstractMember = eqx.combine(own.run, shared)
-    run = member.run(options, own.iterates)
-    if own.padding is not None:
-        run = run.padded(own.padding.widths, own.padding.extents, own.padding.counts)
-    return Program(run, own, options.max_steps)
+    member: AbstractMember = eqx.combine(per_member.member, shared)
+    run = member.run(options, per_member.iterates)
+    if per_member.padding is not None:
+        run = run.padded(per_member.padding.widths, per_member.padding.extents, per_member.padding.counts)
+    return Program(run, per_member, options.max_steps)
 
 
 def at(tree: PyTree, index: Any) -> PyTree:
