@@ -184,7 +184,7 @@ def prepare(
         advice = "Wrap a loss as gradflow.GradientFlow(loss)."
         raise _checks.fail("flow", "be a gradflow flow", f"of type {type(flow).__name__}", advice)
     if flow.stochastic:
-        advice = "Use gradflow.solve or gradflow.sweep with a key."
+        advice = "Derive it from gradflow.flows.AbstractStochasticFlow."
         raise _checks.fail("flow", "be deterministic", f"a {type(flow).__name__}, which is not", advice)
     if key is not None:
         raise _checks.fail("key", "be None for a deterministic flow", "a key", "Only stochastic flows draw numbers.")
