@@ -229,7 +229,7 @@ def test_an_interrupted_sweep_of_other_code_is_not_gone_on_with(tmp_path, monkey
 
     def interrupted(fixed, pending, state, budget, mesh):
         calls.append(1)
-        if len(calls) > 6:
+        if len(calls) > 3:
             raise KeyboardInterrupt
         return real(fixed, pending, state, 0 * budget + 3, mesh)
 
