@@ -191,8 +191,8 @@ logging.getLogger("jax._src.compiler").addHandler(Keep())
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 run()
-hits = [line for line in said if "cache hit" in line.lower() and "jit_fly" in line]
-misses = [line for line in said if "cache miss" in line.lower() and "jit_fly" in line]
+hits = [line for line in said if "cache hit" in line.lower() and "jit_run_segment" in line]
+misses = [line for line in said if "cache miss" in line.lower() and "jit_run_segment" in line]
 print(json.dumps([len(hits), len(misses)]))
 """
 
