@@ -241,13 +241,13 @@ from gradflow.sweeps import _scheduler
 problem = gf.EmpiricalRisk(*gf.data.circle(16), gf.losses.square)
 def build(seed):
     return gf.GradientFlow(problem), gf.models.TwoLayer(2, 8, activation=jnp.tanh, key=jax.random.key(seed))
-imported, real, spans = time.perf_counter(), _scheduler.fly, []
+imported, real, spans = time.perf_counter(), _scheduler.run_segment, []
 def watched(*arguments):
     start = time.perf_counter()
     found = jax.block_until_ready(real(*arguments))
     spans.append((time.perf_counter() - start, time.perf_counter() - imported))
     return found
-_scheduler.fly = watched
+_scheduler.run_segment = watched
 gf.sweep(build, {"seed": range(4)}, [0.0, 1.0], progress=False)
 print(imported - began, *spans[0])
 """

@@ -217,7 +217,7 @@ def nan_unless_ended(sol: Solution) -> Solution:
             return leaf
         return leaf * jnp.reshape(factor, factor.shape + (1,) * (leaf.ndim - factor.ndim)).astype(leaf.dtype)
 
-    ends = lambda s: (s.final, s.state, s.drift, None if s.loss is None else s.loss[1])  # noqa: E731
+    ends = lambda s: (s.final, s.state, s.drift, *(() if sol.loss is None else (s.loss[1],)))  # noqa: E731
     return eqx.tree_at(ends, sol, jax.tree_util.tree_map(spoil, ends(sol)), is_leaf=lambda leaf: leaf is None)
 
 

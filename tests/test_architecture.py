@@ -145,6 +145,30 @@ GLOSSARY = {
 }
 """Words that may not return, and those to use instead: one term per concept, the field's own."""
 
+GLOSSARY_OF_SWEEPS = {
+    r"(?<!in[ -])\b[Ff]lights?\b": "slot state, SlotState",
+    r"\b(_?fly|flying|flies)\b": "run_segment",
+    r"\blanded\b|\bland\b": "retire, num_finished, finish",
+    r"\btakes?_?off\b|\b(on board|aboard)\b": "admit, running",
+    r"\b_?[Ii]nbox(es)?\b": "pending, Pending",
+    r"\b[Oo]utbox(es)?\b": "finished, Finished",
+    r"\bsenders?\b": "finished_ids",
+    r"\bwho\b(?=[\[\].,:=)]| =| in )": "member_ids",
+    r"\b(VACANT|vacant)\b": "EMPTY, empty",
+    r"\bticks?\b": "step_all, steps",
+    r"\bsettles?\b": "refill",
+    r"\b_?[Ll]anes?\b": "worker, Worker",
+    r"\bnews\b": "evaluations_since",
+    r"\b_?handed\b|\b_?hand_out\b": "assigned, assign",
+    r"\b[Rr]oster\b": "members, Members",
+    r"\b(Kind|kind_of)\b": "ShapeGroup, shape_group_of",
+    r"\b(Form|_forms)\b": "Template, templates",
+    r"\bOwn\b": "PerMember, per_member",
+    r"\bplaces\b": "grid_indices",
+    r"\btally\b": "counters",
+}
+"""Likewise in the room `sweeps`; upper and lower case differ."""
+
 
 def test_words_are_those_of_the_field():
     top = ROOT.parent
@@ -157,6 +181,22 @@ def test_words_are_those_of_the_field():
         for found in re.finditer(word, path.read_text(), re.MULTILINE | re.IGNORECASE)
     ]
     assert not used, "\n".join(used)
+
+
+def test_words_of_sweeps_are_those_of_the_field():
+    used = [
+        f"{path.name}: {found.group()!r}: {instead}"
+        for path in (ROOT / "sweeps").glob("*.py")
+        for word, instead in GLOSSARY_OF_SWEEPS.items()
+        for found in re.finditer(word, path.read_text(), re.MULTILINE)
+    ]
+    assert not used, "\n".join(used)
+
+
+def test_sweeps_ask_no_type_of_what_they_run():
+    for path in (ROOT / "sweeps").glob("*.py"):
+        for call in re.findall(r"isinstance\([^()]*(?:\([^()]*\)[^()]*)*\)", path.read_text()):
+            assert not re.search(r"Abstract|Flow|Rule|Setup|Member|Run\b", call), f"{path.name}: {call}"
 
 
 def test_importing_touches_no_device_and_changes_no_setting():

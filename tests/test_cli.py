@@ -174,7 +174,7 @@ def test_small_init(gradflow, out, monkeypatch):
         raise AssertionError("something ran")
 
     with monkeypatch.context() as patched:
-        patched.setattr(_scheduler, "fly", refuse)
+        patched.setattr(_scheduler, "run_segment", refuse)
         code, again, _ = gradflow("small-init", "--quick", "--out", out, "--samples", "24")
     assert code == 0
     assert again == f"resuming {store}: 6 of 6 flows are there (--fresh starts over)\n" + said
@@ -193,7 +193,7 @@ def test_small_init(gradflow, out, monkeypatch):
     assert code == 0
     assert "runs: 1 missing, 5 ok" in said
     with monkeypatch.context() as patched:
-        patched.setattr(_scheduler, "fly", interrupt)
+        patched.setattr(_scheduler, "run_segment", interrupt)
         code, said, err = gradflow("small-init", "--quick", "--fresh", "--out", out, "--samples", "24")
     assert code == 130
     # Started over on purpose, it is not to be started over once more.

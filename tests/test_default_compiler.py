@@ -14,6 +14,7 @@ HERE = pathlib.Path(__file__).parent
 CLAIMS = {
     "exact solutions": ("test_exact.py", ""),
     "resumed sweeps, and members against single runs": ("test_sweep.py", "same_bits or equals_a_single_run"),
+    "resumed paths, and paths against single runs": ("test_sweep_paths.py", "same_bits or equals_a_single_run"),
     "members among others that fail": ("test_sweep_machines.py", "change_no_bit"),
     "padding": ("test_sweep_padding.py", "equal_unpadded or rules_are_padded"),
     "segments against one run, batches against a loop": ("test_solve.py", "same_numbers or equals_a_loop"),

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import gradflow as gf
+from gradflow.runs import _drive
 
 
 def quartic(w):
@@ -134,6 +135,26 @@ def test_vmap_over_learning_rates_equals_a_loop_and_compiles_once():
     np.testing.assert_allclose(batch.final[:2, 0], [first.final[0], second.final[0]], rtol=1e-12)
 
 
+@pytest.mark.parametrize("save_every", [3, 50])
+def test_until_stops_at_the_iterate_that_meets_it(save_every):
+    """Saved or not: `0.9^k` falls to a half at step seven."""
+    rule, until = gf.GradientDescent(lambda w: 0.5 * w**2, 0.1), gf.Until(lambda w: w, below=0.5)
+    sol = gf.iterate(rule, jnp.array(1.0), 100, save_every=save_every, until=until)
+    assert sol.status == "stopped"
+    assert int(sol.stats["steps"]) == 7
+    assert float(sol.final) == pytest.approx(0.9**7, rel=1e-13)
+    assert float(sol.t_final) == pytest.approx(0.7)
+    assert int(sol.saved) == 7 // save_every + 1
+    assert np.isnan(np.asarray(sol.params)[int(sol.saved) :]).all()
+
+
+def test_until_that_holds_at_the_start_takes_no_step():
+    rule, until = gf.GradientDescent(lambda w: 0.5 * w**2, 0.1), gf.Until(lambda w: w, below=2.0)
+    sol = gf.iterate(rule, jnp.array(1.0), 100, save_every=50, until=until)
+    assert (sol.status, int(sol.stats["steps"]), int(sol.saved)) == ("stopped", 0, 1)
+    assert float(sol.params[0]) == 1.0
+
+
 def test_until_stops_at_a_saved_iterate():
     rule = gf.GradientDescent(lambda w: 0.5 * w**2, 0.1)
     sol = gf.iterate(rule, jnp.array(1.0), 100, save_every=1, until=gf.Until(lambda w: w, below=0.5))
@@ -149,6 +170,19 @@ def test_progress_gives_the_same_numbers(capsys):
     shown = gf.iterate(rule, jnp.array([0.3]), 333, progress=True)
     assert np.array_equal(plain.params, shown.params)
     assert "GradientDescent" in capsys.readouterr().err
+
+
+def test_progress_is_told_between_saved_iterates(monkeypatch):
+    """In segments of a step, whose end is no saved iterate; a run that goes on from another counts from there."""
+    told = []
+    monkeypatch.setattr(_drive, "SEGMENT", 1e-9)
+    monkeypatch.setattr(_drive._Bar, "show", lambda bar, done, remark: told.append((done, remark)))
+    rule = gf.GradientDescent(quartic, 0.01)
+    half = gf.iterate(rule, jnp.array([0.3]), 4, save_every=4, progress=True)
+    assert told == [(k / 4, f"step {k}") for k in range(1, 5)]
+    told.clear()
+    gf.iterate(rule, half, 4, save_every=4, progress=True)
+    assert told == [(k / 4, f"step {4 + k}") for k in range(1, 5)]
 
 
 def test_flows_of_rules():

@@ -13,6 +13,7 @@ from numpy.polynomial import chebyshev
 from scipy.linalg import expm
 
 import gradflow as gf
+from gradflow.runs import _drive
 
 X, Y = np.array([[0.5], [1.0], [1.6], [-0.7]]), np.array([1.0, -0.5, 2.0, 0.3])
 SAMPLES, START, HORIZON = 4, -1.0, 2.0
@@ -433,6 +434,29 @@ def test_float32_one_sample_and_divergence(key):
     assert wild.status == "nonfinite"
 
 
+def test_until_and_progress_at_every_step_of_a_path(key, monkeypatch):
+    """One sample has no noise: `w_k = 0.9^k`, which falls to a half at step seven, far from any save time."""
+    problem = gf.EmpiricalRisk(np.ones((1, 1)), np.zeros(1), gf.losses.square, predict=linear)
+    flow, start, told = gf.SGDFlow(problem, 0.1, 1), jnp.array([1.0]), []
+    until = gf.Until(lambda w: w[0], below=0.5)
+    sol = gf.solve(flow, start, [0.0, 5.0, 10.0], key=key, until=until)
+    assert (sol.status, int(sol.stats["steps"]), int(sol.saved)) == ("stopped", 7, 1)
+    assert float(sol.t_final) == pytest.approx(0.7)
+    np.testing.assert_allclose(sol.final, 0.9**7, rtol=1e-12)
+    at_once = gf.solve(flow, start, [5.0], key=key, until=gf.Until(lambda w: w[0], below=2.0))
+    assert (at_once.status, int(at_once.stats["steps"]), int(at_once.saved)) == ("stopped", 0, 0)
+    monkeypatch.setattr(_drive, "SEGMENT", 1e-9)
+    monkeypatch.setattr(_drive._Bar, "show", lambda bar, done, remark: told.append((done, remark)))
+    gf.solve(flow, start, [0.5], key=key, progress=True)
+    assert told == [(k / 5, f"step {k}") for k in range(1, 6)]
+
+
+def test_a_flow_without_a_loss_reports_none(key):
+    run = lambda: gf.solve(OrnsteinUhlenbeck(jnp.ones(2)), jnp.ones(2), [1.0], key=key)  # noqa: E731
+    assert run().loss is None
+    assert jax.jit(lambda: run().final)().shape == (2,)
+
+
 def test_bad_input_is_refused(line, key):
     with pytest.raises(ValueError, match="`batch_size` must be at most 4, the number of samples, but is 5"):
         gf.SGD(line, 0.1, batch_size=5, key=key)
@@ -463,5 +487,3 @@ def test_bad_input_is_refused(line, key):
         gf.solve(gf.GradientFlow(line), w, [1.0], key=key)
     with pytest.raises(ValueError, match="`max_steps` must be at least the number of steps"):
         gf.solve(flow, w, [1.0], key=key, max_steps=3)
-    with pytest.raises(ValueError, match="`flow` must be deterministic, but is a SGDFlow"):
-        gf.sweep(lambda seed: (flow, w), {"seed": [0, 1]}, [1.0], progress=False)

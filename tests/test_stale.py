@@ -16,7 +16,7 @@ from gradflow._code import code_of
 from gradflow.sweeps import _identity, _scheduler
 from gradflow.sweeps._checkpoint import Checkpoint
 from gradflow.sweeps._part import kept
-from gradflow.sweeps._slots import Flight
+from gradflow.sweeps._slots import SlotState
 
 SOURCE = """
 import functools
@@ -226,18 +226,18 @@ def test_another_process_resumes(stores, name, tmp_path):
 @pytest.mark.slow
 def test_an_interrupted_sweep_of_other_code_is_not_gone_on_with(tmp_path, monkeypatch):
     """Interrupted in the middle of the second member, one attempt after another, with the first one stored."""
-    module, real, second = module_of(tmp_path), _scheduler.fly, []
+    module, real, second = module_of(tmp_path), _scheduler.run_segment, []
 
-    def interrupted(fixed, inbox, flight, budget, mesh):
-        second.extend([1] * bool((flight.who == 1).all()))
+    def interrupted(fixed, pending, state, budget, mesh):
+        second.extend([1] * bool((state.member_ids == 1).all()))
         if len(second) > 1:
             raise KeyboardInterrupt
-        return real(fixed, inbox, flight, 0 * budget + 1, mesh)
+        return real(fixed, pending, state, 0 * budget + 1, mesh)
 
-    monkeypatch.setattr(_scheduler, "fly", interrupted)
+    monkeypatch.setattr(_scheduler, "run_segment", interrupted)
     with pytest.raises(KeyboardInterrupt):
         module.run(tmp_path / "a.zarr", batch=1)
-    monkeypatch.setattr(_scheduler, "fly", real)
+    monkeypatch.setattr(_scheduler, "run_segment", real)
     stored = gf.sweeps.open_store(tmp_path / "a.zarr").status.values >= 0
     np.testing.assert_array_equal(stored, [True, False])
     with pytest.raises(ValueError, match="vector field"):
@@ -245,14 +245,13 @@ def test_an_interrupted_sweep_of_other_code_is_not_gone_on_with(tmp_path, monkey
     assert (module_of(tmp_path).run(tmp_path / "a.zarr", batch=1).status == 0).all()
 
 
-def test_members_in_flight_belong_to_one_sweep(tmp_path):
+def test_unfinished_members_belong_to_one_sweep(tmp_path):
     one, none = jnp.ones(()), jnp.zeros((), int)
-    who = jnp.zeros(1, int)
-    flight = Flight(own=one, carry=one, who=who, next=none, outbox=one, sender=who, landed=none, ticks=none, spent=none)
-    blank = Flight(
-        own=0 * one, carry=0 * one, who=who, next=none, outbox=one, sender=who, landed=none, ticks=none, spent=none
-    )
-    Checkpoint(tmp_path / "a.npz", "this").save([flight])
+    ids = jnp.zeros(1, int)
+    counts = {"next": none, "num_finished": none, "steps": none, "spent": none}
+    state = SlotState(per_member=one, carry=one, member_ids=ids, finished=one, finished_ids=ids, **counts)
+    blank = SlotState(per_member=0 * one, carry=0 * one, member_ids=ids, finished=one, finished_ids=ids, **counts)
+    Checkpoint(tmp_path / "a.npz", "this").save([state])
     assert float(Checkpoint(tmp_path / "a.npz", "this").load([blank], {0})[0].carry) == 1.0
     assert float(Checkpoint(tmp_path / "a.npz", "that").load([blank], {0})[0].carry) == 0.0
 

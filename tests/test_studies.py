@@ -182,7 +182,7 @@ def test_a_resumed_study_equals_the_first_and_runs_nothing(small, digits, store,
     def refuse(*arguments, **options):
         raise AssertionError("something ran")
 
-    monkeypatch.setattr(_scheduler, "fly", refuse)
+    monkeypatch.setattr(_scheduler, "run_segment", refuse)
     monkeypatch.setattr(_small_init, "iterate_to", refuse)
     xr.testing.assert_identical(study(digits, store=store), small)
     with pytest.raises(ValueError, match=r"rtol: 0.001 -> 0.01"):

@@ -15,7 +15,7 @@ import zarr
 import gradflow as gf
 from gradflow.sweeps import _checkpoint, _scheduler
 from gradflow.sweeps._groups import group_members, stack
-from gradflow.sweeps._members import Roster
+from gradflow.sweeps._members import Members
 from gradflow.sweeps._sweep import _options
 
 TS = np.array([0.0, 0.7, 2.0])
@@ -76,10 +76,10 @@ def quietly(build, axes, ts=TS, **options):
 
 def grouped(build, axes):
     """The groups of a sweep, and what all members of each have of their own."""
-    roster = Roster(build, axes, lambda flow: {})
-    options = _options(roster, TS, None, RTOL, None, None, 100, False)
-    groups = group_members(roster, options, None)
-    return groups, [stack(roster, group, group.members, options) for group in groups]
+    members = Members(build, axes, lambda flow: {})
+    options = _options(members, TS, None, RTOL, None, None, 100, False)
+    groups = group_members(members, options, None)
+    return groups, [stack(members, group, group.members, options) for group in groups]
 
 
 def bitwise(a, b):
@@ -193,7 +193,7 @@ def test_parameters_in_numpy_arrays_are_batched_like_any_other():
         return decay(0.5)[0], rows[i]
 
     _, own = grouped(build, {"i": range(4)})
-    np.testing.assert_array_equal(own[0].run[1], rows)
+    np.testing.assert_array_equal(own[0].member.params, rows)
     ds = quietly(build, {"i": range(4)}, observe={"w": weights})
     np.testing.assert_allclose(ds.w, rows[:, None] * np.exp(-0.5 * TS)[:, None], rtol=10 * RTOL, atol=0)
 
@@ -247,10 +247,10 @@ def test_one_program_per_shape_and_none_for_a_second_sweep():
     tally = Tally()
 
     def run(sizes, rates):
-        before = len(tally.shapes), _scheduler.fly._cached._cache_size()
+        before = len(tally.shapes), _scheduler.run_segment._cached._cache_size()
         axes = {"size": sizes, "rate": rates}
         quietly(lambda size, rate: decay(rate, size, tally=tally), axes, batch=2, pad=False)
-        return len(tally.shapes) - before[0], _scheduler.fly._cached._cache_size() - before[1]
+        return len(tally.shapes) - before[0], _scheduler.run_segment._cached._cache_size() - before[1]
 
     first_two, programs = run([2, 5], [0.1, 0.2])
     assert programs == 2
@@ -267,11 +267,11 @@ def test_arrays_that_members_share_are_held_once():
     groups, own = grouped(member, {"width": [2, 4], "scale": [0.1, 0.2], "seed": range(2)})
     assert [group.members for group in groups] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     for group, mine, width in zip(groups, own, (2, 4), strict=True):
-        flow, params, _ = group.shared
+        flow, params = group.shared.what, group.shared.params
         assert flow.problem.x is CIRCLE.x
         assert flow.problem.y is CIRCLE.y
         assert params.weight is params.output is None
-        flow, params, _ = mine.run
+        flow, params = mine.member.what, mine.member.params
         assert flow.problem.x is flow.problem.y is None
         assert params.weight.shape == (4, width, 2)
         expected = [member(width, scale, seed)[1].output for scale in (0.1, 0.2) for seed in range(2)]
@@ -286,9 +286,9 @@ def test_equal_arrays_made_anew_are_shared_and_different_ones_are_not():
         return gf.GradientFlow(problem), member(2, 0.1, 0)[1]
 
     (group,), (own,) = grouped(build, {"noise": [0.0, 1.0], "seed": range(2)})
-    assert own.run[0].problem.x is None
-    np.testing.assert_array_equal(own.run[0].problem.y, [y, y, y + 1, y + 1])
-    assert group.shared[1].weight.shape == (2, 2)
+    assert own.member.what.problem.x is None
+    np.testing.assert_array_equal(own.member.what.problem.y, [y, y, y + 1, y + 1])
+    assert group.shared.params.weight.shape == (2, 2)
 
 
 def test_members_that_differ_in_nothing():
@@ -344,7 +344,7 @@ def test_a_bad_member_is_flagged_and_harms_no_other(all_good, wrong):
 @pytest.fixture
 def counted(monkeypatch):
     """Counts the segments that are run, of a few evaluations each; `after` makes one raise `what`."""
-    calls, real = [], _scheduler.fly
+    calls, real = [], _scheduler.run_segment
 
     class Counted:
         after, what = None, KeyboardInterrupt
@@ -352,14 +352,14 @@ def counted(monkeypatch):
         def __len__(self):
             return len(calls)
 
-        def __call__(self, fixed, inbox, flight, budget, mesh):
+        def __call__(self, fixed, pending, state, budget, mesh):
             if self.after is not None and len(calls) == self.after:
                 raise self.what
             calls.append(1)
-            return real(fixed, inbox, flight, 0 * budget + 12, mesh)
+            return real(fixed, pending, state, 0 * budget + 12, mesh)
 
     counter = Counted()
-    monkeypatch.setattr(_scheduler, "fly", counter)
+    monkeypatch.setattr(_scheduler, "run_segment", counter)
     return counter
 
 
@@ -448,7 +448,7 @@ def test_resuming_an_interrupted_sweep_gives_the_same_bits(tmp_path, counted, sh
 
 
 @pytest.mark.parametrize("kept", [b"", b"garbage", None])
-def test_a_flight_that_cannot_be_read_starts_over(tmp_path, counted, kept):
+def test_a_checkpoint_that_cannot_be_read_starts_over(tmp_path, counted, kept):
     path = tmp_path / "a.zarr"
     whole = run_stored(None)
     counted.after = len(counted) + 5

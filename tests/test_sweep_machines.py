@@ -97,14 +97,14 @@ def whole(tmp_path_factory):
 
 DEVICES = """
 from gradflow.sweeps import _scheduler
-seen, real = [], _scheduler.fly
+seen, real = [], _scheduler.run_segment
 
 def watched(*arguments):
     if not seen:
         seen.append(real.lower(*arguments).lowered.compile().as_text())
     return real(*arguments)
 
-_scheduler.fly = watched
+_scheduler.run_segment = watched
 ds = run(store=sys.argv[1])
 words = ("all-reduce", "all-gather", "all-to-all", "collective", "reduce-scatter", "send(", "recv(")
 found = {word: seen[0].count(word) for word in words}
@@ -191,8 +191,8 @@ logging.getLogger("jax._src.compiler").addHandler(Keep())
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 run()
-hits = [line for line in said if "cache hit" in line.lower() and "jit_fly" in line]
-misses = [line for line in said if "cache miss" in line.lower() and "jit_fly" in line]
+hits = [line for line in said if "cache hit" in line.lower() and "jit_run_segment" in line]
+misses = [line for line in said if "cache miss" in line.lower() and "jit_run_segment" in line]
 print(json.dumps([len(hits), len(misses)]))
 """
 
@@ -304,9 +304,9 @@ def test_members_that_fail_among_many_change_no_bit_of_the_others(slots, monkeyp
         return decay(**(good | (wrong.get(i, {}) if bad else {})))
 
     def watched(*arguments, **named):
-        for landed in real(*arguments, **named):
-            order.extend(landed[0].tolist())
-            yield landed
+        for finished in real(*arguments, **named):
+            order.extend(finished.member_ids.tolist())
+            yield finished
 
     monkeypatch.setattr("gradflow.sweeps._sweep.run_queue", watched)
     options = {"batch": slots, "max_steps": 300, **TSIT5}
@@ -320,7 +320,7 @@ def test_members_that_fail_among_many_change_no_bit_of_the_others(slots, monkeyp
     if slots == 1:
         assert bitwise(harmed_others, good_others)
     xr.testing.assert_allclose(harmed_others, good_others, rtol=1e-14)
-    # Those that are not finite land at once, not when a budget ends; the stiff one when its own does.
+    # Those that are not finite end at once, not when a budget ends; the stiff one when its own does.
     assert int(harmed.steps[7]) == 0
     assert int(harmed.steps[20]) < 100
     if slots == 1:
@@ -367,9 +367,9 @@ def test_slots_are_as_many_as_fit_and_what_does_not_fit_is_refused(monkeypatch):
         fixed = {"solver": gf.solvers.Tsit5(), "progress": False}
         return gf.sweep(build, {"i": range(20)}, [0.0, 1.0], **(fixed | options))
 
-    seen, real = [], _scheduler.vacant
+    seen, real = [], _scheduler.empty_slots
     monkeypatch.setattr(
-        _scheduler, "vacant", lambda one, shapes, slots, room: seen.append(slots) or real(one, shapes, slots, room)
+        _scheduler, "empty_slots", lambda one, shapes, slots, room: seen.append(slots) or real(one, shapes, slots, room)
     )
     monkeypatch.setattr(_memory, "LIGHT", 1e9)
     run(10**9)
@@ -389,7 +389,7 @@ def test_a_large_sweep_says_what_it_takes(monkeypatch, capsys):
     gf.sweep(slow_or_fast, {"i": range(3)}, [0.0, 1.0], **(TSIT5 | {"progress": True}))
     said = capsys.readouterr()
     assert "estimated memory: " in said.out + said.err
-    assert "in flight" in said.out + said.err
+    assert "in slots" in said.out + said.err
 
 
 # Rules

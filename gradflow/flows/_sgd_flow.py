@@ -32,7 +32,7 @@ class SGDFlow(AbstractStochasticFlow):
     **Time unit**: step `k` of SGD sits at `t = k eta`.
 
     `gradflow.solve` takes a `key`, and steps of fixed size: see `gradflow.solvers.EulerMaruyama` and `SmallNoise`.
-    `jax.vmap` over keys runs many paths at once.
+    `jax.vmap` over keys runs many paths at once, and so does `gradflow.sweep`.
 
     **Arguments**
 

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
+from gradflow._conserved import Conserved
 from gradflow._solution import Solution, Status
 from gradflow._tree import Extents, PaddedRest, full_precision, held_paths, join, strong
 from gradflow.flows import AbstractFlow
 from gradflow.runs._continue import Checkpoint, Launch, Resumed, Step, fingerprint, relaunch
-from gradflow.runs._drive import AbstractRun
-from gradflow.runs._record import Record, bind, blank_record, with_unreached_rows, write_row
+from gradflow.runs._record import Record, bind, blank_record, write_row
+from gradflow.runs._run import CONSERVED, DERIVATIVE, AbstractRun, ErrorCounts, Point
 from gradflow.runs._until import Until
 from gradflow.solvers import AbstractMethod, Attempt, Field, StepControl
 
@@ -76,10 +77,40 @@ class Setup(AbstractRun):
     def summarise(self, carry: "Carry") -> Solution:
         return summarise(self, carry)
 
-    def evaluation(self) -> PyTree:
-        return self.flow.vector_field(self.ts[0], self.flow.init(self.start, self.frozen), self.frozen)
+    @property
+    def rounds_times(self) -> bool:
+        return False
 
-    def padded(self, widths: Extents, extents: Extents, counts: tuple[Int[Array, "..."], ...] | None) -> "Setup":
+    def initial(self) -> PyTree:
+        return self.flow.init(self.start, self.frozen)
+
+    def loss(self, state: PyTree) -> Scalar | None:
+        return self.flow.loss(state, self.frozen)
+
+    def conserved(self, state: PyTree) -> dict[str, Conserved]:
+        return self.flow.conserved(state, self.frozen)
+
+    def errors(self, state: PyTree) -> dict[str, Scalar]:
+        return self.flow.errors(state, self.frozen)
+
+    def time_at(self, where: Point) -> Scalar:
+        return self.flow.t0 + where.share * (self.ts[-1] - self.flow.t0)
+
+    def observables(self, where: Point, state: PyTree) -> dict[str, Callable[[Any], Any]]:
+        return bind(self.observe, self.flow, self.time_at(where), state, self.frozen)
+
+    def motion(self, where: Point, state: PyTree) -> dict[str, Any]:
+        kept = {name: quantity.value for name, quantity in self.conserved(state).items()}
+        return {DERIVATIVE: self.flow.vector_field(self.time_at(where), state, self.frozen), CONSERVED: kept}
+
+    def evaluation(self) -> PyTree:
+        return self.flow.vector_field(self.ts[0], self.initial(), self.frozen)
+
+    def error_counts(self) -> tuple[int, ...]:
+        controlled = self.flow.sizes(self.flow.controlled(self.initial()))
+        return tuple(leaf.size for leaf in jax.tree_util.tree_leaves(controlled))
+
+    def padded(self, widths: Extents, extents: Extents, counts: ErrorCounts) -> "Setup":
         frozen, control = PaddedRest(self.frozen, widths), dataclasses.replace(self.control, counts=counts)
         return dataclasses.replace(self, frozen=frozen, extents=extents, control=control)
 
@@ -90,9 +121,6 @@ class Setup(AbstractRun):
         start = float(self.flow.t0 if self.resumed is None else self.resumed.t)
         done = (float(carry.t) - start) / max(float(self.ts[-1]) - start, 1e-300)
         return done, f"t = {float(carry.t):.4g}, {int(carry.evaluations)} gradients"
-
-    def finish(self, carry: "Carry") -> Solution:
-        return finish(self, carry)
 
     def field(self, t: Scalar, dt: Scalar) -> Field:
         """The flow in time counted from `t`, for a step of size `dt`."""
@@ -421,11 +449,6 @@ def _locate(
 
     found, located = jax.lax.cond(met, search, lambda: (t1, y1))
     return met, found, located
-
-
-def finish(setup: Setup, carry: Carry) -> Solution:
-    """The result, with NaN in the rows that were not reached."""
-    return with_unreached_rows(summarise(setup, carry))
 
 
 @eqx.filter_jit

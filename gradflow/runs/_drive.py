@@ -1,20 +1,16 @@
 """`drive`: takes a run to its end in segments, with one progress bar and one place where an interruption is caught."""
 
-import abc
 import dataclasses
 import time
-from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
 
 from gradflow._captured import captured
 from gradflow._checks import is_concrete
 from gradflow._solution import Solution, SolveInterrupted
-from gradflow._tree import Extents
+from gradflow.runs._run import AbstractRun
 
 SEGMENT = 0.3
 """Seconds that a segment is meant to take: an interruption from the keyboard is noticed between two segments."""
@@ -24,57 +20,6 @@ GROWTH = 64.0
 """By how much a segment may have more steps than the one before."""
 ENDLESS = 2**30
 """A budget of steps that no run exhausts; twice that still fits into 32 bits."""
-
-
-class AbstractRun(eqx.Module):
-    """A run that can be taken further by a number of steps; `carry` is all that changes on the way.
-
-    `code` tells functions apart that are one object and no longer compute the same, since a variable they take from
-    elsewhere has changed: a program compiled before then would return stale numbers.
-    """
-
-    code: str = eqx.field(static=True, kw_only=True, default="")
-
-    @property
-    @abc.abstractmethod
-    def title(self) -> str:
-        """What the progress bar is labelled with."""
-
-    @abc.abstractmethod
-    def begin(self) -> Any:
-        """What there is before the first step. Compiled."""
-
-    @abc.abstractmethod
-    def advance(self, carry: Any, budget: Int[Array, ""]) -> Any:
-        """At most `budget` attempted steps. Compiled."""
-
-    @abc.abstractmethod
-    def attempt(self, carry: Any, max_steps: Int[Array, ""]) -> Any:
-        """One attempted step, for loops that drive many runs at once; `max_steps` of them at the most."""
-
-    @abc.abstractmethod
-    def summarise(self, carry: Any) -> Solution:
-        """The result, with zeros in the rows that were not reached."""
-
-    @abc.abstractmethod
-    def evaluation(self) -> Any:
-        """What is evaluated again and again, at the start: the derivative of the state, or a step of the rule."""
-
-    @abc.abstractmethod
-    def padded(self, widths: Extents, extents: Extents, counts: tuple[Int[Array, "..."], ...] | None) -> "AbstractRun":
-        """The run of parameters and of a state that have been padded; error control sees `counts` of each leaf."""
-
-    @abc.abstractmethod
-    def running(self, carry: Any) -> bool:
-        """Whether there is anything left to do."""
-
-    @abc.abstractmethod
-    def progress(self, carry: Any) -> tuple[float, str]:
-        """The part of the run that is done, between 0 and 1, and a remark for the bar."""
-
-    @abc.abstractmethod
-    def finish(self, carry: Any) -> Solution:
-        """The result, or the part of it that there is."""
 
 
 def drive(run: AbstractRun, show: bool) -> Solution:

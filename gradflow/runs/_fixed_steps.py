@@ -1,149 +1,207 @@
-"""Paths of stochastic flows, in steps of fixed size between the save times."""
+"""Runs of stochastic flows: one path, in steps of fixed size between the save times."""
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Scalar
+from jaxtyping import Array, Float, Int, Key, PyTree, Scalar
 
 from gradflow import _checks
-from gradflow._solution import Solution, Status, ended
-from gradflow._tree import check_start
+from gradflow._solution import Solution, Status
+from gradflow._tree import Extents, check_start, join
 from gradflow.flows import AbstractStochasticFlow
-from gradflow.rules import AbstractRule
 from gradflow.runs._adaptive import valid_times
-from gradflow.runs._iterate import RuleCheckpoint, iterate_to
-from gradflow.runs._record import nan_where
-from gradflow.runs._until import Until
+from gradflow.runs._arguments import halves
+from gradflow.runs._counted import AbstractCountedRun, CountedCarry, ResumedRule, RuleCheckpoint
+from gradflow.runs._record import bind, check_observe
+from gradflow.runs._run import DERIVATIVE, STEP, Point
+from gradflow.runs._until import Until, check_until
 from gradflow.solvers import AbstractStochasticMethod, EulerMaruyama, SmallNoise
 
 
-class Path(AbstractRule):
-    """One path as a rule: step `k` of an interval that `counts` steps divide."""
+class FixedStepRun(AbstractCountedRun):
+    """One path of a stochastic flow: the intervals between `edges`, each divided into `counts` equal steps.
 
-    sde: AbstractStochasticFlow
+    Step `k` draws from the key and `k` alone, so that a run in two parts is the run in one.
+    """
+
+    flow: AbstractStochasticFlow
     method: AbstractStochasticMethod
     key: Key[Array, ""]
     edges: Float[Array, " intervals_1"]
     counts: Int[Array, " intervals"]
-    earlier: Int[Array, ""]  # steps of the runs that this one continues
+    frozen: PyTree
+    start: PyTree
+    ks: Int[Array, " rows"]
+    observe: dict[str, Callable[[Any], Any]]
+    until: Until | None
+    save_params: bool = eqx.field(static=True)
+    extents: Extents | None = None
+    resumed: ResumedRule | None = None
 
     @property
     def title(self) -> str:
-        return type(self.sde).__name__
+        return type(self.flow).__name__
 
     @property
-    def before(self) -> Int[Array, " intervals"]:
-        """Steps taken before each interval."""
-        return self.earlier + jnp.cumsum(self.counts) - self.counts
+    def method_name(self) -> str:
+        return self.method.name
+
+    @property
+    def rounds_times(self) -> bool:
+        return False
+
+    def check(self) -> None:
+        self.flow.check(self.start, self.frozen)
+
+    def starts_well(self, state: PyTree) -> Int[Array, ""]:
+        return jnp.where(valid_times(self.edges[1:], self.edges[0]), Status.RUNNING, Status.INVALID_TIMES)
 
     def locate(self, k: Any) -> tuple[Any, Any]:
         """Time at step `k`, and the size of that step."""
-        index = jnp.clip(jnp.searchsorted(self.before, k, side="right") - 1, 0, self.counts.size - 1)
+        before = self.ks - self.counts
+        index = jnp.clip(jnp.searchsorted(before, k, side="right") - 1, 0, self.counts.size - 1)
         sizes = (self.edges[1:] - self.edges[:-1]) / jnp.maximum(self.counts, 1).astype(self.edges.dtype)
-        within = jnp.asarray(k - self.before[index], sizes.dtype)
+        within = jnp.asarray(k - before[index], sizes.dtype)
         return self.edges[index] + within * sizes[index], sizes[index]
 
-    def time(self, k: Any) -> Any:
+    def initial(self) -> PyTree:
+        return self.flow.init(self.start, self.frozen)
+
+    def step(self, k: Int[Array, ""], state: PyTree) -> tuple[PyTree, Float[Array, ""]]:
+        # The loss is looked at where it is saved; a step need not know it.
+        return self._moved(k, *self.locate(k), state), jnp.zeros(())
+
+    def flowing(self, state: PyTree) -> PyTree:
+        return self.flow.params(state)
+
+    def loss(self, state: PyTree) -> Scalar | None:
+        return self.flow.loss(state, self.frozen)
+
+    def size_of_loss(self, state: PyTree) -> Float[Array, ""]:
+        loss = self.loss(state)
+        return jnp.zeros(()) if loss is None else loss
+
+    def charged(self, state: PyTree, tried: PyTree) -> PyTree:
+        return state
+
+    def observables_at(self, k: Int[Array, ""], state: PyTree) -> dict[str, Callable[[Any], Any]]:
+        return bind(self.observe, self.flow, self.clock(k), state, self.frozen)
+
+    def clock(self, k: Any) -> Any:
         return self.locate(k)[0]
 
-    def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
-        return self.sde.init(trainable, frozen)
+    def save_times(self) -> Float[Array, " rows"]:
+        return self.edges[1:]
 
-    def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
-        t, dt = self.locate(k)
+    def cost(self, carry: CountedCarry) -> dict[str, Array]:
+        gradients, products = self.method.evaluations(self.flow)
+        each = {"gradient_evaluations": gradients, "hessian_vector_products": products}
+        return {name: carry.attempted * n if n >= 0 else jnp.asarray(-1) for name, n in each.items()}
+
+    def random_key(self) -> Key[Array, ""]:
+        return self.key
+
+    def observables(self, where: Point, state: PyTree) -> dict[str, Callable[[Any], Any]]:
+        return bind(self.observe, self.flow, self._time_at(where), state, self.frozen)
+
+    def motion(self, where: Point, state: PyTree) -> dict[str, Any]:
+        t = self._time_at(where)
+        step = self._moved(where.first, t, largest_step(self.flow, self.method).astype(t.dtype), state)
+        return {DERIVATIVE: self.flow.vector_field(t, state, self.frozen), STEP: step}
+
+    def _time_at(self, where: Point) -> Scalar:
+        return self.edges[0] + where.share * (self.edges[-1] - self.edges[0])
+
+    def _moved(self, k: Int[Array, ""], t: Scalar, dt: Scalar, state: PyTree) -> PyTree:
+        """The state after one step of this size, with the increments of step `k`."""
         dtype = jnp.result_type(*jax.tree_util.tree_leaves(state))
-        drawn = jax.random.normal(jax.random.fold_in(self.key, k), (self.sde.noise_size,), dtype)
-        new = self.method.step(self.sde, frozen, t, dt, state, jnp.sqrt(dt).astype(dtype) * drawn)
-        # The loss is looked at where it is saved; a step need not know it.
-        return new, jnp.zeros(())
-
-    def params(self, state: PyTree) -> PyTree:
-        return self.sde.params(state)
-
-    def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
-        found = self.sde.loss(state, frozen)
-        return jnp.zeros(()) if found is None else found
-
-    def flow(self, order: int = 1) -> AbstractStochasticFlow:
-        return self.sde
-
-    def with_learning_rate(self, learning_rate: float | Scalar) -> "AbstractRule":
-        raise NotImplementedError("the steps of a path are those of its solver")
-
-    def check(self, trainable: PyTree, frozen: PyTree) -> None:
-        self.sde.check(trainable, frozen)
+        drawn = jax.random.normal(jax.random.fold_in(self.key, k), (self.flow.noise_size,), dtype)
+        return self.method.step(self.flow, self.frozen, t, dt, state, jnp.sqrt(dt).astype(dtype) * drawn)
 
 
-def solve_stochastic(
+def largest_step(flow: AbstractStochasticFlow, method: AbstractStochasticMethod) -> Scalar:
+    return flow.time_step if method.dt is None else method.dt
+
+
+def prepare_path(
     flow: AbstractStochasticFlow,
     params: PyTree,
     ts: Float[Array, " T"],
+    *,
     solver: Any,
     key: Any,
-    max_steps: Any,
-    *,
     observe: Mapping[str, Callable[[Any], Any]] | None,
     until: Until | None,
     save_params: bool,
-    progress: bool,
-    throw: bool,
     trainable: Any = None,
-) -> Solution:
-    """`solve` for stochastic flows; see there."""
-    start, earlier = jnp.asarray(flow.t0, ts.dtype), jnp.asarray(0)
+) -> FixedStepRun:
+    """Checks the arguments of `solve` for a stochastic flow; returns the run."""
+    start, resumed = jnp.asarray(flow.t0, ts.dtype), None
     if isinstance(params, Solution):
         if not isinstance(params.checkpoint, RuleCheckpoint) or params.checkpoint.key is None:
             actual = f"one of {params.title}"
             raise _checks.fail("params", f"be parameters, or a Solution of a {type(flow).__name__}", actual)
-        start, earlier = params.t_final.astype(ts.dtype), params.checkpoint.k
+        start, resumed = params.t_final.astype(ts.dtype), ResumedRule(params.state, params.checkpoint)
         key = params.checkpoint.key if key is None else key
-    elif _checks.is_concrete((flow, params)):
-        check_start(flow, params)
+    key = check_key_for_noise(key)
+    method = check_method_for_noise(solver, flow)
+    flowing, frozen = halves(flow, params, trainable, type(flow).__name__, RuleCheckpoint)
+    _checks.check_finite("params", flowing, "A flow cannot start from there.")
+    if resumed is None and _checks.is_concrete((flow, flowing, frozen)):
+        check_start(flow, join(flowing, frozen))
+    edges = jnp.concatenate([start[None], ts])
+    # A step that fits a whole number of times, up to rounding, is taken that often.
+    counts = jnp.ceil((edges[1:] - edges[:-1]) / largest_step(flow, method) * (1 - 1e-9)).astype(int)
+    # Save times that are none, known only during the run, end it before it begins.
+    counts = jnp.where(valid_times(ts, start), counts, 0)
+    ks = (0 if resumed is None else resumed.checkpoint.k) + jnp.cumsum(counts)
+    check_until(until)
+    return FixedStepRun(
+        flow=flow,
+        method=method,
+        key=key,
+        edges=edges,
+        counts=counts,
+        frozen=frozen,
+        start=flowing,
+        ks=ks,
+        observe=check_observe(observe),
+        until=until,
+        save_params=bool(save_params),
+        resumed=resumed,
+    )
+
+
+def check_budget(run: FixedStepRun, max_steps: Any) -> None:
+    """Refuses a run that takes more steps than it may, where both are known."""
+    if _checks.is_concrete((run.counts, max_steps)) and int(jnp.sum(run.counts)) > int(max_steps):
+        actual = f"{int(max_steps)} for a run of {int(jnp.sum(run.counts))} steps"
+        raise _checks.fail("max_steps", "be at least the number of steps", actual, "Raise it, or take larger steps.")
+
+
+def check_no_limits(jumps: Any, longest_step: Any) -> None:
+    """Refuses what adaptive steps alone can heed."""
+    for name, value in (("jumps", jumps), ("longest_step", longest_step)):
+        if value is not None:
+            raise _checks.fail(name, "be None for a stochastic flow", "given", "Its steps are of fixed size.")
+
+
+def check_key_for_noise(key: Any, advice: str = "For instance jax.random.key(0).") -> Key[Array, ""]:
+    """The random key of a stochastic flow, which has to be given."""
     if key is None:
-        raise _checks.fail("key", "be a random key for a stochastic flow", "None", "For instance jax.random.key(0).")
-    key = _checks.check_key(key)
+        raise _checks.fail("key", "be a random key for a stochastic flow", "None", advice)
+    return _checks.check_key(key)
+
+
+def check_method_for_noise(solver: Any, flow: AbstractStochasticFlow) -> AbstractStochasticMethod:
+    """The method for a stochastic flow; `None` chooses one that keeps its weak order."""
     if solver is None:
-        solver = SmallNoise() if flow.weak_order > 1 else EulerMaruyama()
+        return SmallNoise() if flow.weak_order > 1 else EulerMaruyama()
     if not isinstance(solver, AbstractStochasticMethod):
         advice = "For instance gradflow.solvers.EulerMaruyama(dt); see FixedSteps for those of diffrax."
         actual = f"of type {type(solver).__name__}"
         raise _checks.fail("solver", "be a method for stochastic flows", actual, advice)
-    largest = flow.time_step if solver.dt is None else solver.dt
-    edges = jnp.concatenate([start[None], ts])
-    # A step that fits a whole number of times, up to rounding, is taken that often.
-    counts = jnp.ceil((edges[1:] - edges[:-1]) / largest * (1 - 1e-9)).astype(int)
-    if _checks.is_concrete((counts, max_steps)) and int(jnp.sum(counts)) > int(max_steps):
-        actual = f"{int(max_steps)} for a run of {int(jnp.sum(counts))} steps"
-        raise _checks.fail("max_steps", "be at least the number of steps", actual, "Raise it, or take larger steps.")
-    # Save times that are none, known only during the run: no steps then, and no rows.
-    valid = valid_times(ts, start)
-    counts = jnp.where(valid, counts, 0)
-    rule = Path(flow, solver, key, edges, counts, earlier)
-    options: dict[str, Any] = {"observe": observe, "until": until, "save_params": save_params, "progress": progress}
-    sol = iterate_to(rule, params, earlier + jnp.cumsum(counts), **options, throw=False, trainable=trainable)
-    gradients, products = solver.evaluations(flow)
-    cost = {"gradient_evaluations": gradients, "hessian_vector_products": products}
-    stats = sol.stats | {name: sol.stats["steps"] * n if n >= 0 else jnp.asarray(-1) for name, n in cost.items()}
-    checkpoint = dataclasses.replace(sol.checkpoint, key=key)
-    solution = dataclasses.replace(sol, ts=ts, stats=stats, method=solver.name, checkpoint=checkpoint)
-    return ended(_without_rows(solution, ~valid), throw)
-
-
-def _without_rows(sol: Solution, invalid: Bool[Array, ""]) -> Solution:
-    """The solution as that of a run whose save times were none, where they were."""
-
-    def blank(leaf: Any) -> Any:
-        if eqx.is_inexact_array(leaf):
-            return nan_where(invalid, leaf)
-        return jnp.where(invalid, jnp.zeros((), leaf.dtype), leaf) if eqx.is_array(leaf) else leaf
-
-    rows = (None if sol.params is None else eqx.filter(sol.params, eqx.is_inexact_array), sol.observed)
-    params, observed = jax.tree_util.tree_map(blank, rows)
-    if sol.params is not None:
-        params = eqx.combine(params, sol.params)
-    code, saved = jnp.where(invalid, Status.INVALID_TIMES, sol.code), jnp.where(invalid, 0, sol.saved)
-    return dataclasses.replace(sol, params=params, observed=observed, code=code, saved=saved)
+    return solver

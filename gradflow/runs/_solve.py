@@ -28,9 +28,9 @@ from gradflow.runs._arguments import (
 )
 from gradflow.runs._continue import Checkpoint, Resumed
 from gradflow.runs._drive import drive
-from gradflow.runs._fixed_steps import solve_stochastic
+from gradflow.runs._fixed_steps import check_budget, check_no_limits, prepare_path
 from gradflow.runs._record import check_observe, seen
-from gradflow.runs._until import Until
+from gradflow.runs._until import Until, check_until
 from gradflow.solvers import AbstractMethod, AbstractStochasticMethod, OneStep, StepControl, default_solver
 from gradflow.solvers._default import describe_choice
 
@@ -84,7 +84,7 @@ def solve(
       are NaN, unless `throw` is false.
     - `key`: random key, for stochastic flows only. These take steps of fixed size, so `rtol` and `atol` play no part;
       `solver` is `gradflow.solvers.EulerMaruyama`, `SmallNoise` (the default where the flow is of second order),
-      `SKROCK` (for stiff ones) or `FixedSteps`; `until` is looked at at the save times.
+      `SKROCK` (for stiff ones) or `FixedSteps`; `until` is looked at after every step.
     - `trainable`: which floating-point arrays flow, instead, as an Equinox filter: a function of a leaf, or a pytree of
       Booleans such as `{"base": False, "adapter": True}`, which may end above the leaves of `params`.
     - `jumps`: increasing times at which the field jumps, besides those that `flow.jumps` declares. A step ends at each
@@ -109,16 +109,21 @@ def solve(
     ('ok', (5,))
     """
     if isinstance(flow, AbstractStochasticFlow):
-        for name, value in (("jumps", jumps), ("longest_step", longest_step)):
-            if value is not None:
-                raise _checks.fail(name, "be None for a stochastic flow", "given", "Its steps are of fixed size.")
-        times = check_times(ts, flow.t0)
-        options = {"observe": observe, "until": until, "save_params": save_params, "progress": progress}
-        options["trainable"] = trainable
-        return solve_stochastic(flow, params, times, solver, key, max_steps, throw=throw, **options)
-    if isinstance(solver, AbstractStochasticMethod):
-        advice = "See gradflow.solvers."
-        raise _checks.fail("solver", "be one for a flow without noise", f"of type {type(solver).__name__}", advice)
+        check_no_limits(jumps, longest_step)
+        path = prepare_path(
+            flow,
+            params,
+            check_times(ts, flow.t0),
+            solver=solver,
+            key=key,
+            observe=observe,
+            until=until,
+            save_params=save_params,
+            trainable=trainable,
+        )
+        check_budget(path, max_steps)
+        return ended(drive(path, progress), throw)
+    solver = check_method_without_noise(solver)
     setup = prepare(
         flow,
         params,
@@ -181,7 +186,7 @@ def prepare(
         advice = "Wrap a loss as gradflow.GradientFlow(loss)."
         raise _checks.fail("flow", "be a gradflow flow", f"of type {type(flow).__name__}", advice)
     if flow.stochastic:
-        advice = "Use gradflow.solve with a key, under jax.vmap for many; or sweep over its rule, such as gradflow.SGD."
+        advice = "Derive it from gradflow.flows.AbstractStochasticFlow."
         raise _checks.fail("flow", "be deterministic", f"a {type(flow).__name__}, which is not", advice)
     if key is not None:
         raise _checks.fail("key", "be None for a deterministic flow", "a key", "Only stochastic flows draw numbers.")
@@ -204,9 +209,7 @@ def prepare(
     observe = check_observe(observe)
     if _checks.is_concrete(max_steps):
         _checks.check_count("max_steps", max_steps.item() if isinstance(max_steps, jax.Array) else max_steps)
-    if until is not None and not isinstance(until, Until):
-        advice = "For instance gradflow.Until(problem, below=0.1)."
-        raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}", advice)
+    check_until(until)
     control = check_tolerances(rtol, atol, kinds[0])
     if resumed is None:
         check_size(flowing, kinds[0])
@@ -237,6 +240,16 @@ def prepare(
         resumed=resumed,
         continued=resumed is not None,
     )
+
+
+def check_method_without_noise(
+    solver: diffrax.AbstractSolver | AbstractMethod | AbstractStochasticMethod | None,
+) -> diffrax.AbstractSolver | AbstractMethod | None:
+    """The method for a flow without noise; refuses those for stochastic flows."""
+    if isinstance(solver, AbstractStochasticMethod):
+        advice = "See gradflow.solvers."
+        raise _checks.fail("solver", "be one for a flow without noise", f"of type {type(solver).__name__}", advice)
+    return solver
 
 
 def _prepare_solver(solver: Any, control: StepControl, trainable: PyTree) -> AbstractMethod:

@@ -15,8 +15,9 @@ from gradflow.runs._record import seen
 class Until(eqx.Module):
     """Ends a run as soon as `fn(params)` is at or beyond a value.
 
-    It is looked at after every accepted step and then located inside the step, to the resolution of time; a condition
-    that is met and left again within one step goes unseen. One that holds at the start ends the run there.
+    It is looked at after every accepted step. A flow in adaptive steps then locates it inside the step, to the
+    resolution of time; rules and stochastic flows, which are not defined between steps, end at the step that meets it.
+    A condition that is met and left again within one step goes unseen. One that holds at the start ends the run there.
 
     A norm is reached: `Until(LogNorm(whole=True), above=...)`. A direction is a KKT point, or the norm has grown too
     large for that: `Until(Aligned(problem), above=0.0)`. A plateau is left or entered: see `LossRate`. All of these are
@@ -56,3 +57,10 @@ class Until(eqx.Module):
     def excess(self, params: PyTree) -> Float[Array, ""]:
         """How far beyond the value the function is; the run ends when this is not negative."""
         return self.sign * (jnp.asarray(self.fn(seen(self.fn, params)), self.value.dtype) - self.value)
+
+
+def check_until(until: Any) -> None:
+    """Refuses conditions that are none."""
+    if until is not None and not isinstance(until, Until):
+        advice = "For instance gradflow.Until(problem, below=0.1)."
+        raise fail("until", "be a gradflow.Until", f"of type {type(until).__name__}", advice)

@@ -11,14 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradflow.sweeps._slots import VACANT, Flight
+from gradflow.sweeps._slots import EMPTY, SlotState
 
 COST = 0.05
-"""Share of the time that keeping flights on disk may take; small ones are kept after every segment."""
+"""Share of the time that keeping slots on disk may take; small ones are kept after every segment."""
+
+
+def unfinished_file(share: Any, group: int) -> str:
+    """The name of the file of a group, which stores that were begun long ago have, too."""
+    return f"in-flight-{share}-{group}.npz"
 
 
 class Checkpoint:
-    """The flights of one group of members, in a file that is replaced as a whole.
+    """The slots of one group of members, worker by worker, in a file that is replaced as a whole.
 
     `tag`: of the sweep, its settings included. A file with another one is left from another computation.
     """
@@ -29,21 +34,21 @@ class Checkpoint:
     def due(self) -> bool:
         return time.monotonic() >= self._next
 
-    def save(self, flights: list[Flight]) -> None:
+    def save(self, states: list[SlotState]) -> None:
         """Keeps the unfinished members, and how far they are."""
         began = time.monotonic()
         self.path.parent.mkdir(exist_ok=True)
         unfinished = self.path.with_name(self.path.name + ".unfinished")
         with unfinished.open("wb") as file:
-            leaves = jax.tree_util.tree_leaves(flights)
+            leaves = jax.tree_util.tree_leaves(states)
             arrays: dict[str, Any] = {f"leaf{i}": _bits(leaf) for i, leaf in enumerate(leaves)}
             np.savez(file, tag=np.array(self._tag), **arrays)
         os.replace(unfinished, self.path)
         now = time.monotonic()
         self._next = now + (now - began) / COST
 
-    def load(self, blank: list[Flight], missing: set[int]) -> list[Flight]:
-        """The flights to go on with, with those on board who are still missing; `blank` if there are none that fit."""
+    def load(self, blank: list[SlotState], missing: set[int]) -> list[SlotState]:
+        """The slots to go on with, of members that are still missing; `blank` if there are none that fit."""
         leaves, structure = jax.tree_util.tree_flatten(blank)
         try:
             with np.load(self.path) as kept:
@@ -56,18 +61,18 @@ class Checkpoint:
         if shapes != [(_bits(leaf).shape, _bits(leaf).dtype) for leaf in leaves]:
             return blank
         arrays = [_placed(a, b) for a, b in zip(found, leaves, strict=True)]
-        flights = jax.tree_util.tree_unflatten(structure, arrays)
-        return [_without(flight, missing, empty) for flight, empty in zip(flights, blank, strict=True)]
+        states = jax.tree_util.tree_unflatten(structure, arrays)
+        return [_without(state, missing, empty) for state, empty in zip(states, blank, strict=True)]
 
     def clear(self) -> None:
         self.path.unlink(missing_ok=True)
 
 
-def _without(flight: Flight, missing: set[int], blank: Flight) -> Flight:
-    """A flight with empty boxes, and without those on board who are not missing."""
-    who = np.where(np.isin(np.asarray(flight.who), sorted(missing)), np.asarray(flight.who), VACANT)
-    where = lambda f: (f.who, f.next, f.landed)  # noqa: E731
-    return eqx.tree_at(where, flight, (_placed(who, blank.who), blank.next, blank.landed))
+def _without(state: SlotState, missing: set[int], blank: SlotState) -> SlotState:
+    """Slots without pending members and results, and without members that are not missing."""
+    member_ids = np.where(np.isin(np.asarray(state.member_ids), sorted(missing)), np.asarray(state.member_ids), EMPTY)
+    where = lambda f: (f.member_ids, f.next, f.num_finished)  # noqa: E731
+    return eqx.tree_at(where, state, (_placed(member_ids, blank.member_ids), blank.next, blank.num_finished))
 
 
 def _bits(leaf: Any) -> np.ndarray:

@@ -8,22 +8,23 @@ import platform
 from collections.abc import Callable
 from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from gradflow._checks import fail
 from gradflow._solution import Solution, Status
-from gradflow._tree import flatten, join, split
-from gradflow.flows import AbstractFlow
-from gradflow.runs._record import bind, seen
+from gradflow._tree import flatten, split
+from gradflow.runs._member import AbstractMember, Options
+from gradflow.runs._record import seen
+from gradflow.runs._run import point
 from gradflow.stores._zarr_group import FORMAT
-from gradflow.sweeps._members import Roster
+from gradflow.sweeps._members import Members
 from gradflow.sweeps._padding import corner
-from gradflow.sweeps._program import Options
 
 MISSING = -1
 COUNTS = ("steps", "accepted", "rejected", "gradient_evaluations", "hessian_vector_products")
@@ -48,51 +49,48 @@ ATTRIBUTES: dict[str, dict[str, Any]] = {
 
 
 class Row(dict[str, Any]):
-    """Shapes and types of the variables of one kind of member, and its saved parameters leaf by leaf."""
+    """Shapes and types of the variables of the members of one shape, and its saved parameters leaf by leaf."""
 
     def __init__(self, found: dict[str, Any], params: list[tuple[int, ...]]):
         super().__init__(found)
         self.params = params
 
 
-def row_of(run: PyTree, options: Options) -> Row:
+def row_of(member: AbstractMember, options: Options) -> Row:
     """Shape and type of every variable of one member, without running it."""
-    what, params, observe = run
-    trainable, frozen = split(params)
     rows = options.ts.size
 
-    def sample(trainable: PyTree) -> dict[str, Array]:
-        state = what.init(trainable, frozen)
-        full, watched, found = join(trainable, frozen), observe, {}
-        if isinstance(what, AbstractFlow):
-            watched = bind(observe, what, options.ts[0], state, frozen)
-            found |= {f"drift_{name}": jnp.max(q.value) for name, q in what.conserved(state, frozen).items()}
-            found |= {f"error_{name}": value for name, value in what.errors(state, frozen).items()}
-        loss = what.loss(state, frozen)
+    def sample(member: AbstractMember) -> dict[str, Array]:
+        run = member.run(options)
+        state = run.initial()
+        full, found, loss = run.params(state), {}, run.loss(state)
+        found |= {f"drift_{name}": jnp.max(quantity.value) for name, quantity in run.conserved(state).items()}
+        found |= {f"error_{name}": value for name, value in run.errors(state).items()}
         if loss is not None:
             found |= {"loss_first": loss, "loss_last": loss}
-        observed = {name: jnp.asarray(fn(seen(observe[name], full))) for name, fn in watched.items()}
+        observables = run.observables(point(), state)
+        observed = {name: jnp.asarray(fn(seen(member.observe[name], full))) for name, fn in observables.items()}
         if options.save_params:
-            observed["params"] = flatten(trainable)[0]
-        if not isinstance(what, AbstractFlow):
+            observed["params"] = flatten(run.start)[0]
+        if run.rounds_times:
             observed["saved_time"] = options.ts[0]
         found |= {name: jnp.broadcast_to(value, (rows, *value.shape)) for name, value in observed.items()}
         return found | {"t_final": options.ts[0]}
 
-    shapes = [leaf.shape for leaf in jax.tree_util.tree_leaves(trainable)]
-    return Row(eqx.filter_eval_shape(sample, trainable), shapes)
+    shapes = [leaf.shape for leaf in jax.tree_util.tree_leaves(split(member.params)[0])]
+    return Row(eqx.filter_eval_shape(sample, member), shapes)
 
 
 def put(
-    arrays: dict[str, np.ndarray], places: list[tuple[int, ...]], results: Solution, which: np.ndarray, row: Row
+    arrays: dict[str, np.ndarray], grid_indices: list[tuple[int, ...]], results: Solution, which: np.ndarray, row: Row
 ) -> None:
-    """Enters results of members of one kind: those at `which`, of a batch, without padding, at `places` of the grid."""
-    index = tuple(np.array(places).T)
+    """Enters results of members of one shape: those at `which` of a batch, without padding, at these grid indices."""
+    index = tuple(np.array(grid_indices).T)
     for name, value in _values_of(results, row).items():
-        own = corner(row[name].shape) if name in row else ()
-        # Variables may have more room than this kind takes.
-        room = tuple(slice(size) for size in value[(0, *own)].shape)
-        arrays[name][(*index, *room)] = value[(which, *own)]
+        inside = corner(row[name].shape) if name in row else ()
+        # Variables may have more room than this shape takes.
+        room = tuple(slice(size) for size in value[(0, *inside)].shape)
+        arrays[name][(*index, *room)] = value[(which, *inside)]
 
 
 def _values_of(results: Solution, row: Row) -> dict[str, np.ndarray]:
@@ -123,13 +121,13 @@ def _unreached_as_nan(rows: Any, reached: np.ndarray) -> np.ndarray:
 
 
 def template(
-    grid: dict[str, np.ndarray], roster: Roster, rows: list[Row], options: Options, config: dict[str, Any]
+    grid: dict[str, np.ndarray], members: Members, rows: list[Row], options: Options, config: dict[str, Any]
 ) -> xr.Dataset:
     """The data set with nothing in it yet: every variable at its largest shape."""
     shapes: dict[str, tuple[int, ...]] = {}
-    kinds: dict[str, Any] = {}
-    for kind, row in zip(roster.kinds, rows, strict=True):
-        for name in kind.run[2]:
+    dtypes: dict[str, Any] = {}
+    for shape_group, row in zip(members.shape_groups, rows, strict=True):
+        for name in shape_group.first.observe:
             if name in TAKEN or name in grid or name.startswith(OF_RUNS):
                 advice = "Names of axes and of the variables that every sweep has are taken."
                 raise fail("observe", "have names of its own", f"with the name {name!r}", advice)
@@ -139,43 +137,57 @@ def template(
                 actual = f"with {name!r} of {len(before)} and of {value.ndim} axes"
                 raise fail("observe", "return arrays with the same number of axes everywhere", actual)
             shapes[name] = tuple(max(a, b) for a, b in zip(before, value.shape, strict=True))
-            kinds[name] = np.result_type(kinds.get(name, value.dtype), value.dtype)
+            dtypes[name] = np.result_type(dtypes.get(name, value.dtype), value.dtype)
     sizes = tuple(len(values) for values in grid.values())
     variables = {}
     for name, shape in shapes.items():
         inner = [] if name in PER_MEMBER or name.startswith(OF_RUNS) else ["time"]
         dims = (*grid, *inner, *(f"{name}_{i}" for i in range(len(shape) - len(inner))))
-        empty = np.nan if np.issubdtype(kinds[name], np.inexact) else 0
-        variables[name] = (dims, np.full(sizes + shape, empty, kinds[name]), ATTRIBUTES.get(name, {}))
+        empty = np.nan if np.issubdtype(dtypes[name], np.inexact) else 0
+        variables[name] = (dims, np.full(sizes + shape, empty, dtypes[name]), ATTRIBUTES.get(name, {}))
     for name in COUNTS:
         variables[name] = (tuple(grid), np.zeros(sizes, np.int64), ATTRIBUTES.get(name, {}))
     variables["status"] = (tuple(grid), np.full(sizes, MISSING, np.int8), ATTRIBUTES["status"])
     coordinates: dict[str, Any] = {name: (name, values) for name, values in grid.items()}
     coordinates["time"] = ("time", np.asarray(options.ts), {"long_name": "flow time", "units": "1"})
-    return xr.Dataset(variables, coordinates, _provenance(roster, options, config))
+    return xr.Dataset(variables, coordinates, _provenance(members, options, config))
 
 
-def configuration(grid: dict[str, np.ndarray], roster: Roster, options: Options) -> dict[str, Any]:
+def configuration(grid: dict[str, np.ndarray], members: Members, options: Options) -> dict[str, Any]:
     """The settings that decide about the numbers, and so about resuming; see `_identity` for all else."""
     control, until = options.control, options.until
     # Named where they are given only: stores written before there were any stay valid.
     limits = {"jumps": options.jumps, "longest_step": options.longest_step}
-    return {name: np.asarray(value).tolist() for name, value in limits.items() if value is not None} | {
+    given = {name: np.asarray(value).tolist() for name, value in limits.items() if value is not None}
+    for shape_group in members.shape_groups:
+        given |= shape_group.first.settings(options)
+    return given | {
         "axes": {name: values.tolist() for name, values in grid.items()},
         "ts": _times(np.asarray(options.ts)),
         "rtol": float(control.rtol),
         "atol": None if control.atol is None else float(control.atol),
-        "solver": type(options.solver).__name__,
+        "solver": "/".join(solvers_of(members, options)),
         "until": None if until is None else [until.sign, float(until.value)],
         "max_steps": int(options.max_steps),
         "save_params": options.save_params,
-        "observe": sorted(roster.kinds[0].run[2]),
-        "dtype": _dtype(roster),
+        "observe": sorted(members.shape_groups[0].first.observe),
+        "dtype": _dtype(members),
         "x64": bool(jax.config.read("jax_enable_x64")),
     }
 
 
-def _provenance(roster: Roster, options: Options, config: dict[str, Any]) -> dict[str, Any]:
+def solvers_of(members: Members, options: Options) -> dict[str, Any]:
+    """The methods that take the steps of members, by name.
+
+    Rules alone take none. What is named then is what stores have always named.
+    """
+    methods = [shape_group.first.method(options) for shape_group in members.shape_groups]
+    found = {type(method).__name__: method for method in methods if method is not None}
+    unused = diffrax.Tsit5() if options.solver is None else options.solver
+    return dict(sorted(found.items())) or {type(unused).__name__: unused}
+
+
+def _provenance(members: Members, options: Options, config: dict[str, Any]) -> dict[str, Any]:
     import importlib.metadata
 
     device = jax.local_devices()[0]
@@ -183,7 +195,7 @@ def _provenance(roster: Roster, options: Options, config: dict[str, Any]) -> dic
     return {
         "format": FORMAT,
         "config": json.dumps(config),
-        "flow": "/".join(sorted({type(kind.run[0]).__name__ for kind in roster.kinds})),
+        "flow": "/".join(sorted({type(shape_group.first.what).__name__ for shape_group in members.shape_groups})),
         "solver": config["solver"],
         "rtol": config["rtol"],
         "atol": "scaled to the state" if options.control.atol is None else float(options.control.atol),
@@ -196,8 +208,8 @@ def _provenance(roster: Roster, options: Options, config: dict[str, Any]) -> dic
     }
 
 
-def _dtype(roster: Roster) -> str:
-    flowing = [jax.tree_util.tree_leaves(split(kind.run[1])[0]) for kind in roster.kinds]
+def _dtype(members: Members) -> str:
+    flowing = [jax.tree_util.tree_leaves(split(shape_group.first.params)[0]) for shape_group in members.shape_groups]
     return "/".join(sorted({str(leaf.dtype) for leaves in flowing for leaf in leaves}))
 
 

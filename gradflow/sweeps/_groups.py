@@ -9,13 +9,11 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from gradflow._checks import fail
-from gradflow.flows import AbstractFlow
+from gradflow.runs._member import Options
 from gradflow.sweeps._digest import arrays_of, equal
-from gradflow.sweeps._members import Kind, Roster
+from gradflow.sweeps._members import Members, ShapeGroup, Signature
 from gradflow.sweeps._padding import padding_of, stacked, what_changes
-from gradflow.sweeps._program import Options, Own, Padding, nearest_iterates
-
-MOST_STEPS = 2**31 - 2
+from gradflow.sweeps._program import Padding, PerMember
 
 
 class Group(NamedTuple):
@@ -26,77 +24,84 @@ class Group(NamedTuple):
     structure: Any  # of the arrays of a run
     shapes: list[tuple[int, ...]]  # of these arrays, padded
     differs: list[bool]  # which of them belong to the members
-    paddings: dict[int, Padding] | None  # by kind
+    paddings: dict[int, Padding] | None  # by shape group
 
 
-def group_members(roster: Roster, options: Options, pad: bool | None) -> list[Group]:
+def group_members(members: Members, options: Options, pad: bool | None) -> list[Group]:
     """Groups in order of first appearance. `pad`: whether to pad; `None` where it changes nothing."""
     buckets: dict[Any, list[int]] = {}
-    for i, kind in enumerate(roster.kinds):
-        key = kind.signature if pad is False else _bucket(kind.signature)
+    for i, shape_group in enumerate(members.shape_groups):
+        key = shape_group.signature if pad is False else _bucket(shape_group.signature)
         buckets.setdefault(key, []).append(i)
     groups = []
-    for kinds in buckets.values():
-        shapes = _common([_shapes(roster.kinds[i]) for i in kinds])
-        changed = {i: what_changes(roster.kinds[i].run, shapes, options) for i in kinds} if len(kinds) > 1 else {}
-        alone = [i for i in kinds if changed.get(i) is not None]
+    for shape_groups in buckets.values():
+        shapes = _common([_shapes(members.shape_groups[i]) for i in shape_groups])
+        changed = (
+            {i: what_changes(members.shape_groups[i].first, shapes, options) for i in shape_groups}
+            if len(shape_groups) > 1
+            else {}
+        )
+        alone = [i for i in shape_groups if changed.get(i) is not None]
         if pad and alone:
-            where = roster.said(roster.kinds[alone[0]].members[0])
+            where = members.describe(members.shape_groups[alone[0]].members[0])
             actual = f"True, but zeros added at {where} change {changed[alone[0]]}"
             raise fail("pad", "be False or None", actual)
-        together = [i for i in kinds if i not in alone]
+        together = [i for i in shape_groups if i not in alone]
         parts = ([together] if together else []) + [[i] for i in alone]
-        groups += [_group(roster, part) for part in parts]
+        groups += [_group(members, part, options) for part in parts]
     return sorted(groups, key=lambda group: group.members[0])
 
 
-def stack(roster: Roster, group: Group, members: list[int], options: Options) -> Own:
+def stack(members: Members, group: Group, numbers: list[int], options: Options) -> PerMember:
     """What these members of a group have of their own."""
-    columns = list(zip(*(roster.leaves(number) for number in members), strict=True))
-    own = [
+    columns = list(zip(*(members.leaves(number) for number in numbers), strict=True))
+    arrays = [
         stacked(list(column), shape) if differs else None
         for column, shape, differs in zip(columns, group.shapes, group.differs, strict=True)
     ]
-    kinds = [roster.kind_of[number] for number in members]
+    shape_groups = [members.shape_group_of[number] for number in numbers]
     padding = iterates = None
     if group.paddings is not None:
-        padding = jax.tree_util.tree_map(_stacked, *(group.paddings[kind] for kind in kinds))
-    if not isinstance(roster.kinds[kinds[0]].run[0], AbstractFlow):
-        # Free places are filled up with one member, again and again.
-        known = {number: nearest_iterates(roster.run(number)[0], options.ts, MOST_STEPS) for number in set(members)}
-        iterates = jnp.asarray(np.stack([known[number] for number in members]))
-    return Own(jax.tree_util.tree_unflatten(group.structure, own), iterates, padding)
+        padding = jax.tree_util.tree_map(_stacked, *(group.paddings[shape_group] for shape_group in shape_groups))
+    if members.shape_groups[shape_groups[0]].first.iterates(options.ts) is not None:
+        # Free room is filled up with one member, again and again.
+        known: dict[int, Any] = {number: members.member(number).iterates(options.ts) for number in set(numbers)}
+        iterates = jnp.asarray(np.stack([known[number] for number in numbers]))
+    return PerMember(jax.tree_util.tree_unflatten(group.structure, arrays), iterates, padding)
 
 
 def _stacked(*leaves: Any) -> Array:
     return jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves]))
 
 
-def _group(roster: Roster, kinds: list[int]) -> Group:
-    members = sorted(number for i in kinds for number in roster.kinds[i].members)
-    arrays, static = eqx.partition(roster.kinds[kinds[0]].run, eqx.is_array)
+def _group(members: Members, shape_groups: list[int], options: Options) -> Group:
+    numbers = sorted(number for i in shape_groups for number in members.shape_groups[i].members)
+    arrays, static = eqx.partition(members.shape_groups[shape_groups[0]].first, eqx.is_array)
     base, structure = arrays_of(arrays), jax.tree_util.tree_structure(arrays)
-    shapes = _common([_shapes(roster.kinds[i]) for i in kinds])
+    shapes = _common([_shapes(members.shape_groups[i]) for i in shape_groups])
     differs = [False] * len(base)
-    for kind in (roster.kinds[i] for i in kinds):
-        pairs = zip(differs, kind.differs, kind.arrays, base, strict=True)
-        differs = [d or own or not (leaf is a or equal(leaf, a)) for d, own, leaf, a in pairs]
+    for shape_group in (members.shape_groups[i] for i in shape_groups):
+        pairs = zip(differs, shape_group.differs, shape_group.arrays, base, strict=True)
+        differs = [d or differing or not (leaf is a or equal(leaf, a)) for d, differing, leaf, a in pairs]
     common = jax.tree_util.tree_unflatten(
         structure, [None if d else leaf for d, leaf in zip(differs, base, strict=True)]
     )
-    paddings = {i: padding_of(roster.kinds[i].run) for i in kinds} if len(kinds) > 1 else None
-    return Group(members, eqx.combine(common, static), structure, shapes, differs, paddings)
+    paddings = (
+        {i: padding_of(members.shape_groups[i].first, options) for i in shape_groups} if len(shape_groups) > 1 else None
+    )
+    return Group(numbers, eqx.combine(common, static), structure, shapes, differs, paddings)
 
 
-def _bucket(signature: Any) -> Any:
+def _bucket(signature: Signature) -> Signature:
     """What members of one program have in common when shapes are rounded up to powers of two."""
-    arrays, static, shapes, rest = signature
-    rounded = tuple((tuple(1 << max(size - 1, 0).bit_length() for size in shape), dtype) for shape, dtype in shapes)
-    return arrays, static, rounded, rest
+    rounded = tuple(
+        (tuple(1 << max(size - 1, 0).bit_length() for size in shape), dtype) for shape, dtype in signature.shapes
+    )
+    return signature._replace(shapes=rounded)
 
 
-def _shapes(kind: Kind) -> list[tuple[int, ...]]:
-    return [shape for shape, _ in kind.signature[2]]
+def _shapes(shape_group: ShapeGroup) -> list[tuple[int, ...]]:
+    return [shape for shape, _ in shape_group.signature.shapes]
 
 
 def _common(rows: list[list[tuple[int, ...]]]) -> list[tuple[int, ...]]:

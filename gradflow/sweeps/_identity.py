@@ -27,11 +27,12 @@ from jaxtyping import PyTree
 
 from gradflow._code import DIALECT, code_of
 from gradflow._tree import join, split
+from gradflow.runs._member import AbstractMember, Options
+from gradflow.runs._run import CONSERVED, DERIVATIVE, STEP, point
 from gradflow.stores._identity import VERSION, Identity
 from gradflow.sweeps._digest import Digest, measure, numbers
-from gradflow.sweeps._members import PARTS, Roster
-from gradflow.sweeps._probe import CONSERVED, elsewhere, place, probe
-from gradflow.sweeps._program import Options
+from gradflow.sweeps._members import PARTS, Members
+from gradflow.sweeps._probe import elsewhere, probe
 
 FEW = 4
 """Members of one shape that are looked at, the first and the last among them."""
@@ -48,7 +49,7 @@ ROUNDING = 8
 SENSITIVE = 100
 """Times the change under a change of the parameters by rounding that a quantity may differ by."""
 
-NAMES = {"the derivative": "vector field", "a step": "step", CONSERVED: "conserved quantities"}
+NAMES = {DERIVATIVE: "vector field", STEP: "step", CONSERVED: "conserved quantities"}
 """Of what a probe finds, in messages about stores."""
 
 
@@ -63,13 +64,13 @@ class Codes(NamedTuple):
         return json.dumps([self.parts, self.arrays])
 
 
-def codes_of(roster: Roster, solver: Any, until: Any) -> Codes:
+def codes_of(members: Members, solvers: list[Any], until: Any) -> Codes:
     """The code of all functions in a sweep."""
-    trees: dict[str, list[PyTree]] = {"solver": [solver], "function of until": [until]}
-    for what, params, observe in (kind.run for kind in roster.kinds):
-        trees.setdefault("loss or vector field", []).append(what)
-        trees.setdefault("model", []).append(params)
-        for name, fn in observe.items():
+    trees: dict[str, list[PyTree]] = {"solver": solvers, "function of until": [until]}
+    for member in (shape_group.first for shape_group in members.shape_groups):
+        trees.setdefault("loss or vector field", []).append(member.what)
+        trees.setdefault("model", []).append(member.params)
+        for name, fn in member.observe.items():
             trees.setdefault(f"observable {name!r}", []).append(fn)
     parts, captured = {}, Digest()
     sketches = []
@@ -82,7 +83,7 @@ def codes_of(roster: Roster, solver: Any, until: Any) -> Codes:
     return Codes(parts, captured.hexdigest(), (float(total[0]), float(total[1])))
 
 
-def identity_of(roster: Roster, options: Options, codes: Codes) -> Identity:
+def identity_of(members: Members, options: Options, codes: Codes) -> Identity:
     """What a store keeps of a sweep."""
     record = {
         "version": VERSION,
@@ -90,37 +91,37 @@ def identity_of(roster: Roster, options: Options, codes: Codes) -> Identity:
         "machine": _machine(),
         "code": codes.parts,
         "captured": [codes.arrays, *codes.sketch],
-        "members": roster.hashes,
-        "probes": _probes(roster, options),
+        "members": members.hashes,
+        "probes": _probes(members, options),
     }
-    return Identity(record, np.array(roster.sketches))
+    return Identity(record, np.array(members.sketches))
 
 
-def differences(old: Identity, new: Identity, roster: Roster, options: Options) -> list[str]:
+def differences(old: Identity, new: Identity, members: Members, options: Options) -> list[str]:
     """What differs between two sweeps, in words."""
     before, after = old.record, new.record
     changed = _probes_that_differ(before["probes"], after["probes"])
     if changed:
         # What comes out different each time that it is traced says nothing.
-        again = _probes_that_differ(after["probes"], _probes(roster, options, afresh=True))
+        again = _probes_that_differ(after["probes"], _probes(members, options, afresh=True))
         restless = {name for name, _ in again}
         changed = [(name, where) for name, where in changed if name not in restless]
-    said = [f"{name} at {roster.said(int(where[0]))}: {where[1]}" for name, where in _first_of_each(changed)]
+    changes = [f"{name} at {members.describe(int(where[0]))}: {where[1]}" for name, where in _first_of_each(changed)]
     same_machine = before["machine"] == after["machine"]
     same_shape = old.sketches.shape == new.sketches.shape
     for i, part in enumerate(PARTS):
         if before["members"][part] == after["members"][part]:
             continue
-        if same_machine or not same_shape or not _close(old.sketches[:, i], new.sketches[:, i], roster):
-            said.append(f"data, models or observables: numbers of the {part}")
+        if same_machine or not same_shape or not _close(old.sketches[:, i], new.sketches[:, i], members):
+            changes.append(f"data, models or observables: numbers of the {part}")
     (hash_before, *sketch_before), (hash_after, *sketch_after) = before["captured"], after["captured"]
-    close = _close(np.array(sketch_before), np.array(sketch_after), roster)
+    close = _close(np.array(sketch_before), np.array(sketch_after), members)
     if hash_before != hash_after and (same_machine or not close):
-        said.append("numbers that functions close over")
+        changes.append("numbers that functions close over")
     if before["dialect"] == after["dialect"]:
         parts = {**before["code"], **after["code"]}
-        said += [f"code of {part}" for part in parts if before["code"].get(part) != after["code"].get(part)]
-    return said
+        changes += [f"code of {part}" for part in parts if before["code"].get(part) != after["code"].get(part)]
+    return changes
 
 
 def _first_of_each(changed: Iterable[tuple[str, tuple[str, str]]]) -> list[tuple[str, tuple[str, str]]]:
@@ -130,9 +131,9 @@ def _first_of_each(changed: Iterable[tuple[str, tuple[str, str]]]) -> list[tuple
     return list(found.items())
 
 
-def _probes(roster: Roster, options: Options, *, afresh: bool = False) -> dict[str, Any]:
+def _probes(members: Members, options: Options, *, afresh: bool = False) -> dict[str, Any]:
     """What is found at a few members, by number. `afresh`: with everything traced again."""
-    return {str(number): _looks(roster.run(number), options, afresh) for number in _looked_at(roster)}
+    return {str(number): _looks(members.member(number), options, afresh) for number in _looked_at(members)}
 
 
 def _machine() -> dict[str, Any]:
@@ -154,30 +155,30 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _looked_at(roster: Roster) -> list[int]:
+def _looked_at(members: Members) -> list[int]:
     """A few members of every shape, spread over the grid."""
-    most = max(1, min(FEW, MANY // len(roster.kinds)))
+    most = max(1, min(FEW, MANY // len(members.shape_groups)))
     rng, found = np.random.default_rng(0), []
-    for members in (kind.members for kind in roster.kinds):
-        ends = [members[0], members[-1]][:most]
-        more = rng.permutation(members[1:-1])[: max(0, most - 2)].tolist()
+    for alike in (shape_group.members for shape_group in members.shape_groups):
+        ends = [alike[0], alike[-1]][:most]
+        more = rng.permutation(alike[1:-1])[: max(0, most - 2)].tolist()
         found += sorted({*ends, *more})
     return found
 
 
-def _looks(run: PyTree, options: Options, afresh: bool) -> dict[str, Any] | None:
+def _looks(member: AbstractMember, options: Options, afresh: bool) -> dict[str, Any] | None:
     """Measures of all that a probe finds, at the start and elsewhere, each with its change under rounding."""
     # A function that has not been seen before is traced again.
     look: Any = probe
     if afresh:
         look = eqx.filter_jit(functools.partial(look.__wrapped__))
     found: dict[str, Any] = {}
-    eps = _eps(run[1])
+    eps = _eps(member.params)
     # Of the types that moved parameters have, so that all looks share a program.
-    run = (run[0], join(*split(run[1])), run[2])
+    member = member.replaced(join(*split(member.params)))
     try:
         with jax.debug_nans(False), jax.debug_infs(False):
-            for where, moved in ((place(0.0, 0, LATER[2]), run), (place(*LATER), elsewhere(run, 0.5, 1))):
+            for where, moved in ((point(0.0, 0, LATER[2]), member), (point(*LATER), elsewhere(member, 0.5, 1))):
                 at, near = look(moved, options, None, where), look(elsewhere(moved, 4 * eps, 2), options, None, where)
                 for name, value in at.items():
                     pairs = zip(*map(jax.tree_util.tree_leaves, (value, near[name])), strict=True)
@@ -248,9 +249,9 @@ def _difference(old: list[Any], new: list[Any]) -> str | None:
     return None
 
 
-def _close(a: np.ndarray, b: np.ndarray, roster: Roster) -> bool:
+def _close(a: np.ndarray, b: np.ndarray, members: Members) -> bool:
     """Whether sketches are the same within rounding."""
-    eps = max(_eps(kind.run[1]) for kind in roster.kinds)
+    eps = max(_eps(shape_group.first.params) for shape_group in members.shape_groups)
     return bool(np.all(np.abs(a - b) <= ROUNDING * eps * (1 + np.abs(a) + np.abs(b))))
 
 

@@ -27,10 +27,10 @@ class Share(NamedTuple):
     def whole(self) -> bool:
         return self.n == 1
 
-    def holds(self, place: Sequence[int], shape: Sequence[int]) -> bool:
-        """Whether the member at this place of the grid belongs to it."""
-        row = int(np.ravel_multi_index(tuple(place[:-1]), tuple(shape[:-1]))) if len(shape) > 1 else 0
-        return (row * -(-shape[-1] // CHUNK) + place[-1] // CHUNK) % self.n == self.k
+    def holds(self, index: Sequence[int], shape: Sequence[int]) -> bool:
+        """Whether the member at this index of the grid belongs to it."""
+        row = int(np.ravel_multi_index(tuple(index[:-1]), tuple(shape[:-1]))) if len(shape) > 1 else 0
+        return (row * -(-shape[-1] // CHUNK) + index[-1] // CHUNK) % self.n == self.k
 
     def __str__(self) -> str:
         return f"{self.k}-of-{self.n}"

@@ -13,23 +13,23 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from gradflow._tree import Extents, split
-from gradflow.flows import AbstractFlow
+from gradflow._tree import Extents
+from gradflow.runs._member import AbstractMember, Options
+from gradflow.runs._run import CONSERVED, point
 from gradflow.sweeps._digest import arrays_of, numbers, with_arrays
-from gradflow.sweeps._probe import CONSERVED, START, elsewhere, place, probe
-from gradflow.sweeps._program import Options, Padding
+from gradflow.sweeps._probe import START, elsewhere, probe
+from gradflow.sweeps._program import Padding
 
 
-def padding_of(run: PyTree) -> Padding:
+def padding_of(member: AbstractMember, options: Options) -> Padding:
     """The sizes of a member, as padding of others has to know them."""
-    what, params, _ = run
-    trainable, frozen = split(params)
-    state = eqx.filter_eval_shape(what.init, trainable, frozen)
-    if not isinstance(what, AbstractFlow):
-        return Padding(_extents(trainable), _extents(state), None)
-    watched = eqx.filter_eval_shape(lambda y: what.sizes(what.controlled(y)), state)
-    counts = tuple(jnp.asarray(leaf.size) for leaf in jax.tree_util.tree_leaves(watched))
-    return Padding(_extents(trainable), _extents(state), counts)
+
+    def parts(member: AbstractMember) -> tuple[PyTree, PyTree, tuple[int, ...] | None]:
+        run = member.run(options)
+        return run.start, run.initial(), run.error_counts()
+
+    start, state, counts = eqx.filter_eval_shape(parts, member)
+    return Padding(_extents(start), _extents(state), counts and tuple(jnp.asarray(count) for count in counts))
 
 
 def stacked(leaves: list[Any], shape: tuple[int, ...]) -> Array:
@@ -47,14 +47,14 @@ def corner(shape: tuple[int, ...]) -> tuple[slice, ...]:
     return tuple(slice(size) for size in shape)
 
 
-def what_changes(run: PyTree, shapes: list[tuple[int, ...]], options: Options) -> str | None:
+def what_changes(member: AbstractMember, shapes: list[tuple[int, ...]], options: Options) -> str | None:
     """What padding the arrays of a member to these shapes changes, in words; `None` if nothing."""
-    if all(leaf.shape == shape for leaf, shape in zip(arrays_of(run), shapes, strict=True)):
+    if all(leaf.shape == shape for leaf, shape in zip(arrays_of(member), shapes, strict=True)):
         return None
     try:
-        padding = padding_of(run)
+        padding = padding_of(member, options)
         for relative, absolute, share in PROBES:
-            narrow, where = elsewhere(run, relative, absolute=absolute), place(share)
+            narrow, where = elsewhere(member, relative, absolute=absolute), point(share)
             own = probe(narrow, options, None, where)
             wide = probe(_padded(narrow, shapes), options, padding, where)
             for name, value in own.items():
@@ -79,9 +79,9 @@ def _extent(leaf: Any) -> Int[Array, " axes"] | None:
     return None if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.asarray(leaf.shape, int)
 
 
-def _padded(run: PyTree, shapes: list[tuple[int, ...]]) -> PyTree:
-    leaves = zip(arrays_of(run), shapes, strict=True)
-    return with_arrays(run, [leaf if leaf.shape == shape else stacked([leaf], shape)[0] for leaf, shape in leaves])
+def _padded(member: AbstractMember, shapes: list[tuple[int, ...]]) -> AbstractMember:
+    leaves = zip(arrays_of(member), shapes, strict=True)
+    return with_arrays(member, [leaf if leaf.shape == shape else stacked([leaf], shape)[0] for leaf, shape in leaves])
 
 
 def _agree(narrow: PyTree, wide: PyTree, strict: bool) -> bool:

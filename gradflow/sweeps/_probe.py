@@ -6,64 +6,34 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, PyTree
 
-from gradflow._tree import Chosen, PaddedRest, flatten, full_precision, join, scaled_norm, split
-from gradflow.flows import AbstractFlow
-from gradflow.runs._record import bind, seen
-from gradflow.sweeps._program import Options, Padding
+from gradflow._tree import Chosen, flatten, full_precision, join, scaled_norm, split
+from gradflow.runs._member import AbstractMember, Options
+from gradflow.runs._record import seen
+from gradflow.runs._run import Point
+from gradflow.sweeps._program import Padding
 
-START, CONSERVED = "the state at the start", "what is conserved"
-
-
-class Place(eqx.Module):
-    """Where a member is looked at."""
-
-    share: Float[Array, ""]  # of the time of a flow
-    first: Int[Array, ""]  # iterate of a rule
-    steps: Int[Array, ""]  # that a rule goes on from there
-    push: Float[Array, ""]  # of the whole state, velocities and the like included, over the size of the parameters
-
-
-def place(share: float, first: int = 0, steps: int = 1, push: float = 0.0) -> Place:
-    return Place(jnp.asarray(share, float), jnp.asarray(first), jnp.asarray(steps), jnp.asarray(push, float))
+START = "the state at the start"
 
 
 @eqx.filter_jit
 @full_precision
-def probe(run: PyTree, options: Options, padding: Padding | None, where: Place) -> dict[str, Any]:
+def probe(member: AbstractMember, options: Options, padding: Padding | None, where: Point) -> dict[str, Any]:
     """State, derivative or step, loss, observables and condition of a member, by what they are called in messages."""
-    what, params, observe = run
-    trainable, frozen = split(params)
+    run = member.run(options)
     if padding is not None:
-        frozen = PaddedRest(frozen, padding.widths)
-    state = what.init(trainable, frozen)
+        run = run.padded(padding.widths, padding.extents, padding.counts)
+    state = run.initial()
     found: dict[str, Any] = {START: state}
-    state = _pushed(state, where.push * scaled_norm(flatten(trainable)[0]))
-    watched = observe
-    if isinstance(what, AbstractFlow):
-        t = what.t0 + where.share * (options.ts[-1] - what.t0)
-        found["the derivative"] = what.vector_field(t, state, frozen)
-        found[CONSERVED] = {name: q.value for name, q in what.conserved(state, frozen).items()}
-        watched = bind(observe, what, t, state, frozen)
-    else:
-        found["a step"] = _steps(what, where, state, frozen)
-    found["the loss"] = what.loss(state, frozen)
-    full = join(what.params(state), frozen)
-    found |= {f"the observable {name!r}": fn(seen(fn, full)) for name, fn in watched.items()}
+    state = _pushed(state, where.push * scaled_norm(flatten(run.start)[0]))
+    found |= run.motion(where, state)
+    found["the loss"] = run.loss(state)
+    full = run.params(state)
+    found |= {f"the observable {name!r}": fn(seen(fn, full)) for name, fn in run.observables(where, state).items()}
     if options.until is not None:
         found["the condition `until`"] = options.until.excess(full)
     return found
-
-
-def _steps(rule: Any, where: Place, state: PyTree, frozen: PyTree) -> tuple[PyTree, Array]:
-    """The state after some steps, and the last loss: the first step of many rules does not know all constants."""
-    loss = eqx.filter_eval_shape(rule.step, where.first, state, frozen)[1]
-
-    def step(i: Array, carry: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
-        return rule.step(where.first + i, carry[0], frozen)
-
-    return jax.lax.fori_loop(0, where.steps, step, (state, jnp.zeros(loss.shape, loss.dtype)))
 
 
 def _pushed(state: PyTree, size: Array) -> PyTree:
@@ -78,11 +48,10 @@ def _pushed(state: PyTree, size: Array) -> PyTree:
     return jax.tree_util.tree_map(moved, state)
 
 
-def elsewhere(run: PyTree, far: float = 0.5, seed: int = 0, absolute: float = 0.0) -> PyTree:
+def elsewhere(member: AbstractMember, far: float = 0.5, seed: int = 0, absolute: float = 0.0) -> AbstractMember:
     """The member at a point where no symmetry of the start hides anything: every entry moved at random, by a multiple
     of its leaf's size and by an absolute amount."""
-    what, params, observe = run
-    trainable, frozen = split(params)
+    trainable, frozen = split(member.params)
     rng = np.random.default_rng(seed)
 
     def moved(leaf: Array) -> Array:
@@ -90,4 +59,4 @@ def elsewhere(run: PyTree, far: float = 0.5, seed: int = 0, absolute: float = 0.
         return (leaf + (far * size + absolute) * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
 
     whole = join(jax.tree_util.tree_map(moved, trainable), frozen)
-    return what, Chosen(whole, params.held) if isinstance(params, Chosen) else whole, observe
+    return member.replaced(Chosen(whole, member.params.held) if isinstance(member.params, Chosen) else whole)

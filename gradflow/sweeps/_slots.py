@@ -1,4 +1,4 @@
-"""Members in flight: a few slots, each refilled inside the compiled loop as soon as its member has landed.
+"""Slots: a few members run at a time, and each slot is refilled inside the compiled loop as soon as its member is done.
 
 A batch that waits for its slowest member throws most of its work away. Here a slot goes on to the next member of a
 queue at once. The host gives out members and collects results a few at a time, so that memory is bounded by the slots,
@@ -7,7 +7,7 @@ not by the grid. Several devices run loops of their own: none waits for another 
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -18,68 +18,75 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from gradflow._solution import Status
 from gradflow._tree import full_precision
-from gradflow.sweeps._program import Options, Own, at, make_program
+from gradflow.runs._member import Options
+from gradflow.sweeps._program import PerMember, at, make_program
 
-VACANT = -1
+EMPTY = -1
 
 
-class Inbox(eqx.Module):
-    """Members about to set off."""
+class Pending(eqx.Module):
+    """Members about to be admitted to a slot."""
 
-    own: Own  # leading axis: room
-    who: Int[Array, " room"]  # their numbers
+    per_member: PerMember  # leading axis: room
+    member_ids: Int[Array, " room"]  # their numbers
     size: Int[Array, ""]  # how many of them there are; the rest repeats
     more: Bool[Array, ""]  # whether others wait for room in here
 
 
-class Flight(eqx.Module):
-    """Slots with the members in flight, and the results of those that have landed; all leaves are arrays.
+class Shapes(NamedTuple):
+    """Shapes of what a member carries from step to step, and of its result."""
+
+    carry: PyTree
+    result: PyTree
+
+
+class SlotState(eqx.Module):
+    """Slots with the members that run, and the results of those that have finished; all leaves are arrays.
 
     On several devices every leaf has one more leading axis.
     """
 
-    own: PyTree  # leading axis: slots
+    per_member: PyTree  # leading axis: slots
     carry: PyTree
-    who: Int[Array, " slots"]  # number of the member on board, or VACANT
-    next: Int[Array, ""]  # first member of the inbox that has not set off
-    outbox: PyTree
-    sender: Int[Array, " capacity"]
-    landed: Int[Array, ""]
-    ticks: Int[Array, ""]  # attempted steps of all slots together
+    member_ids: Int[Array, " slots"]  # number of the member in the slot, or EMPTY
+    next: Int[Array, ""]  # first pending member that has not been admitted
+    finished: PyTree  # results
+    finished_ids: Int[Array, " capacity"]  # whose they are
+    num_finished: Int[Array, ""]
+    steps: Int[Array, ""]  # attempted steps of all slots together
     spent: Int[Array, ""]  # evaluations, with those of slots that only waited for another
 
 
-def shapes_of(one: Own, shared: PyTree, options: Options) -> tuple[PyTree, PyTree]:
-    """Shapes of what a member like this one carries from step to step, and of its result."""
+def shapes_of(one: PerMember, shared: PyTree, options: Options) -> Shapes:
+    """The shapes of a member like this one."""
 
     @full_precision
-    def shapes(one: Own, shared: PyTree, options: Options) -> tuple[PyTree, PyTree]:
+    def shapes(one: PerMember, shared: PyTree, options: Options) -> tuple[PyTree, PyTree]:
         program = make_program(one, shared, options)
         carry = program.begin()
         return carry, program.result(carry)
 
     arrays = lambda tree: eqx.filter(tree, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))  # noqa: E731
     carry, result = eqx.filter_eval_shape(shapes, one, shared, options)
-    return arrays(carry), arrays(result)
+    return Shapes(arrays(carry), arrays(result))
 
 
-def vacant(one: Own, shapes: tuple[PyTree, PyTree], slots: int, capacity: int) -> Flight:
-    """An empty flight, for members like this one."""
-    carry, result = shapes
+def empty_slots(one: PerMember, shapes: Shapes, slots: int, capacity: int) -> SlotState:
+    """Empty slots, for members like this one."""
 
     def blank(count: int) -> Callable[[Any], Any]:
         return lambda leaf: _zeros((count, *leaf.shape), leaf.dtype)
 
     zero = jnp.zeros((), int)
-    return Flight(
-        own=jax.tree_util.tree_map(lambda leaf: jnp.stack([leaf] * slots), one),
-        carry=jax.tree_util.tree_map(blank(slots), carry),
-        who=jnp.full(slots, VACANT, int),
+    return SlotState(
+        per_member=jax.tree_util.tree_map(lambda leaf: jnp.stack([leaf] * slots), one),
+        carry=jax.tree_util.tree_map(blank(slots), shapes.carry),
+        member_ids=jnp.full(slots, EMPTY, int),
         next=zero,
-        outbox=jax.tree_util.tree_map(blank(capacity), result),
-        sender=jnp.full(capacity, VACANT, int),
-        landed=zero,
-        ticks=zero,
+        finished=jax.tree_util.tree_map(blank(capacity), shapes.result),
+        finished_ids=jnp.full(capacity, EMPTY, int),
+        num_finished=zero,
+        steps=zero,
         spent=zero,
     )
 
@@ -91,101 +98,108 @@ def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 @eqx.filter_jit
-def fly(
-    fixed: tuple[PyTree, Options], inbox: Inbox, flight: Flight, budget: Int[Array, ""], mesh: Mesh | None = None
-) -> Flight:
-    """Goes on until an evaluation budget is spent, the outbox is full, or no member is left.
+def run_segment(
+    fixed: tuple[PyTree, Options], pending: Pending, state: SlotState, budget: Int[Array, ""], mesh: Mesh | None = None
+) -> SlotState:
+    """Goes on until an evaluation budget is spent, there is no room for more results, or no member is left.
 
-    `fixed` is what members share, and the options. With a `mesh`, inbox and flight are divided over its devices.
+    `fixed` is what members share, and the options. With a `mesh`, pending members and slots are divided over its
+    devices.
     """
     if mesh is None:
-        return _fly(fixed, inbox, flight, budget)
+        return _run_segment(fixed, pending, state, budget)
     arrays, static = eqx.partition(fixed, eqx.is_array)
     share, whole = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
 
     @functools.partial(
         jax.shard_map, mesh=mesh, in_specs=(whole, share, share, whole), out_specs=share, check_vma=False
     )
-    def on_each(arrays: PyTree, inbox: Inbox, flight: Flight, budget: Array) -> Flight:
-        one = _fly(eqx.combine(arrays, static), at(inbox, 0), at(flight, 0), budget)
+    def on_each(arrays: PyTree, pending: Pending, state: SlotState, budget: Array) -> SlotState:
+        one = _run_segment(eqx.combine(arrays, static), at(pending, 0), at(state, 0), budget)
         return jax.tree_util.tree_map(lambda leaf: leaf[None], one)
 
-    return on_each(arrays, inbox, flight, budget)
+    return on_each(arrays, pending, state, budget)
 
 
 @full_precision
-def _fly(fixed: tuple[PyTree, Options], inbox: Inbox, flight: Flight, budget: Int[Array, ""]) -> Flight:
+def _run_segment(
+    fixed: tuple[PyTree, Options], pending: Pending, state: SlotState, budget: Int[Array, ""]
+) -> SlotState:
     shared, options = fixed
-    last = flight.spent + budget
-    slots, capacity = flight.who.size, flight.sender.size
+    last = state.spent + budget
+    slots, capacity = state.member_ids.size, state.finished_ids.size
     static = eqx.filter(
-        eqx.filter_eval_shape(lambda own: make_program(own, shared, options).begin(), at(flight.own, 0)),
+        eqx.filter_eval_shape(
+            lambda per_member: make_program(per_member, shared, options).begin(), at(state.per_member, 0)
+        ),
         lambda leaf: not isinstance(leaf, jax.ShapeDtypeStruct),
     )
 
-    def flying(now: Flight) -> Bool[Array, " slots"]:
-        return (now.who != VACANT) & (now.carry.code == Status.RUNNING)
+    def active(now: SlotState) -> Bool[Array, " slots"]:
+        return (now.member_ids != EMPTY) & (now.carry.code == Status.RUNNING)
 
-    def due(now: Flight) -> Bool[Array, " slots"]:
+    def due(now: SlotState) -> Bool[Array, " slots"]:
         """Slots that wait to be emptied, or filled."""
-        vacant = now.who == VACANT
-        full = now.landed >= capacity
-        return jnp.where(vacant, now.next < inbox.size, ~flying(now) & ~full)
+        empty = now.member_ids == EMPTY
+        full = now.num_finished >= capacity
+        return jnp.where(empty, now.next < pending.size, ~active(now) & ~full)
 
-    def exchange(now: Flight) -> Flight:
+    def exchange(now: SlotState) -> SlotState:
         slot = jnp.argmax(due(now))
-        now = jax.lax.cond(now.who[slot] == VACANT, lambda f: f, lambda f: land(f, slot), now)
-        return jax.lax.cond(now.next < inbox.size, lambda f: take_off(f, slot), lambda f: f, now)
+        now = jax.lax.cond(now.member_ids[slot] == EMPTY, lambda s: s, lambda s: retire(s, slot), now)
+        return jax.lax.cond(now.next < pending.size, lambda s: admit(s, slot), lambda s: s, now)
 
-    def land(now: Flight, slot: Int[Array, ""]) -> Flight:
+    def retire(now: SlotState, slot: Int[Array, ""]) -> SlotState:
         carry = eqx.combine(at(now.carry, slot), static)
-        result = make_program(at(now.own, slot), shared, options).result(carry)
-        outbox = _put(now.outbox, now.landed, eqx.filter(result, eqx.is_array))
-        sender = now.sender.at[now.landed].set(now.who[slot])
-        where = lambda f: (f.outbox, f.sender, f.landed, f.who)  # noqa: E731
-        return eqx.tree_at(where, now, (outbox, sender, now.landed + 1, now.who.at[slot].set(VACANT)))
+        result = make_program(at(now.per_member, slot), shared, options).result(carry)
+        finished = _put(now.finished, now.num_finished, eqx.filter(result, eqx.is_array))
+        finished_ids = now.finished_ids.at[now.num_finished].set(now.member_ids[slot])
+        where = lambda s: (s.finished, s.finished_ids, s.num_finished, s.member_ids)  # noqa: E731
+        return eqx.tree_at(
+            where, now, (finished, finished_ids, now.num_finished + 1, now.member_ids.at[slot].set(EMPTY))
+        )
 
-    def take_off(now: Flight, slot: Int[Array, ""]) -> Flight:
-        own = at(inbox.own, now.next)
-        carry = make_program(own, shared, options).begin()
-        where = lambda f: (f.own, f.carry, f.who, f.next, f.spent)  # noqa: E731
+    def admit(now: SlotState, slot: Int[Array, ""]) -> SlotState:
+        per_member = at(pending.per_member, now.next)
+        carry = make_program(per_member, shared, options).begin()
+        where = lambda s: (s.per_member, s.carry, s.member_ids, s.next, s.spent)  # noqa: E731
         new = (
-            _put(now.own, slot, own),
+            _put(now.per_member, slot, per_member),
             _put(now.carry, slot, eqx.filter(carry, eqx.is_array)),
-            now.who.at[slot].set(inbox.who[now.next]),
+            now.member_ids.at[slot].set(pending.member_ids[now.next]),
             now.next + 1,
             now.spent + carry.evaluations,
         )
         return eqx.tree_at(where, now, new)
 
-    def step(own: Own, carry: PyTree) -> PyTree:
-        return eqx.filter(make_program(own, shared, options).attempt(eqx.combine(carry, static)), eqx.is_array)
+    def step(per_member: PerMember, carry: PyTree) -> PyTree:
+        return eqx.filter(make_program(per_member, shared, options).attempt(eqx.combine(carry, static)), eqx.is_array)
 
-    def tick(now: Flight) -> Flight:
-        going = flying(now)
+    def step_all(now: SlotState) -> SlotState:
+        going = active(now)
         if slots == 1:
-            carry = _put(now.carry, 0, step(at(now.own, 0), at(now.carry, 0)))
+            carry = _put(now.carry, 0, step(at(now.per_member, 0), at(now.carry, 0)))
         else:
             # An empty slot mimics another one: by itself it might keep all others waiting.
             source = jnp.where(going, jnp.arange(slots), jnp.argmax(going))
             follow = lambda tree: jax.tree_util.tree_map(lambda leaf: leaf[source], tree)  # noqa: E731
-            own, before = jax.lax.cond(jnp.all(going), lambda t: t, follow, (now.own, now.carry))
-            moved = jax.vmap(step)(own, before)
+            per_member, before = jax.lax.cond(jnp.all(going), lambda t: t, follow, (now.per_member, now.carry))
+            moved = jax.vmap(step)(per_member, before)
             keep = lambda a, b: jnp.where(going.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)  # noqa: E731
             carry = jax.tree_util.tree_map(keep, moved, now.carry)
         work = jnp.max(jnp.where(going, carry.evaluations - now.carry.evaluations, 0))
-        where = lambda f: (f.carry, f.ticks, f.spent)  # noqa: E731
-        return eqx.tree_at(where, now, (carry, now.ticks + 1, now.spent + slots * work))
+        where = lambda s: (s.carry, s.steps, s.spent)  # noqa: E731
+        return eqx.tree_at(where, now, (carry, now.steps + 1, now.spent + slots * work))
 
-    def settle(now: Flight) -> Flight:
-        return jax.lax.while_loop(lambda f: jnp.any(due(f)), exchange, now)
+    def refill(now: SlotState) -> SlotState:
+        return jax.lax.while_loop(lambda s: jnp.any(due(s)), exchange, now)
 
-    def going_on(now: Flight) -> Bool[Array, ""]:
+    def goes_on(now: SlotState) -> Bool[Array, ""]:
         # With a slot empty that could be filled, the host is asked at once, so that order does not depend on time.
-        asking = inbox.more & (now.next >= inbox.size) & jnp.any(now.who == VACANT)
-        return jnp.any(flying(now)) & ~asking & (now.landed < capacity) & (now.spent < last)
+        asking = pending.more & (now.next >= pending.size) & jnp.any(now.member_ids == EMPTY)
+        return jnp.any(active(now)) & ~asking & (now.num_finished < capacity) & (now.spent < last)
 
-    done = jax.lax.while_loop(going_on, lambda f: settle(tick(f)), settle(flight))
+    done = jax.lax.while_loop(goes_on, lambda s: refill(step_all(s)), refill(state))
     # Without weak types, so that what comes out goes in again without another compilation.
     return jax.tree_util.tree_map(_strong, done)
 

@@ -1,13 +1,12 @@
-"""`sweep`: a grid of flows or rules, kept in flight a few at a time and returned as one labelled data set."""
+"""`sweep`: a grid of flows or rules, run a few at a time and returned as one labelled data set."""
 
 import dataclasses
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,21 +14,20 @@ import xarray as xr
 
 from gradflow import _checks
 from gradflow._tree import split
-from gradflow.flows import AbstractFlow
 from gradflow.runs._arguments import check_jumps, check_longest_step, check_times, check_tolerances
+from gradflow.runs._member import Options, Solver, default_for
 from gradflow.runs._record import check_observe
-from gradflow.runs._until import Until
-from gradflow.solvers import AbstractMethod, default_solver
+from gradflow.runs._until import Until, check_until
 from gradflow.stores._store import Store, taken
-from gradflow.sweeps._checkpoint import Checkpoint
-from gradflow.sweeps._dataset import MISSING, TAKEN, configuration, put, row_of, template
+from gradflow.sweeps._checkpoint import Checkpoint, unfinished_file
+from gradflow.sweeps._dataset import MISSING, TAKEN, configuration, put, row_of, solvers_of, template
 from gradflow.sweeps._groups import Group, group_members, stack
 from gradflow.sweeps._identity import codes_of, differences, identity_of
 from gradflow.sweeps._launch import check_share, launch_jobs
-from gradflow.sweeps._members import Roster
+from gradflow.sweeps._members import Members
 from gradflow.sweeps._memory import Plan, announcement, plan
-from gradflow.sweeps._program import Options, at
-from gradflow.sweeps._scheduler import run_queue
+from gradflow.sweeps._program import at
+from gradflow.sweeps._scheduler import Finished, run_queue
 from gradflow.sweeps._slots import local_mesh
 
 
@@ -39,7 +37,7 @@ def sweep(
     ts: Any,
     *,
     observe: Any = None,
-    solver: diffrax.AbstractSolver | AbstractMethod | None = None,
+    solver: Solver | None = None,
     rtol: float = 1e-5,
     atol: float | None = None,
     save_params: bool = False,
@@ -59,29 +57,32 @@ def sweep(
 ) -> xr.Dataset:
     """Solves a flow, or runs a rule, at every point of a grid.
 
-    A few members are in flight at a time; as soon as one has landed, the next sets off from its slot, within the
+    A few members run at a time, each in a slot; as soon as one has finished, the next takes its slot, within the
     compiled loop. No member waits for the slowest, and one that fails does not affect the others.
 
     **Arguments**
 
     - `build`: called as `build(scale=..., width=..., seed=...)`, one keyword per axis; returns `(flow, params)` or
-      `(rule, params)`. It has to return the same every time: members that take much memory are built twice. Arrays
-      that all members share, such as data, are held once.
+      `(rule, params)`, and `(flow, params, key)` for a stochastic flow, with the random key of the path. It has to
+      return the same every time: members that take much memory are built twice. Arrays that all members share, such as
+      data, are held once.
     - `axes`: name -> values, all numbers or all strings. The last axis runs fastest.
     - `ts`, `solver`, `rtol`, `atol`, `until`, `max_steps`, `jumps`, `longest_step`, `trainable`: as for `solve`. A rule
-      saves the iterate nearest to each of these times by its own clock; `saved_time` tells which that is.
+      saves the iterate nearest to each of these times by its own clock; `saved_time` tells which that is. A `solver` is
+      one for all: flows with noise and without go into one sweep where it is `None`. A path that takes more than
+      `max_steps` ends with that status, as a rule does.
     - `observe`: name -> function of the parameters, or a function `flow -> such a dictionary`. The names become
       variables, so they differ from those of the axes and of what is listed below.
     - `save_params`: also keep the parameters, flattened, at every save time.
-    - `store`: path of a zarr store, written as members land. With `resume`, members already there are kept, and those
-      in flight at an interruption go on where they were; a store with results of another sweep is refused. With
+    - `store`: path of a zarr store, written as members finish. With `resume`, members already there are kept, and
+      those that ran at an interruption go on where they were; a store with results of another sweep is refused. With
       `resume=False` it is started over. Two sweeps are the same if their numbers are: those of all members, and what a
       few of every shape give for loss, field and observables at the start and near it; and if their functions, with
       all constants, data and helpers that these refer to, have the same code, whatever they are called and wherever
       they stand. Functions of installed packages go by name. On another machine numbers count within rounding; under
       another version of Python they alone decide.
-    - `batch`: members in flight per device. By default one for every core on a CPU, up to 128 if they are tiny, and up
-      to 256 elsewhere, as far as memory goes.
+    - `batch`: members that run at a time, per device. By default one for every core on a CPU, up to 128 if they are
+      tiny, and up to 256 elsewhere, as far as memory goes.
     - `pad`: whether members of several widths run in one program, padded with zeros to the widest; by default wherever
       that changes nothing, which is tried for every shape. Widths are taken together up to the next power of two.
     - `chunk`: `(k, n)`, run only part `k` (from 0) of `n`, for jobs that share a store. Processes of one
@@ -90,7 +91,7 @@ def sweep(
       with a chunk, waits for them, and returns everything.
     - `progress`: show a bar.
 
-    All local devices are used, each with a loop of its own. A CPU is one device, on whose cores members fly side by
+    All local devices are used, each with a loop of its own. A CPU is one device, on whose cores members run side by
     side, unless they are tiny; `jax.config.update("jax_num_cpu_devices", n)` at the start of a program divides it.
 
     **Returns** an `xarray.Dataset` with dimensions `(*axes, "time")`. Observables of a shape that depends on the member
@@ -120,8 +121,7 @@ def sweep(
     _checks.check_count("max_steps", max_steps)
     if batch is not None:
         _checks.check_count("batch", batch)
-    if until is not None and not isinstance(until, Until):
-        raise _checks.fail("until", "be a gradflow.Until", f"of type {type(until).__name__}")
+    check_until(until)
     share = check_share(chunk, store, resume)
     if launch is not None:
         how = {"observe": observe, "solver": solver, "rtol": rtol, "atol": atol, "save_params": save_params}
@@ -129,72 +129,61 @@ def sweep(
         how |= {"jumps": jumps, "longest_step": longest_step, "trainable": trainable}
         return launch_jobs(launch, jobs, sweep, (build, axes, ts), how, share, progress)
     values = {name: values.tolist() for name, values in grid.items()}
-    roster = Roster(build, values, _check_observe(observe), trainable, sketches=store is not None)
+    members = Members(build, values, _check_observe(observe), trainable, sketches=store is not None)
     limits = check_jumps(jumps), check_longest_step(longest_step)
-    options = _options(roster, ts, solver, rtol, atol, until, max_steps, save_params, limits)
-    codes = codes_of(roster, options.solver, until)
+    options = _options(members, ts, solver, rtol, atol, until, max_steps, save_params, limits)
+    codes = codes_of(members, list(solvers_of(members, options).values()), until)
     options = dataclasses.replace(options, code=str(codes))
-    groups = group_members(roster, options, pad)
-    rows = [row_of(kind.run, options) for kind in roster.kinds]
-    empty = template(grid, roster, rows, options, configuration(grid, roster, options))
+    groups = group_members(members, options, pad)
+    rows = [row_of(shape_group.first, options) for shape_group in members.shape_groups]
+    empty = template(grid, members, rows, options, configuration(grid, members, options))
     target, tag = None, ""
     if store is not None:
-        identity = identity_of(roster, options, codes)
-        differ = functools.partial(differences, new=identity, roster=roster, options=options)
+        identity = identity_of(members, options, codes)
+        differ = functools.partial(differences, new=identity, members=members, options=options)
         tag = identity.tag + empty.attrs["config"]
         target = Store(store, empty, identity, differ, resume=resume, alone=share.whole)
     found = empty.copy(deep=True) if target is None or target.found is None else target.found
     arrays = {str(name): found[name].values for name in found.data_vars}
 
-    mine = {number for number, place in enumerate(roster.places) if share.holds(place, roster.shape)}
-    todo = {number for number in mine if arrays["status"][roster.places[number]] == MISSING}
-    tally: dict[str, Any] = {}
-    runs = [(g, [number for number in group.members if number in todo]) for g, group in enumerate(groups)]
-    runs = [(g, missing) for g, missing in runs if missing]
-    # Of all that are or were to be run here, so that a resumed sweep has the slots and devices that it had.
-    sizes = {g: len(mine.intersection(groups[g].members)) for g, _ in runs}
-    plans = [_plan(roster, groups[g], options, batch, sizes[g], empty.nbytes) for g, _ in runs]
-    devices = jax.local_devices()
+    mine = {number for number, index in enumerate(members.grid_indices) if share.holds(index, members.shape)}
+    todo = {number for number in mine if arrays["status"][members.grid_indices[number]] == MISSING}
+    counters: dict[str, Any] = {}
+    units = []
+    for number, group in enumerate(groups):
+        missing, size = [i for i in group.members if i in todo], len(mine.intersection(group.members))
+        if missing:
+            units.append(Unit(number, group, missing, size, _plan(members, group, options, batch, size, empty.nbytes)))
 
     from tqdm import tqdm
 
-    said = announcement(plans) if plans and progress else None
-    if said is not None:
-        tqdm.write(said)
+    notice = announcement([unit.plan for unit in units]) if units and progress else None
+    if notice is not None:
+        tqdm.write(notice)
     with tqdm(total=len(mine), initial=len(mine) - len(todo), unit="flow", disable=not progress) as bar:
 
-        def land(landed: np.ndarray, results: Any) -> None:
-            places = [roster.places[number] for number in landed]
-            kinds = np.array([roster.kind_of[number] for number in landed])
-            for kind in np.unique(kinds):
-                which = np.flatnonzero(kinds == kind)
-                put(arrays, [places[i] for i in which], results, which, rows[kind])
+        def keep(finished: Finished) -> None:
+            indices = [members.grid_indices[number] for number in finished.member_ids]
+            groups_of = np.array([members.shape_group_of[number] for number in finished.member_ids])
+            for i in np.unique(groups_of):
+                which = np.flatnonzero(groups_of == i)
+                put(arrays, [indices[j] for j in which], finished.results, which, rows[i])
             if target is not None:
-                target.write(sorted(places), arrays)
-            bar.update(len(landed))
+                target.write(sorted(indices), arrays)
+            bar.update(len(indices))
 
         try:
-            for (g, missing), planned in zip(runs, plans, strict=True):
-                mesh = local_mesh(devices[: min(len(devices), sizes[g])])
-                for landed, results in run_queue(
-                    functools.partial(stack, roster, groups[g], options=options),
-                    _longest_first(roster, missing, mesh is not None or planned.slots * planned.lanes > 1),
-                    groups[g].shared,
-                    options,
-                    planned,
-                    mesh=mesh,
-                    checkpoint=None
-                    if target is None
-                    else Checkpoint(target.beside / f"in-flight-{share}-{g}.npz", tag),
-                    tally=tally,
-                ):
-                    land(landed, results)
+            for unit in units:
+                file = None if target is None else target.beside / unfinished_file(share, unit.number)
+                checkpoint = None if file is None else Checkpoint(file, tag)
+                for finished in _run_unit(unit, members, options, checkpoint, counters):
+                    keep(finished)
         finally:
             spent = {
                 "wall_seconds": round(time.perf_counter() - began, 3),
-                "evaluations_spent": int(np.sum(tally.get("evaluations", 0))),
-                "evaluations_by_device": np.ravel(tally.get("evaluations", 0)).tolist(),
-                "programs": len(runs),
+                "evaluations_spent": int(np.sum(counters.get("evaluations", 0))),
+                "evaluations_by_device": np.ravel(counters.get("evaluations", 0)).tolist(),
+                "programs": len(units),
             }
             if target is not None and todo:
                 target.record(spent, share)
@@ -203,8 +192,35 @@ def sweep(
     return result.assign_attrs(taken([spent]) if target is None else target.finish())
 
 
+class Unit(NamedTuple):
+    """Members of one group that are to be run here, in one program."""
+
+    number: int  # of the group
+    group: Group
+    missing: list[int]
+    size: int  # members that are or were to be run here: a resumed sweep has the slots and devices that it had
+    plan: Plan
+
+
+def _run_unit(
+    unit: Unit, members: Members, options: Options, checkpoint: Checkpoint | None, counters: dict[str, Any]
+) -> Iterator[Finished]:
+    mesh = local_mesh(jax.local_devices()[: unit.size])
+    together = mesh is not None or unit.plan.slots * unit.plan.workers > 1
+    return run_queue(
+        functools.partial(stack, members, unit.group, options=options),
+        _longest_first(members, unit.missing, together),
+        unit.group.shared,
+        options,
+        unit.plan,
+        mesh=mesh,
+        checkpoint=checkpoint,
+        counters=counters,
+    )
+
+
 def _options(
-    roster: Roster,
+    members: Members,
     ts: Any,
     solver: Any,
     rtol: float,
@@ -214,31 +230,32 @@ def _options(
     save_params: bool,
     limits: tuple[Any, Any] = (None, None),
 ) -> Options:
-    firsts = [kind.run for kind in roster.kinds]
-    dtypes = {jnp.result_type(*jax.tree_util.tree_leaves(split(params)[0])) for _, params, _ in firsts}
+    firsts = [shape_group.first for shape_group in members.shape_groups]
+    dtypes = {jnp.result_type(*jax.tree_util.tree_leaves(split(first.params)[0])) for first in firsts}
     control = check_tolerances(rtol, atol, max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps)))
-    flows = [(what, params) for what, params, _ in firsts if isinstance(what, AbstractFlow)]
-    if solver is None and flows:
-        suited, _ = max(flows, key=lambda run: run[0].oscillatory or run[0].limited)
-        solver = default_solver(float(control.rtol), suited, any(flow.kinked(*split(start)) for flow, start in flows))
-    elif solver is None:
-        solver = diffrax.Tsit5()  # never called
-    times = check_times(ts, roster.latest)
-    return Options(times, solver, control, until, jnp.asarray(max_steps), save_params, *limits)
+    default = default_for(firsts, float(control.rtol)) if solver is None else None
+    times = check_times(ts, members.latest)
+    options = Options(times, solver, default, control, until, jnp.asarray(max_steps), save_params, *limits)
+    for shape_group in members.shape_groups:
+        try:
+            shape_group.first.check_options(options)
+        except ValueError as error:
+            raise ValueError(f"At {members.describe(shape_group.members[0])}: {error}") from error
+    return options
 
 
-def _plan(roster: Roster, group: Group, options: Options, batch: int | None, members: int, results: int) -> Plan:
-    one = at(stack(roster, group, group.members[:1], options), 0)
-    return plan(one, group.shared, options, batch, members, results)
+def _plan(members: Members, group: Group, options: Options, batch: int | None, count: int, results: int) -> Plan:
+    one = at(stack(members, group, group.members[:1], options), 0)
+    return plan(one, group.shared, options, batch, count, results)
 
 
-def _longest_first(roster: Roster, missing: list[int], together: bool) -> list[int]:
-    """The order in which members set off.
+def _longest_first(members: Members, missing: list[int], together: bool) -> list[int]:
+    """The order in which members are admitted.
 
-    Where several are in flight at once, those that start smallest go first: a flow takes the longer to leave a saddle
-    the nearer it starts. The order does not depend on what has landed so far, so that a sweep can be repeated.
+    Where several run at once, those that start smallest go first: a flow takes the longer to leave a saddle
+    the nearer it starts. The order does not depend on what has finished so far, so that a sweep can be repeated.
     """
-    return sorted(missing, key=lambda number: roster.sizes[number]) if together else missing
+    return sorted(missing, key=lambda number: members.sizes[number]) if together else missing
 
 
 def _check_build(build: Any, grid: Mapping[str, np.ndarray]) -> None:
