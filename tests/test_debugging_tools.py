@@ -1,6 +1,7 @@
 """Everything public runs under the settings with which JAX users look for mistakes, and computes what it computes."""
 
 import contextlib
+import functools
 
 import equinox as eqx
 import jax
@@ -62,9 +63,16 @@ def setting(name):
         jax.config.update(name, UNSET.get(name, False))
 
 
-def entries(name):
-    names = [(name, *entry) for entry in surface.names() if (name, *entry) not in LONG]
-    return [pytest.param(*name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+def entries():
+    """Both tools for one entry after the other, so that they share its run without tools."""
+    names = [(name, *entry) for entry in surface.names() for name in TOOLS]
+    return [pytest.param(*n, marks=() if n in QUICK else pytest.mark.slow) for n in names if n not in LONG]
+
+
+@functools.lru_cache(maxsize=1)
+def plain_call(room, name):
+    """What an entry computes without tools."""
+    return surface.call(room, name, "float64")
 
 
 def statuses(result):
@@ -81,14 +89,14 @@ def numbers(result):
     return [np.asarray(leaf) for leaf in leaves if eqx.is_inexact_array_like(leaf)]
 
 
-@pytest.mark.parametrize(("settings", "room", "name"), [entry for name in TOOLS for entry in entries(name)])
+@pytest.mark.parametrize(("settings", "room", "name"), entries())
 def test_everything_runs(settings, room, name):
     """The numbers are those of a run without the settings: to rounding where one program is compiled, as loosely as
     steps of tolerance 1e-3 allow where operations are rounded one by one."""
     with tool(settings):
         found = surface.call(room, name, "float64")
     assert statuses(found) <= {"ok", "stopped"}
-    plain = surface.call(room, name, "float64")
+    plain = plain_call(room, name)
     assert statuses(found) == statuses(plain)
     for a, b in zip(numbers(found), numbers(plain), strict=True):
         assert a.dtype == b.dtype

@@ -22,7 +22,7 @@ from gradflow.flows import AbstractFlow
 from gradflow.runs._continue import Checkpoint, Launch, Resumed, Step, fingerprint, relaunch
 from gradflow.runs._record import Record, bind, blank_record, write_row
 from gradflow.runs._run import CONSERVED, DERIVATIVE, AbstractRun, ErrorCounts, Point
-from gradflow.runs._until import Until
+from gradflow.runs._until import Until, locate
 from gradflow.solvers import AbstractMethod, Attempt, Field, StepControl
 
 CROSSING = 100
@@ -311,7 +311,7 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
     moved = dt + carry.lost
     t1 = jnp.where(last, end, t + moved)
     lost = jnp.where(last, 0.0, moved - (t1 - t)).astype(t.dtype)
-    stopped, t1, y1 = _locate(setup, keep, t, t1, at, y1)
+    stopped, t1, y1 = locate(setup.until, setup.params, keep, t, t1, at, y1)
     reached = jnp.where(keep, t1, t)
     index, record = _save(setup, carry, reached, at)
     failures = jnp.where(keep, 0, carry.failures + 1)
@@ -412,43 +412,6 @@ def _save(setup: Setup, carry: Carry, reached: Scalar, at: Callable[[Scalar], Py
 
     index, arrays = jax.lax.while_loop(due, write, (carry.index, arrays))
     return index, eqx.combine(arrays, static)
-
-
-def _locate(
-    setup: Setup, keep: Bool[Array, ""], t0: Scalar, t1: Scalar, at: Callable[[Scalar], PyTree], y1: PyTree
-) -> tuple[Bool[Array, ""], Scalar, PyTree]:
-    """Where in the step the condition `until` is met, if it is: bisection and secant steps in turn, to rounding."""
-    if setup.until is None:
-        return jnp.asarray(False), t1, y1
-    until = setup.until
-    beyond = until.excess(setup.params(y1))
-    met = keep & (beyond >= 0)
-
-    def excess(t: Scalar) -> Scalar:
-        return until.excess(setup.params(at(t)))
-
-    def wide(state: tuple[Scalar, ...]) -> Bool[Array, ""]:
-        low, high, _, _, count = state
-        return met & (high - low > 4 * jnp.finfo(t0.dtype).eps * jnp.abs(high)) & (count < 100)
-
-    def narrow(state: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
-        low, high, below, above, count = state
-        gap = above - below
-        secant = low - below * (high - low) / jnp.where(gap > 0, gap, 1)
-        usable = (count % 3 != 2) & (gap > 0) & (secant > low) & (secant < high)
-        middle = jnp.where(usable, secant, low + 0.5 * (high - low)).astype(low.dtype)
-        value = excess(middle)
-        up = value >= 0
-        ends = (jnp.where(up, low, middle), jnp.where(up, middle, high))
-        return (*ends, jnp.where(up, below, value), jnp.where(up, value, above), count + 1)
-
-    def search() -> tuple[Scalar, PyTree]:
-        _, found, *_ = jax.lax.while_loop(wide, narrow, (t0, t1, excess(t0), beyond, jnp.asarray(0)))
-        found = jax.lax.stop_gradient(found)
-        return found, at(found)
-
-    found, located = jax.lax.cond(met, search, lambda: (t1, y1))
-    return met, found, located
 
 
 @eqx.filter_jit

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, fail, is_concrete
 from gradflow.runs._record import seen
@@ -64,3 +65,45 @@ def check_until(until: Any) -> None:
     if until is not None and not isinstance(until, Until):
         advice = "For instance gradflow.Until(problem, below=0.1)."
         raise fail("until", "be a gradflow.Until", f"of type {type(until).__name__}", advice)
+
+
+def locate(
+    until: Until | None,
+    params: Callable[[PyTree], PyTree],
+    keep: Bool[Array, ""],
+    t0: Scalar,
+    t1: Scalar,
+    at: Callable[[Scalar], PyTree],
+    y1: PyTree,
+) -> tuple[Bool[Array, ""], Scalar, PyTree]:
+    """Where in the step the condition `until` is met, if it is: bisection and secant steps in turn, to rounding."""
+    if until is None:
+        return jnp.asarray(False), t1, y1
+    beyond = until.excess(params(y1))
+    met = keep & (beyond >= 0)
+
+    def excess(t: Scalar) -> Scalar:
+        return until.excess(params(at(t)))
+
+    def wide(state: tuple[Scalar, ...]) -> Bool[Array, ""]:
+        low, high, _, _, count = state
+        return met & (high - low > 4 * jnp.finfo(t0.dtype).eps * jnp.abs(high)) & (count < 100)
+
+    def narrow(state: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
+        low, high, below, above, count = state
+        gap = above - below
+        secant = low - below * (high - low) / jnp.where(gap > 0, gap, 1)
+        usable = (count % 3 != 2) & (gap > 0) & (secant > low) & (secant < high)
+        middle = jnp.where(usable, secant, low + 0.5 * (high - low)).astype(low.dtype)
+        value = excess(middle)
+        up = value >= 0
+        ends = (jnp.where(up, low, middle), jnp.where(up, middle, high))
+        return (*ends, jnp.where(up, below, value), jnp.where(up, value, above), count + 1)
+
+    def search() -> tuple[Scalar, PyTree]:
+        _, found, *_ = jax.lax.while_loop(wide, narrow, (t0, t1, excess(t0), beyond, jnp.asarray(0)))
+        found = jax.lax.stop_gradient(found)
+        return found, at(found)
+
+    found, located = jax.lax.cond(met, search, lambda: (t1, y1))
+    return met, found, located
