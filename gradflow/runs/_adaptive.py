@@ -8,7 +8,7 @@ run at once with its partial results; and no host callback enters the program, s
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -281,28 +281,29 @@ def advance(setup: Setup, carry: Carry, budget: Int[Array, ""]) -> Carry:
     return strong(eqx.combine(jax.lax.while_loop(running, body, dynamic), static))
 
 
+class Outcome(NamedTuple):
+    """What has come of an attempted step of length `dt`."""
+
+    dt: Scalar
+    last: Bool[Array, ""]  # whether it leads to the end of the run, or to a jump
+    keep: Bool[Array, ""]
+    resting: Bool[Array, ""]  # whether it began at a state of zeros
+    crossing: Bool[Array, ""]  # whether it is kept whatever its error, to cross a jump from there
+    resolution: Scalar  # of time
+    failures: Int[Array, ""]  # in a row
+
+
 def attempt(setup: Setup, carry: Carry) -> Carry:
     """One attempted step, and whatever falls due within it."""
-    control, method, y, t, end = setup.control, setup.method, carry.y, carry.t, setup.ts[-1]
-    _, jump = setup.beside(t)
-    if setup.oversteps:
-        end = jnp.full_like(end, jnp.inf)
-    if jump is not None:
-        end = jnp.minimum(end, jump)
+    control, method, y, t = setup.control, setup.method, carry.y, carry.t
+    end, jump = _next_end(setup, t)
     remaining = (end - t) - carry.lost
     last = carry.dt * (1 + 1e-3) >= remaining
     dt = jnp.where(last, remaining, carry.dt)
     field = setup.field(t, dt)
     tried: Attempt = method.attempt(field, y, dt, control, carry.floor, carry.method_state)
-    y1, size1 = tried.y1, field.sizes(tried.y1)
-    # Time carries its rounding along, so it resolves more than its type does.
-    resolution = 8 * max(float(jnp.finfo(t.dtype).eps) ** 2, float(jnp.finfo(jnp.float64).eps)) * jnp.abs(t)
-    keep = tried.ratio <= 1
-    # From a state of zeros errors are as large as all that moves, however short the step, where the field jumps within
-    # it. Then the jump is looked for in time, and crossed by a step that time hardly resolves.
-    resting = _all_zero(carry.floor) & _all_zero(field.sizes(y))
-    crossing = resting & tried.finite & (dt <= CROSSING * resolution)
-    keep |= crossing
+    outcome = _judge(carry, field, tried, dt, last)
+    keep = outcome.keep
 
     def at(s: Scalar) -> PyTree:
         inside = method.interpolate(field, tried.dense, s - t)
@@ -311,34 +312,14 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
     moved = dt + carry.lost
     t1 = jnp.where(last, end, t + moved)
     lost = jnp.where(last, 0.0, moved - (t1 - t)).astype(t.dtype)
-    stopped, t1, y1 = locate(setup.until, setup.params, keep, t, t1, at, y1)
+    stopped, t1, y1 = locate(setup.until, setup.params, keep, t, t1, at, tried.y1)
     reached = jnp.where(keep, t1, t)
     index, record = _save(setup, carry, reached, at)
-    failures = jnp.where(keep, 0, carry.failures + 1)
-    factor = jax.lax.stop_gradient(tried.factor).astype(dt.dtype)
-    factor = jnp.where(resting & ~keep, jnp.minimum(factor, BISECTION), factor)
-    proposed = setup.limited(dt * factor)
-    # A step cut short by the end of the run says nothing about the step size to go on with.
-    proposed = jnp.where((keep & last) | crossing, jnp.maximum(proposed, carry.dt), proposed)
-
-    steps = carry.steps + 1
-    code = jnp.where(steps >= setup.max_steps, Status.MAX_STEPS, carry.code)
-    small = proposed < resolution
-    stuck = ~keep & (small | (proposed <= jnp.finfo(t.dtype).tiny) | (failures >= MOST_FAILURES))
-    stuck |= keep & small & ~last & (dt < resolution)
+    proposed = _propose(setup, carry, tried, outcome)
     whole = jnp.where(keep, carry.finite, tried.finite)
-    broken = jnp.where(whole, Status.STEP_UNDERFLOW, Status.NONFINITE)
-    code = jnp.where(stuck, broken, code)
+    code = _status_after(setup, carry, outcome, proposed, whole)
     code = jnp.where(keep & (index == setup.ts.size), Status.OK, code)
     code = jnp.where(stopped, Status.STOPPED, code)
-
-    floor = carry.floor
-    if not setup.flow.own_sizes:
-        floor = control.raise_floor(floor, carry.was_zero, size1, method.dormant(carry.method_state))
-        # A crossing leaves the time of the jump, and so all that has moved in it, uncertain: no more is asked of what
-        # follows than an error of that size.
-        uncertain = lambda size: jnp.where(crossing, size / control.rtol.astype(size.dtype), size)  # noqa: E731
-        floor = jax.tree_util.tree_map(uncertain, floor)
 
     def choose(new: PyTree, old: PyTree) -> PyTree:
         return jax.tree_util.tree_map(lambda a, b: jnp.where(keep, a, b) if eqx.is_array(b) else b, new, old)
@@ -349,13 +330,13 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
         dt=proposed,
         y=choose(y1, y),
         method_state=choose(tried.accepted, tried.rejected),
-        floor=choose(floor, carry.floor),
+        floor=choose(_raised_floor(setup, carry, field.sizes(tried.y1), outcome.crossing), carry.floor),
         was_zero=carry.was_zero,
-        failures=failures,
+        failures=outcome.failures,
         finite=whole,
         index=index,
         record=record,
-        steps=steps,
+        steps=carry.steps + 1,
         accepted=carry.accepted + keep.astype(carry.accepted.dtype),
         evaluations=carry.evaluations + tried.evaluations,
         products=carry.products + tried.products,
@@ -365,6 +346,63 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
         step=choose(Step(t, dt, tried.y1, tried.dense), carry.step) if setup.oversteps else None,
     )
     return after if jump is None else _restart(setup, after, keep & last & (t1 == jump))
+
+
+def _next_end(setup: Setup, t: Scalar) -> tuple[Scalar, Scalar | None]:
+    """The time at which a step has to end, and the next jump, where the field has any."""
+    end, (_, jump) = setup.ts[-1], setup.beside(t)
+    if setup.oversteps:
+        end = jnp.full_like(end, jnp.inf)
+    return end if jump is None else jnp.minimum(end, jump), jump
+
+
+def _judge(carry: Carry, field: Field, tried: Attempt, dt: Scalar, last: Bool[Array, ""]) -> Outcome:
+    """Whether a step is kept.
+
+    From a state of zeros errors are as large as all that moves, however short the step, where the field jumps within
+    it. Then the jump is looked for in time, and crossed by a step that time hardly resolves.
+    """
+    # Time carries its rounding along, so it resolves more than its type does.
+    eps = float(jnp.finfo(carry.t.dtype).eps)
+    resolution = 8 * max(eps**2, float(jnp.finfo(jnp.float64).eps)) * jnp.abs(carry.t)
+    resting = _all_zero(carry.floor) & _all_zero(field.sizes(carry.y))
+    crossing = resting & tried.finite & (dt <= CROSSING * resolution)
+    keep = (tried.ratio <= 1) | crossing
+    return Outcome(dt, last, keep, resting, crossing, resolution, jnp.where(keep, 0, carry.failures + 1))
+
+
+def _propose(setup: Setup, carry: Carry, tried: Attempt, outcome: Outcome) -> Scalar:
+    """The length of the step to try next."""
+    factor = jax.lax.stop_gradient(tried.factor).astype(outcome.dt.dtype)
+    factor = jnp.where(outcome.resting & ~outcome.keep, jnp.minimum(factor, BISECTION), factor)
+    proposed = setup.limited(outcome.dt * factor)
+    # A step cut short by the end of the run says nothing about the step size to go on with.
+    short = (outcome.keep & outcome.last) | outcome.crossing
+    return jnp.where(short, jnp.maximum(proposed, carry.dt), proposed)
+
+
+def _status_after(
+    setup: Setup, carry: Carry, outcome: Outcome, proposed: Scalar, finite: Bool[Array, ""]
+) -> Int[Array, ""]:
+    """The status of a run that has not reached its end: out of steps, or with steps that time does not resolve."""
+    code = jnp.where(carry.steps + 1 >= setup.max_steps, Status.MAX_STEPS, carry.code)
+    small = proposed < outcome.resolution
+    tiny = proposed <= jnp.finfo(carry.t.dtype).tiny
+    stuck = ~outcome.keep & (small | tiny | (outcome.failures >= MOST_FAILURES))
+    stuck |= outcome.keep & small & ~outcome.last & (outcome.dt < outcome.resolution)
+    return jnp.where(stuck, jnp.where(finite, Status.STEP_UNDERFLOW, Status.NONFINITE), code)
+
+
+def _raised_floor(setup: Setup, carry: Carry, sizes: PyTree, crossing: Bool[Array, ""]) -> PyTree:
+    """The absolute scale of errors after a step that is kept."""
+    if setup.flow.own_sizes:
+        return carry.floor
+    control = setup.control
+    floor = control.raise_floor(carry.floor, carry.was_zero, sizes, setup.method.dormant(carry.method_state))
+    # A crossing leaves the time of the jump, and so all that has moved in it, uncertain: no more is asked of what
+    # follows than an error of that size.
+    uncertain = lambda size: jnp.where(crossing, size / control.rtol.astype(size.dtype), size)  # noqa: E731
+    return jax.tree_util.tree_map(uncertain, floor)
 
 
 def _restart(setup: Setup, carry: Carry, due: Bool[Array, ""]) -> Carry:
@@ -424,17 +462,12 @@ def summarise(setup: Setup, carry: Carry) -> Solution:
         y = jax.tree_util.tree_map(lambda a, b: jnp.where(done, a, b), _inside(setup, carry.step, t, y), y)
     first, final = carry.first_loss, flow.loss(y, setup.frozen)
     losses = None if first is None or final is None else (first, final)
-    drift = {}
     now = flow.conserved(y, setup.frozen)
     if setup.resumed is None:
         then = flow.conserved(flow.init(setup.start, setup.frozen), setup.frozen) if now else {}
         gradients, products = flow.start_cost
     else:
         then, (gradients, products) = setup.resumed.checkpoint.reference, (0, 0)
-    for name, value in now.items():
-        size = jnp.maximum(jnp.max(value.magnitude), jnp.max(then[name].magnitude))
-        change = jnp.max(jnp.abs(value.value - then[name].value))
-        drift[name] = jnp.where(size > 0, change / jnp.where(size > 0, size, 1), change)
     counted = setup.method.counts
     products += carry.products + flow.products_per_evaluation * carry.evaluations
     stats = {
@@ -445,21 +478,6 @@ def summarise(setup: Setup, carry: Carry) -> Solution:
         "hessian_vector_products": products if counted else jnp.asarray(-1),
     }
     code = jnp.where(carry.code == Status.RUNNING, Status.INTERRUPTED, carry.code)
-    usable = (code == Status.OK) | (code == Status.MAX_STEPS) | (code == Status.INTERRUPTED)
-    checkpoint = Checkpoint(
-        t=carry.t,
-        y=carry.y,
-        step=carry.step,
-        lost=carry.lost,
-        dt=carry.dt,
-        method_state=eqx.filter(carry.method_state, eqx.is_array),
-        usable=usable,
-        floor=carry.floor,
-        was_zero=carry.was_zero,
-        fingerprint=fingerprint(flow, y, final),
-        reference=then,
-        method=setup.method.name,
-    )
     return Solution(
         ts=setup.ts,
         params=carry.record.params,
@@ -470,13 +488,38 @@ def summarise(setup: Setup, carry: Carry) -> Solution:
         saved=carry.index,
         stats=stats,
         loss=losses,
-        drift=drift,
+        drift={name: _drift(value, then[name]) for name, value in now.items()},
         rtol=setup.control.rtol,
         title=type(flow).__name__,
         method=setup.method.name,
         errors=carry.errors or None,
         state=y,
-        checkpoint=checkpoint,
+        checkpoint=_checkpoint(setup, carry, code, fingerprint(flow, y, final), then),
         choice=setup.choice,
         held=held_paths(setup.frozen),
+    )
+
+
+def _drift(now: Conserved, then: Conserved) -> Scalar:
+    """The relative change of what the exact flow conserves."""
+    size = jnp.maximum(jnp.max(now.magnitude), jnp.max(then.magnitude))
+    change = jnp.max(jnp.abs(now.value - then.value))
+    return jnp.where(size > 0, change / jnp.where(size > 0, size, 1), change)
+
+
+def _checkpoint(setup: Setup, carry: Carry, code: Int[Array, ""], mark: Any, reference: PyTree) -> Checkpoint:
+    """What a run is continued from."""
+    return Checkpoint(
+        t=carry.t,
+        y=carry.y,
+        step=carry.step,
+        lost=carry.lost,
+        dt=carry.dt,
+        method_state=eqx.filter(carry.method_state, eqx.is_array),
+        usable=(code == Status.OK) | (code == Status.MAX_STEPS) | (code == Status.INTERRUPTED),
+        floor=carry.floor,
+        was_zero=carry.was_zero,
+        fingerprint=mark,
+        reference=reference,
+        method=setup.method.name,
     )
