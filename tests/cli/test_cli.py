@@ -318,6 +318,7 @@ def test_an_interruption_and_a_warning_take_one_line(gradflow, monkeypatch, tmp_
     assert err.splitlines() == ["gradflow: warning: rtol is low", "", "gradflow: interrupted; nothing was written."]
 
 
+@pytest.mark.slow
 def test_programs_are_kept_where_the_environment_says(tmp_path):
     """In the user's cache, one folder for each kind of processor; elsewhere, or nowhere, on request."""
     script = "import jax; from gradflow.cli._process import configure_jax; configure_jax();"

@@ -69,6 +69,7 @@ def test_digits_have_the_published_counts():
     assert (dataset.x[0, :8] * 16).tolist() == [0, 0, 5, 13, 9, 1, 0, 0]
 
 
+@pytest.mark.slow
 def test_mnist_subset_has_five_hundred_of_each():
     dataset = data.mnist_subset(labels="index")
     assert dataset.x.shape == (5000, 784)

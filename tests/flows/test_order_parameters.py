@@ -161,6 +161,7 @@ def test_state_stays_a_covariance_to_a_million(long_runs):
         assert int(sol.stats["gradient_evaluations"]) < 30_000
 
 
+@pytest.mark.slow
 def test_plateau_law(long_runs):
     """`A g noise / (1 - 2 A g)`, `A = 1 / (2 pi sqrt 3)`: within 2 % at `g = 1`, within 0.2 % for `g <= 0.1`.
 
@@ -176,6 +177,7 @@ def test_plateau_law(long_runs):
     np.testing.assert_allclose(shares, shares[1], rtol=0.01)
 
 
+@pytest.mark.slow
 def test_plateau_at_finite_dim(long_runs):
     """`g = d^-1/2`, that is `kappa + delta = 1/2`: the power of `d` is -0.50 within 0.01 from 10^2 to 10^6.
 
@@ -188,6 +190,7 @@ def test_plateau_at_finite_dim(long_runs):
     assert -0.56 < slopes[0] < -0.51
 
 
+@pytest.mark.slow
 def test_tail_of_the_green_region(long_runs):
     """Twice as many erf students as teachers, no noise: `R ~ t^-2`, within 0.05 over the last decades."""
     sol = long_runs[1e-12, 0.0]
@@ -343,6 +346,7 @@ def test_bad_input(make, said):
         make()
 
 
+@pytest.mark.slow
 def test_float64_is_asked_for():
     """By all three flows, under `jit` too; with consent float32 works, to the accuracy stated."""
     problem = gf.TeacherStudent.orthogonal(100, 2, noise=1e-2)
@@ -436,6 +440,7 @@ def test_an_activation_by_quadrature_along_a_run():
     assert run("erf").errors is None
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_the_quadrature_error():
     def build(g):
         flow = gf.OrderParameterFlow(jnp.eye(1), jnp.tanh, gamma_over_p=g)
@@ -446,6 +451,7 @@ def test_a_sweep_keeps_the_quadrature_error():
     assert np.all(found.error_quadrature < 1e-5)
 
 
+@pytest.mark.slow
 def test_fluctuations_against_the_covariance_itself():
     """A factor of the covariance is integrated; DOP853 on the covariance agrees, with a start that has one."""
     problem = gf.TeacherStudent.orthogonal(100, 1, noise=0.1)
@@ -481,6 +487,7 @@ def test_fluctuations_against_the_covariance_itself():
             flow.start(start, bad)
 
 
+@pytest.mark.slow
 def test_fluctuations_of_a_student_at_its_teacher_are_none():
     """Nothing diffuses there without noise; nothing is divided by that."""
     problem = gf.TeacherStudent.orthogonal(100, 1, noise=0.0)

@@ -31,6 +31,7 @@ def four_modes():
 # Failures
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_says_so_though_its_problem_knows_no_polar_coordinates(four_modes):
     problem, model = four_modes
     with pytest.raises(gf.SolveError, match="max_steps"):

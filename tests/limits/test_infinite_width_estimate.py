@@ -150,6 +150,7 @@ def told_and_true(x, y, start, want, options):
     return told, float(np.max(np.abs(np.asarray(sol.observed["predictions"], float)[-1] - want))), sol
 
 
+@pytest.mark.slow
 def test_a_grid_that_is_too_large_gets_replicates():
     """Twelve nodes in each of five dimensions: once the same 4,096 points at every refinement."""
     x, y, start, want, _ = case(4, "smooth")

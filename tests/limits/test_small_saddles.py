@@ -35,6 +35,7 @@ def designs(share):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.005, 1e-4])
 @pytest.mark.parametrize("place", ["last", "first", "middle"])
 def test_saddles_that_hold_little_of_the_loss(place, share):
@@ -49,6 +50,7 @@ def test_saddles_that_hold_little_of_the_loss(place, share):
     assert merged == len(found) - int(np.sum(-np.diff(limit.losses) < 0.01 * limit.losses[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rtol", [0.1, 1e-2, 1e-3])
 @pytest.mark.parametrize("rows", [150, 3000])
 def test_loose_tolerances_merge_small_saddles_and_invent_none(rtol, rows):
@@ -64,6 +66,7 @@ def predict_linear(w, x):
     return x @ w
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", [gf.solvers.Tsit5(), gf.solvers.NDF(), gf.solvers.ROCK2()], ids=str)
 @pytest.mark.parametrize("rtol", [0.1, 1e-2, 1e-5])
 def test_sums_of_exponentials_have_none(solver, rtol):

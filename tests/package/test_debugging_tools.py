@@ -161,6 +161,7 @@ def test_rows_not_reached_are_nan(debugging):
         np.testing.assert_array_equal(twice, np.where(reached[:, None], [[4, 4]], 0))
 
 
+@pytest.mark.slow
 def test_rows_not_reached_are_nan_under_vmap_and_in_a_sweep():
     """One member ends early, one does not."""
     loss = lambda w: 0.5 * jnp.sum(w**2)  # noqa: E731

@@ -54,7 +54,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("dtype", HALF)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [n if n != "kkt_points" else pytest.param(n, marks=pytest.mark.slow) for n in CASES])
 def test_numbers_are_those_of_float32(name, dtype):
     """Of weights of size 100, whose gradients have squares that float16 does not hold."""
     x, net = jnp.asarray(X).astype(dtype), cast(NET, dtype)

@@ -135,6 +135,7 @@ def test_relu_of_four_fields_in_closed_form():
     assert float(_orthant.orthant4(entries(np.eye(4)))) == pytest.approx(1 / 16, abs=1e-16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accuracy", [1e-3, 1e-5, 1e-9])
 def test_tables_are_as_good_as_the_nodes(accuracy):
     """Over four fields, where one is taken from a table."""
@@ -210,7 +211,7 @@ def test_quadrature_of_common_activations(name):
         assert float(general.i2(entries(C))) == pytest.approx(crossed, rel=5e-5)
 
 
-@pytest.mark.parametrize("name", ["tanh", "softplus"])
+@pytest.mark.parametrize("name", [pytest.param("tanh", marks=pytest.mark.slow), "softplus"])
 def test_the_estimate_of_the_quadrature_error_holds(name):
     """At least a third of the true error, in and out of the range of variances that the nodes were chosen for."""
     ours = SMOOTHER[name][1]
@@ -229,6 +230,7 @@ def test_the_estimate_of_the_quadrature_error_holds(name):
     assert narrow.complaint(1e-5) == ""
 
 
+@pytest.mark.slow
 def test_kinks_count_and_are_told_of():
     """`k2` of a kink is what integration by parts makes of it; the accuracy reached is named."""
     with pytest.warns(UserWarning, match="good to .* at variance 9, with 256 nodes per field, and not to 1e-05"):
@@ -346,6 +348,7 @@ def test_sums_over_units_against_loops(name):
     assert np.all(np.isfinite(jacobian(jnp.asarray(C))))
 
 
+@pytest.mark.slow
 def test_blocks_of_pairs_are_one_sum(monkeypatch):
     """Sums in blocks of three pairs, the last of which is incomplete; and the closed form of `x^2`."""
     factor = np.random.default_rng(0).normal(size=(6, 9)) / 3
@@ -359,6 +362,7 @@ def test_blocks_of_pairs_are_one_sum(monkeypatch):
         np.testing.assert_allclose(sums.square_terms(activation, C, c, 4), whole, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_units_of_length_zero_and_single_precision():
     for name in ("erf", "square", "relu"):
         activation = activations.named(name)

@@ -310,6 +310,7 @@ def test_params_that_cannot_be_called():
         problem({"w": jnp.ones(3)})
 
 
+@pytest.mark.slow
 def test_messages_without_the_shape_checker():
     script = """
 import jax, numpy as np, gradflow as gf

@@ -72,6 +72,7 @@ def test_one_step_by_hand():
     assert float(rule.with_learning_rate(0.1).gamma_over_p) == 0.1
 
 
+@pytest.mark.slow
 def test_a_thousand_units():
     """A step at `d = 2000`, `p = k = 1000` against NumPy, in two more copies of the weights; the risk by hand."""
     rng = np.random.default_rng(0)

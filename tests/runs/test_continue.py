@@ -123,6 +123,7 @@ def test_until_is_located_in_a_continued_run():
     assert abs(float(sol.t_final) - np.log(2)) <= 1e-5
 
 
+@pytest.mark.slow
 def test_a_jump_at_the_seam_is_seen():
     class Switched(gf.AbstractFlow):
         def init(self, trainable, frozen):
@@ -139,6 +140,7 @@ def test_a_jump_at_the_seam_is_seen():
     assert abs(float(sol.final[0]) - (1 - (1 - np.exp(-1)) * np.exp(-1))) <= 1e-6
 
 
+@pytest.mark.slow
 def test_a_batch_is_continued_member_by_member():
     flow, scales = gf.GradientFlow(quartic), jnp.array([0.1, 1.0])
     first = jax.vmap(lambda scale: gf.solve(flow, scale * START, [1.0]))(scales)

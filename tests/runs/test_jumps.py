@@ -104,6 +104,7 @@ def test_declared_jump_is_met_exactly(solver, start):
     np.testing.assert_allclose(sol.final, flow.exact(start, 12.0), rtol=rtol)
 
 
+@pytest.mark.slow
 def test_derivative_with_respect_to_the_time_of_a_jump():
     """`d w(T) / d at`, the step that ends there included."""
 
@@ -182,6 +183,7 @@ def test_flow_declares_the_jumps_of_its_schedule():
     np.testing.assert_allclose(whole.final.Q, params.Q, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_sweep_meets_jumps():
     """Through a sweep, with jumps that are given or declared: the numbers of single runs."""
 

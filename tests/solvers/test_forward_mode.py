@@ -35,7 +35,9 @@ def central(fn):
     return (8 * (fn(step) - fn(-step)) - (fn(2 * step) - fn(-2 * step))) / (12 * step)
 
 
-@pytest.mark.parametrize("make", STABILISED)
+@pytest.mark.parametrize(
+    "make", [pytest.param(s, marks=() if s is gf.solvers.Hybrid else pytest.mark.slow) for s in STABILISED]
+)
 def test_derivative_of_linear_decay(make):
     """`w(1) = w(0) exp(-c)`: both derivatives are known, and both modes of asking for them agree."""
 
@@ -51,6 +53,7 @@ def test_derivative_of_linear_decay(make):
     np.testing.assert_allclose(jax.jacfwd(final)(ones, jnp.array(1.0))[0], by_start, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", STABILISED)
 def test_derivative_under_plain_diffrax(make):
     term = diffrax.ODETerm(lambda t, y, rate: -rate * y)
@@ -66,6 +69,7 @@ def test_derivative_under_plain_diffrax(make):
     np.testing.assert_allclose(by_rate, -np.exp(-1), rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", STABILISED)
 def test_slope_that_overflows_at_the_end(make):
     """Such a step is turned down, by an error that is not finite: the slope would be the first of the next step."""

@@ -310,6 +310,7 @@ def test_forward_mode_agrees_with_differences():
     np.testing.assert_allclose(slope, (end(0.1001) - end(0.0999)) / 2e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_who_gets_it():
     smooth = gf.EmpiricalRisk(np.eye(2), np.ones(2), gf.losses.square)
     tanh = gf.models.MLP(2, 3, key=jax.random.key(0))

@@ -460,6 +460,7 @@ def test_a_checkpoint_that_cannot_be_read_starts_over(tmp_path, counted, kept):
     assert bitwise(run_stored(path), whole)
 
 
+@pytest.mark.slow
 def test_members_missing_in_the_midst_are_run_again(tmp_path, counted):
     """As after a crash while results were being written. Alone in its slot, a member gives the same bits again."""
     path = tmp_path / "a.zarr"

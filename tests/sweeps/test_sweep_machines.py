@@ -208,6 +208,7 @@ def test_the_persistent_compilation_cache_serves_a_second_process(tmp_path):
 # Jobs
 
 
+@pytest.mark.slow
 def test_jobs_share_a_store(tmp_path):
     """Any executor with `submit` will do."""
     axes = {"i": range(200)}

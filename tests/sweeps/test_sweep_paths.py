@@ -111,6 +111,7 @@ def test_resuming_an_interrupted_sweep_gives_the_same_bits(tmp_path, segments, w
     assert bitwise(gf.sweeps.open_store(tmp_path / "a.zarr"), whole)
 
 
+@pytest.mark.slow
 def test_a_store_of_other_paths_is_refused(tmp_path):
     def run(shift=0, dt=0.05, kind=gf.solvers.EulerMaruyama):
         build = lambda seed: path(0.1, seed + shift)  # noqa: E731
@@ -126,6 +127,7 @@ def test_a_store_of_other_paths_is_refused(tmp_path):
         run(kind=gf.solvers.SmallNoise)
 
 
+@pytest.mark.slow
 def test_paths_that_stop_break_down_or_run_out_of_steps():
     """As single ones do, but that a budget of steps is a status: it spoils no other member."""
     until, ts, budget = gf.Until(lambda w: w[2], below=1.5), [0.1, 50.0], 400
@@ -145,6 +147,7 @@ def test_paths_that_stop_break_down_or_run_out_of_steps():
     assert [names[int(code) + 1] for code in ds.status] == ["max_steps", "nonfinite"]
 
 
+@pytest.mark.slow
 def test_paths_flows_and_rules_in_one_sweep():
     def build(how, seed):
         flow, start, key = path(0.1, seed)
