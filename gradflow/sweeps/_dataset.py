@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from gradflow._checks import fail
 from gradflow._solution import Solution, Status
 from gradflow._tree import flatten, split
 from gradflow.runs._member import AbstractMember, Options
-from gradflow.runs._record import seen
+from gradflow.runs._record import value_of
 from gradflow.runs._run import point
 from gradflow.stores._zarr_group import FORMAT
 from gradflow.sweeps._members import Members
@@ -49,18 +49,24 @@ ATTRIBUTES: dict[str, dict[str, Any]] = {
 
 
 class Row(dict[str, Any]):
-    """Shapes and types of the variables of the members of one shape, and its saved parameters leaf by leaf."""
+    """Shapes and types of the variables of the members of one shape, and its saved parameters leaf by leaf.
 
-    def __init__(self, found: dict[str, Any], params: list[tuple[int, ...]]):
-        super().__init__(found)
-        self.params = params
+    `observed`: the names of those that are observed.
+    """
+
+    def __init__(self, found: dict[str, Any], observed: dict[str, Any], params: list[tuple[int, ...]]):
+        super().__init__(found | observed)
+        self.params, self.observed = params, list(observed)
 
 
 def row_of(member: AbstractMember, options: Options) -> Row:
     """Shape and type of every variable of one member, without running it."""
     rows = options.ts.size
 
-    def sample(member: AbstractMember) -> dict[str, Array]:
+    def every_row(values: dict[str, Array]) -> dict[str, Array]:
+        return {name: jnp.broadcast_to(value, (rows, *value.shape)) for name, value in values.items()}
+
+    def sample(member: AbstractMember) -> tuple[dict[str, Array], dict[str, Array]]:
         run = member.run(options)
         state = run.initial()
         full, found, loss = run.params(state), {}, run.loss(state)
@@ -69,16 +75,33 @@ def row_of(member: AbstractMember, options: Options) -> Row:
         if loss is not None:
             found |= {"loss_first": loss, "loss_last": loss}
         observables = run.observables(point(), state)
-        observed = {name: jnp.asarray(fn(seen(member.observe[name], full))) for name, fn in observables.items()}
-        if options.save_params:
-            observed["params"] = flatten(run.start)[0]
-        if run.rounds_times:
-            observed["saved_time"] = options.ts[0]
-        found |= {name: jnp.broadcast_to(value, (rows, *value.shape)) for name, value in observed.items()}
-        return found | {"t_final": options.ts[0]}
+        observed = named_arrays({name: value_of(name, fn, full) for name, fn in observables.items()})
+        timed = {"params": flatten(run.start)[0]} if options.save_params else {}
+        timed |= {"saved_time": options.ts[0]} if run.rounds_times else {}
+        return found | every_row(timed) | {"t_final": options.ts[0]}, every_row(observed)
 
     shapes = [leaf.shape for leaf in jax.tree_util.tree_leaves(split(member.params)[0])]
-    return Row(eqx.filter_eval_shape(sample, member), shapes)
+    found, observed = eqx.filter_eval_shape(sample, member)
+    return Row(found, observed, shapes)
+
+
+def named_arrays(observed: dict[str, PyTree]) -> dict[str, Array]:
+    """Observables as variables: those of a pytree are called by the name of the observable and their place in it.
+
+    >>> import jax.numpy as jnp
+    >>> from gradflow.sweeps._dataset import named_arrays
+    >>> list(named_arrays({"norm": {"first": jnp.ones(2), "layers": [jnp.ones(3)]}, "loss": jnp.ones(())}))
+    ['norm_first', 'norm_layers_0', 'loss']
+    """
+    found = {}
+    for name, value in observed.items():
+        for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
+            place = jax.tree_util.keystr(path, simple=True, separator="_")
+            called = f"{name}_{place}" if place else name
+            if called in found:
+                raise fail("observe", "have names of its own", f"with two arrays called {called!r}", "Rename one.")
+            found[called] = leaf
+    return found
 
 
 def put(
@@ -98,7 +121,8 @@ def _values_of(results: Solution, row: Row) -> dict[str, np.ndarray]:
     found: dict[str, Any] = {f"drift_{name}": value for name, value in results.drift.items()}
     found |= {f"error_{name}": value for name, value in (results.errors or {}).items()}
     found |= {name: results.stats[name] for name in COUNTS}
-    found |= {name: _unreached_as_nan(value, results.reached) for name, value in results.observed.items()}
+    observed = named_arrays(results.observed)
+    found |= {name: _unreached_as_nan(value, results.reached) for name, value in observed.items()}
     found |= {"status": results.code, "t_final": results.t_final}
     if results.loss is not None:
         found |= {"loss_first": results.loss[0], "loss_last": results.loss[1]}
@@ -126,8 +150,8 @@ def template(
     """The data set with nothing in it yet: every variable at its largest shape."""
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, Any] = {}
-    for shape_group, row in zip(members.shape_groups, rows, strict=True):
-        for name in shape_group.first.observe:
+    for row in rows:
+        for name in row.observed:
             if name in TAKEN or name in grid or name.startswith(OF_RUNS):
                 advice = "Names of axes and of the variables that every sweep has are taken."
                 raise fail("observe", "have names of its own", f"with the name {name!r}", advice)

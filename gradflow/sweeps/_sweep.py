@@ -72,7 +72,8 @@ def sweep(
       one for all: flows with noise and without go into one sweep where it is `None`. A path that takes more than
       `max_steps` ends with that status, as a rule does.
     - `observe`: name -> function of the parameters, or a function `flow -> such a dictionary`. The names become
-      variables, so they differ from those of the axes and of what is listed below.
+      variables, so they differ from those of the axes and of what is listed below. Arrays in a pytree are variables of
+      their own, such as `norm_first` for `{"first": ...}` of the observable `norm`.
     - `save_params`: also keep the parameters, flattened, at every save time.
     - `store`: path of a zarr store, written as members finish. With `resume`, members already there are kept, and
       those that ran at an interruption go on where they were; a store with results of another sweep is refused. With

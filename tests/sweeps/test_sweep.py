@@ -764,3 +764,43 @@ def test_wrong_types_are_refused_in_words():
     assert "`axes` must be a dictionary" in said[1]
     assert "`until` must be a gradflow.Until" in said[2]
     assert "`observe` must be a dictionary" in said[3]
+
+
+# Observables that are pytrees
+
+
+def layers(model):
+    """Arrays of a shape that depends on the width, and one that does not."""
+    rows = jnp.sqrt(jnp.sum(model.weight**2, axis=1))
+    return {"norms": rows, "pair": (jnp.sum(model.output), jnp.argmax(rows))}
+
+
+def test_arrays_of_a_pytree_are_variables(tmp_path):
+    """Of every member as of its own run, padded to the largest width, and the same from a store."""
+    axes, ts, observe = {"width": [2, 3], "seed": [0, 1]}, [0.0, 1.0], {"net": layers}
+    build = lambda width, seed: member(width, 1.0, seed)  # noqa: E731
+    options = {"observe": observe, "solver": gf.solvers.Tsit5(), "progress": False, "store": tmp_path / "a.zarr"}
+    ds = gf.sweep(build, axes, ts, **options)
+    assert ds.net_norms.dims == ("width", "seed", "time", "net_norms_0")
+    assert "net" not in ds
+    for width, seed in ((2, 0), (3, 1)):
+        sol = gf.solve(*build(width, seed), ts, observe=observe, solver=gf.solvers.Tsit5())
+        here = ds.sel(width=width, seed=seed)
+        np.testing.assert_allclose(here.net_norms[:, :width], sol.observed["net"]["norms"], rtol=1e-9)
+        assert np.all(np.isnan(here.net_norms[:, width:]))
+        np.testing.assert_allclose(here.net_pair_0, sol.observed["net"]["pair"][0], rtol=1e-9)
+        np.testing.assert_array_equal(here.net_pair_1, sol.observed["net"]["pair"][1])
+    xr.testing.assert_identical(gf.sweep(build, axes, ts, **options), ds)
+
+
+@pytest.mark.parametrize(
+    ("observe", "message"),
+    [
+        ({"net": layers, "net_norms": lambda model: model.output}, "two arrays called 'net_norms'"),
+        ({"drift": lambda model: {"energy": jnp.sum(model.output)}}, "the name 'drift_energy'"),
+        ({"net": lambda model: None}, r"`observe\['net'\]` must return an array or a pytree of arrays.*None"),
+    ],
+)
+def test_variables_have_names_of_their_own(observe, message):
+    with pytest.raises(ValueError, match=message):
+        gf.sweep(lambda seed: member(2, 1.0, seed), {"seed": [0]}, [1.0], observe=observe, progress=False)
