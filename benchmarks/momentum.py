@@ -144,7 +144,7 @@ def main():
     found = [
         records.comparison(
             f"flow, {row['case']}, step x sharpness = {row['s sharpness']:.3g}, error 1e-3",
-            f"{row['method']}, which strays {row['gap']:.0e}",
+            f"{row['method']}, which deviates by {row['gap']:.0e}",
             1 / row["default"]["1e-03"],
         )
         for row in rows

@@ -51,8 +51,8 @@ def moments(flow, solver, dt):
     step = jax.jit(lambda w, dw: solver.step(flow, None, jnp.zeros(()), jnp.asarray(dt), w, dw))
     shift = step(size, jnp.zeros(SAMPLES))
     factor = np.asarray(step(size + 1, jnp.zeros(SAMPLES)) - shift)
-    kicks = jax.vmap(lambda e: step(size, jnp.sqrt(dt) * e) - shift)(jnp.eye(SAMPLES))
-    added, steps = np.sum(np.asarray(kicks) ** 2, axis=0), round(HORIZON / dt)
+    increments = jax.vmap(lambda e: step(size, jnp.sqrt(dt) * e) - shift)(jnp.eye(SAMPLES))
+    added, steps = np.sum(np.asarray(increments) ** 2, axis=0), round(HORIZON / dt)
     start = np.arange(len(factor)) == 0
     return start * factor**steps, added * (1 - factor ** (2 * steps)) / (1 - factor**2)
 

@@ -40,7 +40,7 @@ from gradflow import plot  # noqa: E402
 from gradflow.plot._style import STYLE, figure, label_decades  # noqa: E402
 
 RTOL = 1e-4
-PATIENCE = 10.0
+MOST_SECONDS = 10.0
 """Seconds after which a way is not run again."""
 FLIGHT, BY_WIDTH, TOGETHER, DESCENT = "in flight", "by width", "one vmap", "descent"
 SOLVERS = {"default": None, "Tsit5": gf.solvers.Tsit5()}
@@ -173,7 +173,7 @@ def in_turn(runs):
     found = {how: [] for how in runs}
     for _ in range(3):
         for how, run in runs.items():
-            if sum(one["seconds"] for one in found[how]) < PATIENCE:
+            if sum(one["seconds"] for one in found[how]) < MOST_SECONDS:
                 found[how].append(run())
     return {
         how: rows[-1] | {key: float(np.median([row[key] for row in rows])) for key in ("seconds", "cpu")}

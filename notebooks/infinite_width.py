@@ -71,8 +71,8 @@ def outputs(flow):
 
 ds = gf.sweep(build, {"width": widths, "seed": range(seeds)}, ts, observe=outputs, progress=False)
 predicted = gf.width_fluctuations(problem, start, ts)
-strayed = ds.predictions.values - predictions
-measured = np.sqrt(np.mean(strayed**2, axis=(1, 2, 3)))
+deviations = ds.predictions.values - predictions
+measured = np.sqrt(np.mean(deviations**2, axis=(1, 2, 3)))
 expected = [float(jnp.sqrt(jnp.mean(predicted.std(width) ** 2))) for width in widths]
 for width, seen, told in zip(widths, measured, expected, strict=True):
     print(f"width {width:3}: distance from the limit {seen:.4f}, predicted {told:.4f}")
@@ -90,7 +90,7 @@ band = np.asarray(predicted.std(64))[-1]
 axes[0].fill_between(x[:, 0], -band, band, color="0.85", label="predicted deviation")
 for seed in range(6):
     label = "one network" if seed == 0 else None
-    axes[0].plot(x[:, 0], strayed[1, seed, -1], color="tab:blue", linewidth=0.7, label=label)
+    axes[0].plot(x[:, 0], deviations[1, seed, -1], color="tab:blue", linewidth=0.7, label=label)
 axes[0].axhline(0, color="black", label="width infinity")
 axes[0].set(xlabel="$x$", ylabel="prediction minus that of the limit")
 axes[0].set_title(f"six networks of width 64 at t = {ts[-1]:g}")

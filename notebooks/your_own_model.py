@@ -15,7 +15,7 @@
 #
 # A model, a loss and some data make a gradient flow, $\dot\theta = -\nabla L(\theta)$: the path that gradient descent
 # follows as its learning rate goes to zero. Here is one from nothing, its picture, and how far gradient descent
-# strays from it.
+# deviates from it.
 
 # %%
 import equinox as eqx

@@ -35,7 +35,7 @@ def alternating_flow(
 
     Neurons are dormant at first. Dormant ones turn to the nearest maximum of their correlation `U_j` with what the
     active ones leave unexplained, and meanwhile accumulate `S_j = degree * int U_j dt`. The first whose `S_j` reaches
-    `c_j` wakes up, and the active neurons then follow gradient flow to convergence, which takes no time on this scale;
+    `c_j` becomes active, and the active neurons then follow gradient flow to convergence, which takes no time here;
     those that shrink to nothing are dormant again. A neuron that has turned keeps an exponentially small share of the
     direction it left, so the clock is signed: when the output of a dormant neuron turns to the opposite side, `S_j`
     changes sign and first counts back to zero; one that was active comes back with the other sign after twice `c_j`.
@@ -51,8 +51,8 @@ def alternating_flow(
 
     - `problem`, `model`: a sum of homogeneous neurons, as for `NeuronPolarFlow`; the weights give the first directions.
     - `log_norms`: `ln |w_j(0)|` of every neuron, or one for all. Times are in the unit of gradient flow.
-    - `degree`; `rounds`: the most. `seed_norm`: of a neuron that wakes up. `tolerance`: gradient norm over its largest
-      value in a round, at which the active ones have converged; `horizon`: flow time after which they count as
+    - `degree`; `rounds`: the most. `seed_norm`: of a neuron that becomes active. `tolerance`: gradient norm over its
+      largest value in a round, at which the active ones have converged; `horizon`: flow time after which they count as
       converged in any case. `rtol`, `solver`: of the integration.
 
     Where ReLU neurons slide along kinks, give the problem `predict=gradflow.models.Smoothed(...)`.
@@ -116,16 +116,16 @@ def alternating_flow(
             break
         wait = max(float(waits[first]), 0.0)
         grown[dormant] = np.minimum(grown + np.where(np.isfinite(speed), speed, 0) * wait, thresholds)[dormant]
-        # Neurons of equal norms in one basin wake up together.
+        # Neurons of equal norms in one basin become active together.
         together = ~active & (waits <= wait * (1 + 1e-6))
         weights[together], active[together] = seed_norm * units[together], True
         weights = settle(problem, model, weights, tolerance, horizon, rtol, solver)
-        asleep = active & (np.linalg.norm(weights, axis=1) < seed_norm)
-        for j in np.flatnonzero(asleep):
+        resting = active & (np.linalg.norm(weights, axis=1) < seed_norm)
+        for j in np.flatnonzero(resting):
             units[j] = weights[j] / max(np.linalg.norm(weights[j]), 1e-300)
         # One that was active has outgrown its start by all of the threshold.
-        sides[asleep], grown[asleep] = units[asleep], thresholds[asleep]
-        weights[asleep], active[asleep] = 0.0, False
+        sides[resting], grown[resting] = units[resting], thresholds[resting]
+        weights[resting], active[resting] = 0.0, False
         here = with_rows(model, jnp.asarray(weights, dtype))
         saddles.append(here)
         activated.append(first)

@@ -34,12 +34,12 @@ class WidthFluctuations(NamedTuple):
 def width_fluctuations(
     problem: Any, start: Any, ts: Any, *, rule: Any = None, decay: Any = 0.0, rtol: float = 1e-6
 ) -> WidthFluctuations:
-    """How far predictions of finite networks stray from width infinity.
+    """How far predictions of finite networks deviate from width infinity.
 
     Their standard deviation under gradient flow, to leading order `N^-1/2`.
 
-    A network of `N` nodes starts from the empirical measure of `N` labels, which strays from the law by `N^-1/2`. Its
-    predictions stray by what the limit answers to that, to first order: with `G_j` the derivative of a prediction of
+    A network of `N` nodes starts from the empirical measure of `N` labels, which deviates from the law by `N^-1/2`. Its
+    predictions deviate by what the limit answers to that, to first order: with `G_j` the derivative of a prediction of
     the limit by the weight of node `j` of a layer, all nodes moving along,
 
         N Var = sum over layers of  sum_j p_j (G_j - sum_k p_k G_k)^2
@@ -85,6 +85,6 @@ def _variances(predictions: Any, weights: tuple[Array, ...]) -> WidthFluctuation
     limit, slopes = jax.jit(jax.vmap(answer, out_axes=(None, 0)))(jnp.eye(flat.size, dtype=flat.dtype))
     found = []
     for p, own in zip(weights, jnp.split(slopes, ends[:-1]), strict=True):
-        strayed = own - jnp.tensordot(p, own, axes=1)[None, ...]
-        found.append(jnp.tensordot(p, strayed**2, axes=1))
+        deviations = own - jnp.tensordot(p, own, axes=1)[None, ...]
+        found.append(jnp.tensordot(p, deviations**2, axes=1))
     return WidthFluctuations(limit, jnp.stack(found, axis=-1))

@@ -49,7 +49,7 @@ class NormalisedMargin(eqx.Module):
 
     For a homogeneous network it depends on the direction alone.
 
-    Negative where the samples are not all told apart. Along gradient flow of an exponential-type loss its smooth
+    Negative where the samples are not all separated. Along gradient flow of an exponential-type loss its smooth
     relative `-log(n L) / |theta|^degree` never decreases once the loss is below `1/n`, and the two differ by at most
     `log n / |theta|^degree` (K. Lyu and J. Li 2020, arXiv 1906.05890).
 
@@ -89,7 +89,7 @@ class MaxMarginResidual(eqx.Module):
     2020, arXiv 1906.05890). `g` is computed as `-grad L`, at the cost of one gradient; with several outputs the two
     agree once each sample has a single rival class.
 
-    NaN where a margin is not positive: there is no maximum-margin problem before the samples are told apart, and on
+    NaN where a margin is not positive: there is no maximum-margin problem before the samples are separated, and on
     data that cannot be there never is.
 
     **Arguments**: `problem`: as for `Margins`. Its loss should fall exponentially: logistic, exponential or

@@ -13,7 +13,7 @@ PARTS = {"true-living": "tab:green", "true-dead": "#b7e0b7", "false-living": "ta
 
 
 def early_stage(ds: xr.Dataset) -> Figure:
-    """Loss drop, samples deserted, switches that theory forbids, late phase.
+    """Loss drop, samples uncovered, switches that theory forbids, late phase.
 
     The drop over widths, rates and batches; over time the partition, the bound on the gradient, and `t * loss`.
 
@@ -25,7 +25,7 @@ def early_stage(ds: xr.Dataset) -> Figure:
         _drop(panels[0], ds, "width", "width $m$")
         _drop(panels[1], ds, "rate", r"learning rate $\eta$")
         _batches(panels[2], ds)
-        _deserted(panels[3], ds)
+        _uncovered(panels[3], ds)
         _partition(panels[4], ds)
         _violations(panels[5], ds)
         _bound(panels[6], ds)
@@ -61,13 +61,13 @@ def _batches(ax: Axes, ds: xr.Dataset) -> None:
     ax.legend()
 
 
-def _deserted(ax: Axes, ds: xr.Dataset) -> None:
+def _uncovered(ax: Axes, ds: xr.Dataset) -> None:
     for i, name in enumerate(ds.loss.values):
-        row = ds.deserted.sel(loss=name)
+        row = ds.uncovered.sel(loss=name)
         style = {"marker": MARKERS[i % 5], "markersize": max(8 - 2 * i, 3), "color": shades(ds.sizes["loss"])[i]}
         ax.plot(ds.width, row, label=name, **style)
-    ax.set(xscale="log", title="samples deserted by their class, $t = 1$", xlabel="width $m$", ylabel="samples")
-    ax.set_ylim(-0.03 * float(ds.deserted.max()) - 0.01, 1.2 * float(ds.deserted.max()) + 0.1)
+    ax.set(xscale="log", title="samples uncovered by their class, $t = 1$", xlabel="width $m$", ylabel="samples")
+    ax.set_ylim(-0.03 * float(ds.uncovered.max()) - 0.01, 1.2 * float(ds.uncovered.max()) + 0.1)
     label_decades(ax)
     ax.legend()
 
@@ -130,5 +130,5 @@ def _late(ax: Axes, ds: xr.Dataset) -> None:
     if separated:
         other.set_ylabel("normalised margin (dashed)")
     else:
-        other.set(yticks=[], ylabel="not told apart: no margin")
+        other.set(yticks=[], ylabel="not separated: no margin")
     ax.legend(loc="lower center")

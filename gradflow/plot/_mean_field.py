@@ -39,9 +39,16 @@ def _risk(ax: Axes, ds: xr.Dataset) -> None:
 
 def _deviation(ax: Axes, ds: xr.Dataset) -> None:
     row, colours = ds.sel(depth=2), shades(3)
-    ax.loglog(ds.width, row.deviation, "o", color=colours[2], markersize=4, label=_said("flow", row.slope))
+    ax.loglog(ds.width, row.deviation, "o", color=colours[2], markersize=4, label=_label_with_slope("flow", row.slope))
     ax.loglog(ds.width, ds.predicted_deviation, "_-", color=colours[2], linewidth=0.9, label="flow, predicted")
-    ax.loglog(ds.sgd_width, ds.sgd_deviation, "^", color=colours[1], markersize=4, label=_said("SGD", ds.sgd_slope))
+    ax.loglog(
+        ds.sgd_width,
+        ds.sgd_deviation,
+        "^",
+        color=colours[1],
+        markersize=4,
+        label=_label_with_slope("SGD", ds.sgd_slope),
+    )
     seen = (row.bias > 3 * row.bias_noise).values
     if seen.any():
         ax.loglog(ds.width[seen], row.bias[seen], "s", color=colours[0], markersize=4, label="bias of the mean")
@@ -52,7 +59,7 @@ def _deviation(ax: Axes, ds: xr.Dataset) -> None:
     ax.legend()
 
 
-def _said(name: str, slope: xr.DataArray) -> str:
+def _label_with_slope(name: str, slope: xr.DataArray) -> str:
     """A name and its fitted slope, if there is one."""
     return f"{name}: {float(slope):+.2f}" if np.isfinite(float(slope)) else name
 
@@ -60,7 +67,7 @@ def _said(name: str, slope: xr.DataArray) -> str:
 def _depth(ax: Axes, ds: xr.Dataset) -> None:
     for i, (colour, depth) in enumerate(zip(shades(ds.sizes["depth"]), ds.depth.values, strict=True)):
         row = ds.sel(depth=depth)
-        label = _said(f"{depth} hidden layers", row.slope)
+        label = _label_with_slope(f"{depth} hidden layers", row.slope)
         ax.loglog(ds.width, row.deviation, MARKERS[i % 4] + "-", color=colour, markersize=4, label=label)
     width = ds.width.values.astype(float)
     line = float(ds.deviation.max()) * (width / width[0]) ** -0.5

@@ -34,7 +34,7 @@ def two_directions(ds: xr.Dataset) -> Figure:
         ends = ds.phase_end
         times.loglog(ds.angle, ends.sel(phase="plateau"), "o", color="black", markersize=4, label="escape")
         times.loglog(ds.angle, ds.predicted_escape_time, "-", color="0.5", label="predicted")
-        for phase, mark, label in (("condensation", "s", "plateau begins"), ("escape", "^", "told apart")):
+        for phase, mark, label in (("condensation", "s", "plateau begins"), ("escape", "^", "separated")):
             times.loglog(ds.angle, ends.sel(phase=phase), mark, color="0.4", markersize=4, label=label)
         times.set(title="ends of the phases", xlabel="angle $D$", ylabel="flow time $t$")
         times.set_ylim(top=30 * float(ends.max()))

@@ -15,15 +15,15 @@ from gradflow.solvers._control import DORMANT, StepControl
 from gradflow.solvers._method import AbstractMethod, Attempt, Field
 from gradflow.solvers._ndf import NDF, ROWS, History, split_state
 
-WARM = 3
+WARM_UP_STEPS = 3
 """Explicit steps after which their length is taken at its word."""
 BUDGET = 35
 """Evaluations, times `rtol^(-1/6)`, that a run is given to be finished explicitly; `NDF` seldom takes fewer."""
-FORGET = 0.95
+REJECTION_MEMORY = 0.95
 """Weight of the past in the share of implicit steps that were rejected."""
-SETTLED = 10
+TRUSTED_STEPS = 10
 """Accepted implicit steps before which rejections tell of the change of method, not of the field."""
-TROUBLE = 0.3
+MAX_REJECTION_SHARE = 0.3
 """The share beyond which the field is taken for one that is not smooth."""
 
 
@@ -160,7 +160,7 @@ class Automatic(AbstractMethod):
         ahead = (tableau.stages - 1) * remaining / (dt * factor.astype(dt.dtype))
         held = cost_if_held(field, unflatten, tableau, k).astype(dt.dtype) * remaining / dt
         budget = mode.budget.astype(dt.dtype) * (given.rtol ** (-1 / 6)).astype(dt.dtype)
-        switch = (mode.steps + 1 >= WARM) & (ahead * held > (BUDGET * budget) ** 2)
+        switch = (mode.steps + 1 >= WARM_UP_STEPS) & (ahead * held > (BUDGET * budget) ** 2)
         history = self._recent(field, y, dense, mode.history)
         factor = jnp.where((ratio <= 1) & switch, (history.spacing / h).astype(factor.dtype), factor)
         history = jax.tree_util.tree_map(lambda a, b: jnp.where(switch, a, b), history, mode.history)
@@ -176,8 +176,10 @@ class Automatic(AbstractMethod):
         """A step of the implicit method; no evaluations where the other one is at work."""
         tried = self.implicit.step(field, y, dt, control, floor, mode.history, mode.implicit)
         keep = tried.ratio <= 1
-        rejections = FORGET * mode.rejections + jnp.where(keep | (mode.steps < SETTLED), 0, 1 - FORGET)
-        switch = keep & (rejections > TROUBLE)
+        rejections = REJECTION_MEMORY * mode.rejections + jnp.where(
+            keep | (mode.steps < TRUSTED_STEPS), 0, 1 - REJECTION_MEMORY
+        )
+        switch = keep & (rejections > MAX_REJECTION_SHARE)
         stiffest = tried.accepted.stiffest
         h = _Tableau(type(self.explicit).tableau).limit / jnp.where(stiffest > 0, stiffest, 1)
         factor = jnp.where(
@@ -215,7 +217,7 @@ class Automatic(AbstractMethod):
         size = old.table.shape[1]
         fresh = self.implicit.begin(field, y, y, dt / 8)
         order = jnp.asarray(min(points - 1, self.implicit.max_order))
-        where = lambda h: (h.table, h.riders, h.order, h.age)  # noqa: E731
+        where = lambda h: (h.table, h.quadratures, h.order, h.age)  # noqa: E731
         return eqx.tree_at(where, fresh, (whole[:, :size], whole[:, size:], order, old.age + 1))
 
 

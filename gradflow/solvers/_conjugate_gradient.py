@@ -68,8 +68,8 @@ def conjugate_gradient(
         x, residual, p, squares, gamma, _, count, _, _, curvature, stiffest = state
         hp = product(p)
         pp = p @ p
-        bend = p @ hp
-        quotient = 1 + c * bend / pp
+        along = p @ hp
+        quotient = 1 + c * along / pp
         negative, finite = ~(quotient > LEAST), jnp.isfinite(quotient)
         alpha = squares / jnp.where(negative, 1, pp * quotient)
         x = jnp.where(negative, x, x + alpha * p)
@@ -80,8 +80,8 @@ def conjugate_gradient(
         gamma = jnp.where(ahead > 0, ahead / jnp.where(ahead > 0, smallest * ahead + beta, 1), alpha)
         length = jnp.sqrt(x @ x)
         share = norm(x * scale) / (scale * jnp.where(length > 0, length, 1))
-        bend = jnp.where(jnp.isfinite(bend), bend / pp, 0)
-        curvature, stiffest = jnp.minimum(curvature, bend), jnp.maximum(stiffest, bend)
+        along = jnp.where(jnp.isfinite(along), along / pp, 0)
+        curvature, stiffest = jnp.minimum(curvature, along), jnp.maximum(stiffest, along)
         return x, residual, residual + beta * p, new, gamma, share, count + 1, negative, finite, curvature, stiffest
 
     final = jax.lax.while_loop(wanted, iterate, start)

@@ -54,8 +54,8 @@ def conjugate_residual(
         x, residual, inputs, outputs, count, _, _, curvature, stiffest = state
         hp = product(residual)
         squares = residual @ residual
-        bend = residual @ hp / squares
-        negative, finite = ~(1 + c * bend > LEAST), jnp.isfinite(bend)
+        along = residual @ hp / squares
+        negative, finite = ~(1 + c * along > LEAST), jnp.isfinite(along)
         output = residual + c * hp
         before = outputs @ output
         output, p = output - before @ outputs, residual - before @ inputs
@@ -66,8 +66,8 @@ def conjugate_residual(
         x, residual = jnp.where(usable, x + alpha * p, x), jnp.where(usable, residual - alpha * output, residual)
         place = count % kept
         inputs, outputs = inputs.at[place].set(p), outputs.at[place].set(output)
-        bend = jnp.where(finite, bend, 0)
-        curvature, stiffest = jnp.minimum(curvature, bend), jnp.maximum(stiffest, bend)
+        along = jnp.where(finite, along, 0)
+        curvature, stiffest = jnp.minimum(curvature, along), jnp.maximum(stiffest, along)
         return x, residual, inputs, outputs, count + 1, ~usable, finite, curvature, stiffest
 
     final = jax.lax.while_loop(wanted, iterate, start)

@@ -32,7 +32,7 @@ FIRST_ERROR = 1.0
 errs on the side of short steps. With a hundredth, as is usual, growth from a step that is far too short ends in one
 that is too long: in 4 of 14 random bases a saddle was then left up to 2 % late, and with one in none."""
 
-EARLIEST = 0.05
+FIRST_TOLERANCE_SHARE = 0.05
 """Share of the tolerance that the first steps are held to, where it is graded."""
 
 
@@ -56,7 +56,7 @@ class StepControl(eqx.Module):
 
     def tightened(self, share: Scalar) -> "StepControl":
         """For a step that ends when this share of the run lies behind: early errors are carried through all of it."""
-        factor = jnp.clip(share, EARLIEST, 1).astype(self.rtol.dtype)
+        factor = jnp.clip(share, FIRST_TOLERANCE_SHARE, 1).astype(self.rtol.dtype)
         atol = None if self.atol is None else factor * self.atol
         return StepControl(factor * self.rtol, atol, self.counts)
 

@@ -102,9 +102,9 @@ class SmallNoise(AbstractStochasticMethod):
         first = flow.vector_field(t, y, frozen)
         ahead = jax.tree_util.tree_map(lambda a, f: a + dt.astype(a.dtype) * f, y, first)
         second = flow.vector_field(t + dt, ahead, frozen)
-        kick = flow.noise(t, y, frozen, dw)
+        noise = flow.noise(t, y, frozen, dw)
         return jax.tree_util.tree_map(
-            lambda a, f, g, b: a + dt.astype(a.dtype) / 2 * (f + g) + b, y, first, second, kick
+            lambda a, f, g, b: a + dt.astype(a.dtype) / 2 * (f + g) + b, y, first, second, noise
         )
 
     def evaluations(self, flow: Any) -> tuple[int, int]:

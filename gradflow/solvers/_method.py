@@ -35,7 +35,7 @@ class Field(eqx.Module):
     def __call__(self, s: Scalar, y: PyTree) -> PyTree:
         t = self.t + jnp.asarray(s, self.t.dtype)
         if self.before is not None and self.after is not None:
-            low, high = _beside(self.before, 1), _beside(self.after, -1)
+            low, high = _next_to(self.before, 1), _next_to(self.after, -1)
             t = jnp.where(t < low, low, jnp.where(t > high, high, t))
         return self.inside(self.flow.vector_field(t, y, self.frozen))
 
@@ -63,7 +63,7 @@ class Field(eqx.Module):
         return eqx.tree_at(self.flow.controlled, y, watched, is_leaf=lambda x: x is None)
 
 
-def _beside(jump: Scalar, side: int) -> Scalar:
+def _next_to(jump: Scalar, side: int) -> Scalar:
     """The time just after (`side=1`) or before (`-1`) a jump."""
     spacing = jnp.maximum(jnp.abs(jump) * jnp.finfo(jump.dtype).eps, jnp.finfo(jump.dtype).tiny)
     return jnp.where(jnp.isfinite(jump), jump + side * ROUNDINGS * spacing, jump)

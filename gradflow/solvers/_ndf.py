@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from gradflow._checks import check_count, fail
 from gradflow._tree import flatten
-from gradflow.solvers._control import EARLIEST, StepControl
+from gradflow.solvers._control import FIRST_TOLERANCE_SHARE, StepControl
 from gradflow.solvers._differences import append, change_of_spacing, weights
 from gradflow.solvers._method import AbstractMethod, Attempt, Field
 from gradflow.solvers._newton import newton
@@ -28,7 +28,7 @@ SHARPER, POWER = 1e-4, 0.1
 """Tolerance below which that share falls, and how: a run of more steps adds up more errors."""
 LOOSEST = 2.5e-3
 """Tolerance beyond which steps cost more again: Newton's method takes more iterations, and fails more often."""
-YOUNG = 10
+START_UP_STEPS = 10
 """Number of steps within which the step may grow tenfold at once; later it at most doubles."""
 
 
@@ -36,7 +36,7 @@ class History(eqx.Module):
     """What the method keeps from step to step."""
 
     table: Float[Array, "rows size"]  # backward differences of the watched part of the state
-    riders: Float[Array, "rows rest"]  # and of the quadratures that ride along
+    quadratures: Float[Array, "rows rest"]  # and of the quadratures that ride along
     spacing: Scalar
     order: Int[Array, ""]
     equal: Int[Array, ""]  # steps since the spacing or the order changed
@@ -123,9 +123,9 @@ class NDF(AbstractMethod):
             rows = jnp.zeros((ROWS, now.size), now.dtype)
             tables.append(rows.at[0].set(now).at[1].set(dt.astype(now.dtype) * change))
         one = jnp.ones((), value[0].dtype)
-        table, riders = tables
+        table, quadratures = tables
         zero, count = jnp.zeros_like(one), jnp.asarray(0)
-        return History(table, riders, dt.astype(one.dtype), jnp.asarray(1), count, one, zero, count, zero, zero)
+        return History(table, quadratures, dt.astype(one.dtype), jnp.asarray(1), count, one, zero, count, zero, zero)
 
     def attempt(
         self,
@@ -155,7 +155,7 @@ class NDF(AbstractMethod):
         k, dtype = history.order, history.table.dtype
         h = dt.astype(dtype)
         ready = change_of_spacing(h / history.spacing, k, ROWS)
-        riders = ready.astype(history.riders.dtype) @ history.riders
+        quadratures = ready.astype(history.quadratures.dtype) @ history.quadratures
         sizes = flatten(control.sizes(field.watched(y), floor))[0]
         unit = _power_of_two(jnp.max(sizes, initial=0.0))
         table, sizes = ready @ (history.table / unit), sizes / unit
@@ -165,7 +165,7 @@ class NDF(AbstractMethod):
         sums = jnp.where((index >= 1) & (index <= k), jnp.asarray(SUMS + (0.0,) * 2, dtype)[index], 0) / alpha
         c = h / alpha
 
-        grade = jnp.clip(field.share.astype(dtype), EARLIEST, 1.0)
+        grade = jnp.clip(field.share.astype(dtype), FIRST_TOLERANCE_SHARE, 1.0)
         entries = jnp.asarray(control.entries(field.watched(y)), dtype)
         rtol = jnp.minimum(control.rtol, LOOSEST).astype(dtype)
         accuracy = SHARE * rtol * jnp.minimum(rtol / SHARPER, 1) ** POWER * grade
@@ -200,7 +200,7 @@ class NDF(AbstractMethod):
 
         scaled = append(table, found.correction, k)
         moved, rates = unit * scaled, unit * ((sums @ table + found.correction) / c)
-        carried, extra = self._carry_riders(field, y, dt, unflatten, moved[0], rates, riders, sums, c, k)
+        carried, extra = self._carry_quadratures(field, y, dt, unflatten, moved[0], rates, quadratures, sums, c, k)
         comparable = (h == history.spacing) & (history.error > 0)
         trend = jnp.where(comparable, error / jnp.where(comparable, history.error, 1), 1)
         expected = error * jnp.clip(trend, 1, 5)
@@ -209,7 +209,7 @@ class NDF(AbstractMethod):
         stiffest = jnp.maximum(found.stiffest, 0.9 * history.stiffest)
         longest = 0.7 * alpha / jnp.where(curvature > 0, curvature, 1) / h
         factor = jnp.where(curvature > 0, jnp.minimum(factor, jnp.maximum(longest, 0.5)), factor)
-        factor = jnp.minimum(factor, jnp.where(history.age < YOUNG, 10.0, 2.0))
+        factor = jnp.minimum(factor, jnp.where(history.age < START_UP_STEPS, 10.0, 2.0))
         equal = jnp.where(changed, 0, jnp.where(h == history.spacing, history.equal + 1, 1))
         rate = jnp.minimum(1, jnp.where(found.observed, found.rate, 1.1 * history.rate))
         accepted = History(moved, carried, h, order, equal, rate, curvature, history.age + 1, error, stiffest)
@@ -221,7 +221,7 @@ class NDF(AbstractMethod):
         distrust = jnp.where(found.converged, history.rate, 1)
         rejected = History(
             history.table,
-            history.riders,
+            history.quadratures,
             history.spacing,
             k,
             jnp.zeros_like(k),
@@ -245,10 +245,10 @@ class NDF(AbstractMethod):
         )
 
     def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
-        table, riders, h, order, y = dense
+        table, quadratures, h, order, y = dense
         row = weights((s.astype(h.dtype) - h) / h, order, ROWS)
         unflatten = flatten(field.watched(y))[1]
-        return _assemble(field, y, unflatten(row @ table), row.astype(riders.dtype) @ riders)
+        return _assemble(field, y, unflatten(row @ table), row.astype(quadratures.dtype) @ quadratures)
 
     def _next(
         self,
@@ -286,7 +286,7 @@ class NDF(AbstractMethod):
         factor = jnp.where(change, factor, jnp.where(hurry, jnp.minimum(0.9 * longest(k, expected), 1), 1))
         return order, factor, change | hurry
 
-    def _carry_riders(
+    def _carry_quadratures(
         self,
         field: Field,
         y: PyTree,
@@ -294,21 +294,21 @@ class NDF(AbstractMethod):
         unflatten: Callable[[Array], PyTree],
         w: Float[Array, " size"],
         rate: Float[Array, " size"],
-        riders: Float[Array, "rows rest"],
+        quadratures: Float[Array, "rows rest"],
         sums: Float[Array, " rows"],
         c: Scalar,
         k: Int[Array, ""],
     ) -> tuple[Float[Array, "rows rest"], Int[Array, ""]]:
         """The table of the quadratures after the step, and the evaluations that took."""
-        if riders.shape[1] == 0:
-            return riders, jnp.asarray(0)
+        if quadratures.shape[1] == 0:
+            return quadratures, jnp.asarray(0)
         whole = field.flow.derivative(unflatten(rate))
         spent = jnp.asarray(0)
         if whole is None:
             whole, spent = field(dt, field.replace(y, unflatten(w))), jnp.asarray(1)
         slope = split_state(field, whole)[1]
-        known = sums.astype(riders.dtype) @ riders
-        return append(riders, c.astype(riders.dtype) * slope - known, k), spent
+        known = sums.astype(quadratures.dtype) @ quadratures
+        return append(quadratures, c.astype(quadratures.dtype) * slope - known, k), spent
 
 
 def _power_of_two(x: Scalar) -> Scalar:

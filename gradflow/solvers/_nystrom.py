@@ -29,13 +29,13 @@ TIGHTEST = (3e-4, 1e-6)
 """Tolerances below which the first pair gives way to the second, and that to the third."""
 LENIENT = 20.0
 """Times the tolerance that the result of order six is held to; that of order eight, which is kept, errs by about it."""
-SETTLED = 3.4
+STABLE_REACH = 3.4
 """`h w` up to which a step of order eight does not amplify an oscillation."""
-FAR = 0.1
+MIN_ERROR_RATIO = 0.1
 """Error ratio below which a step tells the next but one nothing but that it was short."""
 OVERDAMPED = 6.0
 """Damping times the longest step: what decays without turning is no oscillation to which coefficients were fitted."""
-FORGET = 0.98
+FREQUENCY_MEMORY = 0.98
 """What is left after a step of the highest squared frequency seen before it."""
 
 
@@ -127,8 +127,8 @@ class Nystrom(AbstractMethod):
         finite = jnp.all(jnp.isfinite(accelerations))
         ratio = jax.lax.stop_gradient(jnp.where(finite, ratio, jnp.inf)).astype(state.ratio.dtype)
         seen = jax.lax.stop_gradient(step.squared_frequency(accelerations, forces)).astype(state.highest.dtype)
-        highest = jnp.maximum(jnp.where(finite, seen, 0), FORGET * state.highest)
-        factor = control.factor(ratio, jnp.maximum(state.ratio, FAR), state.failed, step.table.order)
+        highest = jnp.maximum(jnp.where(finite, seen, 0), FREQUENCY_MEMORY * state.highest)
+        factor = control.factor(ratio, jnp.maximum(state.ratio, MIN_ERROR_RATIO), state.failed, step.table.order)
         tiny = jnp.finfo(h.dtype).tiny
         longest = jnp.minimum(
             table.reach / jnp.sqrt(jnp.maximum(highest, tiny)), OVERDAMPED / jnp.maximum(step.damping, tiny)
@@ -301,5 +301,5 @@ def _published(data: dict[str, Any]) -> Coefficients:
         np.array(7),
         velocity - vectors["velocity_embedded"],
         (lagrange / (k + 1), lagrange / ((k + 1) * (k + 2))),
-        np.array(SETTLED),
+        np.array(STABLE_REACH),
     )

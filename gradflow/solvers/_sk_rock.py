@@ -79,7 +79,7 @@ class SKROCK(AbstractStochasticMethod):
         self.dt, self.stages = jnp.asarray(dt, float), int(stages)
 
     def step(self, flow: Any, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, dw: Float[Array, " n"]) -> PyTree:
-        kick = flow.noise(t, y, frozen, dw)
+        noise = flow.noise(t, y, frozen, dw)
         rows = coefficients(self.stages)
         c, m, n, k = (jnp.asarray(column, float) for column in rows)
 
@@ -88,8 +88,8 @@ class SKROCK(AbstractStochasticMethod):
             slope = flow.vector_field(t + c[j - 1] * dt, now, frozen)
             return combine((m[j] * dt, slope), (n[j], now), (k[j], before)), now
 
-        slope = flow.vector_field(t, combine((1.0, y), (n[1], kick)), frozen)
-        first = combine((1.0, y), (m[1] * dt, slope), (k[1], kick))
+        slope = flow.vector_field(t, combine((1.0, y), (n[1], noise)), frozen)
+        first = combine((1.0, y), (m[1] * dt, slope), (k[1], noise))
         return jax.lax.fori_loop(2, self.stages + 1, stage, (first, y))[0]
 
     def evaluations(self, flow: Any) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from gradflow._tree import Extents, tree_norm, within
 MOST_ITERATIONS = 50
 """Iterations after which an estimate is taken as it stands."""
 
-SETTLED = 0.01
+CONVERGED = 0.01
 """Relative change from one iteration to the next below which an estimate is taken."""
 
 GOLDEN_ANGLE = 2.399963229728653
@@ -72,8 +72,8 @@ def estimate_spectral_radius(
         return unit(add(direction, scale(MIXED_FIELD, unit(f)), scale(MIXED_NOISE, unit(waves))))
 
     def running(state: tuple) -> Bool[Array, ""]:
-        k, _, _, _, settled = state
-        return (k == 0) | (wanted & ~settled & (k <= MOST_ITERATIONS))
+        k, _, _, _, converged = state
+        return (k == 0) | (wanted & ~converged & (k <= MOST_ITERATIONS))
 
     def iterate(state: tuple) -> tuple:
         k, f, v, last, _ = state
@@ -86,8 +86,8 @@ def estimate_spectral_radius(
         fixed_image = jax.lax.stop_gradient(image)
         change = jax.tree_util.tree_map(jnp.subtract, fixed_image, fixed_f)
         radius = jnp.where(first, blank, tree_norm(change).astype(dtype) / jnp.where(first, 1, distance))
-        settled = ~first & (~jnp.isfinite(radius) | (jnp.abs(radius - last) <= SETTLED * radius))
-        return k + 1, select(first, image, f), select(first, begin(fixed_image), unit(change)), radius, settled
+        converged = ~first & (~jnp.isfinite(radius) | (jnp.abs(radius - last) <= CONVERGED * radius))
+        return k + 1, select(first, image, f), select(first, begin(fixed_image), unit(change)), radius, converged
 
     start = jnp.where(known, 1, 0).astype(int)
     v0 = jax.lax.cond(known & wanted, begin, lambda _: direction, jax.lax.stop_gradient(f))

@@ -22,9 +22,9 @@ from gradflow.solvers._spectral_radius import estimate_spectral_radius
 
 SAFETY = 1.2
 """By how much an estimated spectral radius is enlarged: it is a lower bound, and it ages."""
-PATIENCE = 4
+STEPS_BEFORE_ESTIMATE = 4
 """Ordinary steps before the first estimate of the spectral radius, in `gradflow.solve`."""
-GAIN = 1.5
+NONSTIFF_STEP_RATIO = 1.5
 """How much longer an ordinary step is for the same error."""
 
 
@@ -151,7 +151,7 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
 
     def patient(self, state: StabilisedState) -> StabilisedState:
         """A first state for runs with error control: ordinary steps can do without the spectral radius for a while."""
-        age = max(self.refresh - PATIENCE, 0) if self.ordinary else self.refresh
+        age = max(self.refresh - STEPS_BEFORE_ESTIMATE, 0) if self.ordinary else self.refresh
         return dataclasses.replace(state, age=jnp.asarray(age))
 
     def longest_step(self, state: StabilisedState) -> Scalar:
@@ -162,15 +162,15 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
     def suited_step(self, state: StabilisedState, step: Scalar) -> Scalar:
         """The step to go on with, where the error suggests one, from the method of the last attempt.
 
-        For the same error an ordinary step may be `GAIN` times longer than a stabilised one. It is held within its
-        stability, until a stabilised one is longer.
+        For the same error an ordinary step may be `NONSTIFF_STEP_RATIO` times longer than a stabilised one. It is held
+        within its stability, until a stabilised one is longer.
         """
         if not self.ordinary:
             return step
         radius = state.radius.astype(step.dtype)
         edge = jnp.where(radius > 0, self.ordinary / jnp.where(radius > 0, radius, 1), jnp.inf)
-        after_ordinary = jnp.where(step <= edge, step, jnp.maximum(step / GAIN, edge))
-        after_stabilised = jnp.where(step < edge, jnp.minimum(GAIN * step, edge), step)
+        after_ordinary = jnp.where(step <= edge, step, jnp.maximum(step / NONSTIFF_STEP_RATIO, edge))
+        after_stabilised = jnp.where(step < edge, jnp.minimum(NONSTIFF_STEP_RATIO * step, edge), step)
         return jnp.where(state.product <= self.ordinary, after_ordinary, after_stabilised)
 
     def _most_stages(self, dtype: Any) -> int:

@@ -86,7 +86,7 @@ def compare(
     found = []
     for current, count in zip(bar, counts, strict=True):
         ks = np.round(np.linspace(0, count, rows + 1)).astype(int)
-        found.append(_beside_its_flows(current, params, ks, flows, after, how))
+        found.append(_measure_gap(current, params, ks, flows, after, how))
     about = {"rule": type(rule).__name__, "horizon": float(horizon), "rtol": float(rtol), "after": float(after)}
     return _dataset({name: np.stack([one[name] for one in found]) for name in found[0]}, rates, list(flows), about)
 
@@ -113,7 +113,7 @@ def _whole_steps(tuned: list[AbstractRule], rates: np.ndarray, horizon: float) -
     return counts
 
 
-def _beside_its_flows(
+def _measure_gap(
     rule: AbstractRule,
     params: PyTree,
     ks: np.ndarray,

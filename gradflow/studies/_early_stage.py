@@ -73,11 +73,11 @@ def early_stage(
 
     **Returns** a data set with `drop_width (loss, width)`, `drop_rate (loss, rate)`, `drop_batch (loss, batch)`,
     with their standard deviations over starts `..._spread`; `width_needed (loss)`, the least width from which on
-    the drop is within a tenth of that of the widest; `deserted (loss, width)`, the number of samples on which no neuron
-    of their own class lives after these steps (none can be fitted later while that lasts); `violations (data, path)`
-    and `events`; `partition (late_time, part)`, shares of all pairs of neuron and sample; over `(late_loss,
-    late_time)`: `risk`, `margin`, normalised, `residual`, `deserted_late`, and `norm` of the gradient with its `bound`
-    from living neurons.
+    the drop is within a tenth of that of the widest; `uncovered (loss, width)`, the number of samples on which no
+    neuron of their own class lives after these steps (none can be fitted later while that lasts);
+    `violations (data, path)` and `events`; `partition (late_time, part)`, shares of all pairs of neuron and sample;
+    over `(late_loss, late_time)`: `risk`, `margin`, normalised, `residual`, `uncovered_late`, and `norm` of the
+    gradient with its `bound` from living neurons.
 
     **Raises** `ValueError` for bad input.
 
@@ -159,7 +159,7 @@ def load_data(
 ) -> Dataset:
     """Data as `early_stage` takes them: `correlated`, or a data set by name, centred, of norm one.
 
-    Two classes are told apart by signs; with `None`, all classes by their index.
+    Two classes are distinguished by signs; with `None`, all classes by their index.
     """
     if name == "correlated":
         return correlated(20 if samples is None else samples, 8, seed=seed)
@@ -195,7 +195,7 @@ def _losses(wanted: Sequence[str] | None, y: jax.Array, signs: bool) -> tuple[st
     return chosen
 
 
-class _Deserted(eqx.Module):
+class _Uncovered(eqx.Module):
     """How many samples no neuron of their own class lives on."""
 
     partition: observables.NeuronPartition
@@ -220,12 +220,12 @@ def _drops(rule: GradientDescent | SGD, models: TwoLayer, keys: jax.Array) -> Fl
     class then lives on; SGD with each of the keys."""
     ks = jnp.stack([jnp.zeros(()), jnp.maximum(1, jnp.round(1 / rule.learning_rate))]).astype(int)
     problem: Any = rule.problem
-    deserted = _Deserted(observables.NeuronPartition(problem.x, problem.y))
+    uncovered = _Uncovered(observables.NeuronPartition(problem.x, problem.y))
 
     def one(model: TwoLayer, key: jax.Array) -> Float[Array, "2"]:
         own = eqx.tree_at(lambda r: r.key, rule, key) if isinstance(rule, SGD) else rule
         sol = iterate_to(own, model, ks, save_params=False, throw=False)
-        return jnp.stack([problem(model) - problem(sol.final), deserted(sol.final)])
+        return jnp.stack([problem(model) - problem(sol.final), uncovered(sol.final)])
 
     return eqx.filter_vmap(one, out_axes=1)(models, keys)
 
@@ -256,7 +256,7 @@ def _all_drops(
         variables[f"drop_{dim}"] = (("loss", dim), found[:, :, 0].mean(axis=2))
         variables[f"drop_{dim}_spread"] = (("loss", dim), found[:, :, 0].std(axis=2))
         if dim == "width":
-            variables["deserted"] = (("loss", dim), found[:, :, 1].mean(axis=2))
+            variables["uncovered"] = (("loss", dim), found[:, :, 1].mean(axis=2))
     variables["width_needed"] = ("loss", [_needed(widths, row) for row in variables["drop_width"][1]])
     return variables
 
@@ -295,7 +295,7 @@ def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: fl
     x, y = problem.x, problem.y
     smooth = EmpiricalRisk(x, y, problem.loss, predict=Smoothed(smoothing))
     observe: dict[str, Any] = {"risk": smooth, "partition": observables.PartitionCounts(x, y)}
-    observe |= {"deserted_late": _Deserted(observables.NeuronPartition(x, y))}
+    observe |= {"uncovered_late": _Uncovered(observables.NeuronPartition(x, y))}
     observe |= {"margin": observables.NormalisedMargin(smooth)}
     observe |= {"residual": observables.MaxMarginResidual(smooth, unseparated=jnp.inf)}
     if y.ndim == 1:
@@ -305,7 +305,7 @@ def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: fl
     found: dict[str, Any] = {name: np.full(len(ts), np.nan) for name in ("norm", "bound")}
     for name, values in _along(observe, sol.params).items():
         found[name] = np.where(sol.reached, np.asarray(values, float).T, np.nan).T
-    found["residual"][np.isinf(found["residual"])] = np.nan  # where samples are not told apart
+    found["residual"][np.isinf(found["residual"])] = np.nan  # where samples are not separated
     found["partition"] /= x.shape[0] * model.weight.shape[0]
     return found | {"status": int(Status.of(sol.status)), "gradients": int(sol.stats["gradient_evaluations"])}
 
@@ -313,7 +313,7 @@ def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: fl
 def _late_phase(followed: list[dict[str, Any]]) -> dict[str, Any]:
     """Variables of the late phase, from one run for each loss; the partition is that of the first."""
     variables: dict[str, Any] = {}
-    for name in ("risk", "margin", "residual", "deserted_late", "norm", "bound"):
+    for name in ("risk", "margin", "residual", "uncovered_late", "norm", "bound"):
         dims = ("late_loss", "late_time", *(("kkt",) if name == "residual" else ()))
         variables[name] = (dims, np.stack([run[name] for run in followed]))
     variables["late_status"] = ("late_loss", [run["status"] for run in followed])

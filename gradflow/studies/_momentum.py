@@ -211,7 +211,7 @@ def load_data(
     classes: tuple[int, int] = (0, 1),
     quick: bool = False,
 ) -> Dataset:
-    """A data set by name as `momentum` takes it: two classes told apart by signs, centred, of norm one."""
+    """A data set by name as `momentum` takes it: two classes distinguished by signs, centred, of norm one."""
     samples = (24 if quick else 40) if samples is None else samples
     return load_some(name, path=path, samples=samples, classes=classes, centre=True, unit_norm=True, labels="pm1")
 

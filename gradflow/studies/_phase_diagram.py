@@ -26,7 +26,7 @@ from gradflow.theory import PhaseRegion, finite_dim_plateau, phase_region, plate
 HORIZONS = {"green": 20.0, "blue": 100.0, "orange": 200.0}
 """Time to which each region is run beside SGD."""
 
-SETTLED = 100.0
+PLATEAU_FACTOR = 100.0
 """How much longer informed starts run for their plateau."""
 
 QUICK: dict[str, Any] = {
@@ -123,7 +123,7 @@ def phase_diagram(
     options: dict[str, Any] = {"rtol": rtol, "progress": progress, "saves": saves, "resume": resume}
     computed = phase_map(rates=rates, noises=noises, horizon=horizon, **sizes, **options, store=parts.path("map"))
     # Close to its plateau the risk falls like t^-2 only.
-    late = {"horizon": SETTLED * horizon, "informed": True, "store": parts.path("settled")}
+    late = {"horizon": PLATEAU_FACTOR * horizon, "informed": True, "store": parts.path("settled")}
     settled = phase_map(rates=rates, noises=noises, **late, **sizes, **options).final_risk
     scaled = exponent_map(
         kappas=kappas, exponents=sums, noise=noise, horizon=horizon, **options, store=parts.path("exponents")

@@ -129,7 +129,7 @@ def small_init(
     derived = _escape(ds)
     about = {"long_name": "predicted slope of the escape time against ln(1/scale)", "units": "1"}
     derived["predicted_slope"] = ("loss", [predicted[name].escape.slope for name in ds.loss.values], about)
-    derived = derived.merge(_beside_theory(ds, derived.escape_time.values, predicted, build))
+    derived = derived.merge(_theory_for(ds, derived.escape_time.values, predicted, build))
     derived = derived.merge(_against_descent(build, ds, observe, rtol, progress))
     # A store's attributes are replaced as a whole, so the old ones go along.
     derived.attrs = {**ds.attrs, "study": "small-init", "data": str(getattr(dataset, "name", "unnamed"))}
@@ -180,7 +180,7 @@ def load_data(
     classes: tuple[int, int] = (0, 1),
     quick: bool = False,
 ) -> Dataset:
-    """A data set by name as `small_init` takes it: two classes told apart by signs, centred, of norm one."""
+    """A data set by name as `small_init` takes it: two classes distinguished by signs, centred, of norm one."""
     samples = 120 if quick and samples is None else samples
     return load_some(name, path=path, samples=samples, classes=classes, centre=True, unit_norm=True, labels="pm1")
 
@@ -209,7 +209,7 @@ def _escape(ds: xr.Dataset) -> xr.Dataset:
     return found
 
 
-def _beside_theory(
+def _theory_for(
     ds: xr.Dataset, escapes: np.ndarray, predicted: dict[str, SmallStartPrediction], build: Any
 ) -> xr.Dataset:
     """Predicted escape times of every member, neurons that point where predicted, and the saddles of one member."""

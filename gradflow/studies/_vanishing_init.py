@@ -112,7 +112,7 @@ def vanishing_init(
         for i, width in enumerate(widths)
         for j, seed in enumerate(seeds)
     }
-    found = _beside_predictions(times, members, axes, logs)
+    found = _with_predictions(times, members, axes, logs)
     found["cartesian_time"] = (tuple(axes), _cartesian(problem, model, axes, logs, HORIZON))
     beside = None if store is None else pathlib.Path(store).with_name(f"{pathlib.Path(store).stem}-paths.zarr")
     chosen = min(logs, key=lambda e: abs(e - 12))
@@ -153,7 +153,7 @@ def _escapes(
     return sweep(build, axes, [HORIZON], until=until, save_params=False, max_steps=1_000_000, **options)
 
 
-def _beside_predictions(times: xr.Dataset, members: Any, axes: dict[str, list[Any]], logs: Any) -> xr.Dataset:
+def _with_predictions(times: xr.Dataset, members: Any, axes: dict[str, list[Any]], logs: Any) -> xr.Dataset:
     """Escape times and their slopes, measured and predicted."""
     shape = tuple(len(values) for values in axes.values())
     predicted, correlations = np.full(shape, np.nan), np.full(shape[:2], np.nan)
@@ -207,7 +207,7 @@ def load_data(
 ) -> Dataset:
     """Data as `vanishing_init` takes them: `teacher`, `orthogonal`, or a data set by name, centred, of norm one.
 
-    Two classes are told apart by signs; with `None`, all classes have one output each.
+    Two classes are distinguished by signs; with `None`, all classes have one output each.
     """
     samples = 60 if quick and samples is None else samples
     if name == "teacher":

@@ -31,7 +31,7 @@ COUNTS = ("steps", "accepted", "rejected", "gradient_evaluations", "hessian_vect
 PER_MEMBER = ("t_final", "loss_first", "loss_last")
 OF_RUNS = ("drift_", "error_")
 """How the variables begin that hold one number for each quantity of a run."""
-TAKEN = frozenset({"time", "params", "status", "saved_time", *PER_MEMBER, *COUNTS})
+RESERVED = frozenset({"time", "params", "status", "saved_time", *PER_MEMBER, *COUNTS})
 ATTRIBUTES: dict[str, dict[str, Any]] = {
     "status": {
         "long_name": "how the run ended",
@@ -152,7 +152,7 @@ def template(
     dtypes: dict[str, Any] = {}
     for row in rows:
         for name in row.observed:
-            if name in TAKEN or name in grid or name.startswith(OF_RUNS):
+            if name in RESERVED or name in grid or name.startswith(OF_RUNS):
                 advice = "Names of axes and of the variables that every sweep has are taken."
                 raise fail("observe", "have names of its own", f"with the name {name!r}", advice)
         for name, value in row.items():

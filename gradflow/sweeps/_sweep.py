@@ -20,7 +20,7 @@ from gradflow.runs._record import check_observe
 from gradflow.runs._until import Until, check_until
 from gradflow.stores._store import Store, taken
 from gradflow.sweeps._checkpoint import Checkpoint, unfinished_file
-from gradflow.sweeps._dataset import MISSING, TAKEN, configuration, put, row_of, solvers_of, template
+from gradflow.sweeps._dataset import MISSING, RESERVED, configuration, put, row_of, solvers_of, template
 from gradflow.sweeps._groups import Group, group_members, stack
 from gradflow.sweeps._identity import codes_of, differences, identity_of
 from gradflow.sweeps._launch import check_share, launch_jobs
@@ -278,8 +278,8 @@ def _check_axes(axes: Any) -> dict[str, np.ndarray]:
         raise _checks.fail("axes", "be a dictionary name -> values with at least one axis", actual)
     grid = {}
     for name, values in axes.items():
-        if not isinstance(name, str) or not name.isidentifier() or name in TAKEN:
-            actual = f"{name!r}, which every sweep has" if name in TAKEN else repr(name)
+        if not isinstance(name, str) or not name.isidentifier() or name in RESERVED:
+            actual = f"{name!r}, which every sweep has" if name in RESERVED else repr(name)
             raise _checks.fail("axes", "have names that are Python identifiers of their own", actual)
         grid[name] = _check_axis(f"axes[{name!r}]", values)
     return grid

@@ -26,7 +26,7 @@ def early_stage(ds: xr.Dataset) -> str:
         )
     narrow, wide = int(ds.width[0]), int(ds.width[-1])
     left = [
-        f"{name} {float(row[0]):g}, {float(row[-1]):g}" for name, row in zip(ds.loss.values, ds.deserted, strict=True)
+        f"{name} {float(row[0]):g}, {float(row[-1]):g}" for name, row in zip(ds.loss.values, ds.uncovered, strict=True)
     ]
     lines.append(
         f"samples without a living neuron of their class then, at widths {narrow} and {wide}: {'; '.join(left)}"
@@ -46,8 +46,8 @@ def early_stage(ds: xr.Dataset) -> str:
         risk = row.risk.values
         last = int(np.flatnonzero(np.isfinite(risk))[-1])
         t = float(ds.late_time[last])
-        told = "" if float(row.margin[last]) > 0 else " (not told apart: no maximum-margin problem)"
-        left = int(row.deserted_late[last])
+        told = "" if float(row.margin[last]) > 0 else " (not separated: no maximum-margin problem)"
+        left = int(row.uncovered_late[last])
         told += f"; {left} samples without a living neuron of their class" if left else ""
         lines.append(
             f"{name}: t * loss = {t * risk[last]:.3g} at t = {t:.2g} ({Status(int(row.late_status)).label},"

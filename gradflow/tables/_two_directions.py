@@ -12,7 +12,7 @@ def two_directions(ds: xr.Dataset) -> str:
     """
     lines = [
         f"two directions, {ds.attrs['ratio']} copies to one, width {ds.attrs['width']}: ends of the phases",
-        f"{'angle':>8} {'condensed':>10} {'escaped':>10} {'predicted':>10} {'told apart':>11} {'law off':>8}"
+        f"{'angle':>8} {'condensed':>10} {'escaped':>10} {'predicted':>10} {'separated':>11} {'law off':>8}"
         f" {'slide':>6} {'at end':>7} {'until t D^2':>12} {'stationarity':>13} {'slackness':>10} {'gradients':>10}",
     ]
     for angle in ds.angle.values:

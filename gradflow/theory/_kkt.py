@@ -193,12 +193,12 @@ def _distinct(units: np.ndarray, values: np.ndarray, tolerance: float) -> tuple[
 
 def _kind(spectrum: np.ndarray, size: Any, kinks: Any, rising: Any) -> str:
     """The type of a point by its tangential eigenvalues and by the kinks that `N` rises and falls away from."""
-    bends = spectrum[np.isfinite(spectrum)] - size
-    if np.any(np.abs(bends) <= 1e-6 * size):
+    gaps = spectrum[np.isfinite(spectrum)] - size
+    if np.any(np.abs(gaps) <= 1e-6 * size):
         return "degenerate"
-    if rising == 0 and np.all(bends < 0):
+    if rising == 0 and np.all(gaps < 0):
         return "maximum"
-    return "minimum" if rising == kinks and np.all(bends > 0) else "saddle"
+    return "minimum" if rising == kinks and np.all(gaps > 0) else "saddle"
 
 
 def _first(found: Settled) -> Settled:

@@ -27,7 +27,7 @@ class PhaseRegion(NamedTuple):
     - `exponent`: `kappa + delta`; `title`: what happens there when `d` is infinite.
     - `clock`: steps of SGD per unit of the region's own time are `d^clock`. The flows of this package count
       `t = step * g / d` everywhere instead.
-    - `fluctuations`: SGD strays from its equation by `d^-fluctuations`. `neglected`: terms that the region drops are
+    - `fluctuations`: SGD deviates from its equation by `d^-fluctuations`. `neglected`: terms that the region drops are
       smaller by `d^-neglected`; zero where none is dropped. Both NaN in the red region.
     """
 

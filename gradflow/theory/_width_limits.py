@@ -9,7 +9,7 @@ from gradflow._checks import check_count, check_finite, fail
 from gradflow.models._parametrisation import Parametrisation, resolve
 
 FLUCTUATION = -0.5
-"""Power of the width with which one network strays from the limit."""
+"""Power of the width with which one network deviates from the limit."""
 BIAS = -1.0
 """Power of the width with which the mean over networks approaches the limit."""
 

@@ -736,7 +736,7 @@ def test_rejected_steps_leave_the_history_alone():
     assert float(good.ratio) <= 1 < float(bad.ratio)
     assert 0.05 < float(bad.factor) < 0.9
     for tried in (good, bad):
-        for name in ("table", "riders", "spacing", "order", "age"):
+        for name in ("table", "quadratures", "spacing", "order", "age"):
             assert np.array_equal(getattr(tried.rejected, name), getattr(history, name))
     assert int(good.accepted.age) == int(history.age) + 1
     assert not np.array_equal(good.accepted.table, history.table)

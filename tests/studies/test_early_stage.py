@@ -92,7 +92,7 @@ def test_the_early_drop_depends_neither_on_width_nor_on_rate(early):
     ratio = early.drop_batch.values[0] / early.drop_rate.sel(rate=0.01).values[0]
     assert np.all(np.abs(ratio - 1) < 0.05)
     assert early.width_needed.values.tolist() == [8]
-    assert float(early.deserted.sel(width=64)[0]) == 0
+    assert float(early.uncovered.sel(width=64)[0]) == 0
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_the_study_takes_classes_and_data_that_cannot_be_told_apart():
     assert np.all(ds.drop_width > 0)
     assert np.all(np.isnan(ds.residual.values))
     table = studies.early_stage_table(ds)
-    assert "not told apart" in table
+    assert "not separated" in table
     assert "two classes only" in table
     assert isinstance(plot.draw(ds), Figure)
 
