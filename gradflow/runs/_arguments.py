@@ -9,7 +9,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, Float, PyTree
+from jaxtyping import ArrayLike, Bool, Float, PyTree, Scalar
 
 from gradflow import _checks
 from gradflow._leaves import warn_of_leaves
@@ -74,6 +74,11 @@ def check_times(ts: ArrayLike | Sequence[float], t0: Any) -> Float[jax.Array, " 
             actual = f"not distinct in float32 between {given[0]:g} and {given[-1]:g}"
             raise _checks.fail("ts", "increase strictly", actual, advice)
     return jnp.asarray(times, jnp.result_type(float))
+
+
+def valid_times(ts: Float[jax.Array, " T"], t0: Scalar) -> Bool[jax.Array, ""]:
+    """Whether save times are finite, increase, and do not begin before `t0`: what cannot be refused under a trace."""
+    return jnp.all(jnp.isfinite(ts)) & jnp.all(ts[1:] > ts[:-1]) & (ts[0] >= t0)
 
 
 def check_jumps(jumps: Any) -> Float[jax.Array, " J"] | None:

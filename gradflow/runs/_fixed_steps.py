@@ -12,8 +12,7 @@ from gradflow import _checks
 from gradflow._solution import Solution, Status
 from gradflow._tree import Extents, check_start, join
 from gradflow.flows import AbstractStochasticFlow
-from gradflow.runs._adaptive import valid_times
-from gradflow.runs._arguments import halves
+from gradflow.runs._arguments import halves, valid_times
 from gradflow.runs._counted import AbstractCountedRun, CountedCarry, ResumedRule, RuleCheckpoint
 from gradflow.runs._record import bind, check_observe
 from gradflow.runs._run import DERIVATIVE, STEP, Point

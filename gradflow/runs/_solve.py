@@ -15,7 +15,7 @@ from gradflow import _checks
 from gradflow._solution import Solution, ended
 from gradflow._tree import check_start, join, method_of, tree_norm
 from gradflow.flows import AbstractFlow, AbstractStochasticFlow
-from gradflow.runs._adaptive import Setup
+from gradflow.runs._adaptive import AdaptiveRun
 from gradflow.runs._arguments import (
     check_jumps,
     check_longest_step,
@@ -148,7 +148,7 @@ def solve(
     return ended(found, throw, lambda: _advice(setup))
 
 
-def _advice(setup: Setup) -> str:
+def _advice(setup: AdaptiveRun) -> str:
     """What helps a run that failed, beyond what its status says."""
     if setup.flow.kinked(setup.start, setup.frozen):
         return SLIDING
@@ -180,7 +180,7 @@ def prepare(
     trainable: Any = None,
     jumps: ArrayLike | Sequence[float] | None = None,
     longest_step: float | ArrayLike | None = None,
-) -> Setup:
+) -> AdaptiveRun:
     """Checks the arguments of `solve`; returns what the loop runs on."""
     if not isinstance(flow, AbstractFlow):
         advice = "Wrap a loss as gradflow.GradientFlow(loss)."
@@ -223,7 +223,7 @@ def prepare(
         advice = "Use one such as gradflow.solvers.Tsit5() or, where it is stiff, Hybrid()."
         raise _checks.fail("solver", f"be an explicit method for a {type(flow).__name__}", method.name, advice)
 
-    return Setup(
+    return AdaptiveRun(
         flow=flow,
         frozen=frozen,
         start=flowing,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import gradflow as gf
-from gradflow.runs._adaptive import attempt, begin
+from gradflow.runs._adaptive import begin
+from gradflow.runs._attempt import attempt
 from gradflow.runs._solve import prepare
 from gradflow.solvers import _rkc2, _sk_rock
 

@@ -14,7 +14,7 @@ from gradflow._solution import Status
 from gradflow._tree import split
 from gradflow.flows import AbstractFlow
 from gradflow.runs import _adaptive
-from gradflow.runs._adaptive import Setup, advance, begin
+from gradflow.runs._adaptive import AdaptiveRun, advance, begin
 from gradflow.solvers import _differences
 from gradflow.solvers._conjugate_gradient import conjugate_gradient
 
@@ -625,7 +625,7 @@ def test_fixed_order_is_kept():
 
 def watch(flow, start, ts, solver, rtol=1e-5, most=3000):
     """Runs step by step: time, whether implicit, and the method's state after each."""
-    setup = Setup(
+    setup = AdaptiveRun(
         flow, None, start, jnp.asarray(ts), {}, solver, gf.solvers.StepControl(jnp.asarray(rtol), None), None,
         jnp.asarray(most), False,
     )  # fmt: skip

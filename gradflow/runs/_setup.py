@@ -1,0 +1,143 @@
+"""What an adaptive run of a flow is made of: all that stays fixed, and all that changes from step to step."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
+
+from gradflow._conserved import Conserved
+from gradflow._solution import Status
+from gradflow._tree import Extents, PaddedRest, join
+from gradflow.flows import AbstractFlow
+from gradflow.runs._continue import Resumed, Step
+from gradflow.runs._record import Record, bind
+from gradflow.runs._run import CONSERVED, DERIVATIVE, AbstractRun, ErrorCounts, Point
+from gradflow.runs._until import Until
+from gradflow.solvers import AbstractMethod, Field, StepControl
+
+
+class Setup(AbstractRun):
+    """What stays fixed during a run; all numbers are leaves."""
+
+    flow: AbstractFlow
+    frozen: PyTree
+    start: PyTree
+    ts: Float[Array, " T"]
+    observe: dict[str, Callable[[Any], Any]]
+    method: AbstractMethod
+    control: StepControl
+    until: Until | None
+    max_steps: Int[Array, ""]
+    save_params: bool = eqx.field(static=True)
+    extents: Extents | None = None
+    choice: str = eqx.field(static=True, default="")  # why the method was chosen, if it was
+    jumps: Float[Array, " J"] | None = None  # increasing times at which the field jumps
+    longest_step: Scalar | None = None
+    resumed: Resumed | None = None
+    continued: bool = eqx.field(static=True, default=False)
+
+    @property
+    def oversteps(self) -> bool:
+        """Whether the last step may lead beyond the end: pieces of a run then take the steps of the run as a whole."""
+        return self.continued and self.until is None
+
+    @property
+    def title(self) -> str:
+        return type(self.flow).__name__
+
+    def params(self, state: PyTree) -> PyTree:
+        return join(self.flow.params(state), self.frozen)
+
+    @property
+    def rounds_times(self) -> bool:
+        return False
+
+    def initial(self) -> PyTree:
+        return self.flow.init(self.start, self.frozen)
+
+    def loss(self, state: PyTree) -> Scalar | None:
+        return self.flow.loss(state, self.frozen)
+
+    def conserved(self, state: PyTree) -> dict[str, Conserved]:
+        return self.flow.conserved(state, self.frozen)
+
+    def errors(self, state: PyTree) -> dict[str, Scalar]:
+        return self.flow.errors(state, self.frozen)
+
+    def time_at(self, where: Point) -> Scalar:
+        return self.flow.t0 + where.share * (self.ts[-1] - self.flow.t0)
+
+    def observables(self, where: Point, state: PyTree) -> dict[str, Callable[[Any], Any]]:
+        return bind(self.observe, self.flow, self.time_at(where), state, self.frozen)
+
+    def motion(self, where: Point, state: PyTree) -> dict[str, Any]:
+        kept = {name: quantity.value for name, quantity in self.conserved(state).items()}
+        return {DERIVATIVE: self.flow.vector_field(self.time_at(where), state, self.frozen), CONSERVED: kept}
+
+    def evaluation(self) -> PyTree:
+        return self.flow.vector_field(self.ts[0], self.initial(), self.frozen)
+
+    def error_counts(self) -> tuple[int, ...]:
+        controlled = self.flow.sizes(self.flow.controlled(self.initial()))
+        return tuple(leaf.size for leaf in jax.tree_util.tree_leaves(controlled))
+
+    def padded(self, widths: Extents, extents: Extents, counts: ErrorCounts) -> "Setup":
+        frozen, control = PaddedRest(self.frozen, widths), dataclasses.replace(self.control, counts=counts)
+        return dataclasses.replace(self, frozen=frozen, extents=extents, control=control)
+
+    def running(self, carry: "Carry") -> bool:
+        return int(carry.code) == Status.RUNNING
+
+    def progress(self, carry: "Carry") -> tuple[float, str]:
+        start = float(self.flow.t0 if self.resumed is None else self.resumed.t)
+        done = (float(carry.t) - start) / max(float(self.ts[-1]) - start, 1e-300)
+        return done, f"t = {float(carry.t):.4g}, {int(carry.evaluations)} gradients"
+
+    def field(self, t: Scalar, dt: Scalar) -> Field:
+        """The flow in time counted from `t`, for a step of size `dt`."""
+        begin, end = jnp.asarray(self.flow.t0, t.dtype), self.ts[-1]
+        length = end - begin
+        if self.continued:  # it is likely to go on for as long as it has gone on so far
+            length = jnp.maximum(length, 2 * (t + dt - begin))
+        share = jnp.where(length > 0, (t + dt - begin) / jnp.where(length > 0, length, 1), 1)
+        return Field(self.flow, self.frozen, t, share, self.extents, *self.beside(t))
+
+    def beside(self, t: Scalar) -> tuple[Scalar | None, Scalar | None]:
+        """The last jump up to time `t` and the first one beyond it."""
+        if self.jumps is None:
+            return None, None
+        edges = jnp.concatenate([jnp.array([-jnp.inf], t.dtype), self.jumps, jnp.array([jnp.inf], t.dtype)])
+        index = jnp.sum(self.jumps <= t)
+        return edges[index], edges[index + 1]
+
+    def limited(self, dt: Scalar) -> Scalar:
+        """A step, no longer than is allowed."""
+        return dt if self.longest_step is None else jnp.minimum(dt, self.longest_step.astype(dt.dtype))
+
+
+class Carry(eqx.Module):
+    """What changes from step to step."""
+
+    t: Scalar
+    lost: Scalar  # rounding lost in `t`, added back at the next step (Kahan)
+    dt: Scalar
+    y: PyTree
+    method_state: PyTree
+    floor: PyTree
+    was_zero: Bool[Array, ""]
+    failures: Int[Array, ""]
+    finite: Bool[Array, ""]  # at the last rejected attempt
+    index: Int[Array, ""]
+    record: Record
+    steps: Int[Array, ""]
+    accepted: Int[Array, ""]
+    evaluations: Int[Array, ""]
+    products: Int[Array, ""]
+    code: Int[Array, ""]
+    first_loss: Scalar | None
+    errors: dict[str, Scalar]  # the largest so far
+    step: Step | None = None
