@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, fail
 from gradflow._conserved import Conserved
-from gradflow._kinks import kinks_of
 from gradflow._tree import join, method_of
 from gradflow.flows._base import AbstractFlow
 from gradflow.models import Smoothed
+from gradflow.problems._kinks import kinks_of
 
 
 class GradientFlow(AbstractFlow):

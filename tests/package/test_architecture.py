@@ -33,8 +33,6 @@ RANKS = [
         "_tree",
         "_leaves",
         "_linalg",
-        "_kinks",
-        "_scalar",
         "_solution",
         "_conserved",
         "_homogeneity",

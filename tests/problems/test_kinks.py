@@ -9,8 +9,8 @@ import pytest
 from jax import nn
 
 import gradflow as gf
-from gradflow._kinks import kinks_of
 from gradflow._tree import split
+from gradflow.problems._kinks import kinks_of
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)))
 Y = jnp.asarray(np.random.default_rng(1).choice([0.0, 1.0], size=(5, 4)))

@@ -153,7 +153,7 @@ def has_kink(program: Program) -> bool:
     Second differences over their spacing tend to zero like the spacing where a function is smooth, and to the jump of
     the slope at a kink. They are compared point by point on two grids, along lines in general position.
 
-    >>> from gradflow._scalar import Input, Line, has_kink
+    >>> from gradflow.problems._kinks._entrywise import Input, Line, has_kink
     >>> x, zero = Input(True, "f", False, None), Input(False, "f", False, 0.0)
     >>> has_kink((x, zero, Line("max", (), (0, 1)))), has_kink((x, Line("tanh", (), (0,))))
     (True, False)

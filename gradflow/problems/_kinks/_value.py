@@ -1,0 +1,131 @@
+"""What is known of an array in a program: what its entries depend on, and which kinks are on the way to it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.core
+import numpy as np
+
+from gradflow.problems._kinks._entrywise import COMPARISONS, Input, Line, Program, has_kink
+
+LONGEST = 2000
+"""Operations of an entrywise function beyond which its kinks are believed without a look at the whole."""
+
+
+class Shift:
+    """A maximum over entries that may turn out to be only a shift: subtracted from what it was taken of."""
+
+    def __init__(self, name: str, source: "Value"):
+        self.name, self.source = name, source
+        self.subtracted = self.used_otherwise = False
+
+    @property
+    def is_kink(self) -> bool:
+        return self.used_otherwise or not self.subtracted
+
+
+class Value:
+    """What is known of an array in the program: how its entries depend on those of others.
+
+    Without an operation, it is an array that entrywise functions start from.
+    """
+
+    __slots__ = (
+        *("inputs", "kind", "kinks", "name", "number", "params", "pending", "positive", "shift", "stopped"),
+        *("summed", "varies"),
+    )
+
+    def __init__(
+        self,
+        kind: str,
+        varies: bool = False,
+        kinks: frozenset[Any] = frozenset(),
+        positive: bool = False,
+        number: float | None = None,
+        name: str | None = None,
+        params: tuple[tuple[str, Any], ...] = (),
+        inputs: tuple["Value", ...] = (),
+        pending: frozenset[str] = frozenset(),
+    ):
+        self.kind, self.varies, self.kinks, self.positive, self.number = kind, varies, kinks, positive, number
+        self.name, self.params, self.inputs, self.pending = name, params, inputs, pending
+        self.shift: Shift | None = None
+        self.stopped = False
+        self.summed: Value | None = None  # what it is a sum of, up to a constant factor
+
+    def resolved(self) -> frozenset[Any]:
+        """The kinks on the way to here; those of the entrywise function count if the whole of it has one."""
+        if not self.pending:
+            return self.kinks
+        program = program_of(self)
+        if program is None or has_kink(program):
+            names = self.pending - COMPARISONS
+            return self.kinks | (names or frozenset({"comparison"}))
+        return self.kinks
+
+
+def program_of(value: Value) -> Program | None:
+    """The entrywise function that leads to a value; `None` if it is too long to be looked at."""
+    places: dict[int, int] = {}
+    steps: list[Input | Line] = []
+    todo = [value]
+    while todo:
+        now = todo[-1]
+        missing = [other for other in now.inputs if id(other) not in places]
+        if id(now) in places or missing:
+            todo.extend(missing)
+            if not missing:
+                todo.pop()
+            continue
+        todo.pop()
+        places[id(now)] = len(steps)
+        if now.name is None:
+            steps.append(Input(now.varies, now.kind, now.positive, now.number))
+        else:
+            steps.append(Line(now.name, now.params, tuple(places[id(other)] for other in now.inputs)))
+        if len(steps) > LONGEST:
+            return None
+    return tuple(steps)
+
+
+def kind_of(array: Any) -> str:
+    """`"f"`, `"i"` or `"b"`; random keys and the like count as integers."""
+    try:
+        kind = np.dtype(array.dtype).kind
+    except TypeError:
+        return "i"
+    return "i" if kind in "iu" else "b" if kind == "b" else "f"
+
+
+def constant(array: Any) -> Value:
+    """An array that does not depend on the parameters, with its value if it is a number that can be looked at."""
+    if isinstance(array, jax.core.Tracer) or np.ndim(array) > 0 or not hasattr(array, "dtype"):
+        number = float(array) if isinstance(array, int | float) else None
+        return Value(kind_of(array) if hasattr(array, "dtype") else "f", number=number)
+    kind = kind_of(array)
+    try:
+        number = float(np.asarray(array))
+    except TypeError:
+        return Value(kind)
+    return Value(kind, number=number, positive=number >= 0)
+
+
+def used(value: Value) -> Value:
+    """Notes that a maximum is put to another use than as a shift."""
+    if value.shift is not None:
+        value.shift.used_otherwise = True
+    return value
+
+
+def alias(value: Value) -> Value:
+    found = Value(value.kind, value.varies, value.kinks, value.positive)
+    found.shift, found.stopped = value.shift, value.stopped
+    return found
+
+
+def opaque(values: Iterable[Value], kind: str, also: frozenset[Any] = frozenset()) -> Value:
+    """A value of which no more is known than what it comes from."""
+    values = list(values)
+    kinks = frozenset[Any]().union(also, *(used(value).resolved() for value in values))
+    return Value(kind, any(value.varies for value in values), kinks)
