@@ -1,7 +1,8 @@
 """Pytrees of parameters: which leaves flow, which are carried along, and their flat form."""
 
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
 import equinox as eqx
@@ -12,10 +13,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from gradflow._checks import fail
-from gradflow._leaves import not_buffers
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+COLLECTION = "batch_stats"
+"""What Flax calls running statistics, beside "params" in a dictionary of variables."""
 
 
 class Chosen(eqx.Module):
@@ -30,7 +34,7 @@ def split(params: PyTree, trainable: Any = None) -> tuple[PyTree, PyTree]:
 
     `trainable` is a filter as Equinox knows it: a function of a leaf, or a pytree of Booleans or of such functions,
     which may end above the leaves of `params`. Only floating-point arrays flow. `None` takes all of them but known
-    buffers (`gradflow._leaves`).
+    buffers (`not_buffers`).
 
     NumPy arrays become JAX arrays. Complex leaves are refused: a gradient flow of complex parameters is a flow of
     their real and imaginary parts, and which inner product is meant is the user's to say.
@@ -47,6 +51,41 @@ def split(params: PyTree, trainable: Any = None) -> tuple[PyTree, PyTree]:
     if not leaves:
         raise _nothing_flows(params, trainable)
     return flowing, frozen
+
+
+def not_buffers(params: PyTree) -> PyTree:
+    """For every leaf, whether it is a floating-point array and not known to be a buffer.
+
+    Known are all variables of Flax's `nnx` but its `Param`, the state of Equinox layers, and Flax's "batch_stats".
+    """
+
+    def flowing(path: Any, node: Any) -> PyTree:
+        held = _is_buffer(node) or _in_collection(params, path)
+        return jax.tree_util.tree_map(lambda leaf: not held and eqx.is_inexact_array(leaf), node)
+
+    return jax.tree_util.tree_map_with_path(flowing, params, is_leaf=_is_whole)
+
+
+def _is_whole(node: Any) -> bool:
+    """Whether a part of the parameters is looked at as one."""
+    return isinstance(node, (eqx.nn.State, eqx.nn.StateIndex, *_variables()))
+
+
+def _is_buffer(node: Any) -> bool:
+    if isinstance(node, eqx.nn.State | eqx.nn.StateIndex):
+        return True
+    return isinstance(node, _variables()) and not isinstance(node, sys.modules["flax.nnx"].Param)
+
+
+def _variables() -> tuple[type, ...]:
+    """The class of Flax's variables, if somebody has loaded it."""
+    nnx = sys.modules.get("flax.nnx")
+    return () if nnx is None or not hasattr(nnx, "Variable") else (nnx.Variable,)
+
+
+def _in_collection(params: PyTree, path: Any) -> bool:
+    known = isinstance(params, Mapping) and "params" in params and COLLECTION in params
+    return known and getattr(path[0], "key", None) == COLLECTION
 
 
 def choose(params: PyTree, trainable: Any = None) -> PyTree:

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from gradflow._captured import fresh_jit
 from gradflow._checks import check_count, check_finite, fail, is_concrete
 from gradflow._linalg import kernel
 from gradflow._tree import full_precision, join, split
 from gradflow.flows._base import AbstractFlow
 from gradflow.flows._second_order import AbstractSecondOrderFlow
 from gradflow.problems import EmpiricalRisk, losses
+from gradflow.programs import fresh_jit
 
 
 class LinearisedFlow(AbstractFlow):

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from gradflow._captured import fresh_jit
 from gradflow._checks import TheoryWarning, check_finite, check_not_negative, fail, is_concrete
 from gradflow._conserved import Conserved
 from gradflow._tree import full_precision, join
@@ -18,6 +17,7 @@ from gradflow.flows._base import AbstractFlow
 from gradflow.models import MeanFieldNet
 from gradflow.problems import EmpiricalRisk, PopulationRisk
 from gradflow.problems._kinks import kinks_of
+from gradflow.programs import fresh_jit
 
 BOUNDED = 1e4
 """Where an activation is looked at to see whether it is bounded."""

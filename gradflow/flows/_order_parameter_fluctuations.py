@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from gradflow._captured import fresh_jit
 from gradflow._checks import check_count, check_positive, fail, is_concrete
 from gradflow._tree import flatten
 from gradflow.flows._base import AbstractFlow
 from gradflow.flows._order_parameters import OrderParameterFlow, Overlaps
 from gradflow.problems import OrderParameters
 from gradflow.problems._field_sums import triangle
+from gradflow.programs import fresh_jit
 
 MEMORY = 2**34
 """Bytes that an evaluation may hold."""

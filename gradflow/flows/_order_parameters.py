@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from gradflow._captured import fresh_jit
 from gradflow._checks import check_callable, check_not_negative, check_positive, fail, is_concrete
 from gradflow.flows._base import AbstractFlow
 from gradflow.flows._schedule import schedule_jumps
@@ -26,6 +25,7 @@ from gradflow.problems._field_sums import (
 from gradflow.problems._order_parameters import check_covariance, check_teacher, joint_covariance
 from gradflow.problems._teacher_student import check_noise, residual_weights, teacher_layer
 from gradflow.problems.activations import AbstractActivation, named
+from gradflow.programs import fresh_jit
 
 TERMS = ("M", "Q", "square", "noise")
 REGIMES: dict[str, tuple[str, ...]] = {

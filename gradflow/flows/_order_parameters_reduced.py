@@ -7,7 +7,6 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
-from gradflow._captured import fresh_jit
 from gradflow._checks import fail
 from gradflow.flows._base import AbstractFlow
 from gradflow.flows._order_parameters import check_double, errors_of
@@ -16,6 +15,7 @@ from gradflow.problems._field_sums import learning_factors, population_risk
 from gradflow.problems._order_parameters import check_teacher, joint_covariance
 from gradflow.problems._teacher_student import residual_weights, teacher_layer
 from gradflow.problems.activations import AbstractActivation, named
+from gradflow.programs import fresh_jit
 
 
 class ReducedOverlaps(eqx.Module):

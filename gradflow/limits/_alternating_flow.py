@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gradflow import _checks
-from gradflow._captured import fresh_jit
 from gradflow.limits._neurons import Pursuit, check_numbers, first_labels, settle
 from gradflow.models._polar import neuron_rows, with_rows
 from gradflow.problems import EmpiricalRisk, NeuralCorrelation
+from gradflow.programs import fresh_jit
 from gradflow.theory._ascent import ascend
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from gradflow import _checks
-from gradflow._captured import fresh_jit
 from gradflow._solution import Solution
 from gradflow._tree import full_precision, join, method_of, split
 from gradflow.models._polar import Polar
+from gradflow.programs import fresh_jit
 from gradflow.runs._record import seen
 
 LARGEST = 600

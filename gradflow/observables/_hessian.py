@@ -7,10 +7,10 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PyTree
 
-from gradflow._captured import fresh_jit
 from gradflow._checks import check_callable, check_count, check_positive, fail
 from gradflow._linalg import hessian_vector_product, lanczos
 from gradflow._tree import at_least_single, full_precision, join, split
+from gradflow.programs import fresh_jit
 
 
 class HessianEigenvalues(eqx.Module):

@@ -6,12 +6,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from gradflow._captured import fresh_jit
 from gradflow._checks import check_count, check_finite
 from gradflow._linalg import kernel
 from gradflow._tree import at_least_single, full_precision, in_single, join, split
 from gradflow.observables._loss import needs_data
 from gradflow.problems import EmpiricalRisk
+from gradflow.programs import fresh_jit
 
 
 class NTK(eqx.Module):

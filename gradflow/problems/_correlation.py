@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from gradflow._captured import fresh_jit
 from gradflow._checks import check_count, check_finite, fail, is_concrete
 from gradflow._tree import at_least_single, common_dtype, full_precision, join, scaled_norm, split, tree_norm
 from gradflow.problems._clarke import has_kinks, nearest_element
 from gradflow.problems._empirical_risk import EmpiricalRisk
+from gradflow.programs import fresh_jit
 
 
 class NeuralCorrelation(eqx.Module):

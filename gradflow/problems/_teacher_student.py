@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from gradflow._captured import fresh_jit
 from gradflow._checks import check_count, check_finite, fail, is_concrete
 from gradflow._tree import common_dtype, full_precision
 from gradflow.problems._field_sums import population_risk
 from gradflow.problems._order_parameters import OrderParameters, check_teacher, joint_covariance
 from gradflow.problems.activations import AbstractActivation, named
+from gradflow.programs import fresh_jit
 
 
 class TeacherStudent(eqx.Module):

@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import ArrayLike, Bool, Float, PyTree, Scalar
 
 from gradflow import _checks
-from gradflow._leaves import warn_of_leaves
 from gradflow._solution import Solution
 from gradflow._tree import rest_of, split
+from gradflow.runs._leaves import warn_of_leaves
 from gradflow.solvers import StepControl
 
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gradflow._captured import captured
 from gradflow._checks import is_concrete
 from gradflow._solution import Solution, SolveInterrupted
+from gradflow.programs import captured
 from gradflow.runs._run import AbstractRun
 
 SEGMENT = 0.3

@@ -11,9 +11,9 @@ import xarray as xr
 from jaxtyping import Array, Float, PyTree
 
 from gradflow import _checks
-from gradflow._captured import fresh_jit
 from gradflow._solution import Status, moving
 from gradflow.flows import AbstractFlow
+from gradflow.programs import fresh_jit
 from gradflow.rules import AbstractRule
 from gradflow.runs._iterate import iterate_to
 from gradflow.runs._solve import solve

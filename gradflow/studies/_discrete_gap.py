@@ -11,13 +11,13 @@ import xarray as xr
 from jaxtyping import Array, Float, PyTree
 
 from gradflow import _checks
-from gradflow._captured import fresh_jit
 from gradflow.data import Dataset
 from gradflow.data._load import load_some
 from gradflow.flows import GradientFlow
 from gradflow.models import MLP
 from gradflow.observables import Loss, Sharpness
 from gradflow.problems import EmpiricalRisk, losses
+from gradflow.programs import fresh_jit
 from gradflow.rules import AbstractRule, GradientDescent, HeavyBall, Nesterov
 from gradflow.runs._solve import solve
 from gradflow.studies._compare import compare, run_distance

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from gradflow._captured import numbers
+from gradflow.programs import numbers
 
 HELD = 64
 """Arrays that are remembered by identity, and so kept alive."""

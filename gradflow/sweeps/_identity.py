@@ -4,7 +4,7 @@ A store keeps, beside its results,
 
 - a hash of every number that the members are made of, and a sketch of it that does not mind rounding;
 - what `_probe` finds, for a few members of every shape: at the start, and at a random point near it, at a later time;
-- a hash of the code of all functions, see `gradflow._code`.
+- a hash of the code of all functions, see `gradflow.programs`.
 
 Numbers decide: where they differ, a store is not resumed. On another machine, or with other versions of libraries, the
 same computation gives them within rounding only, and sketches take the place of hashes. Code decides about what numbers
@@ -25,8 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from gradflow._code import DIALECT, code_of
 from gradflow._tree import join, split
+from gradflow.programs import DIALECT, code_of
 from gradflow.runs._member import AbstractMember, Options
 from gradflow.runs._run import CONSERVED, DERIVATIVE, STEP, point
 from gradflow.stores._identity import VERSION, Identity

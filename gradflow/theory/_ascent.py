@@ -9,9 +9,9 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from gradflow._captured import fresh_jit
 from gradflow._tree import full_precision, join
 from gradflow.problems import NeuralCorrelation
+from gradflow.programs import fresh_jit
 
 FARTHEST = 0.1
 """Length of the longest step of the ascent, in radians."""

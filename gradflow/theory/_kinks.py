@@ -7,10 +7,10 @@ import jax.flatten_util
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from gradflow._captured import fresh_jit
 from gradflow._tree import full_precision, join
 from gradflow.problems import NeuralCorrelation
 from gradflow.problems._clarke import nearest_element
+from gradflow.programs import fresh_jit
 from gradflow.theory._ascent import WholeCorrelation, eigenvalues, least_residual, tangent
 
 EXACT = 1e-9

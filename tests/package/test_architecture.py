@@ -26,17 +26,8 @@ ROOT = pathlib.Path(gf.__file__).parent
 # except that a rule names its flows.
 RANKS = [
     ["_checks"],
-    ["stores"],
-    [
-        "_code",
-        "_captured",
-        "_tree",
-        "_leaves",
-        "_linalg",
-        "_solution",
-        "_conserved",
-        "_homogeneity",
-    ],
+    ["stores", "programs"],
+    ["_tree", "_linalg", "_solution", "_conserved", "_homogeneity"],
     ["problems"],
     ["models"],
     ["data"],
@@ -89,6 +80,11 @@ def test_imports_obey_the_order_of_the_rooms(module):
             allowed |= room.startswith("_") and RANK[other] == RANK[room]
             allowed |= getattr(part, "name", "") == "__getattr__" and (module, other) in OLD_NAMES
             assert allowed, f"{module} imports {other}"
+
+
+def test_modules_without_a_room_are_the_few_that_all_rooms_build_on():
+    outside = {path.stem for path in ROOT.glob("*.py")} - {"__init__", "__main__"}
+    assert outside == {"_checks", "_tree", "_linalg", "_solution", "_conserved", "_homogeneity"}
 
 
 def test_rooms_do_without_the_imports_that_run_up():

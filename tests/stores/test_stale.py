@@ -12,7 +12,7 @@ import pytest
 import xarray as xr
 
 import gradflow as gf
-from gradflow._code import code_of
+from gradflow.programs import code_of
 from gradflow.sweeps import _identity, _scheduler
 from gradflow.sweeps._checkpoint import Checkpoint
 from gradflow.sweeps._part import kept

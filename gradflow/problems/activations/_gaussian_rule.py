@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gradflow._captured import captured
+from gradflow.programs import captured
 
 Entries = Float[Array, "..."]
 

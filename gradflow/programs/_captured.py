@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from gradflow._code import code_of
+from gradflow.programs._code import code_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -27,7 +27,7 @@ def captured(tree: PyTree) -> str:
     The leaves of the pytree, which a program takes as arguments, do not count. Empty where objects are nested too
     deeply to be read.
 
-    >>> from gradflow._captured import captured
+    >>> from gradflow.programs import captured
     >>> rate = [0.1]
     >>> loss = lambda w: rate[0] * w**2
     >>> before = captured(loss)

@@ -1,9 +1,6 @@
-"""What parameters from other libraries hold besides parameters: buffers that are no parameters, and leaves that look
-like one and are not treated as such."""
+"""Leaves of parameters that look as if they flowed, or as if they stayed equal, and do not: said before a run."""
 
-import sys
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -11,23 +8,8 @@ import jax
 import jax.core
 from jaxtyping import PyTree
 
-COLLECTION = "batch_stats"
-"""What Flax calls running statistics, beside "params" in a dictionary of variables."""
 LISTED = 5
 """Leaves that a message names at most."""
-
-
-def not_buffers(params: PyTree) -> PyTree:
-    """For every leaf, whether it is a floating-point array and not known to be a buffer.
-
-    Known are all variables of Flax's `nnx` but its `Param`, the state of Equinox layers, and Flax's "batch_stats".
-    """
-
-    def flowing(path: Any, node: Any) -> PyTree:
-        held = _is_buffer(node) or _in_collection(params, path)
-        return jax.tree_util.tree_map(lambda leaf: not held and eqx.is_inexact_array(leaf), node)
-
-    return jax.tree_util.tree_map_with_path(flowing, params, is_leaf=_is_whole)
 
 
 def warn_of_leaves(params: PyTree) -> None:
@@ -76,25 +58,3 @@ def _name(path: Any) -> str:
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
-
-
-def _is_whole(node: Any) -> bool:
-    """Whether a part of the parameters is looked at as one."""
-    return isinstance(node, (eqx.nn.State, eqx.nn.StateIndex, *_variables()))
-
-
-def _is_buffer(node: Any) -> bool:
-    if isinstance(node, eqx.nn.State | eqx.nn.StateIndex):
-        return True
-    return isinstance(node, _variables()) and not isinstance(node, sys.modules["flax.nnx"].Param)
-
-
-def _variables() -> tuple[type, ...]:
-    """The class of Flax's variables, if somebody has loaded it."""
-    nnx = sys.modules.get("flax.nnx")
-    return () if nnx is None or not hasattr(nnx, "Variable") else (nnx.Variable,)
-
-
-def _in_collection(params: PyTree, path: Any) -> bool:
-    known = isinstance(params, Mapping) and "params" in params and COLLECTION in params
-    return known and getattr(path[0], "key", None) == COLLECTION

@@ -27,7 +27,7 @@ DIALECT = f"{sys.implementation.cache_tag}-{sys.flags.optimize}"
 
 LIBRARIES = tuple(
     str(Path(folder).resolve()) + "/"
-    for folder in {*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")), Path(__file__).parent}
+    for folder in {*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")), Path(__file__).parents[1]}
 )
 """Where code lies that goes by its name: installed packages, and this one."""
 
@@ -59,7 +59,7 @@ class Code(NamedTuple):
 def code_of(value: Any) -> Code:
     """The code of a function, or of anything that holds functions.
 
-    >>> from gradflow._code import code_of
+    >>> from gradflow.programs._code import code_of
     >>> half, same, third = (lambda w: 0.5 * w), (lambda v: 0.5 * v), (lambda w: 0.3 * w)
     >>> code_of(half).digest == code_of(same).digest, code_of(half).digest == code_of(third).digest
     (True, False)
