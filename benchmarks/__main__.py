@@ -31,8 +31,8 @@ def run(script, quick, folder):
 
 def table(comparisons):
     rows = [("benchmark", "what", "peer", "peer / ours", "of")]
-    for name, found in comparisons.items():
-        for row in found:
+    for name, entries in comparisons.items():
+        for row in entries:
             times = "-" if row["times"] is None else f"{row['times']:.3g}"
             rows.append((name, row["what"], row["peer"], times, row["of"]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -38,10 +38,10 @@ def find(results, name):
 
 def renamed(rows):
     """Rows of the methods that are shown, by the names that they have here."""
-    found = []
+    chosen = []
     for start, title in SHOWN.items():
-        found += [row | {"method": title} for row in rows if row["method"].startswith(start)]
-    return [row | {"method": "default"} if row["method"] == SHOWN["default"] else row for row in found]
+        chosen += [row | {"method": title} for row in rows if row["method"].startswith(start)]
+    return [row | {"method": "default"} if row["method"] == SHOWN["default"] else row for row in chosen]
 
 
 def draw(work, small):

@@ -47,10 +47,10 @@ def timed(go, repeats):
     spans = []
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        found = jax.block_until_ready(go())
+        result = jax.block_until_ready(go())
         spans.append(time.perf_counter() - began)
     median = statistics.median(spans[1:])
-    return found, {"run": median, "compile": spans[0] - median}
+    return result, {"run": median, "compile": spans[0] - median}
 
 
 def products(nodes, sol):
@@ -63,20 +63,20 @@ def measure(quick):
     problem, start = setting()
     repeats = 1 if quick else 5
     levels = (8, 12) if quick else (12, 18, 27)
-    limit, before, rows, spent = None, None, [], {"run": 0.0, "compile": 0.0, "products": 0}
+    limit, before, rows, total = None, None, [], {"run": 0.0, "compile": 0.0, "products": 0}
     for n in levels:
         nodes = start.nodes(GaussLegendre(n))
         sol, wall = timed(lambda nodes=nodes: run(problem, nodes, 1e-8), repeats)
         limit, before = np.asarray(sol.observed["g"]), limit
         cost = products(nodes, sol)
-        spent = {"run": spent["run"] + wall["run"], "compile": spent["compile"] + wall["compile"]} | {
-            "products": spent["products"] + cost
+        total = {"run": total["run"] + wall["run"], "compile": total["compile"] + wall["compile"]} | {
+            "products": total["products"] + cost
         }
         gap = np.nan if before is None else float(np.max(np.abs(limit - before)))
         rows.append({"what": f"{nodes.net.widths[0]} x {n} nodes", "gap": gap, "products": cost, **wall})
         if gap <= 1e-6:
             break
-    rows.append({"what": "the limit, all of these", "gap": rows[-1]["gap"], **spent})
+    rows.append({"what": "the limit, all of these", "gap": rows[-1]["gap"], **total})
     width = 64 if quick else 512
     nodes = start.draw(width, jax.random.key(0))
     sol, wall = timed(lambda: run(problem, nodes, 1e-6), repeats)
@@ -111,14 +111,14 @@ def deviations(limit, quick):
     """Root mean square over seeds of the largest deviation."""
     problem, start = setting()
     widths, seeds = ((8, 16), 6) if quick else ((16, 32, 64, 128, 256), 24)
-    found = []
+    rows = []
     for width in widths:
         off = []
         for seed in range(seeds):
             sol = run(problem, start.draw(width, jax.random.key(seed)), 1e-5)
             off.append(float(np.max(np.abs(np.asarray(sol.observed["g"]) - limit))))
-        found.append(float(np.sqrt(np.mean(np.square(off)))))
-    return {"widths": list(widths), "deviations": found, "slope": curves.slope(widths, found)}
+        rows.append(float(np.sqrt(np.mean(np.square(off)))))
+    return {"widths": list(widths), "deviations": rows, "slope": curves.slope(widths, rows)}
 
 
 def table(rows, random, worth):

@@ -44,17 +44,17 @@ class Quadratic(eqx.Module):
 
 def cases(quick):
     """Name -> problem, start and sharpness at the start."""
-    found = {"quadratic": (Quadratic(jnp.geomspace(1e-4, 1, 40)), jnp.ones(40), 1.0)}
+    problems = {"quadratic": (Quadratic(jnp.geomspace(1e-4, 1, 40)), jnp.ones(40), 1.0)}
     if not quick:
         problem = gf.EmpiricalRisk(*gf.data.digits(n=100, centre=True, labels="onehot"), gf.losses.square)
         model = gf.models.MLP(64, 32, 10, key=jax.random.key(0))
-        found["tanh net, digits"] = (problem, model, float(gf.observables.Sharpness(problem)(model)))
-    return found
+        problems["tanh net, digits"] = (problem, model, float(gf.observables.Sharpness(problem)(model)))
+    return problems
 
 
 def limits(sharpness, mu):
     """The largest stable step of each method, a little below: `s` enters the coefficient too, so by bisection."""
-    found = {}
+    bounds = {}
     for name, method in (("heavy ball", "heavy_ball"), ("Nesterov", "nesterov")):
         low, high = 1 / sharpness, 4 / sharpness
         for _ in range(60):
@@ -62,8 +62,8 @@ def limits(sharpness, mu):
             beta = (1 - np.sqrt(mu * s)) / (1 + np.sqrt(mu * s))
             stable = s < gf.theory.stable_step(sharpness, beta, method)
             low, high = (s, high) if stable else (low, s)
-        found[name] = 0.95 * low
-    return found | {"descent": 0.95 * 2 / sharpness}
+        bounds[name] = 0.95 * low
+    return bounds | {"descent": 0.95 * 2 / sharpness}
 
 
 def measure(quick):
@@ -127,8 +127,8 @@ def draw(rows):
             x, y = [row["s sharpness"] for row in part], [row["default"]["1e-03"] for row in part]
             marker = "os^D"[i % 4]
             ax.loglog(x, y, marker + "-", markersize=4, color=colours[i], label=f"{method}, {case}")
-            lost = [row["status"] != "ok" for row in part]
-            ax.loglog(np.array(x)[lost], np.array(y)[lost], marker, markersize=4, color=colours[i], mfc="white")
+            failed = [row["status"] != "ok" for row in part]
+            ax.loglog(np.array(x)[failed], np.array(y)[failed], marker, markersize=4, color=colours[i], mfc="white")
         ax.axhline(2, color="0.5", linestyle=":", linewidth=0.8, label="two per step")
         ax.set(xlabel="step size times sharpness", ylabel="gradients of the flow per step of the method")
         ax.set_title("cost of the flow at a relative error of 1e-3 (hollow: the method itself diverges)")
@@ -141,7 +141,7 @@ def main():
     arguments = records.arguments(__doc__)
     rows = measure(arguments.quick)
     print(table(rows))
-    found = [
+    comparison = [
         records.comparison(
             f"flow, {row['case']}, step x sharpness = {row['s sharpness']:.3g}, error 1e-3",
             f"{row['method']}, which deviates by {row['gap']:.0e}",
@@ -150,7 +150,7 @@ def main():
         for row in rows
         if row["status"] == "ok"
     ]
-    record = {"benchmark": "momentum", "quick": arguments.quick, "rows": rows, "comparisons": found}
+    record = {"benchmark": "momentum", "quick": arguments.quick, "rows": rows, "comparisons": comparison}
     target = records.write(record, arguments.out)
     print(f"\nwritten: {target}, {plot.save(draw(rows), arguments.out / 'momentum.png')}")
 

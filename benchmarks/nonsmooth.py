@@ -49,14 +49,14 @@ class Events:
         size = self.x.shape[1]
         w, a = y[: self.width * size].reshape(self.width, size), y[self.width * size :]
         on, z = mode == ON, w @ self.x.T
-        pull = -self.weights * self.slope(a @ (z * on))
-        share = on.astype(float)
+        force = -self.weights * self.slope(a @ (z * on))
+        fraction = on.astype(float)
         for j, i in enumerate(mode == SLIDING):
             if i.any():
-                rest = (share[j] * pull) @ self.x
-                share[j, i] = np.linalg.solve((self.x[i] @ self.x[i].T) * pull[i], -self.x[i] @ rest)
-        speed = a[:, None] * ((share * pull) @ self.x)
-        return np.concatenate([speed.ravel(), (on * z) @ pull]), share, speed @ self.x.T
+                others = (fraction[j] * force) @ self.x
+                fraction[j, i] = np.linalg.solve((self.x[i] @ self.x[i].T) * force[i], -self.x[i] @ others)
+        speed = a[:, None] * ((fraction * force) @ self.x)
+        return np.concatenate([speed.ravel(), (on * z) @ force]), fraction, speed @ self.x.T
 
     def event(self, j, i, mode, bound=None):
         """Falls through zero when neuron `j` reaches the kink of sample `i`, or its share the bound while sliding."""
@@ -74,10 +74,10 @@ class Events:
         ts, y, t = np.asarray(ts), np.concatenate([weight.ravel(), output]), 0.0
         mode, rows, log = np.where(weight @ self.x.T > 0, ON, OFF), [], []
         while True:
-            kinds = [
+            crossings = [
                 (j, i, bound) for (j, i), m in np.ndenumerate(mode) for bound in ((0, 1) if m == SLIDING else (None,))
             ]
-            events = [self.event(j, i, mode, bound) for j, i, bound in kinds]
+            events = [self.event(j, i, mode, bound) for j, i, bound in crossings]
             piece = solve_ivp(
                 lambda _, y, mode=mode: self.field(y, mode)[0],
                 (t, ts[-1]),
@@ -92,15 +92,15 @@ class Events:
             if piece.status == 0:
                 return np.array(rows), log
             t, y = piece.t[-1], piece.y[:, -1]
-            j, i, bound = kinds[next(k for k, found in enumerate(piece.t_events) if len(found))]
+            j, i, bound = crossings[next(k for k, event in enumerate(piece.t_events) if len(event))]
             mode = self.after(y, mode, j, i, bound)
             log.append((float(t), j, i, int(mode[j, i])))
 
     def after(self, y, mode, j, i, bound):
         """The modes after an event: sliding if both sides drive towards the kink, across it or off it otherwise."""
         sides = [mode.copy(), mode.copy(), mode.copy()]
-        for kind, side in enumerate(sides):
-            side[j, i] = kind
+        for status, side in enumerate(sides):
+            side[j, i] = status
         if bound is not None:
             return sides[bound]
         rates = [self.field(y, side)[2][j, i] for side in sides[:2]]
@@ -180,23 +180,23 @@ def measure(problem, model, ts, reference, steps, tolerances, widths, solvers):
     for method, setting, run in ways:
         jax.block_until_ready(run().final)
         began = time.perf_counter()
-        found = jax.block_until_ready(run())
+        result = jax.block_until_ready(run())
         wall = time.perf_counter() - began
-        path = history(found.params)
+        path = history(result.params)
         gap = np.linalg.norm(path - reference, axis=1) / travelled
         row = {
             "method": method,
             "setting": setting,
-            "gradients": int(found.stats["gradient_evaluations"]),
+            "gradients": int(result.stats["gradient_evaluations"]),
             "error": float(gap.max()),
             "error at the end": float(gap[-1]),
             "error of the loss": float(jnp.max(jnp.abs(losses(jnp.asarray(path)) / exact - 1))),
             "run": wall,
         }
         if method == "extrapolated":
-            row |= {"estimate at the end": float(found.error[-1]) / travelled, "order": float(found.order[-1])}
+            row |= {"estimate at the end": float(result.error[-1]) / travelled, "order": float(result.order[-1])}
         elif method != DESCENT:
-            row["energy drift"] = float(found.drift["energy"])
+            row["energy drift"] = float(result.drift["energy"])
         rows.append(row)
     return rows
 
@@ -206,13 +206,13 @@ def cost(rows, method, error=ACCURACY):
 
     Coarser settings than the last one that misses the error do not count: they may meet it by luck.
     """
-    own = sorted((row["gradients"], row["error"]) for row in rows if row["method"] == method)
-    missed = [i for i, (_, found) in enumerate(own) if found > error]
-    if not missed or missed[-1] == len(own) - 1:
-        return float(own[0][0]) if not missed else np.inf
-    (g0, e0), (g1, e1) = own[missed[-1]], own[missed[-1] + 1]
-    share = np.log(e0 / error) / np.log(e0 / e1)
-    return float(np.exp(np.log(g0) + share * np.log(g1 / g0)))
+    rows_of_method = sorted((row["gradients"], row["error"]) for row in rows if row["method"] == method)
+    missed = [i for i, (_, err) in enumerate(rows_of_method) if err > error]
+    if not missed or missed[-1] == len(rows_of_method) - 1:
+        return float(rows_of_method[0][0]) if not missed else np.inf
+    (g0, e0), (g1, e1) = rows_of_method[missed[-1]], rows_of_method[missed[-1] + 1]
+    fraction = np.log(e0 / error) / np.log(e0 / e1)
+    return float(np.exp(np.log(g0) + fraction * np.log(g1 / g0)))
 
 
 def comparison(results):
@@ -267,8 +267,8 @@ def draw(results):
         for ax, (name, rows) in zip(panels, results.items(), strict=True):
             present = {row["method"] for row in rows}
             for method, (mark, colour) in ((m, style) for m, style in marks.items() if m in present):
-                own = [row for row in rows if row["method"] == method]
-                steps, error = [row["gradients"] for row in own], [row["error"] for row in own]
+                selected = [row for row in rows if row["method"] == method]
+                steps, error = [row["gradients"] for row in selected], [row["error"] for row in selected]
                 ax.loglog(steps, error, marker=mark, markersize=4, color=colour, label=method)
             ax.axhline(ACCURACY, color="0.7", linewidth=0.8, linestyle=":")
             ax.set(title=name, xlabel="gradient evaluations")
@@ -294,17 +294,17 @@ def main():
         results[f"digits, t = {horizon:g}"] = measure(*several, steps, tolerances, widths, solvers)
     for name, rows in results.items():
         print(f"{name}\n{table(rows)}\n")
-    costs, told = comparison(results)
-    print(f"{told}\n")
-    slid = sum(kind == SLIDING for *_, kind in log)
+    costs, missed = comparison(results)
+    print(f"{missed}\n")
+    slid = sum(event == SLIDING for *_, event in log)
     print(f"two directions: {slid} neurons began to slide in the reference, the first at t = {log[0][0]:.3g}")
     stiff = {} if quick else stiffness(*case[:3])
     for solver, counts in stiff.items():
         print(f"two directions, {solver}, gradients by smoothing: {counts}")
     record = {"benchmark": "nonsmooth", "quick": quick, "events": log, "rows": results, "costs": costs}
     record["comparisons"] = [
-        records.comparison(f"ReLU, {name}, error {ACCURACY:g}", "gradient descent", found["descent / best"])
-        for name, found in costs.items()
+        records.comparison(f"ReLU, {name}, error {ACCURACY:g}", "gradient descent", entry["descent / best"])
+        for name, entry in costs.items()
     ]
     target = records.write(record | {"gradients by smoothing": stiff}, arguments.out)
     print(f"\nwritten: {target}, {save(draw(results), arguments.out / 'nonsmooth.png')}")

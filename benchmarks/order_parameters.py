@@ -36,13 +36,13 @@ TARGET = 1e-6
 
 def timed(run, repeats=3):
     """Seconds of the first call beyond the others, which is compilation, and their median; the last result."""
-    spans, found = [], None
+    spans, result = [], None
     for _ in range(repeats + 1):
         began = time.perf_counter()
-        found = jax.block_until_ready(run())
+        result = jax.block_until_ready(run())
         spans.append(time.perf_counter() - began)
     median = statistics.median(spans[1:])
-    return max(spans[0] - median, 0.0), median, found
+    return max(spans[0] - median, 0.0), median, result
 
 
 def euler(flow, state, dt, steps):
@@ -57,10 +57,10 @@ def euler(flow, state, dt, steps):
 
 
 def reference(field, y0, ts):
-    found = scipy.integrate.solve_ivp(
+    sol = scipy.integrate.solve_ivp(
         lambda t, y: field(y), (0, ts[-1]), np.asarray(y0), method="DOP853", t_eval=ts, rtol=1e-11, atol=1e-14
     )
-    return found.y.T
+    return sol.y.T
 
 
 def measure(quick):
@@ -112,9 +112,9 @@ def time_map(quick):
         sizes = {"rates": [0.3, 1.0], "noises": [1e-4, 1e-3], "units": 2, "width": 4, "horizon": 100.0, "saves": 21}
     began, busy = time.perf_counter(), time.process_time()
     ds = studies.phase_map(**sizes, progress=False)
-    spent, busy = time.perf_counter() - began, time.process_time() - busy
-    found = {"points": int(ds.final_risk.size), "seconds": spent, "cpu_seconds": busy}
-    return found | {"failed": int(np.count_nonzero(ds.status.values)), "errors": map_errors(ds, 1 if quick else 12)}
+    seconds, busy = time.perf_counter() - began, time.process_time() - busy
+    record = {"points": int(ds.final_risk.size), "seconds": seconds, "cpu_seconds": busy}
+    return record | {"failed": int(np.count_nonzero(ds.status.values)), "errors": map_errors(ds, 1 if quick else 12)}
 
 
 def map_errors(ds, count):
@@ -182,8 +182,8 @@ def main():
             f"\n{quickest['method']}, {quickest['setting']}: error below {TARGET:.0e} in 1/{ratio:.0f} of Euler's time"
         )
     mapped = time_map(arguments.quick)
-    spent = f"{mapped['seconds']:.1f} s ({mapped['cpu_seconds']:.1f} s of processor time), compilation included"
-    print(f"map: {mapped['points']} points in {spent}; {mapped['failed']} failed")
+    duration = f"{mapped['seconds']:.1f} s ({mapped['cpu_seconds']:.1f} s of processor time), compilation included"
+    print(f"map: {mapped['points']} points in {duration}; {mapped['failed']} failed")
     last, largest = (max(row[name] for row in mapped["errors"]) for name in ("end", "largest"))
     print(f"     risk off by at most {last:.1e} at the end, {largest:.1e} at any time ({len(mapped['errors'])} points)")
     record = {"benchmark": "order_parameters", "quick": arguments.quick, "risk": exact, "rows": rows}

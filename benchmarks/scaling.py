@@ -81,12 +81,12 @@ def abscissa(axis, row):
 
 def fits(rows):
     """Axis -> power of the cost, over the runs that reached their end."""
-    found = {}
+    exponents = {}
     for axis in dict.fromkeys(row["axis"] for row in rows):
         mine = [row for row in rows if row["axis"] == axis and row["status"] == "ok"]
         if len(mine) > 1:
-            found[axis] = curves.slope([abscissa(axis, row) for row in mine], [row["equivalents"] for row in mine])
-    return found
+            exponents[axis] = curves.slope([abscissa(axis, row) for row in mine], [row["equivalents"] for row in mine])
+    return exponents
 
 
 def draw(rows, slopes):

@@ -145,15 +145,15 @@ def staircase():
 
 def jump_times(ts, products):
     values = np.linalg.svd(products, compute_uv=False)
-    found = []
+    times = []
     for k, s in enumerate(MODES):
         i = int(np.argmax(values[:, k] > s / 2))
         if i == 0:
-            found.append(np.nan)
+            times.append(np.nan)
             continue
         low, high = values[i - 1, k], values[i, k]
-        found.append(ts[i - 1] + (ts[i] - ts[i - 1]) * (s / 2 - low) / (high - low))
-    return np.array(found)
+        times.append(ts[i - 1] + (ts[i] - ts[i - 1]) * (s / 2 - low) / (high - low))
+    return np.array(times)
 
 
 def table(rows, later):
@@ -193,7 +193,7 @@ def main():
     later = [] if arguments.quick else jumps()
     print(table(rows, later))
     base = {row["exponent"]: row["gradients"] for row in rows if row["method"] == "first_escape"}
-    found = [
+    comparison = [
         records.comparison(
             f"escape from 1e-{row['exponent']:g}, first_escape",
             f"{row['method']}, off by {row['error']:.0e}",
@@ -209,7 +209,7 @@ def main():
         "jumps": later,
         "staircase": staircase(),
     }
-    target = records.write(record | {"comparisons": found}, arguments.out)
+    target = records.write(record | {"comparisons": comparison}, arguments.out)
     print(f"\nwritten: {target}, {plot.save(draw(rows), arguments.out / 'small_init.png')}")
 
 

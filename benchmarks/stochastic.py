@@ -60,7 +60,7 @@ def moments(flow, solver, dt):
 def measure(flow, curvature, noise, ways):
     """A row for every way `(name, solver, dt)`."""
     mean, variance = exact(curvature, noise)
-    excess = lambda m, v: np.sum(curvature * (m**2 + v))  # noqa: E731
+    expected_loss = lambda m, v: np.sum(curvature * (m**2 + v))  # noqa: E731
     rows = []
     for name, solver, dt in ways:
         m, v = moments(flow, solver, dt)
@@ -71,7 +71,7 @@ def measure(flow, curvature, noise, ways):
                 "gradients": solver.evaluations(flow)[0] * round(HORIZON / dt),
                 "mean": float(abs(m[0] / mean[0] - 1)),
                 "deviation": float(abs(np.sqrt(v[0] / variance[0]) - 1)),
-                "loss": float(abs(excess(m, v) / excess(mean, variance) - 1)),
+                "loss": float(abs(expected_loss(m, v) / expected_loss(mean, variance) - 1)),
             }
         )
     return rows
@@ -89,11 +89,11 @@ def comparison(rows, error=1e-2):
     """The fewest gradients, by method, that keep an error."""
     lines = [f"fewest gradients for an error of {error:g}"]
     for name, label in ERRORS.items():
-        found = {}
+        entries = {}
         for row in rows:
             if row[name] <= error:
-                found[row["method"]] = min(row["gradients"], found.get(row["method"], np.inf))
-        lines.append(f"{label:<20}" + ", ".join(f"{k} {found.get(k, 'none')}" for k in MARKS))
+                entries[row["method"]] = min(row["gradients"], entries.get(row["method"], np.inf))
+        lines.append(f"{label:<20}" + ", ".join(f"{k} {entries.get(k, 'none')}" for k in MARKS))
     return "\n".join(lines)
 
 
@@ -103,8 +103,8 @@ def draw(rows):
         drawn = figure(figsize=(8.4, 2.7))
         for ax, (error, label) in zip(drawn.subplots(1, 3), ERRORS.items(), strict=True):
             for method, (mark, colour) in MARKS.items():
-                own = [row for row in rows if row["method"] == method]
-                cost, gap = [row["gradients"] for row in own], [row[error] for row in own]
+                selected = [row for row in rows if row["method"] == method]
+                cost, gap = [row["gradients"] for row in selected], [row[error] for row in selected]
                 ax.loglog(cost, gap, marker=mark, markersize=4, color=colour, label=method)
             ax.set(title=label, xlabel="gradient evaluations", ylabel="relative error")
             label_decades(ax)
@@ -126,15 +126,15 @@ def main():
     ways += [("SGD itself", gf.solvers.EulerMaruyama(), LEARNING_RATE)]
     rows = measure(flow, curvature, noise, ways)
     print(f"{table(rows)}\n\n{comparison(rows)}")
-    found = []
+    results = []
     for name, label in ERRORS.items():
-        least = {}
+        cheapest = {}
         for method in ("SKROCK", "EulerMaruyama"):
             costs = [row["gradients"] for row in rows if row["method"] == method and row[name] <= 1e-2]
-            least[method] = min(costs, default=np.nan)
-        times = least["EulerMaruyama"] / least["SKROCK"]
-        found.append(records.comparison(f"stiff SGD flow, {label} to 1e-2, SKROCK", "Euler-Maruyama", times))
-    record = {"benchmark": "stochastic", "quick": arguments.quick, "rows": rows, "comparisons": found}
+            cheapest[method] = min(costs, default=np.nan)
+        times = cheapest["EulerMaruyama"] / cheapest["SKROCK"]
+        results.append(records.comparison(f"stiff SGD flow, {label} to 1e-2, SKROCK", "Euler-Maruyama", times))
+    record = {"benchmark": "stochastic", "quick": arguments.quick, "rows": rows, "comparisons": results}
     target = records.write(record, arguments.out)
     print(f"\nwritten: {target}, {save(draw(rows), arguments.out / 'stochastic.png')}")
 

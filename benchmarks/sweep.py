@@ -62,9 +62,9 @@ def cases(quick):
     uneven = mixed | {"scale": np.geomspace(1e-6, 10.0, 8).tolist(), "seed": range(3)}
     many = {"width": [4], "scale": [0.5], "seed": range(64 if quick else 2000)}
     ts = np.linspace(0.0, 60.0, 61)
-    found = {"mixed": (near, mixed, ts), "alike": (near, alike, ts)}
-    found |= {"many": (tiny, many, ts[:11]), "uneven": (near, uneven, ts)}
-    return {name: found[name] for name in ("mixed", "many")} if quick else found
+    batches = {"mixed": (near, mixed, ts), "alike": (near, alike, ts)}
+    batches |= {"many": (tiny, many, ts[:11]), "uneven": (near, uneven, ts)}
+    return {name: batches[name] for name in ("mixed", "many")} if quick else batches
 
 
 def builder(problem, spans=None, rate=None):
@@ -124,11 +124,11 @@ def lockstep(problem, ts, solver, model):
     if solver is None:
         sol = gf.solve(flow, model, ts, observe={"risk": problem}, rtol=RTOL, save_params=False, throw=False)
         return sol.observed["risk"], sol.stats["gradient_evaluations"]
-    trainable, rest = eqx.partition(model, eqx.is_inexact_array)
+    trainable, static = eqx.partition(model, eqx.is_inexact_array)
     field = lambda t, y, args: jax.tree_util.tree_map(  # noqa: E731
-        jnp.negative, jax.grad(lambda p: problem(eqx.combine(p, rest)))(y)
+        jnp.negative, jax.grad(lambda p: problem(eqx.combine(p, static)))(y)
     )
-    save = diffrax.SaveAt(ts=jnp.asarray(ts), fn=lambda t, y, args: problem(eqx.combine(y, rest)))
+    save = diffrax.SaveAt(ts=jnp.asarray(ts), fn=lambda t, y, args: problem(eqx.combine(y, static)))
     sol = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
         diffrax.Tsit5(),
@@ -158,26 +158,26 @@ def in_lockstep(problem, axes, ts, solver, together):
     programs = [step.lower(stacked(batch)).compile() for batch in batches]
 
     def run():
-        began, worked, needed, spent = time.perf_counter(), time.process_time(), 0, 0
+        began, worked, needed, evaluated = time.perf_counter(), time.process_time(), 0, 0
         for program, batch in zip(programs, batches, strict=True):
             _, counts = jax.device_get(program(jax.tree_util.tree_map(jnp.asarray, stacked(batch))))
-            needed, spent = needed + int(counts.sum()), spent + int(counts.max()) * counts.size
+            needed, evaluated = needed + int(counts.sum()), evaluated + int(counts.max()) * counts.size
         seconds, cpu = time.perf_counter() - began, time.process_time() - worked
-        return {"seconds": seconds, "cpu": cpu, "needed": needed, "spent": spent, "failed": 0}
+        return {"seconds": seconds, "cpu": cpu, "needed": needed, "spent": evaluated, "failed": 0}
 
     return run
 
 
 def in_turn(runs):
     """Medians of up to three runs of each way, one way after another; fewer of those that take long."""
-    found = {how: [] for how in runs}
+    results = {how: [] for how in runs}
     for _ in range(3):
         for how, run in runs.items():
-            if sum(one["seconds"] for one in found[how]) < MOST_SECONDS:
-                found[how].append(run())
+            if sum(one["seconds"] for one in results[how]) < MOST_SECONDS:
+                results[how].append(run())
     return {
         how: rows[-1] | {key: float(np.median([row[key] for row in rows])) for key in ("seconds", "cpu")}
-        for how, rows in found.items()
+        for how, rows in results.items()
     }
 
 
@@ -188,8 +188,10 @@ HEADER = (
 
 
 def line(row):
-    share = row["needed"] / row["spent"]
-    cells = f"{row['batch']:<7} {row['solver']:<8} {row['how']:<10} {row['flows']:5d} {row['needed']:9d} {share:7.0%}"
+    fraction = row["needed"] / row["spent"]
+    cells = (
+        f"{row['batch']:<7} {row['solver']:<8} {row['how']:<10} {row['flows']:5d} {row['needed']:9d} {fraction:7.0%}"
+    )
     return f"{cells} {row['seconds']:8.2f} {row['cpu']:8.2f} {row['flows'] / row['seconds']:8.1f} {row['failed']:7d}"
 
 
@@ -255,17 +257,17 @@ print(imported - began, *spans[0])
 
 def first_result():
     """Import, compilation of the driver, and time to the first segment; with an empty cache, and with a full one."""
-    found = {}
+    seconds = {}
     with tempfile.TemporaryDirectory() as cache:
         for name in ("cold", "warm"):
             done = subprocess.run(
                 [sys.executable, "-c", FIRST, cache], capture_output=True, text=True, check=True, env=dict(os.environ)
             )
             numbers = [float(word) for word in done.stdout.split()]
-            found[name] = dict(zip(("import", "first_segment", "first_result"), numbers, strict=True))
-    ratio = found["warm"]["first_segment"] / found["cold"]["first_segment"]
-    print(f"first segment: {found['cold']['first_segment']:.2f} s, with a filled cache {ratio:.2f} of that")
-    return found | {"ratio": ratio}
+            seconds[name] = dict(zip(("import", "first_segment", "first_result"), numbers, strict=True))
+    ratio = seconds["warm"]["first_segment"] / seconds["cold"]["first_segment"]
+    print(f"first segment: {seconds['cold']['first_segment']:.2f} s, with a filled cache {ratio:.2f} of that")
+    return seconds | {"ratio": ratio}
 
 
 MEMORY = """
@@ -303,17 +305,17 @@ def draw(rows):
         drawn = figure(figsize=(7.2, 3.2))
         left, right = drawn.subplots(1, 2)
         cases = list(dict.fromkeys((row["batch"], row["solver"]) for row in rows if row["how"] != DESCENT))
-        found = {(row["batch"], row["solver"], row["how"]): row for row in rows}
+        by_case = {(row["batch"], row["solver"], row["how"]): row for row in rows}
         shades = {
             FLIGHT: ("0.2", "gf.sweep"),
             BY_WIDTH: ("0.55", "vmap by width"),
             TOGETHER: ("0.8", "one vmap, padded"),
         }
         for shift, (how, (shade, label)) in enumerate(shades.items(), -1):
-            here = [(place, found[*case, how]) for place, case in enumerate(cases) if (*case, how) in found]
-            places = [place + 0.27 * shift for place, _ in here]
-            left.bar(places, [100 * r["needed"] / r["spent"] for _, r in here], 0.25, color=shade, label=label)
-            right.bar(places, [r["flows"] / r["seconds"] for _, r in here], 0.25, color=shade)
+            here = [(place, by_case[*case, how]) for place, case in enumerate(cases) if (*case, how) in by_case]
+            positions = [place + 0.27 * shift for place, _ in here]
+            left.bar(positions, [100 * r["needed"] / r["spent"] for _, r in here], 0.25, color=shade, label=label)
+            right.bar(positions, [r["flows"] / r["seconds"] for _, r in here], 0.25, color=shade)
         for ax in (left, right):
             ax.set_xticks(range(len(cases)), [f"{batch}\n{solver}" for batch, solver in cases], fontsize=6)
         left.set(ylabel="useful gradients (%)", ylim=(0, 130), title="gradients that members need")
@@ -326,28 +328,28 @@ def draw(rows):
 def compare(rows):
     """How many times the seconds of `gf.sweep` each other way takes for a flow."""
     mine = {(row["batch"], row["solver"]): row for row in rows if row["how"] == FLIGHT}
-    found = []
+    entries = []
     for row in (row for row in rows if row["how"] != FLIGHT):
         if row["how"] == DESCENT:
-            own = min((one for one in mine.values() if one["batch"] == row["batch"]), key=lambda one: one["needed"])
+            ours = min((one for one in mine.values() if one["batch"] == row["batch"]), key=lambda one: one["needed"])
             peer = "gradient descent, swept too, at 1.9 / the largest sharpness and its error"
-            found.append(records.comparison(f"sweep, {row['batch']}", peer, row["needed"] / own["needed"]))
+            entries.append(records.comparison(f"sweep, {row['batch']}", peer, row["needed"] / ours["needed"]))
             continue
-        own = mine[row["batch"], row["solver"]]
-        share = own["flows"] / row["flows"]
-        ratio, cpu = share * row["seconds"] / own["seconds"], share * row["cpu"] / own["cpu"]
+        ours = mine[row["batch"], row["solver"]]
+        fraction = ours["flows"] / row["flows"]
+        ratio, cpu = fraction * row["seconds"] / ours["seconds"], fraction * row["cpu"] / ours["cpu"]
         print(f"{row['batch']}, {row['solver']}: {row['how']} takes {ratio:.2f} times the seconds, {cpu:.2f} the cpu")
         peer = f"vmap over a solve, {row['how']}"
-        found.append(records.comparison(f"sweep, {row['batch']}, {row['solver']}", peer, ratio, "seconds"))
-    return found
+        entries.append(records.comparison(f"sweep, {row['batch']}, {row['solver']}", peer, ratio, "seconds"))
+    return entries
 
 
 def main():
     arguments = records.arguments(__doc__)
     rows = measure(arguments.quick)
-    found = compare(rows)
+    entries = compare(rows)
     record = {"benchmark": "sweep", "quick": arguments.quick, "rows": rows, "slots": slots(arguments.quick)}
-    record |= {"comparisons": found, "first_result": first_result(), "memory": memory(arguments.quick)}
+    record |= {"comparisons": entries, "first_result": first_result(), "memory": memory(arguments.quick)}
     target = records.write(record, arguments.out)
     print(f"\nwritten: {target}, {plot.save(draw(rows), arguments.out / 'sweep.png')}")
 

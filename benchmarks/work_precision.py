@@ -90,7 +90,7 @@ HEADER = f"{'method':<30} {'rtol':>6} {'grad-eq':>8} {'error':>9} {'loss error':
 
 def summarise(abouts, rows):
     """Case -> method -> cost at every target, whether it is a bound, and its ratio to the default's."""
-    found = []
+    summary = []
     for about in abouts:
         mine = [row for row in rows if row["case"] == about["case"] and row["status"] == "ok"]
         names = list(dict.fromkeys(row["method"] for row in mine))
@@ -106,8 +106,8 @@ def summarise(abouts, rows):
             entry["upper bound"] = [bound for _, bound in costs[name]]
             ratios = [cost / reference for (cost, _), (reference, _) in zip(costs[name], base, strict=True)]
             entry["ratio to default"] = [ratio if math.isfinite(ratio) else None for ratio in ratios]
-            found.append(entry)
-    return found
+            summary.append(entry)
+    return summary
 
 
 def table(summary):

@@ -139,8 +139,8 @@ def order_parameters(horizon: float, students: int, teachers: int, **more: Any) 
     unflatten = ravel_pytree(params)[1]
 
     def rate(v: Any) -> Any:
-        found = flow.vector_field(jnp.zeros(()), flow.init(unflatten(v), None), None)
-        return ravel_pytree(flow.params(found))[0]
+        derivative = flow.vector_field(jnp.zeros(()), flow.init(unflatten(v), None), None)
+        return ravel_pytree(flow.params(derivative))[0]
 
     loss = jax.jit(lambda v: flow.risk(unflatten(v)))
     return Case(f"order parameters, T = {horizon:g}", flow, params, horizon, jax.jit(rate), loss, unflatten, **more)
@@ -183,16 +183,16 @@ def reference(case: Case, store: pathlib.Path) -> tuple[np.ndarray, float]:
     start = case.start
     slope = np.array2string(np.asarray(case.field(start))[:100], precision=6)
     mark = hashlib.sha256(f"{case.name} {start.size} {case.tight} {slope}".encode() + start.tobytes()).hexdigest()[:16]
-    known = dict(np.load(store)) if store.exists() else {}
-    if mark not in known:
+    stored = dict(np.load(store)) if store.exists() else {}
+    if mark not in stored:
         pair = []
         solvers = (gf.solvers.Dopri8(), gf.solvers.Tsit5()) if case.smooth else (gf.solvers.Tsit5(), gf.solvers.Tsit5())
         for solver, rtol in zip(solvers, case.tight, strict=True):
             ts = [case.horizon]
             sol = gf.solve(case.flow, case.params, ts, solver=solver, rtol=rtol, max_steps=10**7, save_params=False)
             pair.append(flat(sol.final))
-        known[mark] = np.stack(pair)
+        stored[mark] = np.stack(pair)
         store.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(store, **known)
-    best, second = known[mark]
+        np.savez(store, **stored)
+    best, second = stored[mark]
     return best, float(np.linalg.norm(best - second) / np.linalg.norm(best - start))

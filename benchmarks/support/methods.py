@@ -81,15 +81,15 @@ def scale(case: Case) -> float:
 
 def ours(make: Callable[[], Any], fresh: bool = True) -> Callable[[Case, float, int], Outcome]:
     """By a solver of this library, made anew for every run; with `fresh`, from empty caches first in every case."""
-    met: set[str] = set()
+    statuses: set[str] = set()
 
     def run(case: Case, rtol: float, budget: int) -> Outcome:
         def solve(steps: int) -> gf.Solution:
             options: dict[str, Any] = {"max_steps": steps, "save_params": False, "throw": False}
             return gf.solve(case.flow, case.params, [case.horizon], solver=make(), rtol=rtol, **options)
 
-        if fresh and case.name not in met:
-            met.add(case.name)
+        if fresh and case.name not in statuses:
+            statuses.add(case.name)
             jax.clear_caches()
         began = time.perf_counter()
         jax.block_until_ready(solve(1).final)
@@ -156,8 +156,8 @@ def integrate(field: Any, solver: Any, start: Any, horizon: Any, rtol: Any, atol
 
 def by_diffrax(case: Case, field: Any, solver: Any, rtol: float, steps: int, horizon: float) -> diffrax.Solution:
     # Arrays, for every new number among the arguments would compile anew.
-    end, loose, least = (jnp.asarray(value) for value in (horizon, rtol, ATOL * rtol * scale(case)))
-    return integrate(field, solver, jnp.asarray(case.start), end, loose, least, steps)
+    end, loose, min_step = (jnp.asarray(value) for value in (horizon, rtol, ATOL * rtol * scale(case)))
+    return integrate(field, solver, jnp.asarray(case.start), end, loose, min_step, steps)
 
 
 def explicit(solver: diffrax.AbstractERK) -> Method:
@@ -165,11 +165,11 @@ def explicit(solver: diffrax.AbstractERK) -> Method:
     stages = tableau.num_stages - tableau.fsal  # type: ignore[union-attr]
 
     def run(case: Case, rtol: float, budget: int) -> Outcome:
-        most = budget // stages
+        max_count = budget // stages
         began = time.perf_counter()
-        jax.block_until_ready(by_diffrax(case, case.field, solver, rtol, most, 1e-12 * case.horizon).ys)
+        jax.block_until_ready(by_diffrax(case, case.field, solver, rtol, max_count, 1e-12 * case.horizon).ys)
         compiling = time.perf_counter() - began
-        sol, seconds = clock(lambda: by_diffrax(case, case.field, solver, rtol, most, case.horizon))
+        sol, seconds = clock(lambda: by_diffrax(case, case.field, solver, rtol, max_count, case.horizon))
         status = "ok" if sol.result == diffrax.RESULTS.successful else "max_steps"
         counted = 3 + stages * int(sol.stats["num_steps"])  # two for the first step size, one for the first stage
         return Outcome(np.asarray(sol.ys)[0], counted, run=seconds, compiling=compiling, status=status)
@@ -202,8 +202,8 @@ class MatrixFree(lx.AbstractLinearSolver):
 
     def init(self, operator: Any, options: Any) -> Any:
         tagged = lx.TaggedLinearOperator(operator, lx.positive_semidefinite_tag) if self.definite else operator
-        arrays, rest = eqx.partition(self.inner.init(tagged, options), eqx.is_array)
-        return arrays, eqx.internal.Static(Opaque(rest))
+        arrays, static = eqx.partition(self.inner.init(tagged, options), eqx.is_array)
+        return arrays, eqx.internal.Static(Opaque(static))
 
     def compute(self, state: Any, vector: Any, options: Any) -> Any:
         return self.inner.compute(eqx.combine(state[0], state[1].value.value), vector, options)
@@ -260,28 +260,30 @@ class Tally:
         return np.zeros(())
 
 
-def implicit(kind: Any, krylov: str) -> Method:
+def implicit(solver_class: Any, krylov: str) -> Method:
     """An implicit Runge-Kutta method whose linear systems are solved on exact Hessian-vector products."""
 
     tallies: dict[str, Tally] = {}
 
     def run(case: Case, rtol: float, budget: int) -> Outcome:
         # A tenth of the absolute tolerance of the step: ten times looser leaves errors ten times as large.
-        least = jnp.asarray(0.1 * ATOL * rtol * scale(case))
-        inner: dict[str, Any] = {"rtol": 1e-2, "atol": least, "max_steps": 500}
+        absolute = jnp.asarray(0.1 * ATOL * rtol * scale(case))
+        inner: dict[str, Any] = {"rtol": 1e-2, "atol": absolute, "max_steps": 500}
         linear = MatrixFree(lx.CG(**inner) if krylov == "CG" else lx.GMRES(**inner, restart=20), krylov == "CG")
-        solver = kind(root_finder=diffrax.with_stepsize_controller_tols(diffrax.VeryChord)(linear_solver=linear))
-        tally = tallies.setdefault(case.name, Tally(case.field))
-        tally.reset(budget)
+        solver = solver_class(
+            root_finder=diffrax.with_stepsize_controller_tols(diffrax.VeryChord)(linear_solver=linear)
+        )
+        counter = tallies.setdefault(case.name, Tally(case.field))
+        counter.reset(budget)
         began = time.perf_counter()
         try:
-            sol = jax.block_until_ready(by_diffrax(case, tally.field, solver, rtol, budget // 40, case.horizon))
+            sol = jax.block_until_ready(by_diffrax(case, counter.field, solver, rtol, budget // 40, case.horizon))
         except Exception:
-            if not tally.spent:
+            if not counter.spent:
                 raise
-            return Outcome(None, tally.gradients, tally.products, status="budget")
+            return Outcome(None, counter.gradients, counter.products, status="budget")
         counted = time.perf_counter() - began
-        gradients, products = tally.gradients, tally.products
+        gradients, products = counter.gradients, counter.products
         status = "ok" if sol.result == diffrax.RESULTS.successful else "max_steps or failed"
         compiling, seconds = None, math.nan
         if status == "ok" and counted < 30:
@@ -292,7 +294,7 @@ def implicit(kind: Any, krylov: str) -> Method:
         return Outcome(np.asarray(sol.ys)[0], gradients, products, seconds, compiling, status)
 
     suits = (lambda case: case.problem is not None) if krylov == "CG" else (lambda case: True)
-    return Method(f"diffrax {kind.__name__}, {krylov} on Hv", run, tuple(10.0**-k for k in range(2, 6)), suits)
+    return Method(f"diffrax {solver_class.__name__}, {krylov} on Hv", run, tuple(10.0**-k for k in range(2, 6)), suits)
 
 
 # Libraries that call back.
@@ -448,7 +450,11 @@ def every_method(quick: bool, full: bool, steepness: Callable[[Case], float]) ->
     methods = our_methods(quick, full)
     skipped = {f"gradflow {name}": "not in this version" for name in ("NDF", "ROCK2", "RKC2") if not _ours(name)}
     methods += [explicit(diffrax.Tsit5()), explicit(diffrax.Dopri8())]
-    methods += [implicit(kind, krylov) for kind in (diffrax.Kvaerno3, diffrax.Kvaerno5) for krylov in ("CG", "GMRES")]
+    methods += [
+        implicit(solver_class, krylov)
+        for solver_class in (diffrax.Kvaerno3, diffrax.Kvaerno5)
+        for krylov in ("CG", "GMRES")
+    ]
     tight = LADDER[1:]  # looser than 1e-3 their error control is erratic
     optional = [
         ("scipy RK45", scipy_rk45, ("scipy",), SHORT, None),

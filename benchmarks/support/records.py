@@ -25,13 +25,13 @@ def arguments(doc: str) -> argparse.Namespace:
 
 def versions() -> dict[str, str]:
     """Of everything that may have taken part, as far as it is installed."""
-    found = {"gradflow": gf.__version__, "python": platform.python_version()}
+    packages = {"gradflow": gf.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            packages[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return packages
 
 
 def finite(value: Any) -> Any:

@@ -30,7 +30,7 @@ def describe_installation() -> str:
     for device in jax.devices():
         lines.append(f"device {device.id}: {device.platform}, {device.device_kind}")
     methods = (diffrax.AbstractSolver, solvers.AbstractMethod, solvers.AbstractStochasticMethod)
-    kinds: list[tuple[str, ModuleType, Callable[[Any], bool]]] = [
+    sections: list[tuple[str, ModuleType, Callable[[Any], bool]]] = [
         ("flows", flows, lambda value: _is_a(value, flows.AbstractFlow)),
         ("rules", rules, lambda value: _is_a(value, rules.AbstractRule)),
         ("models", models, _callable),
@@ -43,7 +43,7 @@ def describe_installation() -> str:
         ("studies", studies, _function),
         ("data", data, lambda value: _function(value) and value not in (data.load, data.names)),
     ]
-    for title, room, offered in kinds:
+    for title, room, offered in sections:
         name = room.__name__.replace("gradflow.problems.losses", "gradflow.losses")
         lines += ["", f"{title} ({name}):", *_entries(room, offered)]
     lines += ["", "data sets for --data: " + ", ".join(data.names())]
@@ -72,13 +72,13 @@ def describe_store(path: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
-def _is_a(value: Any, kinds: Any) -> bool:
-    return inspect.isclass(value) and issubclass(value, kinds)
+def _is_a(value: Any, types: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, types)
 
 
 def _callable(value: Any) -> bool:
     """A class whose instances can be called, or, as observables of a whole state, nearly so."""
-    return inspect.isclass(value) and any("__call__" in vars(kind) for kind in value.__mro__[:-1])
+    return inspect.isclass(value) and any("__call__" in vars(cls) for cls in value.__mro__[:-1])
 
 
 def _function(value: Any) -> bool:
@@ -87,12 +87,12 @@ def _function(value: Any) -> bool:
 
 def _entries(room: ModuleType, offered: Callable[[Any], bool]) -> list[str]:
     """Name and first line of the docstring, without what belongs to what follows it."""
-    found = []
+    entries = []
     for name, value in sorted(vars(room).items(), key=lambda entry: entry[0].lower()):
         if not name.startswith(("_", "Abstract")) and offered(value):
             first = (inspect.getdoc(value) or "").split("\n")[0]
-            found.append(f"  {name:<21} {first.rstrip('.:')}")
-    return found
+            entries.append(f"  {name:<21} {first.rstrip('.:')}")
+    return entries
 
 
 def _version(name: str) -> str:

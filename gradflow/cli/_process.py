@@ -45,9 +45,9 @@ class Commands(TyperGroup):
 def as_options(message: str, options: Iterable[str]) -> str:
     """A message about an argument of Python, about the option of the same meaning if there is one."""
 
-    def option(found: re.Match[str]) -> str:
-        name = "--" + SAME.get(found[1], found[1]).replace("_", "-")
-        return f"Argument `{name}`" if name in options else found[0]
+    def option(match: re.Match[str]) -> str:
+        name = "--" + SAME.get(match[1], match[1]).replace("_", "-")
+        return f"Argument `{name}`" if name in options else match[0]
 
     return re.sub(r"Argument `([^`]+)`", option, message)
 
@@ -82,11 +82,13 @@ def cache_folder() -> pathlib.Path:
 
 def _processor() -> str:
     try:
-        told = pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-        told = "\n".join(line for line in told.splitlines() if line.startswith(("flags", "Features", "model name")))
+        description = pathlib.Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        description = "\n".join(
+            line for line in description.splitlines() if line.startswith(("flags", "Features", "model name"))
+        )
     except OSError:
-        told = platform.processor()
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
+        description = platform.processor()
+    return hashlib.sha256(description.encode()).hexdigest()[:12]
 
 
 def _warn(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -318,10 +318,10 @@ def _say_what_is_there(store: pathlib.Path, fresh: bool) -> None:
 
     if fresh or not store.exists():
         return
-    found = open_store(store)
-    if "config" in found.attrs:
-        done = int((found["status"] >= 0).sum())
-        print(f"resuming {store}: {done} of {found['status'].size} flows are there (--fresh starts over)")
+    stored = open_store(store)
+    if "config" in stored.attrs:
+        done = int((stored["status"] >= 0).sum())
+        print(f"resuming {store}: {done} of {stored['status'].size} flows are there (--fresh starts over)")
 
 
 def _report(ds: Any, store: pathlib.Path, target: pathlib.Path) -> None:

@@ -92,8 +92,8 @@ class _Unpickler(pickle.Unpickler):
             allowed[f"{package}.multiarray", "_reconstruct"] = np.empty(0).__reduce__()[0]
             allowed[f"{package}.numeric", "_frombuffer"] = np.empty(1).__reduce_ex__(5)[0]
         for package in ("builtins", "__builtin__"):
-            for kind in (set, frozenset, bytes, bytearray):
-                allowed[package, kind.__name__] = kind
+            for builtin in (set, frozenset, bytes, bytearray):
+                allowed[package, builtin.__name__] = builtin
         if (module_name, global_name) not in allowed:
             raise pickle.UnpicklingError(
                 f"it asks for `{module_name}.{global_name}`, which a batch of images never needs"

@@ -74,11 +74,11 @@ def gaussian_teacher(
     if hidden.shape != (n, width):
         raise fail("activation", f"keep the shape {(n, width)} of its argument", f"returning shape {hidden.shape}")
     y = add_noise(rng, hidden @ output.T, noise)
-    said = f"x ~ N(0, I/{in_size}); y = two-layer teacher of width {width}{describe_noise(noise)}; seed {seed}"
+    description = f"x ~ N(0, I/{in_size}); y = two-layer teacher of width {width}{describe_noise(noise)}; seed {seed}"
     return Dataset(
         x.astype(resolved),
         y.astype(resolved),
         name="gaussian-teacher",
-        description=said,
+        description=description,
         teacher={"weight": weight.astype(resolved), "output": output.astype(resolved)},
     )

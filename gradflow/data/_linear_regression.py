@@ -58,12 +58,12 @@ def linear_regression(
     x = np.sqrt(n) * (orthonormal_columns(rng, n, in_size) * np.sqrt(eigenvalues)) @ eigenvectors.T
     weight = orthonormal_columns(rng, in_size, 1)[:, 0]
     y = add_noise(rng, x @ weight, noise)
-    said = f"covariance eigenvalues from 1 to {1 / condition:g}; y = x . w{describe_noise(noise)}; seed {seed}"
+    description = f"covariance eigenvalues from 1 to {1 / condition:g}; y = x . w{describe_noise(noise)}; seed {seed}"
     teacher = {"weight": weight, "eigenvalues": eigenvalues, "eigenvectors": eigenvectors}
     return Dataset(
         x.astype(resolved),
         y.astype(resolved),
         name="linear-regression",
-        description=said,
+        description=description,
         teacher={name: value.astype(resolved) for name, value in teacher.items()},
     )

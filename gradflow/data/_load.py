@@ -68,8 +68,8 @@ def load_some(
     chosen = options | ({} if path is None else {"path": path})
     if samples is not None:
         return load(name, n=samples, **chosen)
-    found = load(name, **chosen)
-    return found if len(found) <= at_most else load(name, n=at_most, **chosen)
+    dataset = load(name, **chosen)
+    return dataset if len(dataset) <= at_most else load(name, n=at_most, **chosen)
 
 
 def _accepted(loader: Callable[..., Dataset]) -> list[str]:

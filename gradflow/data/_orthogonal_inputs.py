@@ -41,16 +41,16 @@ def orthogonal_inputs(n: int, in_size: int, *, y: Any = None, seed: int = 0, dty
     x = orthonormal_columns(rng, in_size, n).T
     if y is None:
         targets = rng.permutation(np.where(np.arange(n) % 2 == 0, 1.0, -1.0))
-        classes, said = (1, -1), "targets random signs"
+        classes, description = (1, -1), "targets random signs"
     else:
         targets = _check_targets(y, n)
-        classes, said = (), "targets given"
+        classes, description = (), "targets given"
     return Dataset(
         np.ascontiguousarray(x, dtype=resolved),
         targets.astype(resolved),
         name="orthogonal-inputs",
         classes=classes,
-        description=f"orthonormal inputs; {said}; seed {seed}",
+        description=f"orthonormal inputs; {description}; seed {seed}",
     )
 
 

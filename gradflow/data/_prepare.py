@@ -65,7 +65,7 @@ class Raw(NamedTuple):
 
 
 def resolve(
-    known: tuple[int, ...],
+    available: tuple[int, ...],
     *,
     classes: Any = None,
     n: Any = None,
@@ -76,18 +76,20 @@ def resolve(
     dtype: Any = None,
 ) -> Resolved:
     """Checks `Options`, of any type, against the labels `known` of a data set."""
-    kept = known if classes is None else _check_classes(classes, known)
+    chosen = available if classes is None else _check_classes(classes, available)
     if n is not None:
         check_count("n", n, advice="Leave it out for all samples.")
     for name, value in (("centre", centre), ("unit_norm", unit_norm)):
         if not isinstance(value, bool | np.bool_):
             raise fail(name, "be True or False", repr(value))
     check_choice("labels", labels, ("onehot", "pm1", "index"))
-    if labels == "pm1" and len(kept) != 2:
+    if labels == "pm1" and len(chosen) != 2:
         must = "be 'onehot' or 'index' unless there are exactly two classes"
-        raise fail("labels", must, f"'pm1' with {len(kept)}", "Name two, such as classes=(0, 1).")
+        raise fail("labels", must, f"'pm1' with {len(chosen)}", "Name two, such as classes=(0, 1).")
     check_count("seed", seed, least=0)
-    return Resolved(kept, classes is not None, n, bool(centre), bool(unit_norm), labels, int(seed), float_dtype(dtype))
+    return Resolved(
+        chosen, classes is not None, n, bool(centre), bool(unit_norm), labels, int(seed), float_dtype(dtype)
+    )
 
 
 def prepare(name: str, raw: Raw, options: Resolved, note: str = "") -> Dataset:
@@ -109,22 +111,22 @@ def prepare(name: str, raw: Raw, options: Resolved, note: str = "") -> Dataset:
     return Dataset(x, y, name, options.classes, description, raw.image_shape)
 
 
-def _check_classes(classes: Any, known: tuple[int, ...]) -> tuple[int, ...]:
-    listed = ", ".join(str(label) for label in known)
+def _check_classes(classes: Any, available: tuple[int, ...]) -> tuple[int, ...]:
+    listed = ", ".join(str(label) for label in available)
     must = f"be a sequence of distinct labels among {listed}"
     try:
-        kept = tuple(classes)
+        chosen = tuple(classes)
     except TypeError:
         raise fail("classes", must, repr(classes), "Write (0,) for a single class.") from None
-    if not kept:
+    if not chosen:
         raise fail("classes", must, "empty", "Leave it out for all classes.")
-    for label in kept:
+    for label in chosen:
         # True and 1.0 compare equal to 1, but are not labels.
-        if isinstance(label, bool) or not isinstance(label, int | np.integer) or label not in known:
-            raise fail("classes", must, f"{kept}, of which {label!r} is none")
-    if len(set(kept)) < len(kept):
+        if isinstance(label, bool) or not isinstance(label, int | np.integer) or label not in available:
+            raise fail("classes", must, f"{chosen}, of which {label!r} is none")
+    if len(set(chosen)) < len(chosen):
         raise fail("classes", must, repr(classes), "Name each label once.")
-    return tuple(int(label) for label in kept)
+    return tuple(int(label) for label in chosen)
 
 
 def _balanced(index: Int[np.ndarray, " m"], options: Resolved) -> Int[np.ndarray, " n"]:

@@ -79,11 +79,11 @@ class GradientFlow(AbstractFlow):
         check_scalar(self.problem, join(trainable, frozen))
 
 
-def energy_and_balances(problem: Any, loss: Scalar, spent: Scalar, params: PyTree) -> dict[str, Conserved]:
+def energy_and_balances(problem: Any, loss: Scalar, dissipated: Scalar, params: PyTree) -> dict[str, Conserved]:
     """What gradient flow conserves: the loss plus the integral of the squared gradient, and what the model knows of."""
-    found = {"energy": Conserved(loss + spent, jnp.abs(loss) + jnp.abs(spent))}
-    known = method_of(problem, "conserved")
-    return found if known is None else found | known(params)
+    quantities = {"energy": Conserved(loss + dissipated, jnp.abs(loss) + jnp.abs(dissipated))}
+    conserved = method_of(problem, "conserved")
+    return quantities if conserved is None else quantities | conserved(params)
 
 
 def check_scalar(problem: Callable[[Any], Any], params: PyTree) -> None:

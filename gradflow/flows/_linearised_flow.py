@@ -102,18 +102,18 @@ class LinearisedFlow(AbstractFlow):
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         if self.dynamics is None:
             return trainable
-        impulse = self.dynamics.impulse()
+        momentum = self.dynamics.impulse()
         zero = jnp.zeros_like(trainable)
         t0 = jnp.asarray(self.dynamics.t0, trainable.dtype)
-        return trainable, zero if impulse is None else impulse.astype(zero.dtype) * self._pull(t0, trainable)
+        return trainable, zero if momentum is None else momentum.astype(zero.dtype) * self._pull(t0, trainable)
 
     def vector_field(self, t: Scalar, state: PyTree, frozen: PyTree) -> PyTree:
         if self.dynamics is None:
             return -self._pull(t, state)
         u, w = state
         a, b, g = (number.astype(u.dtype) for number in self.dynamics.coefficients(t))
-        pull = self._pull(t, u)
-        return w - b * pull, -a * w - g * pull
+        slope = self._pull(t, u)
+        return w - b * slope, -a * w - g * slope
 
     def params(self, state: PyTree) -> PyTree:
         return state if self.dynamics is None else state[0]
@@ -149,8 +149,8 @@ class LinearisedFlow(AbstractFlow):
         else:
             zero = jnp.zeros((), lam.dtype)
             a, b, g = self.dynamics.coefficients(zero)
-            impulse = self.dynamics.impulse()
-            slope = ((zero if impulse is None else impulse) - b) * lam * d
+            momentum = self.dynamics.impulse()
+            slope = ((zero if momentum is None else momentum) - b) * lam * d
             modes = oscillation(t, *(row[None] for row in (a + b * lam, (g + a * b) * lam, d, slope)))
         return y[None] + (modes @ vectors.T).reshape(-1, *self.start.shape)
 
@@ -161,8 +161,8 @@ class LinearisedFlow(AbstractFlow):
         if self.path is not None:
             times, kernels = self.path
             place = jnp.clip(jnp.searchsorted(times, t) - 1, 0, times.size - 2)
-            share = jnp.clip((t - times[place]) / (times[place + 1] - times[place]), 0, 1)
-            matrix = (1 - share) * kernels[place] + share * kernels[place + 1]
+            weight = jnp.clip((t - times[place]) / (times[place + 1] - times[place]), 0, 1)
+            matrix = (1 - weight) * kernels[place] + weight * kernels[place + 1]
         return (matrix @ gradient).reshape(u.shape)
 
     def _risk(self, u: Array) -> Float[Array, ""]:

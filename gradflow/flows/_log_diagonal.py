@@ -61,9 +61,9 @@ class LogDiagonalFlow(AbstractFlow):
     def vector_field(self, t: Scalar, state: LogDiagonalState, frozen: PyTree) -> LogDiagonalState:
         model = join(state.model, frozen)
         features = self.problem.x.astype(model.q.dtype)
-        pull = features.T @ self.problem.pulls(features @ model.beta())
-        moved = eqx.tree_at(lambda m: (m.q, m.log_scale), state.model, (pull, jnp.zeros_like(pull)))
-        return LogDiagonalState(moved, jnp.sum(model.weight_norms() * pull**2))
+        correlation = features.T @ self.problem.pulls(features @ model.beta())
+        velocity = eqx.tree_at(lambda m: (m.q, m.log_scale), state.model, (correlation, jnp.zeros_like(correlation)))
+        return LogDiagonalState(velocity, jnp.sum(model.weight_norms() * correlation**2))
 
     def params(self, state: LogDiagonalState) -> PyTree:
         return state.model

@@ -111,15 +111,15 @@ class ModifiedFlow(AbstractFlow):
         gradient = self._gradient(frozen)
         g = gradient(trainable)
         c = first - 1 / (1 - beta)
-        moved = shifted(trainable, -eps * c, g)
+        displaced = shifted(trainable, -eps * c, g)
         if self.order == 2:
-            return moved
+            return displaced
         damped = beta**2 if self.nesterov else beta
         _, hg = jax.jvp(gradient, (trainable,), (g,))
         # The method's deviation from the flow is (1 + j eps q H) beta^j C at step j, with q = beta for Nesterov, else
         # 1; this and the flow from X(0) = x0 - C have to add up to the first step.
         second = ((1 + damped) * c - (k - 0.5)) / (1 - beta)
-        return shifted(moved, -(eps**2) * second, hg)
+        return shifted(displaced, -(eps**2) * second, hg)
 
     def vector_field(self, t: Scalar, state: PyTree, frozen: PyTree) -> PyTree:
         gradient = self._gradient(frozen)

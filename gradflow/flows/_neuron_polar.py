@@ -85,21 +85,21 @@ class NeuronPolarFlow(AbstractFlow):
         return NeuronPolarState(zero, direction, logs, clock, zero[0], isinstance(trainable, Polar))
 
     def vector_field(self, t: Scalar, state: NeuronPolarState, frozen: PyTree) -> NeuronPolarState:
-        rest = frozen.direction if state.polar else frozen
-        whole = join(state.direction, rest)
+        static = frozen.direction if state.polar else frozen
+        whole = join(state.direction, static)
         unit, _ = unit_rows(neuron_rows(whole))
-        rho, excess = state.origin + state.shift, self.degree - 2
+        rho, exponent = state.origin + state.shift, self.degree - 2
         predictions = self.problem.predictions(with_rows(whole, jnp.exp(rho)[:, None] * unit))
-        pulls = self.problem.pulls(predictions)
+        residuals = self.problem.pulls(predictions)
         _, back = jax.vjp(lambda rows: self.problem.predictions(with_rows(whole, rows)), unit)
-        rate = back(pulls.astype(predictions.dtype))[0]
+        rate = back(residuals.astype(predictions.dtype))[0]
         radial = jnp.sum(rate * unit, axis=1)
         tangent = rate - radial[:, None] * unit
-        speed = jnp.exp(excess * rho)
+        speed = jnp.exp(exponent * rho)
         energy = jnp.sum(jnp.exp(2 * (self.degree - 1) * rho) * jnp.sum(rate**2, axis=1))
-        moved = split(with_rows(whole, speed[:, None] * tangent))[0]
+        turning = split(with_rows(whole, speed[:, None] * tangent))[0]
         return NeuronPolarState(
-            speed * radial, moved, jnp.zeros_like(rho), jnp.ones_like(state.clock), energy, state.polar
+            speed * radial, turning, jnp.zeros_like(rho), jnp.ones_like(state.clock), energy, state.polar
         )
 
     def params(self, state: NeuronPolarState) -> PyTree:
@@ -125,8 +125,8 @@ class NeuronPolarFlow(AbstractFlow):
         return self.problem(self._ordinary(state, frozen))
 
     def conserved(self, state: NeuronPolarState, frozen: PyTree) -> dict[str, Conserved]:
-        ordinary = self._ordinary(state, frozen)
-        return energy_and_balances(self.problem, self.problem(ordinary), state.energy, ordinary)
+        params = self._ordinary(state, frozen)
+        return energy_and_balances(self.problem, self.problem(params), state.energy, params)
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         polar = isinstance(trainable, Polar)
@@ -139,9 +139,9 @@ class NeuronPolarFlow(AbstractFlow):
 
     def check_values(self, trainable: PyTree, frozen: PyTree) -> None:
         polar = isinstance(trainable, Polar)
-        direction, rest = (trainable.direction, frozen.direction) if polar else (trainable, frozen)
-        logs = trainable.log_norm if polar else jnp.log(unit_rows(neuron_rows(join(direction, rest)))[1])
-        check_degree(self.problem, self.degree, direction, rest)
+        direction, static = (trainable.direction, frozen.direction) if polar else (trainable, frozen)
+        logs = trainable.log_norm if polar else jnp.log(unit_rows(neuron_rows(join(direction, static)))[1])
+        check_degree(self.problem, self.degree, direction, static)
         check_moves(self.degree, logs)
 
     @property
@@ -149,6 +149,6 @@ class NeuronPolarFlow(AbstractFlow):
         return SUNDMAN if self.degree > 2 else ""
 
     def _ordinary(self, state: NeuronPolarState, frozen: PyTree) -> PyTree:
-        rest = frozen.direction if state.polar else frozen
-        found = self.params(state)
-        return join(found.ordinary() if state.polar else found, rest)
+        static = frozen.direction if state.polar else frozen
+        params = self.params(state)
+        return join(params.ordinary() if state.polar else params, static)

@@ -110,9 +110,9 @@ class FluctuationFlow(AbstractFlow):
             raise fail("covariance", f"be of shape {(size, size)}", f"of shape {given.shape}")
         values, vectors = jnp.linalg.eigh((given + given.T) / 2)
         if is_concrete(given):
-            least, most = float(values[0]), float(jnp.max(jnp.abs(values)))
-            if not np.allclose(given, given.T, rtol=1e-6, atol=1e-6 * most) or least < -1e-6 * most:
-                actual = f"one with eigenvalue {least:.1e}" if least < 0 else "not symmetric"
+            min_value, max_value = float(values[0]), float(jnp.max(jnp.abs(values)))
+            if not np.allclose(given, given.T, rtol=1e-6, atol=1e-6 * max_value) or min_value < -1e-6 * max_value:
+                actual = f"one with eigenvalue {min_value:.1e}" if min_value < 0 else "not symmetric"
                 raise fail("covariance", "be symmetric and positive semi-definite", actual)
         return Fluctuations(params, vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :])
 
@@ -137,16 +137,16 @@ class FluctuationFlow(AbstractFlow):
 
         # All directions at once; the field itself is evaluated only once.
         value, along = jax.linearize(field, y)
-        moved = jax.vmap(along, in_axes=1, out_axes=1)(L)
+        slope = jax.vmap(along, in_axes=1, out_axes=1)(L)
         factor = jnp.asarray(1 if self.flow.schedule is None else self.flow.schedule(t), L.dtype)
         D = self._diffusion(factor, self.flow.params(mean))
-        return unflatten(value), moved + jnp.linalg.solve(L, D).T / 2
+        return unflatten(value), slope + jnp.linalg.solve(L, D).T / 2
 
     def _diffusion(self, factor: Scalar, params: OrderParameters) -> Float[Array, "size size"]:
         """`D`, for this factor on the learning rate."""
         flow, dtype = self.flow, params.Q.dtype
         p = params.M.shape[0]
-        g, share = flow.gamma_over_p.astype(dtype), 1 / flow.batch_size.astype(dtype)
+        g, per_sample = flow.gamma_over_p.astype(dtype), 1 / flow.batch_size.astype(dtype)
         values, vectors = jnp.linalg.eigh(flow.covariance(params))
         root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]
         fields = self.points[:, :-1] @ root.T
@@ -156,7 +156,7 @@ class FluctuationFlow(AbstractFlow):
         push = push if params.output is None else push * params.output[None, :]
         rows, columns = triangle(p)
         dQ = push[:, rows] * fields[:, columns] + push[:, columns] * fields[:, rows]
-        dQ = factor * dQ + factor**2 * g * share * push[:, rows] * push[:, columns]
+        dQ = factor * dQ + factor**2 * g * per_sample * push[:, rows] * push[:, columns]
         dM = factor * push[:, :, None] * fields[:, None, p:]
         dv = None
         if params.output is not None:
@@ -165,9 +165,14 @@ class FluctuationFlow(AbstractFlow):
             dQ, dM, dv
         )
         steps = steps - jnp.mean(steps, axis=0, keepdims=True)
-        found = steps.T @ steps / steps.shape[0]
-        least = LEAST * jnp.trace(found) + (UNRESOLVED * float(jnp.finfo(dtype).eps)) ** 2
-        return share * g / self.dim.astype(dtype) * (found + least * jnp.eye(found.shape[0], dtype=dtype))
+        covariance = steps.T @ steps / steps.shape[0]
+        min_variance = LEAST * jnp.trace(covariance) + (UNRESOLVED * float(jnp.finfo(dtype).eps)) ** 2
+        return (
+            per_sample
+            * g
+            / self.dim.astype(dtype)
+            * (covariance + min_variance * jnp.eye(covariance.shape[0], dtype=dtype))
+        )
 
     @fresh_jit
     def risk_error(self, params: Fluctuations) -> Float[Array, ""]:

@@ -136,13 +136,13 @@ class OrderParameterFlow(AbstractFlow):
         allow_float32: bool = False,
     ):
         if isinstance(P, TeacherStudent):
-            known = {
+            scalars = {
                 "activation": activation,
                 "noise": noise,
                 "normalised": normalised,
                 "teacher_output": teacher_output,
             }
-            given = [name for name, value in known.items() if value is not None]
+            given = [name for name, value in scalars.items() if value is not None]
             if given:
                 raise fail(given[0], "be left to the problem", "given beside one", "Change it in the TeacherStudent.")
             activation, noise, normalised, teacher_output = P.activation, P.noise, P.normalised, P.teacher_output
@@ -187,18 +187,18 @@ class OrderParameterFlow(AbstractFlow):
         rows, columns = triangle(p)
         C, c = self.covariance(params), self.residual_weights(params)
         factor = jnp.asarray(1 if self.schedule is None else self.schedule(t), dtype)
-        dQ, dM, own = jnp.zeros_like(state.Q), jnp.zeros_like(params.M), params.output
+        dQ, dM, output = jnp.zeros_like(state.Q), jnp.zeros_like(params.M), params.output
         if "M" in self.groups or "Q" in self.groups:
-            pull = learning_terms(self.activation, C, c, p)
-            pull = factor * (pull if own is None else own[:, None] * pull)
-            dM = pull[:, p:] if "M" in self.groups else dM
-            dQ = pull[rows, columns] + pull[columns, rows] if "Q" in self.groups else dQ
+            drift = learning_terms(self.activation, C, c, p)
+            drift = factor * (drift if output is None else output[:, None] * drift)
+            dM = drift[:, p:] if "M" in self.groups else dM
+            dQ = drift[rows, columns] + drift[columns, rows] if "Q" in self.groups else dQ
         if "square" in self.groups or "noise" in self.groups:
             spread = self._spread(C, c, p)
-            spread = spread if own is None else own[rows] * own[columns] * spread
+            spread = spread if output is None else output[rows] * output[columns] * spread
             dQ = dQ + factor**2 * self.gamma_over_p.astype(dtype) * spread
         d_output = None
-        if own is not None:
+        if output is not None:
             rate = self.second_layer_rate.astype(dtype) * factor
             d_output = rate * correlation_with_residual(self.activation, C, c, p)
         return Overlaps(dQ, dM, d_output)
@@ -236,18 +236,18 @@ class OrderParameterFlow(AbstractFlow):
                 total = total + self.noise.astype(C.dtype) * slope_products(self.activation, scale * C, p)
             return total
 
-        one, share = jnp.ones((), C.dtype), 1 / self.batch_size.astype(C.dtype)
+        one, per_sample = jnp.ones((), C.dtype), 1 / self.batch_size.astype(C.dtype)
         if self.dim is None:
-            return share * spread(one)
+            return per_sample * spread(one)
         value, slope = jax.jvp(spread, (one,), (one,))
-        total = share * (value + 2 / self.dim.astype(C.dtype) * slope)
+        total = per_sample * (value + 2 / self.dim.astype(C.dtype) * slope)
         if "square" not in self.groups:
             return total
         # Different samples of a batch: the expected steps of two students, which are sums of all weights.
         rows, columns = triangle(p)
         curved, steps = learning_factors(self.activation, C, c, p)
         steps = steps.at[jnp.arange(p), jnp.arange(p)].add(curved)
-        return total + (1 - share) / self.dim.astype(C.dtype) * (steps @ C @ steps.T)[rows, columns]
+        return total + (1 - per_sample) / self.dim.astype(C.dtype) * (steps @ C @ steps.T)[rows, columns]
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         if not isinstance(trainable, OrderParameters):
@@ -274,8 +274,8 @@ class OrderParameterFlow(AbstractFlow):
 
 def errors_of(activation: AbstractActivation, Q: Float[Array, "p p"], P: Float[Array, "k k"]) -> dict[str, Scalar]:
     """The error of the expectations at these variances, where they are not exact."""
-    found = activation.error(jnp.concatenate([jnp.diagonal(Q), jnp.diagonal(P).astype(Q.dtype)]))
-    return {} if found is None else {"quadrature": found}
+    error = activation.error(jnp.concatenate([jnp.diagonal(Q), jnp.diagonal(P).astype(Q.dtype)]))
+    return {} if error is None else {"quadrature": error}
 
 
 def check_terms(terms: Any) -> tuple[str, ...]:

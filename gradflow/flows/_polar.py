@@ -108,27 +108,27 @@ class PolarFlow(AbstractFlow):
         return PolarState(zero, direction, jnp.log(size), zero, zero, False)
 
     def vector_field(self, t: Scalar, state: PolarState, frozen: PyTree) -> PolarState:
-        rest = frozen.direction if state.polar else frozen
+        static = frozen.direction if state.polar else frozen
         size = tree_norm(state.direction)
         unit = jax.tree_util.tree_map(lambda leaf: leaf / size, state.direction)
-        rho, excess = state.origin + state.shift, self.degree - 2
+        rho, exponent = state.origin + state.shift, self.degree - 2
         amplitude = jnp.exp(self.degree * rho)
-        rate, _ = polar_rate(self.problem, lambda u: self.problem.predictions(join(u, rest)), unit, amplitude)
+        rate, _ = polar_rate(self.problem, lambda u: self.problem.predictions(join(u, static)), unit, amplitude)
         radial = inner(rate, unit)
         tangent = jax.tree_util.tree_map(lambda g, u: g - radial * u, rate, unit)
         squared = radial**2 + inner(tangent, tangent)
         if self.time == "sundman":
-            speed, clock = jnp.ones_like(rho), jnp.exp(-excess * state.shift)
+            speed, clock = jnp.ones_like(rho), jnp.exp(-exponent * state.shift)
             energy = jnp.exp(self.degree * rho) * squared
         else:
-            speed, clock = jnp.exp(excess * rho), jnp.exp(excess * state.origin)
+            speed, clock = jnp.exp(exponent * rho), jnp.exp(exponent * state.origin)
             energy = jnp.exp(2 * (self.degree - 1) * rho) * squared
-        moved = jax.tree_util.tree_map(lambda v: speed * v, tangent)
-        return PolarState(speed * radial, moved, jnp.zeros_like(rho), clock.astype(rho.dtype), energy, state.polar)
+        turning = jax.tree_util.tree_map(lambda v: speed * v, tangent)
+        return PolarState(speed * radial, turning, jnp.zeros_like(rho), clock.astype(rho.dtype), energy, state.polar)
 
     def params(self, state: PolarState) -> PyTree:
-        found = _polar(state)
-        return found if state.polar else found.ordinary()
+        polar = _polar(state)
+        return polar if state.polar else polar.ordinary()
 
     def controlled(self, state: PolarState) -> PyTree:
         return state.shift, state.direction
@@ -145,8 +145,8 @@ class PolarFlow(AbstractFlow):
         return self.problem(self._ordinary(state, frozen))
 
     def conserved(self, state: PolarState, frozen: PyTree) -> dict[str, Conserved]:
-        ordinary = self._ordinary(state, frozen)
-        return energy_and_balances(self.problem, self.problem(ordinary), state.energy, ordinary)
+        params = self._ordinary(state, frozen)
+        return energy_and_balances(self.problem, self.problem(params), state.energy, params)
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         polar = isinstance(trainable, Polar)
@@ -158,13 +158,13 @@ class PolarFlow(AbstractFlow):
         if polar and trainable.log_norm.ndim:
             advice = "gradflow.NeuronPolarFlow starts from one norm per neuron."
             raise fail("params", "have one log_norm", f"a Polar with {trainable.log_norm.size}", advice)
-        direction, rest = (trainable.direction, frozen.direction) if polar else (trainable, frozen)
-        check_scalar(self.problem, join(direction, rest))
+        direction, static = (trainable.direction, frozen.direction) if polar else (trainable, frozen)
+        check_scalar(self.problem, join(direction, static))
 
     def check_values(self, trainable: PyTree, frozen: PyTree) -> None:
         polar = isinstance(trainable, Polar)
-        direction, rest = (trainable.direction, frozen.direction) if polar else (trainable, frozen)
-        check_degree(self.problem, self.degree, direction, rest)
+        direction, static = (trainable.direction, frozen.direction) if polar else (trainable, frozen)
+        check_degree(self.problem, self.degree, direction, static)
         log_norm = trainable.log_norm if polar else jnp.log(normalised(trainable)[1])
         if self.time == "physical":
             check_moves(self.degree, log_norm)
@@ -192,19 +192,19 @@ SUNDMAN = (
 
 def check_moves(degree: int, log_norms: Array) -> None:
     """Refuses a start so small that its speed `exp((k - 2) rho)` is zero in its floating-point type."""
-    least = float(np.log(np.finfo(log_norms.dtype).tiny))
+    min_log = float(np.log(np.finfo(log_norms.dtype).tiny))
     largest = float(jnp.max(log_norms))
-    if (degree - 2) * largest < least:
-        must = f"have a norm above exp({least / (degree - 2):.0f}) in degree {degree}"
+    if (degree - 2) * largest < min_log:
+        must = f"have a norm above exp({min_log / (degree - 2):.0f}) in degree {degree}"
         raise fail("params", must, f"of norm exp({largest:.4g}), which does not move in {log_norms.dtype}", SUNDMAN)
 
 
 def bare_polar(direction: PyTree, log_norm: Array, clock: Array) -> Polar:
     """A `Polar` of parts that need no check."""
-    found = object.__new__(Polar)
+    polar = object.__new__(Polar)
     for name, value in (("direction", direction), ("log_norm", log_norm), ("clock", clock)):
-        object.__setattr__(found, name, value)
-    return found
+        object.__setattr__(polar, name, value)
+    return polar
 
 
 def _neuron_sizes(direction: PyTree) -> PyTree:

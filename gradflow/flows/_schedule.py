@@ -54,44 +54,44 @@ def schedule_jumps(schedule: Any) -> Float[Array, " n"] | None:
     declared = getattr(schedule, "jumps", None)
     if declared is not None:
         return jnp.sort(jnp.asarray(declared, float))
-    found = sorted(set(_optax_boundaries(schedule, 0.0, np.inf)))
-    return jnp.asarray(found, float) if found else None
+    jumps = sorted(set(_optax_boundaries(schedule, 0.0, np.inf)))
+    return jnp.asarray(jumps, float) if jumps else None
 
 
 def _optax_boundaries(schedule: Any, begin: float, end: float) -> list[float]:
     """Boundaries of a schedule of optax that starts at `begin` and gives way to another at `end`."""
     if not str(getattr(schedule, "__module__", "")).startswith("optax"):
         return []
-    kept = _closure(schedule)
-    if "schedules" in kept and "boundaries" in kept:
-        edges = [0.0, *map(float, kept["boundaries"]), np.inf]
-        found = [begin + edge for edge in edges[1:-1]]
-        for part, low, high in zip(kept["schedules"], edges[:-1], edges[1:], strict=False):
-            found += _optax_boundaries(part, begin + low, begin + high)
-        return [time for time in found if begin <= time <= end]
-    own: list[float] = []
-    if kept.get("boundaries_and_scales"):
-        own += map(float, kept["boundaries_and_scales"])
-    if "interpolate_fn" in kept:
-        own += map(float, kept["boundaries"])
-    if "transition_steps" in kept and "decay_rate" not in kept:
-        first = float(kept.get("transition_begin", 0))
-        own += [first, first + float(kept["transition_steps"])]
-    if "decay_steps" in kept:
-        own.append(float(kept["decay_steps"]))
-    return [begin + time for time in own if begin <= begin + time <= end]
+    variables = _closure(schedule)
+    if "schedules" in variables and "boundaries" in variables:
+        edges = [0.0, *map(float, variables["boundaries"]), np.inf]
+        boundaries = [begin + edge for edge in edges[1:-1]]
+        for part, low, high in zip(variables["schedules"], edges[:-1], edges[1:], strict=False):
+            boundaries += _optax_boundaries(part, begin + low, begin + high)
+        return [time for time in boundaries if begin <= time <= end]
+    local: list[float] = []
+    if variables.get("boundaries_and_scales"):
+        local += map(float, variables["boundaries_and_scales"])
+    if "interpolate_fn" in variables:
+        local += map(float, variables["boundaries"])
+    if "transition_steps" in variables and "decay_rate" not in variables:
+        first = float(variables.get("transition_begin", 0))
+        local += [first, first + float(variables["transition_steps"])]
+    if "decay_steps" in variables:
+        local.append(float(variables["decay_steps"]))
+    return [begin + time for time in local if begin <= begin + time <= end]
 
 
 def _closure(function: Any) -> dict[str, Any]:
     """The variables that a function keeps from where it was made; those not yet set are left out."""
     code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None) or ()
-    found = {}
+    variables = {}
     for name, cell in zip(code.co_freevars if code is not None else (), cells, strict=True):
         try:
-            found[name] = cell.cell_contents
+            variables[name] = cell.cell_contents
         except ValueError:
             continue
-    return found
+    return variables
 
 
 def _increases(ts: np.ndarray) -> bool:

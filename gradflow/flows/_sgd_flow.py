@@ -108,8 +108,8 @@ class SGDFlow(AbstractStochasticFlow):
     def moved(self, t: Scalar, dt: Scalar, state: PyTree, frozen: PyTree, increments: Float[Array, " n"]) -> PyTree:
         """Drift and noise weigh the samples' gradients differently, so one gradient does for both."""
         n = self.problem.x.shape[0]
-        share = 1 / n if self.problem.reduction == "mean" else 1.0
-        weights = self._noise_weights(increments) - (dt * share).astype(increments.dtype)
+        weight = 1 / n if self.problem.reduction == "mean" else 1.0
+        weights = self._noise_weights(increments) - (dt * weight).astype(increments.dtype)
         step = self._weighted(state, frozen, weights)
         if self.order == 2:
             gradient = self._gradient(frozen)

@@ -78,8 +78,8 @@ def alternating_flow(
         raise _checks.fail("log_norms", f"be one number or {width}", f"of shape {np.shape(log_norms)}")
     _checks.check_finite("log_norms", np.asarray(log_norms, float))
     logs = np.broadcast_to(np.asarray(log_norms, float), (width,))
-    excess = degree - 2
-    thresholds = -logs if degree == 2 else (np.exp(-excess * logs) - 1) / excess
+    exponent = degree - 2
+    thresholds = -logs if degree == 2 else (np.exp(-exponent * logs) - 1) / exponent
     units = unit_rows(rows)
     dtype = neuron_rows(model).dtype
     # What a flow keeps of the first directions, and rounding may have lost: without it a direction that has turned all
@@ -104,12 +104,12 @@ def alternating_flow(
         turned, values = nearest_points(correlation, model, jnp.asarray(unit_rows(units + trace), dtype))
         units[dormant] = turned[dormant]
         speed = degree * values
-        floor = 1e-6 * float(jnp.linalg.norm(labels))
-        grows = ~active & (speed > floor)
+        threshold = 1e-6 * float(jnp.linalg.norm(labels))
+        grows = ~active & (speed > threshold)
         overlaps = output_overlaps(problem, model, jnp.asarray(sides, dtype), jnp.asarray(units, dtype))
         grown = np.where(grows & (np.asarray(overlaps) < 0), -grown, grown)
         sides[grows] = units[grows]
-        waits = np.where(grows, (thresholds - grown) / np.maximum(speed, floor), np.inf)
+        waits = np.where(grows, (thresholds - grown) / np.maximum(speed, threshold), np.inf)
         first = int(np.argmin(waits))
         if not np.isfinite(waits[first]):
             ended = "nothing grows"

@@ -50,11 +50,11 @@ class Extrapolated(eqx.Module):
     def __repr__(self) -> str:
         widths = ", ".join(f"{s:.3g}" for s in self.smoothings)
         cost = int(self.stats["gradient_evaluations"])
-        moved = float(_distance(_at(self.params, -1), _at(self.params, 0)))
+        distance = float(_distance(_at(self.params, -1), _at(self.params, 0)))
         lines = [
             f"smoothing {widths}, extrapolated to 0: {cost} gradient evaluations in all",
             f"error     {float(self.error[-1]):.1e} at the end, {float(jnp.max(self.error)):.1e} at most; the"
-            f" parameters moved by {moved:.3g}",
+            f" parameters moved by {distance:.3g}",
             f"order     {float(self.order[-1]):.2f} at the end, in the smoothing",
         ]
         return "Extrapolated\n" + "\n".join("  " + line for line in lines)
@@ -104,8 +104,8 @@ def filippov(
     for name in sorted({"until", "throw", "save_params"} & set(options)):
         raise _checks.fail("options", f"not hold `{name}`", "one that does", "Runs of one length are compared.")
     smoothings = float(smoothing) * np.array([1.0, 0.5, 0.25])
-    kind = jnp.result_type(float)
-    first, second, third = (solve(build(jnp.asarray(s, kind)), params, ts, rtol=rtol, **options) for s in smoothings)
+    dtype = jnp.result_type(float)
+    first, second, third = (solve(build(jnp.asarray(s, dtype)), params, ts, rtol=rtol, **options) for s in smoothings)
     fine, coarse = _extrapolate(second.params, third.params), _extrapolate(first.params, second.params)
     rough, good = _extrapolate(first.observed, second.observed), _extrapolate(second.observed, third.observed)
     changes = [_rows(a.params, b.params) for a, b in ((first, second), (second, third))]

@@ -88,28 +88,28 @@ def first_escape(
     target = jnp.log(jnp.asarray(norm, start.log_norm.dtype))
     if _checks.is_concrete(start.log_norm) and not float(start.log_norm) < float(target):
         raise _checks.fail("start", f"be below the norm {norm:g}", f"at log_norm = {float(start.log_norm):g}")
-    correlation, excess = NeuralCorrelation(problem, degree), degree - 2
+    correlation, exponent = NeuralCorrelation(problem, degree), degree - 2
     until = Until(Aligned(correlation, tolerance=tolerance, norm=norm), above=0.0)
-    flow = PolarFlow(problem, degree, longest_step=None, time="sundman" if excess else "physical")
+    flow = PolarFlow(problem, degree, longest_step=None, time="sundman" if exponent else "physical")
     observe = {"value": Correlation(correlation), "residual": KKTResidual(correlation)}
     begin = Polar(start.direction, start.log_norm)
     sol = solve(flow, begin, [horizon], rtol=rtol, until=until, save_params=False)
     if sol.status == "ok":
         advice = "Its weights decay, or its labels pull too weakly; raise horizon."
         raise _checks.fail("start", f"align before t = {horizon:g}", "one that does not", advice)
-    found = {name: fn(sol.final) for name, fn in observe.items()}
+    observed = {name: fn(sol.final) for name, fn in observe.items()}
     rho = LogNorm()(sol.final)
-    rest = jnp.maximum(target - rho, 0)
-    if excess:
-        t, slope = sol.final.clock, 1 / (degree * excess * found["value"])
-        left = jnp.exp(-excess * (rho - start.log_norm)) * -jnp.expm1(-excess * rest)
+    remaining = jnp.maximum(target - rho, 0)
+    if exponent:
+        t, slope = sol.final.clock, 1 / (degree * exponent * observed["value"])
+        left = jnp.exp(-exponent * (rho - start.log_norm)) * -jnp.expm1(-exponent * remaining)
         time = t + slope * left
         offset = time - slope
     else:
         t = sol.t_final
-        slope = (1 / (2 * found["value"])).astype(t.dtype)
-        time = t + slope * rest.astype(t.dtype)
+        slope = (1 / (2 * observed["value"])).astype(t.dtype)
+        time = t + slope * remaining.astype(t.dtype)
         offset = time - slope * (target - start.log_norm).astype(t.dtype)
-    state = Polar(sol.final.direction, rho + rest, time if excess else 0.0)
+    state = Polar(sol.final.direction, rho + remaining, time if exponent else 0.0)
     cost = sol.stats["gradient_evaluations"]
-    return FirstEscape(time, state, (t, rho), found["value"], slope, offset, found["residual"], cost)
+    return FirstEscape(time, state, (t, rho), observed["value"], slope, offset, observed["residual"], cost)

@@ -122,18 +122,18 @@ def infinite_width(
     rules = tuple(one if one.fits(laws) else Sobol(BEYOND_GRIDS) for one, laws in pairs)
     with _each_warning_once():
         if any(one.random for one in rules):
-            found = _by_replicates(run, rules, replicates)
+            estimate = _by_replicates(run, rules, replicates)
         else:
-            found = _by_refinement(run, rules)
-    reached = float(_of(found)["predictions"])
+            estimate = _by_refinement(run, rules)
+    reached = float(_of(estimate)["predictions"])
     if reached <= accuracy:
-        return found
+        return estimate
     _checks.warn_precision(
         f"accuracy = {accuracy:g} is out of reach of {max_weights:,} weights and grids of 100,000 nodes in"
         f" {np.dtype(start.dtype).name};"
         f" the estimated error is {reached:.1e}. Take another rule, fewer dimensions, or a shorter time."
     )
-    return dataclasses.replace(found, code=jnp.full_like(found.code, Status.INACCURATE))
+    return dataclasses.replace(estimate, code=jnp.full_like(estimate.code, Status.INACCURATE))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,11 +190,11 @@ class _Runs:
                     return runs[-1], rtol, errors
             decades -= 1
 
-    def _rounding(self, found: Solution, nodes: MeanFieldNodes) -> Errors:
+    def _rounding(self, sol: Solution, nodes: MeanFieldNodes) -> Errors:
         """Of sums whose terms are as large as the outputs, and of the steps, as if they were independent."""
-        unit = self.eps * (1 + float(found.stats["steps"])) ** 0.5
+        unit = self.eps * (1 + float(sol.stats["steps"])) ** 0.5
         terms = float(jnp.max(jnp.tensordot(nodes.weights[-1], jnp.abs(nodes.net.output), axes=1)))
-        errors = {name: unit * float(jnp.max(jnp.abs(value))) for name, value in found.observed.items()}
+        errors = {name: unit * float(jnp.max(jnp.abs(value))) for name, value in sol.observed.items()}
         return errors | {"predictions": unit * max(terms, errors["predictions"] / unit)}
 
 
@@ -211,25 +211,25 @@ def _by_refinement(run: _Runs, rules: tuple[AbstractNodeRule, ...]) -> Solution:
     before, rtol, of_solver = run.solver_error(wide)
     earlier: Errors | None = None
     while True:
-        found = run(fine, rtol)
-        moved = _differences(found, before)
+        sol = run(fine, rtol)
+        change = _differences(sol, before)
         errors = _sum(
-            {name: _extrapolated(d, earlier[name] if earlier else None) for name, d in moved.items()}, of_solver
+            {name: _extrapolated(d, earlier[name] if earlier else None) for name, d in change.items()}, of_solver
         )
         finer = tuple(rule.refined() for rule in finer)
         # More nodes do not help against the error of the solver.
-        enough = errors["predictions"] <= run.accuracy or moved["predictions"] <= of_solver["predictions"] / 2
+        enough = errors["predictions"] <= run.accuracy or change["predictions"] <= of_solver["predictions"] / 2
         if enough or not run.fits(finer):
-            return dataclasses.replace(found, errors=_arrays(errors), title=_titled(fine))
-        before, fine, earlier = found, run.start.nodes(finer), moved
+            return dataclasses.replace(sol, errors=_arrays(errors), title=_titled(fine))
+        before, fine, earlier = sol, run.start.nodes(finer), change
 
 
-def _extrapolated(moved: float, earlier: float | None) -> float:
+def _extrapolated(change: float, earlier: float | None) -> float:
     """Error of the last run by the last two differences, as those of a geometric sequence."""
     if earlier is None:
-        return FIRST_FACTOR * moved
-    ratio = min(moved / earlier, SLOWEST_RATIO) if earlier > 0 else 0.0
-    return moved * max(1.0, ratio / (1 - ratio))
+        return FIRST_FACTOR * change
+    ratio = min(change / earlier, SLOWEST_RATIO) if earlier > 0 else 0.0
+    return change * max(1.0, ratio / (1 - ratio))
 
 
 def _by_replicates(run: _Runs, rules: tuple[AbstractNodeRule, ...], replicates: int) -> Solution:
@@ -241,10 +241,10 @@ def _by_replicates(run: _Runs, rules: tuple[AbstractNodeRule, ...], replicates: 
     while True:
         first, rows = None, []
         for number in range(replicates):
-            found = one(run.start.nodes(tuple(rule.replicate(number) for rule in rules)), jnp.asarray(rtol))
-            found.check()
-            first = found if first is None else first
-            rows.append(found.observed)
+            sol = one(run.start.nodes(tuple(rule.replicate(number) for rule in rules)), jnp.asarray(rtol))
+            sol.check()
+            first = sol if first is None else first
+            rows.append(sol.observed)
         assert first is not None
         values = {name: jnp.stack([row[name] for row in rows]) for name in rows[0]}
         scatter = {name: float(jnp.max(jnp.std(value, axis=0, ddof=1))) for name, value in values.items()}
@@ -283,9 +283,9 @@ def _arrays(errors: Errors) -> dict[str, Array]:
     return {name: jnp.asarray(value) for name, value in errors.items()}
 
 
-def _of(found: Solution) -> dict[str, Array]:
-    assert found.errors is not None
-    return found.errors
+def _of(sol: Solution) -> dict[str, Array]:
+    assert sol.errors is not None
+    return sol.errors
 
 
 @contextmanager

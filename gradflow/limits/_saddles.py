@@ -93,11 +93,11 @@ def find_saddles(sol: Solution, problem: Any, *, drop: float | None = None) -> l
     if rows < 5:
         raise _checks.fail("sol", "have at least five rows", f"one of {rows}", "Save more densely.")
     ts = np.asarray(sol.ts)[:rows]
-    flowing, rest = eqx.partition(
+    flowing, static = eqx.partition(
         sol.params, lambda leaf: eqx.is_inexact_array(leaf) and leaf.shape[:1] == sol.ts.shape
     )
     flowing = jax.tree_util.tree_map(lambda leaf: leaf[:rows], flowing)
-    losses, forces = (np.asarray(part, float) for part in _along(problem, flowing, rest))
+    losses, forces = (np.asarray(part, float) for part in _along(problem, flowing, static))
     with np.errstate(divide="ignore"):
         log_force = np.where(forces > 0, np.log(np.maximum(forces, 1e-300)), -690.0)
     least_falls = _least_falls(losses, drop)
@@ -105,7 +105,7 @@ def find_saddles(sol: Solution, problem: Any, *, drop: float | None = None) -> l
     log_speed = log_force if drop is not None else _log_speed(ts, losses, least_falls / 2)
     peaks = _peaks(log_force, log_speed, losses, least_falls)
     edges = [0, *peaks, rows - 1]
-    found = []
+    saddles = []
     for k in range(len(edges) - 1):
         low, high = edges[k], edges[k + 1]
         if k == 0:
@@ -116,31 +116,31 @@ def find_saddles(sol: Solution, problem: Any, *, drop: float | None = None) -> l
             at = low + int(np.argmin(log_force[low : high + 1]))
         entered = ts[0] if k == 0 else _refined(ts, log_force, low)
         left = ts[-1] if k == len(edges) - 2 else _refined(ts, log_force, high)
-        params = join(jax.tree_util.tree_map(lambda leaf, at=at: leaf[at], flowing), rest)
+        params = join(jax.tree_util.tree_map(lambda leaf, at=at: leaf[at], flowing), static)
         index, rate, away = _unstable(problem, seen(problem, params))
         predicted = at
         if index > 0 and not (k == 0 and isinstance(params, Polar)):
             # Rounding hides how far the state is along the growing direction until the gradient shows it.
             while predicted < high - 1 and log_force[predicted] < 2 * math.log(RESOLVED * rate):
                 predicted += 1
-            params = join(jax.tree_util.tree_map(lambda leaf, at=predicted: leaf[at], flowing), rest)
+            params = join(jax.tree_util.tree_map(lambda leaf, at=predicted: leaf[at], flowing), static)
             away = _unstable(problem, seen(problem, params))[2]
         log_away = float(jnp.max(params.log_norm)) if k == 0 and isinstance(params, Polar) else _log(away)
         wait = -log_away / rate if rate > 0 and log_away < 0 else math.inf
         force = float(np.exp(log_force[at] / 2))
         active = _active(seen(problem, params))
         whole = (float(entered), float(left), float(ts[at]), float(losses[at]), force, active, index, rate)
-        found.append(Saddle(*whole, float(ts[predicted]) + wait))
-    return found
+        saddles.append(Saddle(*whole, float(ts[predicted]) + wait))
+    return saddles
 
 
 @fresh_jit
 @full_precision
-def _along(problem: Any, flowing: PyTree, rest: PyTree) -> tuple[Array, Array]:
+def _along(problem: Any, flowing: PyTree, static: PyTree) -> tuple[Array, Array]:
     """Loss and squared gradient of all rows."""
 
     def one(row: PyTree) -> tuple[Array, Array]:
-        trainable, frozen = split(seen(problem, join(row, rest)))
+        trainable, frozen = split(seen(problem, join(row, static)))
         loss, gradient = jax.value_and_grad(lambda p: problem(join(p, frozen)))(trainable)
         return loss, sum(jnp.sum(leaf**2) for leaf in jax.tree_util.tree_leaves(gradient))  # pyright: ignore[reportReturnType]
 
@@ -233,8 +233,8 @@ def _second(problem: Any, trainable: PyTree, frozen: PyTree) -> tuple[Array, Arr
 
 def _active(params: PyTree) -> int:
     """Neurons that are not small beside the largest, which has to be of size at least a hundredth itself."""
-    known = method_of(params, "neuron_weights")
-    if known is None:
+    neuron_weights = method_of(params, "neuron_weights")
+    if neuron_weights is None:
         return -1
-    norms = np.linalg.norm(np.asarray(known(), float), axis=1)
+    norms = np.linalg.norm(np.asarray(neuron_weights(), float), axis=1)
     return int(np.sum(norms > 0.01 * max(float(np.max(norms)), 1.0)))

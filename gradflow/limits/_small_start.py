@@ -61,8 +61,8 @@ class SmallStartPrediction(NamedTuple):
 
 def predict_small_start(problem: EmpiricalRisk) -> SmallStartPrediction:
     """From the derivative of the loss at zero."""
-    pulls = -jax.jit(jax.vmap(jax.grad(problem.loss)))(jnp.zeros_like(problem.y), problem.y)
-    x, z = np.asarray(problem.x, float), np.asarray(pulls, float)
+    residuals = -jax.jit(jax.vmap(jax.grad(problem.loss)))(jnp.zeros_like(problem.y), problem.y)
+    x, z = np.asarray(problem.x, float), np.asarray(residuals, float)
     escape = relu_escape(x, z)
-    seen = np.maximum(escape.directions @ x.T, 0)
-    return SmallStartPrediction(problem, escape, np.array([1.0, -1.0]) * (seen @ z) / (2 * len(z)))
+    hidden = np.maximum(escape.directions @ x.T, 0)
+    return SmallStartPrediction(problem, escape, np.array([1.0, -1.0]) * (hidden @ z) / (2 * len(z)))

@@ -83,8 +83,8 @@ def _variances(predictions: Any, weights: tuple[Array, ...]) -> WidthFluctuation
         return jax.jvp(of_flat, (flat,), (direction,))
 
     limit, slopes = jax.jit(jax.vmap(answer, out_axes=(None, 0)))(jnp.eye(flat.size, dtype=flat.dtype))
-    found = []
-    for p, own in zip(weights, jnp.split(slopes, ends[:-1]), strict=True):
-        deviations = own - jnp.tensordot(p, own, axes=1)[None, ...]
-        found.append(jnp.tensordot(p, deviations**2, axes=1))
-    return WidthFluctuations(limit, jnp.stack(found, axis=-1))
+    variances = []
+    for p, slope in zip(weights, jnp.split(slopes, ends[:-1]), strict=True):
+        deviations = slope - jnp.tensordot(p, slope, axes=1)[None, ...]
+        variances.append(jnp.tensordot(p, deviations**2, axes=1))
+    return WidthFluctuations(limit, jnp.stack(variances, axis=-1))

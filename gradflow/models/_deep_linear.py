@@ -63,15 +63,15 @@ class DeepLinear(eqx.Module):
             check_count("out_size", out_size, advice="Use None for a scalar output.")
         dtype = resolve_dtype(dtype)
         check_scale(init_scale, dtype)
-        kind = resolve(parametrisation)
+        scaling = resolve(parametrisation)
         names = ["input"] + ["hidden"] * (depth - 2) + ["output"]
         sizes = [in_size] + [width] * (depth - 1) + [out_size or 1]
         of_layer = {"fan_in": width, "in_size": in_size}
         self.weights = tuple(
-            draw(law, k, (sizes[i + 1], sizes[i]), init_scale * kind.std(name, **of_layer), dtype)
+            draw(law, k, (sizes[i + 1], sizes[i]), init_scale * scaling.std(name, **of_layer), dtype)
             for i, (name, k) in enumerate(zip(names, jax.random.split(key, depth), strict=True))
         )
-        self.multipliers = kind.multipliers(names, **of_layer)
+        self.multipliers = scaling.multipliers(names, **of_layer)
         self.scalar = out_size is None
 
     def __call__(self, x: Float[Array, " in_size"]) -> Float[Array, "*out_size"]:

@@ -52,10 +52,10 @@ class LogDiagonal(eqx.Module):
         u, v = model.u, model.v
         if is_concrete((u, v)) and not np.all(np.abs(np.asarray(u)) > np.abs(np.asarray(v))):
             raise fail("model", "have |u| > |v| in every coordinate", "one without", "Exchange u and v there.")
-        found = cls(u.size, log_scale=0.0, dtype=u.dtype)
+        log_model = cls(u.size, log_scale=0.0, dtype=u.dtype)
         logs = jnp.log(jnp.abs(u)) + 0.5 * jnp.log1p(-((v / u) ** 2)) - 0.5 * jnp.log(jnp.asarray(2.0, u.dtype))
         parts = (jnp.arctanh(v / u), logs, jnp.sign(u).astype(jnp.int32))
-        return eqx.tree_at(lambda m: (m.q, m.log_scale, m.sign), found, parts)
+        return eqx.tree_at(lambda m: (m.q, m.log_scale, m.sign), log_model, parts)
 
     def __call__(self, x: Float[Array, " in_size"]) -> Float[Array, ""]:
         return self.beta() @ x

@@ -84,23 +84,23 @@ class MeanFieldNet(eqx.Module):
         for layer, p in zip(self.layers[1:], weights, strict=False):
             levels.append(both((levels[-1][0] * p[None, :]) @ layer))
         top = levels[-1][0]
-        pull = pulls_of(jnp.tensordot(top * weights[-1][None, :], self.output, axes=1)).astype(x.dtype)
-        output = jnp.tensordot(top.T, pull, axes=1)
+        residuals = pulls_of(jnp.tensordot(top * weights[-1][None, :], self.output, axes=1)).astype(x.dtype)
+        output = jnp.tensordot(top.T, residuals, axes=1)
         nodes = self.output.shape[0]
-        back = (pull.reshape(x.shape[0], -1) @ self.output.reshape(nodes, -1).T) * levels[-1][1]
-        moved = []
+        back = (residuals.reshape(x.shape[0], -1) @ self.output.reshape(nodes, -1).T) * levels[-1][1]
+        velocities = []
         for number in range(len(self.layers) - 1, 0, -1):
             hidden, slope = levels[number - 1]
-            moved.append(hidden.T @ back)
+            velocities.append(hidden.T @ back)
             back = ((back * weights[number][None, :]) @ self.layers[number].T) * slope
-        layers = (back.T @ x, *reversed(moved))
+        layers = (back.T @ x, *reversed(velocities))
         return eqx.tree_at(lambda net: (net.layers, net.output), self, (layers, output))
 
     def squares(self, weights: tuple[Float[Array, " _"], ...]) -> Float[Array, " layers"]:
         """Mean square of every layer, the output last, over the labels of the nodes that its entries join."""
-        found = [weights[0] @ jnp.sum(self.layers[0] ** 2, axis=1)]
+        sums = [weights[0] @ jnp.sum(self.layers[0] ** 2, axis=1)]
         for number, layer in enumerate(self.layers[1:]):
-            found.append(weights[number] @ (layer**2 @ weights[number + 1]))
+            sums.append(weights[number] @ (layer**2 @ weights[number + 1]))
         nodes = self.output.shape[0]
-        found.append(weights[-1] @ jnp.sum(self.output.reshape(nodes, -1) ** 2, axis=1))
-        return jnp.stack(found)
+        sums.append(weights[-1] @ jnp.sum(self.output.reshape(nodes, -1) ** 2, axis=1))
+        return jnp.stack(sums)

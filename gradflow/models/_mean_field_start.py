@@ -60,11 +60,11 @@ class MeanFieldNodes(NamedTuple):
 
     def padded(self, widths: Sequence[int]) -> "MeanFieldNodes":
         """The same with copies of the first node of every layer added, of weight zero, up to these widths."""
-        net, own = self.net, self.net.widths
-        if any(n > m for n, m in zip(own, widths, strict=True)):
-            raise fail("widths", f"be at least {own}", f"{tuple(widths)}")
+        net, own_widths = self.net, self.net.widths
+        if any(n > m for n, m in zip(own_widths, widths, strict=True)):
+            raise fail("widths", f"be at least {own_widths}", f"{tuple(widths)}")
         # Index zero stands for what is added.
-        take = [jnp.where(jnp.arange(m) < n, jnp.arange(m), 0) for n, m in zip(own, widths, strict=True)]
+        take = [jnp.where(jnp.arange(m) < n, jnp.arange(m), 0) for n, m in zip(own_widths, widths, strict=True)]
         layers = [net.layers[0][take[0]]]
         layers += [layer[take[i]][:, take[i + 1]] for i, layer in enumerate(net.layers[1:])]
         weights = tuple(
@@ -162,8 +162,8 @@ class MeanFieldStart(eqx.Module):
             return (self.first + self.output,)
         between = []
         for below, above in itertools.pairwise(self.middle):
-            told = not (isinstance(below, AbstractLaw) and isinstance(above, AbstractLaw))
-            between.append((self.interior,) if told else ())
+            labelled = not (isinstance(below, AbstractLaw) and isinstance(above, AbstractLaw))
+            between.append((self.interior,) if labelled else ())
         return (self.first, *between, self.output)
 
     def rules(self, rule: Any = None) -> tuple[AbstractNodeRule, ...]:
@@ -226,10 +226,10 @@ class MeanFieldStart(eqx.Module):
         if isinstance(entry, AbstractLaw):
             return jnp.full((len(below), len(above)), entry.mean, self.dtype)
         pairs = jax.vmap(jax.vmap(entry, (None, 0)), (0, None))
-        found = pairs(jnp.asarray(below, self.dtype), jnp.asarray(above, self.dtype))
-        if found.shape != (len(below), len(above)):
-            raise fail("middle", "hold kernels that return scalars", f"with one that returns shape {found.shape[2:]}")
-        return jnp.asarray(found, self.dtype)
+        value = pairs(jnp.asarray(below, self.dtype), jnp.asarray(above, self.dtype))
+        if value.shape != (len(below), len(above)):
+            raise fail("middle", "hold kernels that return scalars", f"with one that returns shape {value.shape[2:]}")
+        return jnp.asarray(value, self.dtype)
 
     def _assemble(self, labels: list[Any], middle: list[Any]) -> MeanFieldNet:
         size = len(self.first)

@@ -43,7 +43,11 @@ def mild_two_layer(
     check_positive("kappa", kappa, "Typical values are 1e-2 ... 1.")
     first, second = jax.random.split(key)
     model = TwoLayer(in_size, width, out_size, dtype=dtype, key=first)
-    kind = model.weight.dtype
-    weight = jnp.asarray(kappa, kind) * jax.random.normal(first, model.weight.shape, kind) / (width * in_size) ** 0.5
-    output = jax.random.rademacher(second, model.output.shape, kind) / width**0.5
+    param_dtype = model.weight.dtype
+    weight = (
+        jnp.asarray(kappa, param_dtype)
+        * jax.random.normal(first, model.weight.shape, param_dtype)
+        / (width * in_size) ** 0.5
+    )
+    output = jax.random.rademacher(second, model.output.shape, param_dtype) / width**0.5
     return eqx.tree_at(lambda m: (m.weight, m.output), model, (weight, output))

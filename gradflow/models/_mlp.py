@@ -70,17 +70,17 @@ class MLP(eqx.Module):
         check_callable("activation", activation, "activation(array)")
         dtype = resolve_dtype(dtype)
         check_scale(init_scale, dtype)
-        kind = resolve(parametrisation)
+        scaling = resolve(parametrisation)
         names = ["input"] + ["hidden"] * (depth - 1) + ["output"]
         sizes = [in_size] + [width] * depth + [out_size or 1]
         of_layer = {"fan_in": width, "in_size": in_size}
         self.weights = tuple(
-            draw(law, k, (sizes[i + 1], sizes[i]), init_scale * kind.std(name, **of_layer), dtype)
+            draw(law, k, (sizes[i + 1], sizes[i]), init_scale * scaling.std(name, **of_layer), dtype)
             for i, (name, k) in enumerate(zip(names, jax.random.split(key, depth + 1), strict=True))
         )
         self.biases = tuple(jnp.zeros(size, dtype) for size in sizes[1:]) if use_bias else None
         self.activation = activation
-        self.multipliers = kind.multipliers(names, **of_layer)
+        self.multipliers = scaling.multipliers(names, **of_layer)
         self.scalar = out_size is None
 
     def __call__(
@@ -103,10 +103,10 @@ class MLP(eqx.Module):
 
     def preactivations(self, x: Float[Array, " in_size"]) -> Float[Array, " neurons"]:
         """Preactivations of all hidden neurons, layer after layer."""
-        found = [self._affine(0, x)]
+        layers = [self._affine(0, x)]
         for layer in range(1, len(self.weights) - 1):
-            found.append(self._affine(layer, self.activation(found[-1])))
-        return jnp.concatenate(found)
+            layers.append(self._affine(layer, self.activation(layers[-1])))
+        return jnp.concatenate(layers)
 
     def _size(self, layer: int, x: Float[Array, " fan_in"]) -> Float[Array, " fan_out"]:
         """The largest preactivation that weights of the size of each neuron's can give: `|(w, b)| |(x, 1)|`."""

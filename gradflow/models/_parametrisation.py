@@ -126,10 +126,10 @@ SCALE_ADVICE = "Zero is a saddle of the flow: nothing would move. Use a small nu
 
 def resolve_dtype(dtype: Any) -> jnp.dtype:
     """The type of the weights, JAX's default float type for `None`."""
-    found = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
-    if not jnp.issubdtype(found, jnp.floating):
-        raise fail("dtype", "be a real floating-point type", found.name, "For instance jax.numpy.float32.")
-    return found
+    resolved = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
+    if not jnp.issubdtype(resolved, jnp.floating):
+        raise fail("dtype", "be a real floating-point type", resolved.name, "For instance jax.numpy.float32.")
+    return resolved
 
 
 def check_scale(init_scale: Any, dtype: jnp.dtype) -> None:
@@ -137,10 +137,10 @@ def check_scale(init_scale: Any, dtype: jnp.dtype) -> None:
     check_positive("init_scale", init_scale, SCALE_ADVICE)
     if jnp.ndim(init_scale) != 0:
         raise fail("init_scale", "be a scalar", f"of shape {jnp.shape(init_scale)}", "Use jax.vmap over scales.")
-    least = float(jnp.finfo(dtype).tiny)
-    if is_concrete(init_scale) and float(init_scale) < least:
+    smallest = float(jnp.finfo(dtype).tiny)
+    if is_concrete(init_scale) and float(init_scale) < smallest:
         advice = "Smaller numbers are zero in this type; float64 reaches down to 1e-307."
-        raise fail("init_scale", f"be at least {least:.2g} in {dtype.name}", f"{float(init_scale):g}", advice)
+        raise fail("init_scale", f"be at least {smallest:.2g} in {dtype.name}", f"{float(init_scale):g}", advice)
 
 
 def draw(

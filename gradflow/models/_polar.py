@@ -77,8 +77,8 @@ class Polar(eqx.Module):
         if log_norm.ndim:
             return with_rows(self.direction, jnp.exp(log_norm)[:, None] * neuron_rows(self.direction))
         size = jnp.exp(log_norm)
-        flowing, rest = eqx.partition(self.direction, eqx.is_inexact_array)
-        return join(jax.tree_util.tree_map(lambda leaf: size * leaf, flowing), rest)
+        flowing, static = eqx.partition(self.direction, eqx.is_inexact_array)
+        return join(jax.tree_util.tree_map(lambda leaf: size * leaf, flowing), static)
 
 
 def normalised(trainable: PyTree) -> tuple[PyTree, Float[Array, ""]]:
@@ -93,17 +93,17 @@ def normalised(trainable: PyTree) -> tuple[PyTree, Float[Array, ""]]:
 
 def neuron_rows(params: PyTree) -> Float[Array, "width size"]:
     """All weights of every neuron, as rows."""
-    known = method_of(params, "neuron_weights"), method_of(params, "with_neuron_weights")
-    if None in known:
+    methods = method_of(params, "neuron_weights"), method_of(params, "with_neuron_weights")
+    if None in methods:
         actual = f"of type {type(params).__name__}, which lacks them"
         raise fail("params", "have the methods `neuron_weights` and `with_neuron_weights`", actual)
-    return known[0]()  # pyright: ignore[reportOptionalCall]
+    return methods[0]()  # pyright: ignore[reportOptionalCall]
 
 
 def with_rows(params: PyTree, rows: Float[Array, "width size"]) -> PyTree:
     """The same parameters with other weights of the neurons."""
-    known: Any = method_of(params, "with_neuron_weights")
-    return known(rows)
+    method: Any = method_of(params, "with_neuron_weights")
+    return method(rows)
 
 
 def unit_rows(rows: Float[Array, "width size"]) -> tuple[Float[Array, "width size"], Float[Array, " width"]]:

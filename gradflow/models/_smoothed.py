@@ -78,8 +78,8 @@ class Smoothed(eqx.Module):
 
     def conserved(self, params: PyTree) -> dict[str, Conserved]:
         """What gradient flow of the plain model conserves: the smoothing keeps the homogeneity it rests on."""
-        known = method_of(params, "conserved")
-        return {} if known is None else known()
+        method = method_of(params, "conserved")
+        return {} if method is None else method()
 
 
 def smooth(
@@ -102,11 +102,11 @@ def smooth(
     [0.0, 0.09375, 1.0]
     """
     left, right = slopes(activation)
-    reach = jnp.asarray(smoothing, z.dtype) * size
-    inside = jnp.abs(z) < reach
+    radius = jnp.asarray(smoothing, z.dtype) * size
+    inside = jnp.abs(z) < radius
     # A constant unit: the value does not depend on it, and derivatives of any order stay at order one.
-    unit = jax.lax.stop_gradient(jnp.where(inside, reach, 1))
-    r = jnp.where(inside, reach / unit, 1)
+    unit = jax.lax.stop_gradient(jnp.where(inside, radius, 1))
+    r = jnp.where(inside, radius / unit, 1)
     u = jnp.where(inside, z / unit, 0) / r
     rounded = (right + left) / 2 * z + (right - left) / 2 * unit * r * (3 + 6 * u**2 - u**4) / 8
     return jnp.where(inside, rounded, activation(z))
@@ -131,8 +131,8 @@ def slopes(activation: Callable[[Array], Array]) -> tuple[float, float]:
     >>> slopes(jax.nn.relu)
     (0.0, 1.0)
     """
-    found = degree_one_slopes(activation)
-    if found is None:
+    one_sided = degree_one_slopes(activation)
+    if one_sided is None:
         actual = f"{getattr(activation, '__name__', repr(activation))}, which is not"
         raise fail("activation", "be homogeneous of degree one, such as ReLU", actual, "Others need no smoothing.")
-    return found
+    return one_sided

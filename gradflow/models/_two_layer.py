@@ -76,16 +76,16 @@ class TwoLayer(eqx.Module):
         check_callable("activation", activation, "activation(array)")
         dtype = resolve_dtype(dtype)
         check_scale(init_scale, dtype)
-        kind, sizes = resolve(parametrisation), {"fan_in": width, "in_size": in_size}
+        scaling, sizes = resolve(parametrisation), {"fan_in": width, "in_size": in_size}
         first, second = jax.random.split(key)
-        weight = draw(law, first, (width, in_size), init_scale * kind.std("input", **sizes), dtype)
-        output = draw(law, second, (out_size or 1, width), init_scale * kind.std("output", **sizes), dtype)
+        weight = draw(law, first, (width, in_size), init_scale * scaling.std("input", **sizes), dtype)
+        output = draw(law, second, (out_size or 1, width), init_scale * scaling.std("output", **sizes), dtype)
         if balanced:
             output = output * (jax.vmap(scaled_norm)(weight) / jax.vmap(scaled_norm)(output.T))[None]
         self.weight = weight
         self.output = output[0] if out_size is None else output
         self.activation = activation
-        self.multipliers = kind.multipliers(("input", "output"), **sizes)
+        self.multipliers = scaling.multipliers(("input", "output"), **sizes)
 
     def __call__(
         self, x: Float[Array, " in_size"], smoothing: Float[Array, ""] | float | None = None

@@ -41,8 +41,8 @@ class ActivationPattern(eqx.Module):
         if self.preactivations is not None:
             fn = self.preactivations
             return jax.vmap(lambda x: fn(params, x) > 0)(self.x)
-        found = method_of(params, "preactivations")
-        if found is None:
+        preactivations = method_of(params, "preactivations")
+        if preactivations is None:
             actual = f"None for parameters of type {type(params).__name__}, which have no method of that name"
             raise fail("preactivations", "be a function of parameters and one input", actual)
-        return jax.vmap(lambda x: found(x) > 0)(self.x)
+        return jax.vmap(lambda x: preactivations(x) > 0)(self.x)

@@ -25,7 +25,7 @@ class Balancedness(eqx.Module):
 
     @in_single
     def __call__(self, params: PyTree) -> Float[Array, "..."]:
-        found = method_of(params, "imbalance")
-        if found is None:
+        imbalance = method_of(params, "imbalance")
+        if imbalance is None:
             raise fail("params", "have a method `imbalance`", f"of type {type(params).__name__}")
-        return found()
+        return imbalance()

@@ -56,21 +56,21 @@ class GradientBound(eqx.Module):
         if slopes(params.activation) != (0.0, 1.0):
             raise fail("params", "have ReLU as its activation", "one with another", "Only ReLU has dead neurons.")
         z = jax.vmap(params.preactivations)(self.problem.x)
-        pull = self.problem.pulls(jax.vmap(params)(self.problem.x))
+        residuals = self.problem.pulls(jax.vmap(params)(self.problem.x))
         a = output_weights(params, z.shape[1], z.dtype)
         if a.ndim != 1:
             raise fail("params", "have a scalar output", f"one of shape {a.shape[1:]}")
         multipliers = getattr(params, "multipliers", None)
         x = self.problem.x.astype(z.dtype) * (1 if multipliers is None else multipliers.of(0, z.dtype))
-        gram, side = x @ x.T, jnp.sign(pull)
+        gram, side = x @ x.T, jnp.sign(residuals)
         agreement = gram * side[:, None] * side[None, :]
         apart = ~jnp.eye(len(x), dtype=bool) & (side[:, None] * side[None, :] != 0)
         mu = jnp.min(jnp.where(apart, agreement, jnp.inf), initial=jnp.inf)
         mu = jnp.where(jnp.isfinite(mu), mu, 0)
         alive = (z > 0).astype(z.dtype)
-        own = (pull**2 * (jnp.diagonal(gram) - mu)) @ alive
-        both = mu * (jnp.abs(pull) @ alive) ** 2
-        total = pull @ x
+        diagonal = (residuals**2 * (jnp.diagonal(gram) - mu)) @ alive
+        both = mu * (jnp.abs(residuals) @ alive) ** 2
+        total = residuals @ x
         length = scaled_norm(total)
-        along = (pull * (x @ (total / jnp.where(length > 0, length, 1)))) @ alive
-        return jnp.sqrt(jnp.sum(a**2 * jnp.maximum(own + both, along**2)))
+        along = (residuals * (x @ (total / jnp.where(length > 0, length, 1)))) @ alive
+        return jnp.sqrt(jnp.sum(a**2 * jnp.maximum(diagonal + both, along**2)))

@@ -53,10 +53,10 @@ class Lyapunov(eqx.Module):
 
     def of_state(self, flow: Any, t: Scalar, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
         """The value at a time and a state of a flow."""
-        known = method_of(flow, "lyapunov")
-        if known is None:
+        lyapunov = method_of(flow, "lyapunov")
+        if lyapunov is None:
             actual = f"observing a {type(flow).__name__}, which has none"
             raise fail("observe", "hold a Lyapunov function of the flow", actual)
         minimum, _ = split(self.minimum)
         least = flow.problem(join(minimum, frozen)) if self.least is None else self.least
-        return known(t, state, frozen, minimum, least, self.kind)
+        return lyapunov(t, state, frozen, minimum, least, self.kind)

@@ -40,8 +40,8 @@ class Margins(eqx.Module):
     @in_single
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, " n"]:
-        own, other = towards_label(self.problem.predictions(params), self.problem.y, self.kind)
-        return own if self.kind == "signs" else own - other
+        labelled, other = towards_label(self.problem.predictions(params), self.problem.y, self.kind)
+        return labelled if self.kind == "signs" else labelled - other
 
 
 class NormalisedMargin(eqx.Module):
@@ -118,10 +118,10 @@ class MaxMarginResidual(eqx.Module):
         flat, back = flatten(trainable)
         gradient = -jax.grad(lambda v: problem(join(back(v), frozen)))(flat)
         q = self.margins(params)
-        pulls = problem.pulls(problem.predictions(params))
-        own, _ = towards_label(pulls, problem.y, self.margins.kind)
-        least = jnp.min(q)
-        slack = jnp.sum(own * (q - least)) / (least * jnp.sum(own))
+        residuals = problem.pulls(problem.predictions(params))
+        labelled, _ = towards_label(residuals, problem.y, self.margins.kind)
+        smallest = jnp.min(q)
+        slack = jnp.sum(labelled * (q - smallest)) / (smallest * jnp.sum(labelled))
         apart = scaled_norm(flat / scaled_norm(flat) - gradient / scaled_norm(gradient))
         otherwise = jnp.nan if self.unseparated is None else self.unseparated
-        return jnp.where(least > 0, jnp.stack([apart, slack]), otherwise)
+        return jnp.where(smallest > 0, jnp.stack([apart, slack]), otherwise)

@@ -45,8 +45,8 @@ class NeuronMovement(eqx.Module):
     def _rows(self, params: PyTree) -> Float[Array, "width in_size"]:
         if self.neurons is not None:
             return self.neurons(params)
-        found = method_of(params, "neurons")
-        if found is None:
+        neurons = method_of(params, "neurons")
+        if neurons is None:
             actual = f"None for parameters of type {type(params).__name__}, which have no method `neurons`"
             raise fail("neurons", "be a function of the parameters", actual, "It returns one row per neuron.")
-        return found()
+        return neurons()

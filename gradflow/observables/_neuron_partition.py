@@ -65,8 +65,8 @@ class NeuronPartition(eqx.Module):
         z = jax.vmap(params.preactivations)(self.x)
         a = output_weights(params, z.shape[1], z.dtype)
         n = self.x.shape[0]
-        own = jax.vmap(lambda one: towards_label(jnp.broadcast_to(one, (n, *one.shape)), self.y, self.kind)[0])(a)
-        return 2 * (own.T > 0).astype(jnp.int8) + (z > 0).astype(jnp.int8)
+        labelled = jax.vmap(lambda one: towards_label(jnp.broadcast_to(one, (n, *one.shape)), self.y, self.kind)[0])(a)
+        return 2 * (labelled.T > 0).astype(jnp.int8) + (z > 0).astype(jnp.int8)
 
 
 class PartitionCounts(eqx.Module):

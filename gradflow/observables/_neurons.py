@@ -95,8 +95,8 @@ def _unit(rows: Float[Array, "rows size"]) -> Float[Array, "rows size"]:
 
 
 def _of_model(params: PyTree, method: str, argument: str) -> Float[Array, "width size"]:
-    found = method_of(params, method)
-    if found is None:
+    quantity = method_of(params, method)
+    if quantity is None:
         actual = f"None for parameters of type {type(params).__name__}, which have no method `{method}`"
         raise fail(argument, "be a function of the parameters", actual, "It returns one row per neuron.")
-    return found()
+    return quantity()

@@ -66,13 +66,13 @@ class SlidingNeurons(eqx.Module):
             return jnp.sum(jax.vmap(self.problem.loss)(jax.vmap(params.readout)(hidden), self.problem.y))
 
         hidden, slope = jax.jvp(activate, (z,), (jnp.ones_like(z),))
-        pull = -jax.grad(risk)(hidden)
+        residuals = -jax.grad(risk)(hidden)
         gram = self.problem.x.astype(z.dtype) @ self.problem.x.T.astype(z.dtype)
-        own = jnp.diagonal(gram)[:, None] * pull
-        rest = gram @ (pull * slope) - own * slope
+        diagonal = jnp.diagonal(gram)[:, None] * residuals
+        others = gram @ (residuals * slope) - diagonal * slope
         left, right = slopes(params.activation)
         near = jnp.abs(z) < self.band.astype(z.dtype) * size
-        return near & (rest + left * own > 0) & (rest + right * own < 0)
+        return near & (others + left * diagonal > 0) & (others + right * diagonal < 0)
 
 
 _NEEDED = ("activation", "preactivations", "preactivation_bounds", "readout")

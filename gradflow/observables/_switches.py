@@ -37,8 +37,8 @@ class Switches(NamedTuple):
     @property
     def violations(self) -> int:
         """Events in which a true-living or a false-dead set lost a member, its `a_k` keeping its sign."""
-        lost = (self.before == TRUE_LIVING) | (self.before == FALSE_DEAD)
-        return int(np.sum(lost & (self.before // 2 == self.after // 2)))
+        absorbing = (self.before == TRUE_LIVING) | (self.before == FALSE_DEAD)
+        return int(np.sum(absorbing & (self.before // 2 == self.after // 2)))
 
     @property
     def flips(self) -> int:

@@ -49,10 +49,10 @@ def _deviation(ax: Axes, ds: xr.Dataset) -> None:
         markersize=4,
         label=_label_with_slope("SGD", ds.sgd_slope),
     )
-    seen = (row.bias > 3 * row.bias_noise).values
-    if seen.any():
-        ax.loglog(ds.width[seen], row.bias[seen], "s", color=colours[0], markersize=4, label="bias of the mean")
-        middle = np.exp(np.mean(np.log(row.bias.values[seen] * ds.width.values[seen])))
+    resolved = (row.bias > 3 * row.bias_noise).values
+    if resolved.any():
+        ax.loglog(ds.width[resolved], row.bias[resolved], "s", color=colours[0], markersize=4, label="bias of the mean")
+        middle = np.exp(np.mean(np.log(row.bias.values[resolved] * ds.width.values[resolved])))
         ax.loglog(ds.width, middle / ds.width, ":", color="0.4", linewidth=0.9, label="slope $-1$")
     ax.set(title="distance from the limit", xlabel="width $N$", ylabel="r.m.s. over inputs, times, seeds")
     label_decades(ax)

@@ -75,10 +75,10 @@ def _winners(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
         style = {"color": colours[name], "marker": MARKERS[name], "markersize": 4, "linestyle": "none"}
         ax.semilogx(ds.ratio, ds.final_rate.sel(momentum=name), label=f"{LABELS[name]}, measured", **style)
     ax.axvline(1, color="0.5", linestyle=":", linewidth=0.8)
-    said = [
+    lines = [
         f"{ratio:g}: {LABELS.get(name, name)}" for ratio, name in zip(ds.ratio.values, ds.winner.values, strict=True)
     ]
-    ax.set(xlabel=r"$\mu / \lambda_{\min}$", ylabel="rate of the residuals", title="faster at " + ", ".join(said))
+    ax.set(xlabel=r"$\mu / \lambda_{\min}$", ylabel="rate of the residuals", title="faster at " + ", ".join(lines))
     ax.plot([], [], "-", color="black", label="predicted")
     ax.set_ylim(0, 1.6 * float(np.nanmax(ds.final_rate)))
     ax.legend(loc="upper left")

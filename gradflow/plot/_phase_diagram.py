@@ -137,8 +137,8 @@ def _exponents(drawn: Figure, ax: Axes, ds: xr.Dataset, name: str, title: str) -
     left, right = kappas[0], kappas[-1]
     for level, colour in ((0.0, "tab:blue"), (-0.5, "tab:red")):
         ax.plot([left, right], [level - left, level - right], color=colour, linewidth=1.5)
-    floor = -0.5 - right - 0.15
-    ax.fill_between([left, right], [-0.5 - left, -0.5 - right], floor, color="tab:red", alpha=0.25, linewidth=0)
+    bottom = -0.5 - right - 0.15
+    ax.fill_between([left, right], [-0.5 - left, -0.5 - right], bottom, color="tab:red", alpha=0.25, linewidth=0)
     at = left + 0.05 * (right - left)
     plate = {"facecolor": "w", "alpha": 0.75, "linewidth": 0, "pad": 1}
     for label, level in (("green", sums[-1] / 2), ("blue", 0.0), ("orange", -0.25), ("red: no equation", -0.72)):
@@ -147,7 +147,7 @@ def _exponents(drawn: Figure, ax: Axes, ds: xr.Dataset, name: str, title: str) -
     missing = not np.all(np.isfinite(values))
     if missing:
         ax.pcolormesh(x, y, np.where(np.isfinite(values), np.nan, 0.85), cmap="gray", vmin=0, vmax=1)
-    ax.set(xlim=(left, right), ylim=(floor, sums[-1] - left), xlabel=r"$\kappa$: $p \sim d^\kappa$")
+    ax.set(xlim=(left, right), ylim=(bottom, sums[-1] - left), xlabel=r"$\kappa$: $p \sim d^\kappa$")
     ax.set(ylabel=r"$\delta$: $\gamma \sim d^{-\delta}$", title=title + (" (grey: none)" if missing else ""))
     ax.grid(visible=False)
 

@@ -68,7 +68,7 @@ def _works(predict: Callable[[Any, Any], Any], params: PyTree, inputs: Array) ->
 
 def _layers_that_ask_for_more(params: PyTree) -> list[str]:
     """Names of layers that cannot be called on a sample alone: those that draw random numbers, or hold a state."""
-    kinds = (eqx.nn.Dropout, eqx.nn.BatchNorm, eqx.nn.SpectralNorm)
-    nodes = jax.tree_util.tree_leaves(params, is_leaf=lambda node: isinstance(node, kinds))
-    found = [node for node in nodes if isinstance(node, kinds)]
-    return sorted({type(node).__name__ for node in found if not (isinstance(node, eqx.nn.Dropout) and node.inference)})
+    types = (eqx.nn.Dropout, eqx.nn.BatchNorm, eqx.nn.SpectralNorm)
+    nodes = jax.tree_util.tree_leaves(params, is_leaf=lambda node: isinstance(node, types))
+    layers = [node for node in nodes if isinstance(node, types)]
+    return sorted({type(node).__name__ for node in layers if not (isinstance(node, eqx.nn.Dropout) and node.inference)})

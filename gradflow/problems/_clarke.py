@@ -34,12 +34,12 @@ def has_kinks(problem: EmpiricalRisk, params: PyTree) -> bool:
     """Whether the model is one layer of (leaky) ReLU neurons with a linear readout, as `TwoLayer` is."""
     if problem.predict is not None or None in [method_of(params, name) for name in _NEEDED]:
         return False
-    found = degree_one_slopes(params.activation)
-    return found is not None and found[0] != found[1]
+    slopes = degree_one_slopes(params.activation)
+    return slopes is not None and slopes[0] != slopes[1]
 
 
 @full_precision
-def nearest_element(correlation: Any, params: PyTree, reach: Any) -> Clarke:
+def nearest_element(correlation: Any, params: PyTree, tolerance: Any) -> Clarke:
     """Projects `degree N(u) u` onto the subdifferentials of the samples, added up; `u` of length one.
 
         min over s in [0, 1]^kinks of | sum_i z_i (slope_i x_i a, relu(w . x_i)) - degree N(u) u |
@@ -56,24 +56,24 @@ def nearest_element(correlation: Any, params: PyTree, reach: Any) -> Clarke:
     left, right = degree_one_slopes(activation) or (1.0, 1.0)
     before = jax.vmap(params.preactivations)(x)
     bounds = jax.vmap(params.preactivation_bounds)(x)
-    on = jnp.abs(before) <= jnp.asarray(reach, flat.dtype) * bounds
+    on = jnp.abs(before) <= jnp.asarray(tolerance, flat.dtype) * bounds
 
-    def value(vector: Array, shares: Array) -> Array:
+    def value(vector: Array, weights: Array) -> Array:
         model: Any = join(unflatten(vector), frozen)
         z = jax.vmap(model.preactivations)(x)
-        hidden = jnp.where(on, (left + shares * (right - left)) * z, activation(z))
+        hidden = jnp.where(on, (left + weights * (right - left)) * z, activation(z))
         return jnp.sum(labels * jax.vmap(model.readout)(hidden))
 
-    def element(shares: Array) -> Array:
-        return jax.grad(value)(flat, jnp.where(on, shares, 0))
+    def element(weights: Array) -> Array:
+        return jax.grad(value)(flat, jnp.where(on, weights, 0))
 
     middle = jnp.full_like(before, 0.5)
     base, forward = jax.linearize(element, middle)
     backward = jax.linear_transpose(forward, middle)
     base = base - correlation.degree * correlation(params) * flat
 
-    def off(shares: Array) -> Array:
-        return base + forward(shares - middle)
+    def off(weights: Array) -> Array:
+        return base + forward(weights - middle)
 
     def largest(_: Any, v: Array) -> Array:
         w = backward(forward(v))[0]
@@ -85,21 +85,21 @@ def nearest_element(correlation: Any, params: PyTree, reach: Any) -> Clarke:
     length = 1 / jnp.where(steepness > 0, steepness, 1)
 
     def step(_: Any, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        shares, ahead, momentum = state
-        moved = jnp.clip(ahead - length * backward(off(ahead))[0], 0, 1)
-        uphill = jnp.sum((ahead - moved) * (moved - shares)) > 0
+        weights, ahead, momentum = state
+        projected = jnp.clip(ahead - length * backward(off(ahead))[0], 0, 1)
+        uphill = jnp.sum((ahead - projected) * (projected - weights)) > 0
         momentum = jnp.where(uphill, 1.0, momentum)
         following = (1 + jnp.sqrt(1 + 4 * momentum**2)) / 2
-        return moved, moved + (momentum - 1) / following * (moved - shares), following
+        return projected, projected + (momentum - 1) / following * (projected - weights), following
 
     initial = middle, middle, jnp.ones((), flat.dtype)
-    shares = jax.lax.fori_loop(0, ITERATIONS, step, initial)[0]
+    weights = jax.lax.fori_loop(0, ITERATIONS, step, initial)[0]
 
     def readout(hidden: Array) -> Array:
         return jnp.sum(labels * jax.vmap(params.readout)(hidden))
 
     jumps = jnp.where(on, (right - left) * jax.grad(readout)(activation(before)), 0)
-    return Clarke(jnp.linalg.norm(off(shares)), on, jnp.where(on, shares, (before > 0).astype(flat.dtype)), jumps)
+    return Clarke(jnp.linalg.norm(off(weights)), on, jnp.where(on, weights, (before > 0).astype(flat.dtype)), jumps)
 
 
 _NEEDED = ("preactivations", "preactivation_bounds", "readout")

@@ -157,5 +157,5 @@ def polar_rate(
 ) -> tuple[PyTree, Float[Array, "n ..."]]:
     """`sum_i <r_i, grad H(x_i; u)>` with `r` the pulls on the predictions `amplitude * H(x; u)`, and these `r`."""
     predictions, back = jax.vjp(predict, unit)
-    pulls = problem.pulls(amplitude * predictions)
-    return back(pulls.astype(predictions.dtype))[0], pulls
+    residuals = problem.pulls(amplitude * predictions)
+    return back(residuals.astype(predictions.dtype))[0], residuals

@@ -136,10 +136,10 @@ class EmpiricalRisk(eqx.Module):
         A `predict` may know as well (`predict.conserved(params)`).
         """
         if self.predict is not None:
-            known = method_of(self.predict, "conserved")
-            return {} if known is None else known(params)
-        known = method_of(params, "conserved")
-        return {} if known is None else known()
+            method = method_of(self.predict, "conserved")
+            return {} if method is None else method(params)
+        method = method_of(params, "conserved")
+        return {} if method is None else method()
 
 
 def _as_array(name: str, value: Any) -> Array:

@@ -13,16 +13,16 @@ from gradflow.problems.activations import AbstractActivation
 
 def population_risk(activation: AbstractActivation, C: Float[Array, "n n"], c: Float[Array, " n"]) -> Float[Array, ""]:
     """`E (sum_a c_a s(x_a))^2 / 2`."""
-    own = jnp.diagonal(C)
-    return c @ activation.i2(((own[:, None], C), (C, own[None, :]))) @ c / 2
+    diagonal = jnp.diagonal(C)
+    return c @ activation.i2(((diagonal[:, None], C), (C, diagonal[None, :]))) @ c / 2
 
 
 def correlation_with_residual(
     activation: AbstractActivation, C: Float[Array, "n n"], c: Float[Array, " n"], p: int
 ) -> Float[Array, " p"]:
     """`sum_a c_a E s(x_j) s(x_a)` of every student `j`."""
-    own, left = jnp.diagonal(C), C[:p]
-    return activation.i2(((own[:p, None], left), (left, own[None, :]))) @ c
+    diagonal, left = jnp.diagonal(C), C[:p]
+    return activation.i2(((diagonal[:p, None], left), (left, diagonal[None, :]))) @ c
 
 
 def learning_terms(
@@ -37,8 +37,8 @@ def learning_factors(
     activation: AbstractActivation, C: Float[Array, "n n"], c: Float[Array, " n"], p: int
 ) -> tuple[Float[Array, " p"], Float[Array, "p n"]]:
     """`sum_a c_a E s''(x_j) s(x_a)` and `c_a E s'(x_j) s'(x_a)`, of which `learning_terms` is made."""
-    own, left = jnp.diagonal(C), C[:p]
-    pair = ((own[:p, None], left), (left, own[None, :]))
+    diagonal, left = jnp.diagonal(C), C[:p]
+    pair = ((diagonal[:p, None], left), (left, diagonal[None, :]))
     return activation.k2(pair) @ c, activation.j2(pair) * c[None, :]
 
 
@@ -58,5 +58,5 @@ def square_terms(
 def slope_products(activation: AbstractActivation, C: Float[Array, "n n"], p: int) -> Float[Array, " pairs"]:
     """`E s'(x_j) s'(x_l)` for all pairs `j <= l` of students, in the order of `triangle`."""
     j, k = triangle(p)
-    own = jnp.diagonal(C)
-    return activation.j2(((own[j], C[j, k]), (C[j, k], own[k])))
+    diagonal = jnp.diagonal(C)
+    return activation.j2(((diagonal[j], C[j, k]), (C[j, k], diagonal[k])))

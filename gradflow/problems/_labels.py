@@ -58,12 +58,12 @@ def towards_label(
         actual = f"{kind} for outputs of shape {values.shape[1:]}"
         raise fail("y", "hold signs for scalar outputs, else indices or one-hot rows", actual)
     if kind == "signs":
-        own = values * y.astype(values.dtype)
-        return own, -own
+        labelled = values * y.astype(values.dtype)
+        return labelled, -labelled
     classes = jnp.arange(values.shape[1])
     mine = y.astype(bool) if kind == "onehot" else y[:, None] == classes[None, :]
-    own = jnp.sum(jnp.where(mine, values, 0), axis=1)
-    return own, jnp.max(jnp.where(mine, -jnp.inf, values), axis=1)
+    labelled = jnp.sum(jnp.where(mine, values, 0), axis=1)
+    return labelled, jnp.max(jnp.where(mine, -jnp.inf, values), axis=1)
 
 
 def check_inputs_of_length(x: Any) -> None:
@@ -88,7 +88,7 @@ def check_targets(loss: Any, y: Any) -> None:
         return
     # A trace around this call is none of the business of targets that are known, which stay on their devices.
     with jax.ensure_compile_time_eval():
-        if any(loss is known for known in (logistic, exponential, hinge)):
+        if any(loss is margin_loss for margin_loss in (logistic, exponential, hinge)):
             advice = "Labels 0 and 1 become such as 2 * y - 1; class indices go with cross_entropy."
             _refuse(loss, y, "+1 and -1", jnp.abs(jnp.asarray(y, float)) != 1, advice)
         elif loss is cross_entropy:

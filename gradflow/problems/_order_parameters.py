@@ -94,5 +94,5 @@ def _spectrum(array: np.ndarray) -> tuple[float, float]:
     """Lowest and largest eigenvalue; NaN for matrices that are not finite."""
     if not np.all(np.isfinite(array)):
         return float("nan"), float("nan")
-    found = np.linalg.eigvalsh((array + array.T) / 2)
-    return float(found[0]), float(found[-1])
+    eigenvalues = np.linalg.eigvalsh((array + array.T) / 2)
+    return float(eigenvalues[0]), float(eigenvalues[-1])

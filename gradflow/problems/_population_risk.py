@@ -73,8 +73,8 @@ class PopulationRisk(eqx.Module):
 
     def pulls(self, predictions: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
         """The pull of the loss on every prediction, `-dL/dp_i`, with the weight of its node."""
-        found = self.data.pulls(predictions)
-        return found * self.weights.astype(found.dtype).reshape(-1, *[1] * (found.ndim - 1))
+        residuals = self.data.pulls(predictions)
+        return residuals * self.weights.astype(residuals.dtype).reshape(-1, *[1] * (residuals.ndim - 1))
 
     def of_predictions(self, predictions: Float[Array, "n ..."]) -> Float[Array, ""]:
         """The risk of given predictions."""

@@ -107,9 +107,9 @@ class TeacherStudent(eqx.Module):
     @fresh_jit
     @full_precision
     def __call__(self, params: Any) -> Float[Array, ""]:
-        found = self.order_parameters(params)
-        c = residual_weights(found, self.teacher_output, self.normalised)
-        return population_risk(self.activation, joint_covariance(found.Q, found.M, self.P), c)
+        overlaps = self.order_parameters(params)
+        c = residual_weights(overlaps, self.teacher_output, self.normalised)
+        return population_risk(self.activation, joint_covariance(overlaps.Q, overlaps.M, self.P), c)
 
     def informed(self, width: int, key: Key[Array, ""]) -> Float[Array, "width d"]:
         """Weights `A W*` with random rows of `A` of unit length: a start that knows the space of the teacher."""
@@ -137,9 +137,9 @@ def residual_weights(
 ) -> Float[Array, " n"]:
     """Weights of all units in the residual `y - f`: minus those of the student, then those of the teacher."""
     p, k = params.M.shape
-    own = jnp.ones(p, params.Q.dtype) if params.output is None else params.output
+    student = jnp.ones(p, params.Q.dtype) if params.output is None else params.output
     taught = teacher_output.astype(params.Q.dtype)
-    return jnp.concatenate([-own / p, taught / k]) if normalised else jnp.concatenate([-own, taught])
+    return jnp.concatenate([-student / p, taught / k]) if normalised else jnp.concatenate([-student, taught])
 
 
 def check_noise(noise: Any) -> None:
@@ -150,7 +150,7 @@ def check_noise(noise: Any) -> None:
 
 def teacher_layer(output: Any, units: int, dtype: Any) -> Float[Array, " k"]:
     """The second layer of a teacher, ones by default."""
-    found = jnp.ones(units) if output is None else jnp.asarray(output)
-    if found.shape != (units,):
-        raise fail("teacher_output", f"have shape ({units},)", f"of shape {found.shape}")
-    return found.astype(dtype)
+    layer = jnp.ones(units) if output is None else jnp.asarray(output)
+    if layer.shape != (units,):
+        raise fail("teacher_output", f"have shape ({units},)", f"of shape {layer.shape}")
+    return layer.astype(dtype)

@@ -37,8 +37,8 @@ def marked(problem: Callable[[PyTree], Array]) -> Callable[[PyTree], Array]:
     def forward(params: PyTree) -> tuple[Array, PyTree]:
         return jax.vjp(problem, params)
 
-    def backward(pull: Any, slope: Any) -> tuple[PyTree]:
-        return (pull(_mark(GRADIENT)(slope))[0],)
+    def backward(pullback: Any, slope: Any) -> tuple[PyTree]:
+        return (pullback(_mark(GRADIENT)(slope))[0],)
 
     value.defvjp(forward, backward)
     return value
@@ -105,14 +105,14 @@ def _mark(name: str) -> Callable[[Any], Any]:
 
 def _run(closed: ClosedJaxpr, args: Sequence[Any]) -> tuple[list[Any], Int[Array, ""]]:
     jaxpr: Any = closed.jaxpr
-    known: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args], strict=True))
+    values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args], strict=True))
     count = jnp.zeros((), int)
     for eqn in jaxpr.eqns:
-        inputs = [atom.val if isinstance(atom, Literal) else known[atom] for atom in eqn.invars]
+        inputs = [atom.val if isinstance(atom, Literal) else values[atom] for atom in eqn.invars]
         outs, more = _carry_out(eqn, inputs)
-        known.update(zip(eqn.outvars, outs, strict=True))
+        values.update(zip(eqn.outvars, outs, strict=True))
         count = count + more
-    return [atom.val if isinstance(atom, Literal) else known[atom] for atom in jaxpr.outvars], count
+    return [atom.val if isinstance(atom, Literal) else values[atom] for atom in jaxpr.outvars], count
 
 
 def _carry_out(eqn: Any, inputs: list[Any]) -> tuple[Sequence[Any], Int[Array, ""] | int]:

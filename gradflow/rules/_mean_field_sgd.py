@@ -84,9 +84,9 @@ class MeanFieldSGD(AbstractRule):
 
     def samples(self, k: Int[Array, ""]) -> Int[Array, " batch"]:
         """Which samples step `k` takes."""
-        shares = self.problem.weights if isinstance(self.problem, PopulationRisk) else None
+        weights = self.problem.weights if isinstance(self.problem, PopulationRisk) else None
         n = self.problem.x.shape[0]
-        return jax.random.choice(jax.random.fold_in(self.key, k), n, (self.batch_size,), p=shares)
+        return jax.random.choice(jax.random.fold_in(self.key, k), n, (self.batch_size,), p=weights)
 
     def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         dtype = state.output.dtype
@@ -95,8 +95,8 @@ class MeanFieldSGD(AbstractRule):
         weights = tuple(p.astype(dtype) for p in self.weights)
 
         def batch_loss(net: MeanFieldNet) -> Float[Array, ""]:
-            found = jax.vmap(self.problem.loss)(join(net, frozen).predictions(x, weights), y)
-            return jnp.mean(found).astype(dtype)
+            losses = jax.vmap(self.problem.loss)(join(net, frozen).predictions(x, weights), y)
+            return jnp.mean(losses).astype(dtype)
 
         loss, gradient = jax.value_and_grad(batch_loss)(state)
         rates = [self.learning_rate.astype(dtype) * n for n in self._nodes(weights)]

@@ -97,9 +97,9 @@ class Nesterov(AbstractMomentumRule):
         w, v = state
         loss, gradient = jax.value_and_grad(lambda p: self.problem(join(p, frozen)))(w)
         beta = self.beta(k)
-        moved = jax.tree_util.tree_map(lambda p, g: p - self.learning_rate.astype(p.dtype) * g, w, gradient)
-        ahead = jax.tree_util.tree_map(lambda new, old: new + beta.astype(new.dtype) * (new - old), moved, v)
-        return (ahead, moved), loss
+        descended = jax.tree_util.tree_map(lambda p, g: p - self.learning_rate.astype(p.dtype) * g, w, gradient)
+        ahead = jax.tree_util.tree_map(lambda new, old: new + beta.astype(new.dtype) * (new - old), descended, v)
+        return (ahead, descended), loss
 
     def flow(self, order: int = 1, resolution: Any = "high") -> AbstractFlow:
         """With `mu` or neither: `NesterovFlow` or `NesterovConvexFlow` of that resolution, started to match. With fixed

@@ -96,20 +96,20 @@ class OnePassSGD(AbstractRule):
         fields = x @ W.T
         hidden, slopes = problem.activation(fields), problem.activation.derivative(fields)
         taught = problem.activation(x @ problem.teacher.astype(W.dtype).T) @ problem.teacher_output.astype(W.dtype)
-        own = jnp.sum(hidden, axis=1) if v is None else hidden @ v
+        prediction = jnp.sum(hidden, axis=1) if v is None else hidden @ v
         if problem.normalised:
-            taught, own = taught / problem.teacher.shape[0], own / W.shape[0]
+            taught, prediction = taught / problem.teacher.shape[0], prediction / W.shape[0]
         noise = jnp.sqrt(problem.noise) * jax.random.normal(label, (b,), W.dtype)
-        error = (taught + noise - own).astype(W.dtype)
+        error = (taught + noise - prediction).astype(W.dtype)
         factor = 1.0 if self.schedule is None else self.schedule(self.time(k))
         rate = jnp.asarray(self.gamma_over_p * factor, W.dtype) / b
         push = slopes if v is None else slopes * v[None, :]
-        moved = W + (rate * error[:, None] * push).T @ x
+        weights = W + (rate * error[:, None] * push).T @ x
         loss = jnp.mean(error**2) / 2
         if v is None:
-            return moved, loss
+            return weights, loss
         second = self.second_layer_rate.astype(W.dtype) * rate / dim * (error @ hidden)
-        return (moved, v + second), loss
+        return (weights, v + second), loss
 
     def params(self, state: PyTree) -> PyTree:
         return state

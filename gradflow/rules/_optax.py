@@ -80,8 +80,8 @@ class OptaxRule(AbstractRule):
         loss, gradient = jax.value_and_grad(problem)(trainable)
         with jax.numpy_dtype_promotion("standard"):  # optax combines types, such as 0.9 ** count
             (updates, memory), more = self._update(problem, gradient, memory, trainable, loss)
-        moved = jax.tree_util.tree_map(lambda p, u: p + u.astype(p.dtype), trainable, updates)
-        return (moved, memory, count + 1 + more if more is not None else jnp.full_like(count, -1)), loss
+        updated = jax.tree_util.tree_map(lambda p, u: p + u.astype(p.dtype), trainable, updates)
+        return (updated, memory, count + 1 + more if more is not None else jnp.full_like(count, -1)), loss
 
     def gradient_evaluations(self, state: PyTree, attempted: Int[Array, ""]) -> Int[Array, ""]:
         return state[2]
@@ -109,12 +109,12 @@ class OptaxRule(AbstractRule):
         watch = Watch(self.problem)
         try:
             with watch:
-                found, more = run_counted(functools.partial(update, marked(watch.through(problem))), *args)
+                result, more = run_counted(functools.partial(update, marked(watch.through(problem))), *args)
         except (UncountableError, TypeError):  # forward mode, which a function with a mark does not know
             return update(problem, *args), None
         if not evaluates:
-            found, more = update(problem, *args), 0
-        return found, None if watch.found else more
+            result, more = update(problem, *args), 0
+        return result, None if watch.found else more
 
     def params(self, state: PyTree) -> PyTree:
         return state[0]

@@ -83,8 +83,8 @@ class SGD(AbstractDescent):
         chosen = self.batch(k)
         drawn = (self.problem.x[chosen], self.problem.y[chosen])
         problem = eqx.tree_at(lambda p: (p.x, p.y), self.problem, drawn)
-        share = 1.0 if self.problem.reduction == "mean" else self.problem.x.shape[0] / self.batch_size
-        return self.descend(lambda p: share * problem(p), state, frozen)
+        scale = 1.0 if self.problem.reduction == "mean" else self.problem.x.shape[0] / self.batch_size
+        return self.descend(lambda p: scale * problem(p), state, frozen)
 
     def flow(self, order: int = 1) -> AbstractFlow:
         if order not in self.orders:

@@ -35,8 +35,8 @@ def refuse(changes: list[str], path: Any) -> None:
 def _change(name: str, before: Any, after: Any) -> str:
     if isinstance(before, dict) and isinstance(after, dict):
         keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-        said = [f"{name}[{key!r}]: {_short(before.get(key))} -> {_short(after.get(key))}" for key in keys]
-        return "; ".join(said) or f"order of {name}: {_short(list(before))} -> {_short(list(after))}"
+        differences = [f"{name}[{key!r}]: {_short(before.get(key))} -> {_short(after.get(key))}" for key in keys]
+        return "; ".join(differences) or f"order of {name}: {_short(list(before))} -> {_short(list(after))}"
     return f"{name}: {_short(before)} -> {_short(after)}"
 
 

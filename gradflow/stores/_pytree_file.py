@@ -107,11 +107,11 @@ class _Writer:
             raise fail(where or "tree", "be concrete", "traced", "Save it outside of jax.jit and jax.vmap.")
         if id(value) in self.known:
             return self.known[id(value)][1]
-        name, found = f"a{len(self.arrays)}", value
+        name, data = f"a{len(self.arrays)}", value
         extra: dict[str, Any] = {}
         if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-            extra["key"], found = str(jax.random.key_impl(value)), jax.random.key_data(value)
-        array = np.asarray(found)
+            extra["key"], data = str(jax.random.key_impl(value)), jax.random.key_data(value)
+        array = np.asarray(data)
         if array.dtype.kind == "V":  # bfloat16 and its kin, which the file format does not know
             extra["dtype"], array = str(array.dtype), array.view(f"u{array.dtype.itemsize}")
         elif array.dtype.kind not in "biufcUS":
@@ -147,27 +147,27 @@ class _Reader:
     def build(self, described: Any) -> Any:
         if not isinstance(described, dict):
             return described
-        kind = next(iter(described))
-        content = described[kind]
-        if kind == "float":
+        tag = next(iter(described))
+        content = described[tag]
+        if tag == "float":
             return float.fromhex(content)
-        if kind == "array":
+        if tag == "array":
             return self._array(described)
-        if kind in ("list", "tuple"):
-            return (list if kind == "list" else tuple)(self.build(part) for part in content)
-        if kind == "dict":
+        if tag in ("list", "tuple"):
+            return (list if tag == "list" else tuple)(self.build(part) for part in content)
+        if tag == "dict":
             return {key: self.build(part) for key, part in content}
-        if kind == "dtype":
+        if tag == "dtype":
             return jnp.dtype(content)
-        if kind == "name":
+        if tag == "name":
             return _imported(content)
-        if kind == "partial":
+        if tag == "partial":
             function, args, keywords = (self.build(part) for part in content)
             return functools.partial(function, *args, **keywords)
-        if kind == "node":
+        if tag == "node":
             return self._node(described)
         cls, fields = _imported(content), {name: self.build(part) for name, part in described["fields"].items()}
-        if kind == "namedtuple":
+        if tag == "namedtuple":
             return cls(**fields)
         return _assembled(cls, fields)
 
@@ -211,13 +211,13 @@ def _assembled(cls: type, fields: dict[str, Any]) -> Any:
 
 def _nodes(tree: PyTree) -> list[Any]:
     """A pytree and all nodes in it, leaves left out."""
-    found, open_ones = [], [tree]
+    nodes, open_ones = [], [tree]
     while open_ones:
         node = open_ones.pop()
-        found.append(node)
+        nodes.append(node)
         children = jax.tree_util.tree_leaves(node, is_leaf=lambda child, node=node: child is not node)
         open_ones += [child for child in children if child is not node and not jax.tree_util.all_leaves([child])]
-    return found
+    return nodes
 
 
 def _name_of(value: Any, where: str) -> str:

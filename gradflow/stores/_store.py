@@ -68,18 +68,18 @@ class Store:
         """Whether there is a store to go on with."""
         if not is_ours(self.path):
             return False
-        found = open_store(self.path)
-        if "config" not in found.attrs:
+        stored = open_store(self.path)
+        if "config" not in stored.attrs:
             actual = f"{str(self.path)!r}, which holds another study"
             raise fail("store", "hold a sweep in order to be resumed", actual)
-        if alone and not np.any(found["status"].values != found["status"].attrs["flag_values"][0]):
+        if alone and not np.any(stored["status"].values != stored["status"].attrs["flag_values"][0]):
             return False
-        kept = _identity_in(self.path)
-        old, new = found.attrs["config"], template.attrs["config"]
+        identity = _identity_in(self.path)
+        old, new = stored.attrs["config"], template.attrs["config"]
         # Members of other grids are not the same ones.
         comparable = json.loads(old)["axes"] == json.loads(new)["axes"]
-        refuse(changes(old, new) + (self._differences(kept) if comparable else []), self.path)
-        self.found = found
+        refuse(changes(old, new) + (self._differences(identity) if comparable else []), self.path)
+        self.found = stored
         return True
 
     def write(self, indices: list[tuple[int, ...]], arrays: dict[str, np.ndarray]) -> None:
@@ -130,9 +130,9 @@ def _identity_in(path: pathlib.Path) -> Identity:
     """What a store keeps about what it holds; complains about stores that do not."""
     try:
         group: Any = zarr.open_group(path / IDENTITY, mode="r")
-        kept = Identity(json.loads(group.attrs["record"]), group["sketches"][...])
+        identity = Identity(json.loads(group.attrs["record"]), group["sketches"][...])
     except (OSError, ValueError, KeyError):
-        kept = None
-    if kept is None or kept.record["version"] != VERSION:
+        identity = None
+    if identity is None or identity.record["version"] != VERSION:
         raise unknown(path)
-    return kept
+    return identity

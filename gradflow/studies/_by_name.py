@@ -26,9 +26,9 @@ def function_for(ds: xr.Dataset, room: str, advice: str) -> Callable[[xr.Dataset
 
     **Raises** `ValueError`, with the advice, for a data set that no study wrote.
     """
-    study, known = ds.attrs.get("study"), studies_in(room)
-    if study not in known:
-        listed = ", ".join(repr(name) for name in known)
+    study, available = ds.attrs.get("study"), studies_in(room)
+    if study not in available:
+        listed = ", ".join(repr(name) for name in available)
         raise fail("ds", f"carry the attribute `study`, one of {listed}", repr(study), advice)
     name = study.replace("-", "_")
     return getattr(importlib.import_module(f"{room}._{name}"), name)

@@ -83,12 +83,12 @@ def compare(
     how: dict[str, Any] = {"rtol": rtol, "solver": solver, "throw": False, "max_steps": 1_000_000}
     how |= {"trainable": trainable}
     bar = tqdm(tuned, desc="learning rates", unit="run", disable=not progress)
-    found = []
+    columns = []
     for current, count in zip(bar, counts, strict=True):
         ks = np.round(np.linspace(0, count, rows + 1)).astype(int)
-        found.append(_measure_gap(current, params, ks, flows, after, how))
+        columns.append(_measure_gap(current, params, ks, flows, after, how))
     about = {"rule": type(rule).__name__, "horizon": float(horizon), "rtol": float(rtol), "after": float(after)}
-    return _dataset({name: np.stack([one[name] for one in found]) for name in found[0]}, rates, list(flows), about)
+    return _dataset({name: np.stack([one[name] for one in columns]) for name in columns[0]}, rates, list(flows), about)
 
 
 def _rates(rule: AbstractRule, learning_rates: Sequence[float]) -> np.ndarray:
@@ -144,24 +144,24 @@ def _measure_gap(
     }
 
 
-def _dataset(found: dict[str, np.ndarray], rates: np.ndarray, flows: list[str], about: dict[str, Any]) -> xr.Dataset:
-    local = np.full(found["gap"].shape, np.nan)
+def _dataset(columns: dict[str, np.ndarray], rates: np.ndarray, flows: list[str], about: dict[str, Any]) -> xr.Dataset:
+    local = np.full(columns["gap"].shape, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
-        local[1:] = np.diff(np.log(found["gap"]), axis=0) / np.diff(np.log(rates))[:, None]
+        local[1:] = np.diff(np.log(columns["gap"]), axis=0) / np.diff(np.log(rates))[:, None]
     across, per_flow = ("learning_rate", "flow"), ("learning_rate", "flow", "save")
     codes = {"flag_values": list(range(len(Status.labels()))), "flag_meanings": " ".join(Status.labels())}
     return xr.Dataset(
         {
-            "gap": (across, found["gap"], {"long_name": "largest distance over distance travelled", "units": "1"}),
+            "gap": (across, columns["gap"], {"long_name": "largest distance over distance travelled", "units": "1"}),
             "local_order": (across, local, {"long_name": "slope of the gap between neighbouring learning rates"}),
             "order": ("flow", local[-1], {"long_name": "measured order in the learning rate"}),
-            "distance": (per_flow, found["distance"], {"long_name": "distance between iterate and flow"}),
-            "t": (("learning_rate", "save"), found["t"], {"long_name": "flow time", "units": "1"}),
-            "steps": ("learning_rate", found["steps"], {"long_name": "steps of the rule"}),
-            "gradient_evaluations": ("learning_rate", found["gradient_evaluations"]),
-            "status": ("learning_rate", found["status"], codes),
-            "flow_gradient_evaluations": (across, found["flow_gradient_evaluations"]),
-            "flow_status": (across, found["flow_status"], codes),
+            "distance": (per_flow, columns["distance"], {"long_name": "distance between iterate and flow"}),
+            "t": (("learning_rate", "save"), columns["t"], {"long_name": "flow time", "units": "1"}),
+            "steps": ("learning_rate", columns["steps"], {"long_name": "steps of the rule"}),
+            "gradient_evaluations": ("learning_rate", columns["gradient_evaluations"]),
+            "status": ("learning_rate", columns["status"], codes),
+            "flow_gradient_evaluations": (across, columns["flow_gradient_evaluations"]),
+            "flow_status": (across, columns["flow_status"], codes),
         },
         {"learning_rate": rates, "flow": flows},
         {"study": "compare", **about},
@@ -190,8 +190,8 @@ def steps_to_match(ds: xr.Dataset, error: float, flow: int = 0) -> float:
 
 def extrapolate_steps(steps: float, gap: float, order: float, error: float) -> float:
     """Steps for `error` when `steps` of them have this gap, and the gap is of this order in their size."""
-    known = np.isfinite(gap) and order > 0 and error > 0
-    return steps * (gap / error) ** (1 / order) if known else float("nan")
+    valid = np.isfinite(gap) and order > 0 and error > 0
+    return steps * (gap / error) ** (1 / order) if valid else float("nan")
 
 
 @fresh_jit

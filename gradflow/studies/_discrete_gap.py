@@ -94,7 +94,7 @@ def discrete_gap(
         distance, travelled = run_distance(loose.params, exact.params)
         costs.append(int(loose.stats["gradient_evaluations"]))
         gaps.append(float(jnp.max(distance) / travelled))
-    own = {
+    defaults = {
         "flow_error": ("flow_rtol", np.array(gaps), {"long_name": "error of the flow over distance travelled"}),
         "loose_flow_gradient_evaluations": (
             "flow_rtol",
@@ -104,7 +104,7 @@ def discrete_gap(
         "sharpness": ("time", np.asarray(sharpness), {"long_name": "largest Hessian eigenvalue"}),
         "loss": ("time", np.asarray(risk), {"long_name": "training loss"}),
     }
-    extra = xr.Dataset(own, {"flow_rtol": tolerances, "time": times})
+    extra = xr.Dataset(defaults, {"flow_rtol": tolerances, "time": times})
     merged = ds.merge(extra)
     merged.attrs = {**ds.attrs, "data": str(getattr(dataset, "name", "unnamed")), "width": width, "depth": depth}
     return merged
@@ -128,5 +128,5 @@ def load_data(
 @fresh_jit
 def _along(params: PyTree, *observables: Callable[[Any], Any]) -> tuple[Float[Array, " rows"], ...]:
     """Observables along a run, from its saved parameters."""
-    rows, rest = eqx.partition(params, eqx.is_inexact_array)
-    return jax.lax.map(lambda row: tuple(observable(eqx.combine(row, rest)) for observable in observables), rows)
+    rows, static = eqx.partition(params, eqx.is_inexact_array)
+    return jax.lax.map(lambda row: tuple(observable(eqx.combine(row, static)) for observable in observables), rows)

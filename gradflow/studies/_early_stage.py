@@ -170,8 +170,8 @@ def load_data(
 
 def _targets(x: np.ndarray, y: Any) -> jax.Array:
     """Signs or one-hot rows, which suit every loss; raises `ValueError` for data that have no partition."""
-    kind = observables.NeuronPartition(x, y).kind
-    return jnp.asarray(y if kind != "indices" else np.eye(int(np.max(y)) + 1)[np.asarray(y)], float)
+    label_kind = observables.NeuronPartition(x, y).kind
+    return jnp.asarray(y if label_kind != "indices" else np.eye(int(np.max(y)) + 1)[np.asarray(y)], float)
 
 
 def _within_span(x: Float[np.ndarray, "n d"]) -> Float[Array, "n rank"]:
@@ -223,8 +223,8 @@ def _drops(rule: GradientDescent | SGD, models: TwoLayer, keys: jax.Array) -> Fl
     uncovered = _Uncovered(observables.NeuronPartition(problem.x, problem.y))
 
     def one(model: TwoLayer, key: jax.Array) -> Float[Array, "2"]:
-        own = eqx.tree_at(lambda r: r.key, rule, key) if isinstance(rule, SGD) else rule
-        sol = iterate_to(own, model, ks, save_params=False, throw=False)
+        seeded = eqx.tree_at(lambda r: r.key, rule, key) if isinstance(rule, SGD) else rule
+        sol = iterate_to(seeded, model, ks, save_params=False, throw=False)
         return jnp.stack([problem(model) - problem(sol.final), uncovered(sol.final)])
 
     return eqx.filter_vmap(one, out_axes=1)(models, keys)
@@ -252,11 +252,11 @@ def _all_drops(
     variables: dict[str, Any] = {}
     for dim, drops in rows.items():
         # Over `dim`, loss, the two things measured, and starts.
-        found = np.array(drops).swapaxes(0, 1)
-        variables[f"drop_{dim}"] = (("loss", dim), found[:, :, 0].mean(axis=2))
-        variables[f"drop_{dim}_spread"] = (("loss", dim), found[:, :, 0].std(axis=2))
+        drop = np.array(drops).swapaxes(0, 1)
+        variables[f"drop_{dim}"] = (("loss", dim), drop[:, :, 0].mean(axis=2))
+        variables[f"drop_{dim}_spread"] = (("loss", dim), drop[:, :, 0].std(axis=2))
         if dim == "width":
-            variables["uncovered"] = (("loss", dim), found[:, :, 1].mean(axis=2))
+            variables["uncovered"] = (("loss", dim), drop[:, :, 1].mean(axis=2))
     variables["width_needed"] = ("loss", [_needed(widths, row) for row in variables["drop_width"][1]])
     return variables
 
@@ -279,16 +279,16 @@ def _events(problem: EmpiricalRisk, model: TwoLayer, rate: float, seed: int) -> 
     counts = []
     for sol in sols:
         reached = sol.reached
-        found = observables.switches(np.asarray(sol.ts)[reached], np.asarray(sol.observed["codes"])[reached])
-        counts.append((found.violations, len(found.time)))
+        events = observables.switches(np.asarray(sol.ts)[reached], np.asarray(sol.observed["codes"])[reached])
+        counts.append((events.violations, len(events.time)))
     return counts
 
 
 @eqx.filter_jit
 def _along(observe: dict[str, Any], history: PyTree) -> dict[str, Array]:
     """Observables along a history of parameters; compiled once, where a run would do so at its start and within."""
-    moving, rest = eqx.partition(history, eqx.is_inexact_array)
-    return jax.lax.map(lambda m: {name: fn(eqx.combine(m, rest)) for name, fn in observe.items()}, moving)
+    moving, static = eqx.partition(history, eqx.is_inexact_array)
+    return jax.lax.map(lambda m: {name: fn(eqx.combine(m, static)) for name, fn in observe.items()}, moving)
 
 
 def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: float, max_steps: int) -> dict[str, Any]:
@@ -302,12 +302,12 @@ def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: fl
         observe |= {"norm": observables.GradientNorm(problem), "bound": observables.GradientBound(problem)}
     # The curvature falls like 1/t, so that steps grow in proportion to time; but not where neurons slide.
     sol = solve(GradientFlow(smooth), model, ts, solver=RKC2(), max_steps=max_steps, throw=False)
-    found: dict[str, Any] = {name: np.full(len(ts), np.nan) for name in ("norm", "bound")}
+    late: dict[str, Any] = {name: np.full(len(ts), np.nan) for name in ("norm", "bound")}
     for name, values in _along(observe, sol.params).items():
-        found[name] = np.where(sol.reached, np.asarray(values, float).T, np.nan).T
-    found["residual"][np.isinf(found["residual"])] = np.nan  # where samples are not separated
-    found["partition"] /= x.shape[0] * model.weight.shape[0]
-    return found | {"status": int(Status.of(sol.status)), "gradients": int(sol.stats["gradient_evaluations"])}
+        late[name] = np.where(sol.reached, np.asarray(values, float).T, np.nan).T
+    late["residual"][np.isinf(late["residual"])] = np.nan  # where samples are not separated
+    late["partition"] /= x.shape[0] * model.weight.shape[0]
+    return late | {"status": int(Status.of(sol.status)), "gradients": int(sol.stats["gradient_evaluations"])}
 
 
 def _late_phase(followed: list[dict[str, Any]]) -> dict[str, Any]:
@@ -326,5 +326,5 @@ def _condition(x: jax.Array, y: jax.Array) -> str:
     """In words, whether the data keep the condition for monotone sets."""
     if y.ndim > 1:
         return "for two classes only"
-    found = theory.partition_condition(x, y)
-    return "holds" if found.holds else f"violated by {found.violations} of {found.pairs} pairs"
+    condition = theory.partition_condition(x, y)
+    return "holds" if condition.holds else f"violated by {condition.violations} of {condition.pairs} pairs"

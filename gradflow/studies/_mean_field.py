@@ -129,26 +129,26 @@ def mean_field(
         observe=lambda flow: {"rows": _last_rows},
         save_params=False,
     )
-    found = _deviations(runs, list(starts), widths, counts)
+    ds = _deviations(runs, list(starts), widths, counts)
     predicted = width_fluctuations(problem, starts[2], ts, rule=GaussLegendre(min(nodes, 6)))
     per_node = float(jnp.sqrt(jnp.mean(predicted.std(1) ** 2)))
-    found["predicted_deviation"] = ("width", per_node / np.sqrt(np.asarray(widths, float)))
-    found["predicted_std"] = (("time", "sample"), np.asarray(predicted.std(1)))
+    ds["predicted_deviation"] = ("width", per_node / np.sqrt(np.asarray(widths, float)))
+    ds["predicted_std"] = (("time", "sample"), np.asarray(predicted.std(1)))
     # The refined run, of which `limit_error` is the error: that of the sweep has fewer nodes and a looser tolerance.
-    found["limit"] = (("time", "sample"), np.asarray(exact.observed["predictions"]))
-    beside = None if store is None else pathlib.Path(store).with_name(f"{pathlib.Path(store).stem}-sgd.zarr")
-    found["sgd_deviation"] = _descent(problem, starts[2], sgd_widths, seeds, ts, found.limit.values, beside, options)
-    found = found.merge(_rules(problem, starts[2], node_counts, ts, np.asarray(exact.observed["predictions"])[1:]))
+    ds["limit"] = (("time", "sample"), np.asarray(exact.observed["predictions"]))
+    sgd_store = None if store is None else pathlib.Path(store).with_name(f"{pathlib.Path(store).stem}-sgd.zarr")
+    ds["sgd_deviation"] = _descent(problem, starts[2], sgd_widths, seeds, ts, ds.limit.values, sgd_store, options)
+    ds = ds.merge(_rules(problem, starts[2], node_counts, ts, np.asarray(exact.observed["predictions"])[1:]))
     rows = np.asarray(exact.observed["rows"])
-    found["particle_path"] = (("particle", "time", "entry"), rows.transpose(1, 0, 2))
+    ds["particle_path"] = (("particle", "time", "entry"), rows.transpose(1, 0, 2))
     errors: Any = exact.errors
-    found["limit_error"] = float(errors["predictions"])
-    found["limit_met"] = exact.status == "ok"
-    found["x"], found["y"] = (("sample", "entry"), x), ("sample", y)
-    found["slope"] = ("depth", [power_of_width(found.width.values, row) for row in found.deviation.values])
-    found["sgd_slope"] = power_of_width(found.sgd_width.values, found.sgd_deviation.values)
+    ds["limit_error"] = float(errors["predictions"])
+    ds["limit_met"] = exact.status == "ok"
+    ds["x"], ds["y"] = (("sample", "entry"), x), ("sample", y)
+    ds["slope"] = ("depth", [power_of_width(ds.width.values, row) for row in ds.deviation.values])
+    ds["sgd_slope"] = power_of_width(ds.sgd_width.values, ds.sgd_deviation.values)
     about = {"study": "mean-field", "data": str(getattr(dataset, "name", "unnamed")), "seeds": seeds, "scale": scale}
-    return found.assign_attrs({**runs.attrs, **about})
+    return ds.assign_attrs({**runs.attrs, **about})
 
 
 def load_data(
@@ -258,8 +258,8 @@ def _descent(
         **options,
     )
     off = runs.g - xr.DataArray(limit, dims=("time", "g_0"))
-    found = np.sqrt((off**2).mean(["seed", "time", "g_0"]))
-    return xr.DataArray(found.values, {"sgd_width": list(widths)}, ("sgd_width",))
+    deviation = np.sqrt((off**2).mean(["seed", "time", "g_0"]))
+    return xr.DataArray(deviation.values, {"sgd_width": list(widths)}, ("sgd_width",))
 
 
 def _rules(problem: Any, start: MeanFieldStart, counts: Any, ts: Any, exact: np.ndarray) -> xr.Dataset:
@@ -279,8 +279,8 @@ def _rules(problem: Any, start: MeanFieldStart, counts: Any, ts: Any, exact: np.
 
     chosen = [[_rule(name, int(count), 8 * r) for r in range(4)] for name in RULES for count in counts]
     drawn = [start.nodes((rule, GaussLegendre(12))) for row in chosen for rule in row]
-    most = max(nodes.net.widths[0] for nodes in drawn)
-    stacked = jax.tree_util.tree_map(lambda *leaves: jnp.stack(leaves), *(n.padded((most, 12)) for n in drawn))
+    widest = max(nodes.net.widths[0] for nodes in drawn)
+    stacked = jax.tree_util.tree_map(lambda *leaves: jnp.stack(leaves), *(n.padded((widest, 12)) for n in drawn))
     errors = np.max(np.abs(np.asarray(predictions(stacked)) - exact[None]), axis=(1, 2)).reshape(len(RULES), -1, 4)
     used = np.array([nodes.net.widths[0] for nodes in drawn]).reshape(len(RULES), -1, 4)[..., 0]
     dims = ("rule", "node_count")

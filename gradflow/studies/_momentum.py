@@ -103,24 +103,24 @@ def momentum(
         steps = int(min(2000, np.ceil(FOLDINGS / np.sqrt(slowest * s))))
     _checks.check_count("steps", steps, least=10)
     setting = _Setting(problem, models, s, mus, np.arange(0, steps + 1, max(1, steps // saves)), steps)
-    found = _blank(len(sizes), len(multiples), setting.ks.size, len(values))
+    results = _blank(len(sizes), len(multiples), setting.ks.size, len(values))
 
     from tqdm import tqdm
 
     with tqdm(total=3 * len(sizes) + 4 * len(multiples), unit="run", disable=not progress) as bar:
-        paths = _run_methods(setting, modes, found, bar)
-        _run_flows(setting, paths, rtol, found, bar)
+        paths = _run_methods(setting, modes, results, bar)
+        _run_flows(setting, paths, rtol, results, bar)
     forecasts = [faster_method(values, mu, s, "discrete") for mu in mus]
-    found["predicted_final_rate"] = np.array([[p.heavy_ball for p in forecasts], [p.nesterov for p in forecasts]])
+    results["predicted_final_rate"] = np.array([[p.heavy_ball for p in forecasts], [p.nesterov for p in forecasts]])
     for name in ("", "predicted_"):
-        found[f"{name}winner"] = np.array([_winner(*pair) for pair in found[f"{name}final_rate"].T])
-    found["predicted_rate"] = np.array(
+        results[f"{name}winner"] = np.array([_winner(*pair) for pair in results[f"{name}final_rate"].T])
+    results["predicted_rate"] = np.array(
         [[momentum_rates(values, mu, s, name, "discrete") for mu in mus] for name in METHODS]
     )
     about = {"learning_rate": s, "steps": steps, "rtol": rtol, "seed": seed, "samples": len(problem.y)}
     ks = setting.ks
     coordinates = {"ratio": multiples, "width": sizes, "iteration": ("save", ks), "t": ("save", ks * np.sqrt(s))}
-    return _dataset(found, coordinates, {"eigenvalue": values, "mu": mus}, about, dataset)
+    return _dataset(results, coordinates, {"eigenvalue": values, "mu": mus}, about, dataset)
 
 
 class _Setting(NamedTuple):
@@ -150,19 +150,23 @@ def _networks(
     return EmpiricalRisk(x, y, losses.square, reduction="sum"), models
 
 
-def _coefficients(grams: list[Any], least: float, ratios: list[float]) -> tuple[float, np.ndarray]:
+def _coefficients(grams: list[Any], min_eigenvalue: float, ratios: list[float]) -> tuple[float, np.ndarray]:
     """The learning rate, from the largest eigenvalue of all kernels, and `mu`, from the least of the widest network."""
-    most = float(max(np.linalg.eigvalsh(gram)[-1] for gram in grams))
-    if least <= 1e-10 * most:
+    max_eigenvalue = float(max(np.linalg.eigvalsh(gram)[-1] for gram in grams))
+    if min_eigenvalue <= 1e-10 * max_eigenvalue:
         advice = "Remove repeated inputs, or widen the network beyond the number of samples."
-        raise _checks.fail("dataset", "have a tangent kernel of full rank", f"with eigenvalue {least:.1e}", advice)
-    mus = np.array(ratios) * least
-    if mus[-1] > most:
-        raise _checks.fail("ratios", f"be at most {most / least:g}, the condition of the kernel", f"{ratios[-1]:g}")
-    return SHARE / most, mus
+        raise _checks.fail(
+            "dataset", "have a tangent kernel of full rank", f"with eigenvalue {min_eigenvalue:.1e}", advice
+        )
+    mus = np.array(ratios) * min_eigenvalue
+    if mus[-1] > max_eigenvalue:
+        raise _checks.fail(
+            "ratios", f"be at most {max_eigenvalue / min_eigenvalue:g}, the condition of the kernel", f"{ratios[-1]:g}"
+        )
+    return SHARE / max_eigenvalue, mus
 
 
-def _run_methods(setting: _Setting, modes: np.ndarray, found: dict[str, np.ndarray], bar: Any) -> dict[str, Any]:
+def _run_methods(setting: _Setting, modes: np.ndarray, results: dict[str, np.ndarray], bar: Any) -> dict[str, Any]:
     """Fills in what the methods do in every network; returns their paths in the narrowest one."""
     problem, models, s, mus, ks, steps = setting
     paths: dict[str, Any] = {}
@@ -175,21 +179,21 @@ def _run_methods(setting: _Setting, modes: np.ndarray, found: dict[str, np.ndarr
             runs = _iterate_all(method, problem, model, s, mus, rows, save_params=j == 0)
             if j == 0:
                 paths[method] = runs.params
-            every, moved = np.asarray(runs.observed["u"]), _moved(model, runs.final)
+            every, movement = np.asarray(runs.observed["u"]), _moved(model, runs.final)
             u = every[:, ks] if dense else every
-            found["loss"][i, :, j] = 0.5 * np.sum((u - y) ** 2, axis=2)
-            found["status"][i, :, j] = np.asarray(runs.code)
-            found["movement"][i, :, j] = np.max(moved, axis=1)
-            found["distance"][i, :, j] = np.linalg.norm(moved, axis=1)
-            found["linear_error"][i, :, j] = _linear_error(method, problem, model, s, mus, ks, u)
+            results["loss"][i, :, j] = 0.5 * np.sum((u - y) ** 2, axis=2)
+            results["status"][i, :, j] = np.asarray(runs.code)
+            results["movement"][i, :, j] = np.max(movement, axis=1)
+            results["distance"][i, :, j] = np.linalg.norm(movement, axis=1)
+            results["linear_error"][i, :, j] = _linear_error(method, problem, model, s, mus, ks, u)
             if j == len(models) - 1 and method in METHODS:
-                found["measured_rate"][i - 1] = _rates((every - y) @ modes, rows, s)
-                found["final_rate"][i - 1] = _final_rate(u - y, ks, s)
+                results["measured_rate"][i - 1] = _rates((every - y) @ modes, rows, s)
+                results["final_rate"][i - 1] = _final_rate(u - y, ks, s)
             bar.update()
     return paths
 
 
-def _run_flows(setting: _Setting, paths: dict[str, Any], rtol: float, found: dict[str, np.ndarray], bar: Any) -> None:
+def _run_flows(setting: _Setting, paths: dict[str, Any], rtol: float, results: dict[str, np.ndarray], bar: Any) -> None:
     """Fills in how far the methods are from their flows, in the narrowest network."""
     problem, models, s, mus, ks, _ = setting
     for i, (method, (_, flow)) in enumerate(METHODS.items()):
@@ -198,8 +202,8 @@ def _run_flows(setting: _Setting, paths: dict[str, Any], rtol: float, found: dic
             for j, resolution in enumerate(("low", "high")):
                 exact = solve(flow(problem, mu, s, resolution), models[0], ks * np.sqrt(s), rtol=rtol, solver=Bosh3())
                 distance, travelled = run_distance(path, exact.params)
-                found["flow_gap"][i, j, k] = np.asarray(distance) / float(travelled)
-                found["flow_gradient_evaluations"][i, j, k] = int(exact.stats["gradient_evaluations"])
+                results["flow_gap"][i, j, k] = np.asarray(distance) / float(travelled)
+                results["flow_gradient_evaluations"][i, j, k] = int(exact.stats["gradient_evaluations"])
                 bar.update()
 
 
@@ -217,10 +221,10 @@ def load_data(
 
 
 def _sorted(name: str, values: Sequence[Any]) -> list[Any]:
-    found = sorted(values)
-    if not found or len(set(found)) < len(found):
+    ordered = sorted(values)
+    if not ordered or len(set(ordered)) < len(ordered):
         raise _checks.fail(name, "be distinct values, at least one", repr(values))
-    return found
+    return ordered
 
 
 def _blank(widths: int, ratios: int, rows: int, modes: int) -> dict[str, np.ndarray]:
@@ -259,9 +263,9 @@ def _iterate_all(
 
 def _moved(model: Any, final: Any) -> np.ndarray:
     """How far every neuron moved, in each of several runs."""
-    flowing, rest = eqx.partition(final, eqx.is_inexact_array)
+    flowing, static = eqx.partition(final, eqx.is_inexact_array)
     distance = NeuronMovement(model)
-    return np.asarray(jax.vmap(lambda leaves: distance(eqx.combine(leaves, rest)))(flowing))
+    return np.asarray(jax.vmap(lambda leaves: distance(eqx.combine(leaves, static)))(flowing))
 
 
 def _linear_error(
@@ -284,7 +288,7 @@ def _rates(residuals: np.ndarray, ks: np.ndarray, s: float) -> np.ndarray:
     Equally spaced values `z_j` of a mode obey `z_{j+1} = p z_j - q z_{j-1}`; the larger root gives the rate.
     """
     spacing = int(ks[1] - ks[0])
-    found = np.full(residuals.shape[:1] + residuals.shape[2:], np.nan)
+    rates = np.full(residuals.shape[:1] + residuals.shape[2:], np.nan)
     for i, run in enumerate(residuals):
         for mode, z in enumerate(run.T):
             # Later, the mode is what others, moving with the kernel, make of it.
@@ -294,8 +298,8 @@ def _rates(residuals: np.ndarray, ks: np.ndarray, s: float) -> np.ndarray:
                 rows = np.stack([z[1 : last - 1], -z[: last - 2]], axis=1)
                 (p, q), *_ = np.linalg.lstsq(rows, z[2:last], rcond=None)
                 radius = np.max(np.abs(np.roots([1, -p, q])))
-                found[i, mode] = -np.log(radius) / (spacing * np.sqrt(s)) if radius > 0 else np.nan
-    return found
+                rates[i, mode] = -np.log(radius) / (spacing * np.sqrt(s)) if radius > 0 else np.nan
+    return rates
 
 
 def _final_rate(residuals: np.ndarray, ks: np.ndarray, s: float) -> np.ndarray:
@@ -337,13 +341,13 @@ _ABOUT = {
 
 
 def _dataset(
-    found: dict[str, np.ndarray],
+    results: dict[str, np.ndarray],
     coordinates: dict[str, Any],
     more: dict[str, np.ndarray],
     about: dict[str, Any],
     dataset: Any,
 ) -> xr.Dataset:
-    whole = found | more
+    whole = results | more
     variables = {name: (_ABOUT[name][0], value, {"long_name": _ABOUT[name][1]}) for name, value in whole.items()}
     variables["status"][2].update(
         flag_values=list(range(len(Status.labels()))), flag_meanings=" ".join(Status.labels())

@@ -129,14 +129,14 @@ def phase_diagram(
         kappas=kappas, exponents=sums, noise=noise, horizon=horizon, **options, store=parts.path("exponents")
     )
     scaled = scaled.rename({name: f"{name}_exponents" for name in scaled.data_vars})
-    found = computed.merge(begun).merge(against).merge(scaled)
-    found["settled_risk"] = settled.assign_attrs(long_name="risk at the end from an informed start")
+    ds = computed.merge(begun).merge(against).merge(scaled)
+    ds["settled_risk"] = settled.assign_attrs(long_name="risk at the end from an informed start")
     predicted = [[_predicted(float(rate), float(level)) for level in noises] for rate in rates]
     about = {"long_name": "predicted plateau, A g noise / (1 - 2 A g)"}
-    found["predicted"] = (("rate", "noise"), np.array(predicted), about)
-    found.attrs = {"study": "phase-diagram", "noise": float(noise), "units": units, "width": width, "rtol": float(rtol)}
-    found.attrs["exponents_dim"] = int(scaled.attrs["dim"])
-    return found
+    ds["predicted"] = (("rate", "noise"), np.array(predicted), about)
+    ds.attrs = {"study": "phase-diagram", "noise": float(noise), "units": units, "width": width, "rtol": float(rtol)}
+    ds.attrs["exponents_dim"] = int(scaled.attrs["dim"])
+    return ds
 
 
 def _predicted(rate: float, noise: float) -> float:
@@ -211,11 +211,11 @@ def _against_sgd(
                 row.append(parts.get(f"sgd-{region.exponent:g}-{dim}", config, compute, begun))
                 bar.update()
             rows.append(xr.concat(row, "dim", combine_attrs="drop"))
-    found = xr.concat(rows, "exponent", combine_attrs="drop")
+    ds = xr.concat(rows, "exponent", combine_attrs="drop")
     # Names of one length in memory and on disk.
-    found["region"] = ("exponent", np.array([region.terms for region in regions]))
+    ds["region"] = ("exponent", np.array([region.terms for region in regions]))
     coordinates = {"exponent": [region.exponent for region in regions], "dim": list(dims)}
-    return found.assign_coords(coordinates | {"seed": np.arange(size.seeds)})
+    return ds.assign_coords(coordinates | {"seed": np.arange(size.seeds)})
 
 
 def _cell(region: PhaseRegion, dim: int, span: float, size: _Size) -> xr.Dataset:
@@ -250,9 +250,9 @@ def _uninformed(starts: Sequence[int], ts: np.ndarray, units: int, width: int, n
         problem = TeacherStudent.orthogonal(int(dim), units, noise=noise)
         first = problem.order_parameters(problem.uninformed(width, jax.random.key(0)))
         risk[i], codes[i] = _risk_along(problem.P, first, ts, 1.0, noise, "full", rtol)
-    found = xr.Dataset({"risk": (("start", "time"), risk)}, {"start": list(starts), "time": ts})
-    found = found.merge(plateaus(found)).drop_vars("final_risk").assign(status=("start", codes))
-    return found.rename({name: f"{str(name).replace('_risk', '')}_start" for name in found.data_vars})
+    ds = xr.Dataset({"risk": (("start", "time"), risk)}, {"start": list(starts), "time": ts})
+    ds = ds.merge(plateaus(ds)).drop_vars("final_risk").assign(status=("start", codes))
+    return ds.rename({name: f"{str(name).replace('_risk', '')}_start" for name in ds.data_vars})
 
 
 def _risk_along(
@@ -278,8 +278,8 @@ def simulate(problem: TeacherStudent, weights: Any, g: float, ks: Any, seeds: in
 def _simulated(keys: Any, g: Any, weights: Any, problem: TeacherStudent, ks: Any) -> Any:
     def one(key: Any) -> Any:
         rule = OnePassSGD(problem, g, key=key)
-        found = iterate_to(rule, weights, ks, observe={"risk": problem}, save_params=False, throw=False)
-        return found.observed["risk"], found.ts
+        sol = iterate_to(rule, weights, ks, observe={"risk": problem}, save_params=False, throw=False)
+        return sol.observed["risk"], sol.ts
 
     return jax.vmap(one)(keys)
 

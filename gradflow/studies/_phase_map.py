@@ -97,17 +97,17 @@ def plateaus(ds: xr.Dataset) -> xr.Dataset:
     """Plateaus of the variable `risk`, whose last dimension is `time`."""
     risk, ts = ds.risk.values, ds.time.values
     shape = risk.shape[:-1]
-    found = {name: np.full(shape, np.nan) for name in ("plateau_risk", "plateau_length", "learning_time")}
+    columns = {name: np.full(shape, np.nan) for name in ("plateau_risk", "plateau_length", "learning_time")}
     for index in np.ndindex(shape):
-        for name, value in zip(found, find_plateau(ts, risk[index]), strict=True):
-            found[name][index] = value
+        for name, value in zip(columns, find_plateau(ts, risk[index]), strict=True):
+            columns[name][index] = value
     about = {
         "plateau_risk": "risk on the plateau before the student specialises",
         "plateau_length": "time spent on that plateau",
         "learning_time": "time at which the risk is half of that on the plateau",
     }
     dims = ds.risk.dims[:-1]
-    variables = {name: (dims, value, {"long_name": about[name]}) for name, value in found.items()}
+    variables = {name: (dims, value, {"long_name": about[name]}) for name, value in columns.items()}
     variables["final_risk"] = (dims, risk[..., -1], {"long_name": "risk at the end"})
     return xr.Dataset(variables, {name: ds[name] for name in dims})
 
@@ -125,10 +125,10 @@ def find_plateau(ts: np.ndarray, risk: np.ndarray) -> tuple[float, float, float]
     fast = speed > 0.5
     # After the first descent, which may be under way when the record starts.
     begin = int(np.argmax(fast)) if fast.any() else 0
-    rest = np.flatnonzero(~fast[begin:])
-    if not fast.any() or rest.size == 0:
+    slow = np.flatnonzero(~fast[begin:])
+    if not fast.any() or slow.size == 0:
         return none
-    begin += int(rest[0])
+    begin += int(slow[0])
     again = np.flatnonzero(fast[begin:])
     if again.size == 0:
         return none
@@ -139,7 +139,7 @@ def find_plateau(ts: np.ndarray, risk: np.ndarray) -> tuple[float, float, float]
         return height, float("nan"), float("nan")
     end = flat + int(low[0])
     left = np.log(risk[end - 1] / risk[end])
-    share = np.log(risk[end - 1] / (LEARNT * height)) / left
-    learnt = float(np.exp(np.log(ts[end - 1]) + share * np.log(ts[end] / ts[end - 1])))
+    rate = np.log(risk[end - 1] / (LEARNT * height)) / left
+    learnt = float(np.exp(np.log(ts[end - 1]) + rate * np.log(ts[end] / ts[end - 1])))
     start = float(ts[int(np.argmax(risk <= 1.1 * height))])
     return height, learnt - start, learnt

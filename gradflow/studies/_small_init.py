@@ -106,7 +106,7 @@ def small_init(
 
     observe = _observables(problems, predicted[loss_names[0]].escape.directions)
     # The escape of the smallest scale, and about as long again for the fit that follows.
-    longest = max(found.escape.slope for found in predicted.values())
+    longest = max(prediction.escape.slope for prediction in predicted.values())
     horizon = longest * (np.log(1 / np.min(scales)) + AFTERWARDS)
     axes = {"loss": list(loss_names), "width": list(widths), "scale": list(scales), "seed": list(seeds)}
     ts = np.linspace(0, horizon, saves)
@@ -144,18 +144,18 @@ def _problems(dataset: Any, loss_names: Sequence[str]) -> dict[str, EmpiricalRis
     if np.ndim(y) != 1 or not np.all(np.isin(np.asarray(y), (-1, 1))):
         actual = f"of shape {np.shape(y)} with values such as {np.ravel(np.asarray(y))[:3].tolist()}"
         raise _checks.fail("dataset", "have targets +1 and -1", actual, 'Load it with labels="pm1" and two classes.')
-    known = {"square": losses.square, "logistic": losses.logistic, "exponential": losses.exponential}
+    by_name = {"square": losses.square, "logistic": losses.logistic, "exponential": losses.exponential}
     if isinstance(loss_names, str) or not loss_names:
         raise _checks.fail("loss_names", "be a list of names, at least one", repr(loss_names))
     for name in loss_names:
-        _checks.check_choice("loss_names", name, known)
-    return {name: EmpiricalRisk(x, y, known[name]) for name in loss_names}
+        _checks.check_choice("loss_names", name, by_name)
+    return {name: EmpiricalRisk(x, y, by_name[name]) for name in loss_names}
 
 
 def _observables(problems: dict[str, EmpiricalRisk], directions: Any) -> Callable[[GradientFlow], dict[str, Any]]:
     """What is observed along a flow: the same instances for all flows of a problem, so that programs are shared."""
     positive, negative = directions
-    watched = {
+    observables = {
         name: {
             "risk": Loss(problem),
             "accuracy": Accuracy(problem),
@@ -167,7 +167,7 @@ def _observables(problems: dict[str, EmpiricalRisk], directions: Any) -> Callabl
     }
 
     def observe(flow: GradientFlow) -> dict[str, Any]:
-        return next(watched[name] for name, problem in problems.items() if problem is flow.problem)
+        return next(observables[name] for name, problem in problems.items() if problem is flow.problem)
 
     return observe
 
@@ -192,21 +192,21 @@ def _gap(risk: np.ndarray, reference: np.ndarray) -> float:
 
 def _escape(ds: xr.Dataset) -> xr.Dataset:
     """Times of escape, and their slopes against `ln(1/scale)`."""
-    lost = 1 - ds.risk.values / ds.risk.values[..., :1]
+    decrease = 1 - ds.risk.values / ds.risk.values[..., :1]
     ts = ds.time.values
-    times = np.full(lost.shape[:-1], np.nan)
+    times = np.full(decrease.shape[:-1], np.nan)
     for index in np.ndindex(times.shape):
-        times[index] = _crossing(ts, lost[index], ESCAPED)
+        times[index] = _crossing(ts, decrease[index], ESCAPED)
     escape = xr.DataArray(times, dims=("loss", "width", "scale", "seed"), coords={k: ds[k] for k in ds.risk.dims[:-1]})
     escape.attrs = {"long_name": "time at which a tenth of the initial loss is gone", "units": "1"}
-    found = xr.Dataset({"escape_time": escape})
+    result = xr.Dataset({"escape_time": escape})
     if ds.sizes["scale"] > 1:
         small = np.log(1 / ds.scale.values)
         mean = escape.mean("seed").values
         slopes = np.array([[_slope(small, row) for row in rows] for rows in mean])
         about = {"long_name": "slope of the escape time against ln(1/scale)", "units": "1"}
-        found["slope"] = (("loss", "width"), slopes, about)
-    return found
+        result["slope"] = (("loss", "width"), slopes, about)
+    return result
 
 
 def _theory_for(
@@ -224,10 +224,12 @@ def _theory_for(
             row = min(int(np.searchsorted(ds.time.values, escapes[index])), ds.sizes["time"] - 1)
             aligned[index] = np.mean(near[index][row][: int(width)])
     width, scale, seed = ds.width.values[ds.sizes["width"] // 2], float(np.min(ds.scale.values)), ds.seed.values[0]
-    found = [fore.saddles(build(loss, int(width), scale, int(seed))[1]) for loss, fore in predicted.items()]
-    most = max(len(times) for times, _ in found)
+    sequences = [fore.saddles(build(loss, int(width), scale, int(seed))[1]) for loss, fore in predicted.items()]
+    num_saddles = max(len(times) for times, _ in sequences)
     # Fewer saddles of one loss than of another are followed by nothing.
-    saddles = np.array([[np.pad(row, (0, most - len(row)), constant_values=np.nan) for row in pair] for pair in found])
+    saddles = np.array(
+        [[np.pad(row, (0, num_saddles - len(row)), constant_values=np.nan) for row in pair] for pair in sequences]
+    )
     about = {"width": int(width), "scale": scale, "seed": int(seed)}
     return xr.Dataset(
         {
@@ -240,15 +242,15 @@ def _theory_for(
     )
 
 
-def _crossing(ts: np.ndarray, lost: np.ndarray, level: float) -> float:
+def _crossing(ts: np.ndarray, decrease: np.ndarray, level: float) -> float:
     """First time at which `lost` reaches the level; it grows exponentially there, so its logarithm is interpolated."""
-    above = np.flatnonzero(lost >= level)
+    above = np.flatnonzero(decrease >= level)
     if above.size == 0:
         return float("nan")
     k = int(above[0])
-    if k == 0 or lost[k - 1] <= 0:
+    if k == 0 or decrease[k - 1] <= 0:
         return float(ts[k])
-    low, high = np.log(lost[k - 1]), np.log(lost[k])
+    low, high = np.log(decrease[k - 1]), np.log(decrease[k])
     return float(ts[k - 1] + (ts[k] - ts[k - 1]) * (np.log(level) - low) / (high - low))
 
 

@@ -152,19 +152,19 @@ def _run(
     risk, residual = (np.asarray(sol.observed[name]) for name in ("risk", "residual"))
     negative = np.asarray(model.signs) < 0
     sliding = np.asarray(sol.observed["sliding"])[:, 0] & negative
-    known = theory.two_directions(ratio, angle, 1.0)
-    begins = _crossing(ts, risk, known.plateau * (1 + PLATEAU))
-    escapes = _crossing(ts, risk, known.plateau * (1 - ESCAPED))
+    forecast = theory.two_directions(ratio, angle, 1.0)
+    begins = _crossing(ts, risk, forecast.plateau * (1 + PLATEAU))
+    escapes = _crossing(ts, risk, forecast.plateau * (1 - ESCAPED))
     apart = np.min(np.asarray(sol.observed["margins"]), axis=1) > 0
-    told = float(ts[np.argmax(apart)]) if apart.any() else np.nan
+    separated = float(ts[np.argmax(apart)]) if apart.any() else np.nan
     # Those that drive the two outputs apart, when the plateau begins.
     row = int(np.searchsorted(ts, begins)) if np.isfinite(begins) else len(ts) - 1
     alive = np.asarray(sol.observed["alive"])[row]
     moving = (~negative & alive[0] & alive[-1]) | sliding[row]
-    share = float(np.mean(moving))
-    if share == 0:
+    fraction = float(np.mean(moving))
+    if fraction == 0:
         raise fail("seed", "give neurons that see the data", "one of a start where none does", "Or raise `width`.")
-    law = theory.two_directions(ratio, angle, share)
+    law = theory.two_directions(ratio, angle, fraction)
     # On the plateau: where the loss falls slowest in proportion to time.
     speed = np.gradient(np.log(risk), np.log(np.maximum(ts, ts[1])) + 1e-9 * np.arange(len(ts)))
     inside = (ts >= begins) & (ts <= escapes)
@@ -176,9 +176,9 @@ def _run(
         "risk": risk,
         "sliding": sliding.sum(axis=1),
         "residual": np.where(np.isinf(residual), np.nan, residual),
-        "phase_end": np.array([begins, escapes, told]),
-        "plateau_loss": risk[flat] / known.plateau,
-        "share": share,
+        "phase_end": np.array([begins, escapes, separated]),
+        "plateau_loss": risk[flat] / forecast.plateau,
+        "share": fraction,
         "predicted_escape_time": law.escape_time(ESCAPED),
         "predicted_risk": predicted,
         "slide_until": float(ts[np.flatnonzero(sliding.any(axis=1))[-1]]) * angle**2 if sliding.any() else np.nan,
@@ -203,8 +203,8 @@ def _descent(model: SignedTwoLayer, angle: float, ratio: int, learning_rate: flo
     rule = GradientDescent(plain, learning_rate)
     sol = iterate(rule, model, steps, observe=observe, save_every=every, save_params=False)
     alive = np.asarray(sol.observed["alive"])[:, -1] & (np.asarray(model.signs) < 0)
-    found = (np.asarray(sol.ts), np.asarray(sol.observed["risk"]), alive.sum(axis=1))
-    return tuple(("step", values) for values in found)
+    path = (np.asarray(sol.ts), np.asarray(sol.observed["risk"]), alive.sum(axis=1))
+    return tuple(("step", values) for values in path)
 
 
 def escape_slopes(ds: xr.Dataset) -> np.ndarray:

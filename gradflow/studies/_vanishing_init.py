@@ -112,18 +112,18 @@ def vanishing_init(
         for i, width in enumerate(widths)
         for j, seed in enumerate(seeds)
     }
-    found = _with_predictions(times, members, axes, logs)
-    found["cartesian_time"] = (tuple(axes), _cartesian(problem, model, axes, logs, HORIZON))
-    beside = None if store is None else pathlib.Path(store).with_name(f"{pathlib.Path(store).stem}-paths.zarr")
+    ds = _with_predictions(times, members, axes, logs)
+    ds["cartesian_time"] = (tuple(axes), _cartesian(problem, model, axes, logs, HORIZON))
+    paths_store = None if store is None else pathlib.Path(store).with_name(f"{pathlib.Path(store).stem}-paths.zarr")
     chosen = min(logs, key=lambda e: abs(e - 12))
-    escapes = found.escape_time.sel(exponent=chosen).values
+    escapes = ds.escape_time.sel(exponent=chosen).values
     ts = np.linspace(0, 2.5 * float(np.nanmax(escapes)), saves)
-    paths = _paths(problem, model, axes, logs[chosen], ts, options | {"store": beside})
-    found = found.merge(_at_the_escape(paths, members, escapes, logs[chosen]))
-    found = found.merge(_limit(problem, model(widths[0], seeds[0]), float(found.log), rounds))
+    paths = _paths(problem, model, axes, logs[chosen], ts, options | {"store": paths_store})
+    ds = ds.merge(_at_the_escape(paths, members, escapes, logs[chosen]))
+    ds = ds.merge(_limit(problem, model(widths[0], seeds[0]), float(ds.log), rounds))
     about = {"study": "vanishing-init", "data": str(getattr(dataset, "name", "unnamed"))}
     about |= {"loss": loss, "smoothing": smoothing}
-    return found.assign_attrs({**times.attrs, **about})
+    return ds.assign_attrs({**times.attrs, **about})
 
 
 def _problem(dataset: Any, loss: str, smoothing: float) -> EmpiricalRisk:
@@ -132,12 +132,12 @@ def _problem(dataset: Any, loss: str, smoothing: float) -> EmpiricalRisk:
     if y.ndim not in (1, 2) or y.dtype.kind != "f":
         advice = 'Load it with labels="pm1" or labels="onehot".'
         raise _checks.fail("dataset", "have targets of floats, (n,) or (n, k)", f"{y.dtype} of shape {y.shape}", advice)
-    known = {"square": losses.square, "logistic": losses.logistic}
-    _checks.check_choice("loss", loss, known)
+    by_name = {"square": losses.square, "logistic": losses.logistic}
+    _checks.check_choice("loss", loss, by_name)
     if loss == "logistic" and not np.all(np.isin(y, (-1, 1))):
         advice = 'Load it with labels="pm1" and two classes.'
         raise _checks.fail("dataset", "have targets +1 and -1 for logistic loss", f"with {np.ravel(y)[:3]}", advice)
-    return EmpiricalRisk(x, y, known[loss], predict=Smoothed(smoothing))
+    return EmpiricalRisk(x, y, by_name[loss], predict=Smoothed(smoothing))
 
 
 def _escapes(
@@ -160,7 +160,7 @@ def _with_predictions(times: xr.Dataset, members: Any, axes: dict[str, list[Any]
     for (i, j), member in members.items():
         correlations[i, j] = np.max(member.values)
         predicted[i, j] = [member.leading_order(log) for log in logs.values()]
-    found = xr.Dataset(
+    ds = xr.Dataset(
         {
             "escape_time": (tuple(axes), np.where(times.status == 1, times.t_final, np.nan)),
             "predicted_time": (tuple(axes), predicted),
@@ -174,8 +174,8 @@ def _with_predictions(times: xr.Dataset, members: Any, axes: dict[str, list[Any]
     order = np.argsort(list(logs))[-2:]
     if len(logs) > 1:
         steps = -np.diff([list(logs.values())[k] for k in order])
-        found["slope"] = (("width", "seed"), np.diff(found.escape_time.values[:, :, order])[..., 0] / steps[0])
-    return found
+        ds["slope"] = (("width", "seed"), np.diff(ds.escape_time.values[:, :, order])[..., 0] / steps[0])
+    return ds
 
 
 def _paths(

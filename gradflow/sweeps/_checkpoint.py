@@ -51,16 +51,16 @@ class Checkpoint:
         """The slots to go on with, of members that are still missing; `blank` if there are none that fit."""
         leaves, structure = jax.tree_util.tree_flatten(blank)
         try:
-            with np.load(self.path) as kept:
-                if str(kept["tag"]) != self._tag:
+            with np.load(self.path) as file:
+                if str(file["tag"]) != self._tag:
                     return blank
-                found = [kept[name] for name in kept.files if name != "tag"]
+                saved = [file[name] for name in file.files if name != "tag"]
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
             return blank
-        shapes = [(array.shape, array.dtype) for array in found]
+        shapes = [(array.shape, array.dtype) for array in saved]
         if shapes != [(_bits(leaf).shape, _bits(leaf).dtype) for leaf in leaves]:
             return blank
-        arrays = [_placed(a, b) for a, b in zip(found, leaves, strict=True)]
+        arrays = [_placed(a, b) for a, b in zip(saved, leaves, strict=True)]
         states = jax.tree_util.tree_unflatten(structure, arrays)
         return [_without(state, missing, empty) for state, empty in zip(states, blank, strict=True)]
 

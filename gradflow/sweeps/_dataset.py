@@ -54,8 +54,8 @@ class Row(dict[str, Any]):
     `observed`: the names of those that are observed.
     """
 
-    def __init__(self, found: dict[str, Any], observed: dict[str, Any], params: list[tuple[int, ...]]):
-        super().__init__(found | observed)
+    def __init__(self, columns: dict[str, Any], observed: dict[str, Any], params: list[tuple[int, ...]]):
+        super().__init__(columns | observed)
         self.params, self.observed = params, list(observed)
 
 
@@ -69,20 +69,20 @@ def row_of(member: AbstractMember, options: Options) -> Row:
     def sample(member: AbstractMember) -> tuple[dict[str, Array], dict[str, Array]]:
         run = member.run(options)
         state = run.initial()
-        full, found, loss = run.params(state), {}, run.loss(state)
-        found |= {f"drift_{name}": jnp.max(quantity.value) for name, quantity in run.conserved(state).items()}
-        found |= {f"error_{name}": value for name, value in run.errors(state).items()}
+        full, columns, loss = run.params(state), {}, run.loss(state)
+        columns |= {f"drift_{name}": jnp.max(quantity.value) for name, quantity in run.conserved(state).items()}
+        columns |= {f"error_{name}": value for name, value in run.errors(state).items()}
         if loss is not None:
-            found |= {"loss_first": loss, "loss_last": loss}
+            columns |= {"loss_first": loss, "loss_last": loss}
         observables = run.observables(point(), state)
         observed = named_arrays({name: value_of(name, fn, full) for name, fn in observables.items()})
         timed = {"params": flatten(run.start)[0]} if options.save_params else {}
         timed |= {"saved_time": options.ts[0]} if run.rounds_times else {}
-        return found | every_row(timed) | {"t_final": options.ts[0]}, every_row(observed)
+        return columns | every_row(timed) | {"t_final": options.ts[0]}, every_row(observed)
 
     shapes = [leaf.shape for leaf in jax.tree_util.tree_leaves(split(member.params)[0])]
-    found, observed = eqx.filter_eval_shape(sample, member)
-    return Row(found, observed, shapes)
+    columns, observed = eqx.filter_eval_shape(sample, member)
+    return Row(columns, observed, shapes)
 
 
 def named_arrays(observed: dict[str, PyTree]) -> dict[str, Array]:
@@ -93,15 +93,15 @@ def named_arrays(observed: dict[str, PyTree]) -> dict[str, Array]:
     >>> list(named_arrays({"norm": {"first": jnp.ones(2), "layers": [jnp.ones(3)]}, "loss": jnp.ones(())}))
     ['norm_first', 'norm_layers_0', 'loss']
     """
-    found = {}
+    arrays = {}
     for name, value in observed.items():
         for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
             place = jax.tree_util.keystr(path, simple=True, separator="_")
             called = f"{name}_{place}" if place else name
-            if called in found:
+            if called in arrays:
                 raise fail("observe", "have names of its own", f"with two arrays called {called!r}", "Rename one.")
-            found[called] = leaf
-    return found
+            arrays[called] = leaf
+    return arrays
 
 
 def put(
@@ -118,22 +118,22 @@ def put(
 
 def _values_of(results: Solution, row: Row) -> dict[str, np.ndarray]:
     """The variables of a batch of members, padded as they are; all but the saved parameters, which are cut."""
-    found: dict[str, Any] = {f"drift_{name}": value for name, value in results.drift.items()}
-    found |= {f"error_{name}": value for name, value in (results.errors or {}).items()}
-    found |= {name: results.stats[name] for name in COUNTS}
+    columns: dict[str, Any] = {f"drift_{name}": value for name, value in results.drift.items()}
+    columns |= {f"error_{name}": value for name, value in (results.errors or {}).items()}
+    columns |= {name: results.stats[name] for name in COUNTS}
     observed = named_arrays(results.observed)
-    found |= {name: _unreached_as_nan(value, results.reached) for name, value in observed.items()}
-    found |= {"status": results.code, "t_final": results.t_final}
+    columns |= {name: _unreached_as_nan(value, results.reached) for name, value in observed.items()}
+    columns |= {"status": results.code, "t_final": results.t_final}
     if results.loss is not None:
-        found |= {"loss_first": results.loss[0], "loss_last": results.loss[1]}
+        columns |= {"loss_first": results.loss[0], "loss_last": results.loss[1]}
     if "saved_time" in row:
-        found["saved_time"] = np.where(results.reached, results.ts, np.nan)
+        columns["saved_time"] = np.where(results.reached, results.ts, np.nan)
     if "params" in row:
         leaves = jax.tree_util.tree_leaves(results.params)
         parts = [leaf[corner((*leaf.shape[:2], *s))] for leaf, s in zip(leaves, row.params, strict=True)]
         flat = np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], axis=2)
-        found["params"] = _unreached_as_nan(flat, results.reached)
-    return {name: np.asarray(value) for name, value in found.items()}
+        columns["params"] = _unreached_as_nan(flat, results.reached)
+    return {name: np.asarray(value) for name, value in columns.items()}
 
 
 def _unreached_as_nan(rows: Any, reached: np.ndarray) -> np.ndarray:
@@ -206,9 +206,9 @@ def solvers_of(members: Members, options: Options) -> dict[str, Any]:
     Rules alone take none. What is named then is what stores have always named.
     """
     methods = [shape_group.first.method(options) for shape_group in members.shape_groups]
-    found = {type(method).__name__: method for method in methods if method is not None}
+    by_name = {type(method).__name__: method for method in methods if method is not None}
     unused = diffrax.Tsit5() if options.solver is None else options.solver
-    return dict(sorted(found.items())) or {type(unused).__name__: unused}
+    return dict(sorted(by_name.items())) or {type(unused).__name__: unused}
 
 
 def _provenance(members: Members, options: Options, config: dict[str, Any]) -> dict[str, Any]:

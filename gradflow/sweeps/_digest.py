@@ -77,12 +77,14 @@ def _scaled(leaf: Any) -> tuple[np.ndarray, float, float]:
     array: Any = np.ravel(numbers(leaf))
     array = np.concatenate([array.real, array.imag]) if array.dtype.kind == "c" else array
     array = array.astype(float)
-    kinds = 0.0
+    nonfinite = 0.0
     if not np.all(np.isfinite(array)):
-        kinds = float(np.sum(np.isnan(array)) + 2**0.5 * np.sum(array == np.inf) + 3**0.5 * np.sum(array == -np.inf))
+        nonfinite = float(
+            np.sum(np.isnan(array)) + 2**0.5 * np.sum(array == np.inf) + 3**0.5 * np.sum(array == -np.inf)
+        )
         array = np.where(np.isfinite(array), array, 0.0)
     largest = float(np.max(np.abs(array), initial=0.0)) or 1.0
-    return array / largest, largest, kinds
+    return array / largest, largest, nonfinite
 
 
 def _signed_sum(array: np.ndarray, seed: int) -> float:

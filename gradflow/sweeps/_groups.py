@@ -65,8 +65,10 @@ def stack(members: Members, group: Group, numbers: list[int], options: Options) 
         padding = jax.tree_util.tree_map(_stacked, *(group.paddings[shape_group] for shape_group in shape_groups))
     if members.shape_groups[shape_groups[0]].first.iterates(options.ts) is not None:
         # Free room is filled up with one member, again and again.
-        known: dict[int, Any] = {number: members.member(number).iterates(options.ts) for number in set(numbers)}
-        iterates = jnp.asarray(np.stack([known[number] for number in numbers]))
+        saved_iterates: dict[int, Any] = {
+            number: members.member(number).iterates(options.ts) for number in set(numbers)
+        }
+        iterates = jnp.asarray(np.stack([saved_iterates[number] for number in numbers]))
     return PerMember(jax.tree_util.tree_unflatten(group.structure, arrays), iterates, padding)
 
 

@@ -125,10 +125,10 @@ def differences(old: Identity, new: Identity, members: Members, options: Options
 
 
 def _first_of_each(changed: Iterable[tuple[str, tuple[str, str]]]) -> list[tuple[str, tuple[str, str]]]:
-    found: dict[str, tuple[str, str]] = {}
+    names: dict[str, tuple[str, str]] = {}
     for name, where in changed:
-        found.setdefault(name, where)
-    return list(found.items())
+        names.setdefault(name, where)
+    return list(names.items())
 
 
 def _probes(members: Members, options: Options, *, afresh: bool = False) -> dict[str, Any]:
@@ -157,13 +157,13 @@ def _machine() -> dict[str, Any]:
 
 def _looked_at(members: Members) -> list[int]:
     """A few members of every shape, spread over the grid."""
-    most = max(1, min(FEW, MANY // len(members.shape_groups)))
-    rng, found = np.random.default_rng(0), []
+    per_group = max(1, min(FEW, MANY // len(members.shape_groups)))
+    rng, chosen = np.random.default_rng(0), []
     for alike in (shape_group.members for shape_group in members.shape_groups):
-        ends = [alike[0], alike[-1]][:most]
-        more = rng.permutation(alike[1:-1])[: max(0, most - 2)].tolist()
-        found += sorted({*ends, *more})
-    return found
+        ends = [alike[0], alike[-1]][:per_group]
+        more = rng.permutation(alike[1:-1])[: max(0, per_group - 2)].tolist()
+        chosen += sorted({*ends, *more})
+    return chosen
 
 
 def _looks(member: AbstractMember, options: Options, afresh: bool) -> dict[str, Any] | None:
@@ -172,24 +172,27 @@ def _looks(member: AbstractMember, options: Options, afresh: bool) -> dict[str, 
     look: Any = probe
     if afresh:
         look = eqx.filter_jit(functools.partial(look.__wrapped__))
-    found: dict[str, Any] = {}
+    looks: dict[str, Any] = {}
     eps = _eps(member.params)
     # Of the types that moved parameters have, so that all looks share a program.
     member = member.replaced(join(*split(member.params)))
     try:
         with jax.debug_nans(False), jax.debug_infs(False):
-            for where, moved in ((point(0.0, 0, LATER[2]), member), (point(*LATER), elsewhere(member, 0.5, 1))):
-                at, near = look(moved, options, None, where), look(elsewhere(moved, 4 * eps, 2), options, None, where)
+            for where, variant in ((point(0.0, 0, LATER[2]), member), (point(*LATER), elsewhere(member, 0.5, 1))):
+                at, near = (
+                    look(variant, options, None, where),
+                    look(elsewhere(variant, 4 * eps, 2), options, None, where),
+                )
                 for name, value in at.items():
                     pairs = zip(*map(jax.tree_util.tree_leaves, (value, near[name])), strict=True)
                     called = NAMES.get(name) or name.removeprefix("the ")
-                    found.setdefault(called, []).append(
+                    looks.setdefault(called, []).append(
                         [[*measure(a), _change(a, b), max(eps, _spacing(a)) ** 0.5] for a, b in pairs]
                     )
     except Exception:
         # A function of the user's may refuse a point that no run comes to; the rest has to tell.
         return None
-    return found
+    return looks
 
 
 def measured(quantities: dict[str, PyTree]) -> dict[str, Any]:
@@ -222,7 +225,7 @@ def _change(a: Any, b: Any) -> float:
 
 def _probes_that_differ(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, tuple[str, str]]]:
     """Names of quantities with the member and what has become of their size."""
-    found = []
+    names = []
     for number in sorted({*before} & {*after}, key=int):
         old, new = before[number], after[number]
         if old is None or new is None:
@@ -230,8 +233,8 @@ def _probes_that_differ(before: dict[str, Any], after: dict[str, Any]) -> list[t
         for name in {**old, **new}:
             change = _difference(old.get(name, []), new.get(name, []))
             if change is not None:
-                found.append((name, (number, change)))
-    return found
+                names.append((name, (number, change)))
+    return names
 
 
 def _difference(old: list[Any], new: list[Any]) -> str | None:

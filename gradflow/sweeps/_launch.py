@@ -74,11 +74,11 @@ def launch_jobs(
         raise fail("chunk", "be None when jobs are launched, which get theirs", f"({share.k}, {share.n})")
     if not options["resume"]:
         discard(store)
-    kept = options | {"resume": True, "progress": False}
+    settings = options | {"resume": True, "progress": False}
     x64 = bool(jax.config.read("jax_enable_x64"))
     # Executors of clusters submit what belongs together as one array.
     with getattr(executor, "batch", contextlib.nullcontext)():
-        submitted = [executor.submit(_run_chunk, run, args, kept, (k, jobs), x64) for k in range(jobs)]
+        submitted = [executor.submit(_run_chunk, run, args, settings, (k, jobs), x64) for k in range(jobs)]
     _wait(submitted, store, progress)
     failed = [(k, job.exception()) for k, job in enumerate(submitted) if job.exception() is not None]
     if failed:

@@ -185,14 +185,14 @@ class Signature(NamedTuple):
 def signature(member: AbstractMember) -> Signature:
     arrays, static = eqx.partition(member, eqx.is_array)
     shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in jax.tree_util.tree_leaves(arrays))
-    rest = tuple(jax.tree_util.tree_leaves(static))
+    static_leaves = tuple(jax.tree_util.tree_leaves(static))
     try:
-        hash(rest)
+        hash(static_leaves)
     except TypeError:
-        rest = tuple(id(leaf) for leaf in rest)
+        static_leaves = tuple(id(leaf) for leaf in static_leaves)
     # One equals True and 1.0.
-    rest = tuple((type(leaf), leaf) for leaf in rest)
-    return Signature(jax.tree_util.tree_structure(arrays), jax.tree_util.tree_structure(static), shapes, rest)
+    static_leaves = tuple((type(leaf), leaf) for leaf in static_leaves)
+    return Signature(jax.tree_util.tree_structure(arrays), jax.tree_util.tree_structure(static), shapes, static_leaves)
 
 
 class _Mark:

@@ -64,7 +64,7 @@ def plan(one: PerMember, shared: PyTree, options: Options, batch: int | None, me
     each_own, result = _size(one), _size(shapes.result)
     each, waiting = 2 * (each_own + _size(shapes.carry)) + scratch, each_own + 2 * result
 
-    def taken(slots: int, workers: int, room: int) -> int:
+    def num_bytes(slots: int, workers: int, room: int) -> int:
         return held + workers * (slots * each + room * waiting)
 
     on_device, on_host = free_memory()
@@ -74,14 +74,14 @@ def plan(one: PerMember, shared: PyTree, options: Options, batch: int | None, me
     free = np.inf if on_device is None else SHARE * on_device
     free -= results if jax.default_backend() == "cpu" else 0
     room = max(slots, ROOM, min(LARGEST_ROOM, BOX // waiting))
-    if taken(slots, workers, room) > free:
+    if num_bytes(slots, workers, room) > free:
         room = max(slots, ROOM)
-    while taken(slots, workers, room) > free and workers > 1:
+    while num_bytes(slots, workers, room) > free and workers > 1:
         workers -= 1
-    while taken(slots, workers, room) > free and slots > 1 and batch is None:
+    while num_bytes(slots, workers, room) > free and slots > 1 and batch is None:
         slots //= 2
         room = max(slots, ROOM)
-    slot_bytes = taken(slots, workers, room)
+    slot_bytes = num_bytes(slots, workers, room)
     if slot_bytes > free:
         actual = f"{slots}, which takes {_describe(slot_bytes)} where {_describe(max(free, 0))} are free"
         advice = "Save fewer times, observe less, or leave save_params out" + ("." if slots == 1 else ", or lower it.")
@@ -107,10 +107,10 @@ def cores() -> int:
 
 def announcement(plans: list[Plan]) -> str | None:
     """What a large sweep takes, in words; `None` for a small one."""
-    most, results = max(plan.slot_bytes for plan in plans), plans[0].results
-    if most + results < LARGE:
+    slot_bytes, results = max(plan.slot_bytes for plan in plans), plans[0].results
+    if slot_bytes + results < LARGE:
         return None
-    return f"estimated memory: {_describe(most)} in slots, {_describe(results)} of results"
+    return f"estimated memory: {_describe(slot_bytes)} in slots, {_describe(results)} of results"
 
 
 def free_memory() -> tuple[int | None, int | None]:

@@ -53,11 +53,11 @@ def what_changes(member: AbstractMember, shapes: list[tuple[int, ...]], options:
         return None
     try:
         padding = padding_of(member, options)
-        for relative, absolute, share in PROBES:
-            narrow, where = elsewhere(member, relative, absolute=absolute), point(share)
-            own = probe(narrow, options, None, where)
+        for relative, absolute, tolerance in PROBES:
+            narrow, where = elsewhere(member, relative, absolute=absolute), point(tolerance)
+            reference = probe(narrow, options, None, where)
             wide = probe(_padded(narrow, shapes), options, padding, where)
-            for name, value in own.items():
+            for name, value in reference.items():
                 if not _agree(value, wide[name], strict=name in (START, CONSERVED)):
                     return name
     except (AttributeError, IndexError, TypeError, ValueError):

@@ -33,14 +33,14 @@ def kept(
         return compute()
     target = pathlib.Path(path)
     if resume and is_ours(target):
-        found = open_store(target)
-        refuse(changes(found.attrs.get("part", "{}"), json.dumps(config)), path)
-        if "part_starts" not in found.attrs:
+        ds = open_store(target)
+        refuse(changes(ds.attrs.get("part", "{}"), json.dumps(config)), path)
+        if "part_starts" not in ds.attrs:
             raise unknown(target)
-        refuse(measured_changes(json.loads(found.attrs["part_starts"]), measured(starts())), path)
-        return found
+        refuse(measured_changes(json.loads(ds.attrs["part_starts"]), measured(starts())), path)
+        return ds
     refuse_foreign(target)
     check_writable("store", target)
-    found = compute().assign_attrs(part=json.dumps(config), part_starts=json.dumps(measured(starts())))
-    write_dataset(found, target)
-    return found
+    ds = compute().assign_attrs(part=json.dumps(config), part_starts=json.dumps(measured(starts())))
+    write_dataset(ds, target)
+    return ds

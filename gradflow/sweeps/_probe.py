@@ -25,27 +25,27 @@ def probe(member: AbstractMember, options: Options, padding: Padding | None, whe
     if padding is not None:
         run = run.padded(padding.widths, padding.extents, padding.counts)
     state = run.initial()
-    found: dict[str, Any] = {START: state}
+    values: dict[str, Any] = {START: state}
     state = _pushed(state, where.push * scaled_norm(flatten(run.start)[0]))
-    found |= run.motion(where, state)
-    found["the loss"] = run.loss(state)
+    values |= run.motion(where, state)
+    values["the loss"] = run.loss(state)
     full = run.params(state)
-    found |= {f"the observable {name!r}": fn(seen(fn, full)) for name, fn in run.observables(where, state).items()}
+    values |= {f"the observable {name!r}": fn(seen(fn, full)) for name, fn in run.observables(where, state).items()}
     if options.until is not None:
-        found["the condition `until`"] = options.until.excess(full)
-    return found
+        values["the condition `until`"] = options.until.excess(full)
+    return values
 
 
 def _pushed(state: PyTree, size: Array) -> PyTree:
     """The state moved by up to this size in every entry: the start of a velocity, zero, hides what acts on it."""
 
-    def moved(leaf: Any) -> Any:
+    def push(leaf: Any) -> Any:
         if not eqx.is_inexact_array(leaf):
             return leaf
         waves = jnp.sin(1.0 + jnp.arange(leaf.size)).reshape(leaf.shape).astype(leaf.dtype)
         return jnp.where(size > 0, leaf + size.astype(leaf.dtype) * waves, leaf)
 
-    return jax.tree_util.tree_map(moved, state)
+    return jax.tree_util.tree_map(push, state)
 
 
 def elsewhere(member: AbstractMember, far: float = 0.5, seed: int = 0, absolute: float = 0.0) -> AbstractMember:
@@ -54,9 +54,9 @@ def elsewhere(member: AbstractMember, far: float = 0.5, seed: int = 0, absolute:
     trainable, frozen = split(member.params)
     rng = np.random.default_rng(seed)
 
-    def moved(leaf: Array) -> Array:
+    def displace(leaf: Array) -> Array:
         size = float(jnp.sqrt(jnp.mean(leaf.astype(float) ** 2))) or 0.3
         return (leaf + (far * size + absolute) * rng.standard_normal(leaf.shape)).astype(leaf.dtype)
 
-    whole = join(jax.tree_util.tree_map(moved, trainable), frozen)
+    whole = join(jax.tree_util.tree_map(displace, trainable), frozen)
     return member.replaced(Chosen(whole, member.params.held) if isinstance(member.params, Chosen) else whole)

@@ -72,7 +72,7 @@ def run_queue(
     fill = lambda assigned, more: _pending_of(per_member_of, missing, assigned, planned.room, more, mesh)  # noqa: E731
     workers = [Worker(state, mesh, planned.workers) for state in states]
     start = lambda worker: worker.run((shared, options))  # noqa: E731
-    found: list[Finished] = []
+    results: list[Finished] = []
     with _threads(len(workers)) as threads:
         busy: dict[Any, Worker] = {}
         warm = False
@@ -81,7 +81,7 @@ def run_queue(
             for worker in workers:
                 if (warm or not busy) and worker not in busy.values() and worker.load(waiting, fill):
                     busy[threads.submit(start, worker)] = worker
-            yield from (finished for finished in found if finished.member_ids.size)
+            yield from (finished for finished in results if finished.member_ids.size)
             if not busy and warm:
                 break
             # After the results are out, for finished members are not kept; busy workers are, as their segment began.
@@ -89,7 +89,7 @@ def run_queue(
                 checkpoint.save([worker.state for worker in workers])
             try:
                 done, _ = threads.wait(busy)
-                found = [busy[future].collect(future.result()) for future in done]
+                results = [busy[future].collect(future.result()) for future in done]
             except KeyboardInterrupt:
                 if checkpoint is not None:
                     checkpoint.save([worker.state for worker in workers])
@@ -115,9 +115,9 @@ class Worker:
     def load(self, waiting: list[int], fill: Callable[[list[list[int]], bool], Pending]) -> bool:
         """Assigns members where they run short, from `waiting`; whether there is anything to do."""
         if self._pending is None or waiting:
-            taken = np.ravel(self.state.next).tolist()
-            if self._pending is None or any(n > len(row) // 2 for n, row in zip(taken, self._assigned, strict=True)):
-                self._assigned = [row[count:] for row, count in zip(self._assigned, taken, strict=True)]
+            assigned = np.ravel(self.state.next).tolist()
+            if self._pending is None or any(n > len(row) // 2 for n, row in zip(assigned, self._assigned, strict=True)):
+                self._assigned = [row[count:] for row, count in zip(self._assigned, assigned, strict=True)]
                 member_ids = np.ravel(self.state.member_ids).reshape(self._devices, -1)
                 _assign(waiting, self._assigned, member_ids, self.state.finished_ids.shape[-1], self._workers)
                 self._pending = fill(self._assigned, bool(waiting))
@@ -137,13 +137,13 @@ class Worker:
     def collect(self, segment: Segment) -> Finished:
         """Goes on from the end of a segment; what finished within it."""
         state, took = segment.state, segment.seconds
-        found = _collect(state, np.ravel(state.num_finished), self._devices)
+        finished = _collect(state, np.ravel(state.num_finished), self._devices)
         self.state = eqx.tree_at(lambda f: f.num_finished, state, self._zero())
         # The first segment compiles.
         pace = np.clip(self._segment / max(took, 1e-9), 0.5, 4.0)
         self._budget = int(np.clip(self._budget * pace, 1, 10**9)) if self._warm else 64
         self._warm = True
-        return found
+        return finished
 
     def evaluations_since(self) -> np.ndarray:
         """Evaluations by device since the last call."""
@@ -197,11 +197,11 @@ def _assign(waiting: list[int], assigned: list[list[int]], member_ids: np.ndarra
     """Moves members from the queue to those assigned, in turn; the fewer are left, the fewer, so that all end
     together."""
     loops = len(assigned) * workers
-    share = max(1, -(-len(waiting) // (2 * loops))) if loops > 1 else room
-    wanted = [max(int(np.sum(row == EMPTY)), min(room, share)) for row in member_ids]
-    while waiting and any(len(mine) < min(most, room) for mine, most in zip(assigned, wanted, strict=True)):
-        for mine, most in zip(assigned, wanted, strict=True):
-            if waiting and len(mine) < min(most, room):
+    per_loop = max(1, -(-len(waiting) // (2 * loops))) if loops > 1 else room
+    wanted = [max(int(np.sum(row == EMPTY)), min(room, per_loop)) for row in member_ids]
+    while waiting and any(len(mine) < min(limit, room) for mine, limit in zip(assigned, wanted, strict=True)):
+        for mine, limit in zip(assigned, wanted, strict=True):
+            if waiting and len(mine) < min(limit, room):
                 mine.append(waiting.pop(0))
 
 

@@ -109,10 +109,14 @@ def run_segment(
     if mesh is None:
         return _run_segment(fixed, pending, state, budget)
     arrays, static = eqx.partition(fixed, eqx.is_array)
-    share, whole = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
+    sharded, replicated = PartitionSpec(mesh.axis_names[0]), PartitionSpec()
 
     @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(whole, share, share, whole), out_specs=share, check_vma=False
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(replicated, sharded, sharded, replicated),
+        out_specs=sharded,
+        check_vma=False,
     )
     def on_each(arrays: PyTree, pending: Pending, state: SlotState, budget: Array) -> SlotState:
         one = _run_segment(eqx.combine(arrays, static), at(pending, 0), at(state, 0), budget)
@@ -184,9 +188,9 @@ def _run_segment(
             source = jnp.where(going, jnp.arange(slots), jnp.argmax(going))
             follow = lambda tree: jax.tree_util.tree_map(lambda leaf: leaf[source], tree)  # noqa: E731
             per_member, before = jax.lax.cond(jnp.all(going), lambda t: t, follow, (now.per_member, now.carry))
-            moved = jax.vmap(step)(per_member, before)
+            stepped = jax.vmap(step)(per_member, before)
             keep = lambda a, b: jnp.where(going.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)  # noqa: E731
-            carry = jax.tree_util.tree_map(keep, moved, now.carry)
+            carry = jax.tree_util.tree_map(keep, stepped, now.carry)
         work = jnp.max(jnp.where(going, carry.evaluations - now.carry.evaluations, 0))
         where = lambda s: (s.carry, s.steps, s.spent)  # noqa: E731
         return eqx.tree_at(where, now, (carry, now.steps + 1, now.spent + slots * work))

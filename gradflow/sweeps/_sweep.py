@@ -144,8 +144,8 @@ def sweep(
         differ = functools.partial(differences, new=identity, members=members, options=options)
         tag = identity.tag + empty.attrs["config"]
         target = Store(store, empty, identity, differ, resume=resume, alone=share.whole)
-    found = empty.copy(deep=True) if target is None or target.found is None else target.found
-    arrays = {str(name): found[name].values for name in found.data_vars}
+    ds = empty.copy(deep=True) if target is None or target.found is None else target.found
+    arrays = {str(name): ds[name].values for name in ds.data_vars}
 
     mine = {number for number, index in enumerate(members.grid_indices) if share.holds(index, members.shape)}
     todo = {number for number in mine if arrays["status"][members.grid_indices[number]] == MISSING}
@@ -180,17 +180,17 @@ def sweep(
                 for finished in _run_unit(unit, members, options, checkpoint, counters):
                     keep(finished)
         finally:
-            spent = {
+            costs = {
                 "wall_seconds": round(time.perf_counter() - began, 3),
                 "evaluations_spent": int(np.sum(counters.get("evaluations", 0))),
                 "evaluations_by_device": np.ravel(counters.get("evaluations", 0)).tolist(),
                 "programs": len(units),
             }
             if target is not None and todo:
-                target.record(spent, share)
+                target.record(costs, share)
 
-    result = found.copy(data=arrays)
-    return result.assign_attrs(taken([spent]) if target is None else target.finish())
+    result = ds.copy(data=arrays)
+    return result.assign_attrs(taken([costs]) if target is None else target.finish())
 
 
 class Unit(NamedTuple):

@@ -34,25 +34,25 @@ def early_stage(ds: xr.Dataset) -> str:
     lines.append(
         f"condition for monotone sets: {ds.attrs['condition']}; labels shuffled: {ds.attrs['control_condition']}"
     )
-    for kind in ds["data"].values:
-        row = ds.sel(data=kind)
-        said = ", ".join(
+    for data_name in ds["data"].values:
+        row = ds.sel(data=data_name)
+        text = ", ".join(
             f"{path} {int(row.violations.sel(path=path))} of {int(row.events.sel(path=path))}"
             for path in ds.path.values
         )
-        lines.append(f"switches out of true-living or false-dead, {kind}: {said}")
+        lines.append(f"switches out of true-living or false-dead, {data_name}: {text}")
     for name in ds.late_loss.values:
         row = ds.sel(late_loss=name)
         risk = row.risk.values
         last = int(np.flatnonzero(np.isfinite(risk))[-1])
         t = float(ds.late_time[last])
-        told = "" if float(row.margin[last]) > 0 else " (not separated: no maximum-margin problem)"
+        note = "" if float(row.margin[last]) > 0 else " (not separated: no maximum-margin problem)"
         left = int(row.uncovered_late[last])
-        told += f"; {left} samples without a living neuron of their class" if left else ""
+        note += f"; {left} samples without a living neuron of their class" if left else ""
         lines.append(
             f"{name}: t * loss = {t * risk[last]:.3g} at t = {t:.2g} ({Status(int(row.late_status)).label},"
             f" {int(row.late_gradient_evaluations)} gradients), at most {np.nanmax(ds.late_time.values * risk):.3g};"
             f" normalised margin {float(row.margin[last]):.3g}, KKT residual {float(row.residual[last, 0]):.2g},"
-            f" {float(row.residual[last, 1]):.2g}{told}"
+            f" {float(row.residual[last, 1]):.2g}{note}"
         )
     return "\n".join(lines)

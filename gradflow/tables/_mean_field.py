@@ -26,12 +26,12 @@ def mean_field(ds: xr.Dataset) -> str:
             )
     for depth in ds.depth.values if ds.sizes["width"] > 1 else []:
         row = ds.sel(depth=depth)
-        seen = (row.bias > 3 * row.bias_noise).values
-        said = f"slope of the deviation, depth {depth}: {float(row.slope):+.2f} (theory -1/2)"
-        if seen.sum() > 1:
-            slope = power_of_width(row.width.values[seen], row.bias.values[seen])
-            said += f"; of the bias, where it shows: {slope:+.2f} (-1)"
-        lines.append(said)
+        resolved = (row.bias > 3 * row.bias_noise).values
+        line = f"slope of the deviation, depth {depth}: {float(row.slope):+.2f} (theory -1/2)"
+        if resolved.sum() > 1:
+            slope = power_of_width(row.width.values[resolved], row.bias.values[resolved])
+            line += f"; of the bias, where it shows: {slope:+.2f} (-1)"
+        lines.append(line)
     cells = ", ".join(f"{n}: {d:.1e}" for n, d in zip(ds.sgd_width.values, ds.sgd_deviation.values, strict=True))
     slope = f"; slope {float(ds.sgd_slope):+.2f} (theory -1/2)" if ds.sizes["sgd_width"] > 1 else ""
     lines.append(f"deviation of SGD by width: {cells}{slope}")

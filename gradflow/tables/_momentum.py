@@ -13,9 +13,9 @@ def momentum(ds: xr.Dataset) -> str:
     **Arguments**: `ds`: what `gradflow.studies.momentum` returned. **Returns** lines of text.
     """
     s, steps = ds.attrs["learning_rate"], ds.attrs["steps"]
-    least, most = float(ds.eigenvalue[0]), float(ds.eigenvalue[-1])
+    low, high = float(ds.eigenvalue[0]), float(ds.eigenvalue[-1])
     lines = [
-        f"{ds.attrs['data']}, {ds.attrs['samples']} samples; tangent kernel from {least:.3g} to {most:.3g},"
+        f"{ds.attrs['data']}, {ds.attrs['samples']} samples; tangent kernel from {low:.3g} to {high:.3g},"
         f" learning rate {s:.3g}, {steps} steps",
         "",
         f"{'mu / least':>12} {'method':>12} {'rate':>10} {'predicted':>10} {'faster':>12} {'predicted':>12}",

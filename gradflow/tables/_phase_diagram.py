@@ -24,8 +24,8 @@ def phase_diagram(ds: xr.Dataset) -> str:
     lines.append("SGD: mean and standard deviation over seeds of the exact risk; full, truncated: order parameters")
     lines += ["", f"{'uninformed, d':>14} {'plateau':>10} {'length in t':>12} {'learnt at t':>12}"]
     for i, dim in enumerate(ds.start.values):
-        found = (ds[name].values[i] for name in ("plateau_start", "plateau_length_start", "learning_time_start"))
-        height, length, learnt = (f"{value:.3g}" if np.isfinite(value) else "-" for value in found)
+        columns = (ds[name].values[i] for name in ("plateau_start", "plateau_length_start", "learning_time_start"))
+        height, length, learnt = (f"{value:.3g}" if np.isfinite(value) else "-" for value in columns)
         lines.append(f"{int(dim):14d} {height:>10} {length:>12} {learnt:>12}")
     off = np.abs(ds.settled_risk / ds.predicted - 1).values
     near = (ds.rate.values[:, None] <= 1) & (ds.noise.values[None, :] <= 1e-3) & (ds.noise.values[None, :] >= 1e-5)

@@ -42,8 +42,8 @@ def small_init(ds: xr.Dataset) -> str:
             lines.append(
                 f"slope of the escape time against ln(1/scale): {slopes}; predicted {float(part.predicted_slope):.3f}"
             )
-        known = np.isfinite(part.saddle_time.values)
-        pairs = zip(part.saddle_time.values[known], part.saddle_loss.values[known], strict=True)
+        predicted = np.isfinite(part.saddle_time.values)
+        pairs = zip(part.saddle_time.values[predicted], part.saddle_loss.values[predicted], strict=True)
         saddles = ", ".join(f"{time:.1f} (loss {value:.3g})" for time, value in pairs)
         lines.append(f"saddles predicted from scale {ds.saddle_time.attrs['scale']:.0e}: {saddles}")
         lines.append("")

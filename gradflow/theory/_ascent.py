@@ -84,11 +84,11 @@ def newton(value: Callable[[Array], Array], degree: int, u: Array, steps: int = 
     rtol = 1e-8 if u.dtype == jnp.float64 else 1e-4
 
     def step(_: Any, u: Array) -> Array:
-        moved = u - jnp.linalg.pinv(_tangent_jacobian(value, degree, u), rtol=rtol) @ tangent(value, u)[1]
-        moved = moved / jnp.linalg.norm(moved)
-        better = jnp.linalg.norm(tangent(value, moved)[1]) < jnp.linalg.norm(tangent(value, u)[1])
-        better &= jnp.linalg.norm(moved - u) < 0.1
-        return jnp.where(better, moved, u)
+        stepped = u - jnp.linalg.pinv(_tangent_jacobian(value, degree, u), rtol=rtol) @ tangent(value, u)[1]
+        stepped = stepped / jnp.linalg.norm(stepped)
+        better = jnp.linalg.norm(tangent(value, stepped)[1]) < jnp.linalg.norm(tangent(value, u)[1])
+        better &= jnp.linalg.norm(stepped - u) < 0.1
+        return jnp.where(better, stepped, u)
 
     return jax.lax.fori_loop(0, steps, step, u)
 
@@ -105,12 +105,12 @@ def least_residual(value: Callable[[Array], Array], degree: int, u: Array, steps
         force = tangent(value, u)[1]
         matrix = _tangent_jacobian(value, degree, u)
         shift = damping * jnp.sum(matrix**2) / u.size + jnp.finfo(u.dtype).tiny
-        moved = jnp.linalg.solve(matrix @ matrix + shift * jnp.eye(u.size, dtype=u.dtype), matrix @ force)
-        moved = moved * jnp.minimum(1, 0.3 / jnp.maximum(jnp.linalg.norm(moved), 1e-30))
-        moved = (u - moved) / jnp.linalg.norm(u - moved)
-        better = jnp.linalg.norm(tangent(value, moved)[1]) < jnp.linalg.norm(force)
-        least = 100 * jnp.finfo(u.dtype).eps
-        return jnp.where(better, moved, u), jnp.clip(jnp.where(better, 0.2, 5.0) * damping, least, 1e3)
+        stepped = jnp.linalg.solve(matrix @ matrix + shift * jnp.eye(u.size, dtype=u.dtype), matrix @ force)
+        stepped = stepped * jnp.minimum(1, 0.3 / jnp.maximum(jnp.linalg.norm(stepped), 1e-30))
+        stepped = (u - stepped) / jnp.linalg.norm(u - stepped)
+        better = jnp.linalg.norm(tangent(value, stepped)[1]) < jnp.linalg.norm(force)
+        tolerance = 100 * jnp.finfo(u.dtype).eps
+        return jnp.where(better, stepped, u), jnp.clip(jnp.where(better, 0.2, 5.0) * damping, tolerance, 1e3)
 
     return jax.lax.fori_loop(0, steps, step, (u, jnp.asarray(0.1, u.dtype)))[0]
 
@@ -123,8 +123,8 @@ def eigenvalues(value: Callable[[Array], Array], u: Array, allowed: Array | None
     # The direction u itself, and those not allowed, are moved out of the way.
     far = 4 * (1 + jnp.max(jnp.abs(hessian))) * u.size
     outside = jnp.zeros_like(inside) if allowed is None else jnp.eye(u.size, dtype=u.dtype) - allowed
-    found = jnp.linalg.eigvalsh(hessian - far * jnp.outer(u, u) + far * outside)[1:]
-    return jnp.where(found > far / 2, jnp.inf, found)
+    spectrum = jnp.linalg.eigvalsh(hessian - far * jnp.outer(u, u) + far * outside)[1:]
+    return jnp.where(spectrum > far / 2, jnp.inf, spectrum)
 
 
 def _tangent_jacobian(value: Callable[[Array], Array], degree: int, u: Array) -> Array:

@@ -51,12 +51,12 @@ def diagonal_saddles(x: Any, y: Any, *, reduction: str = "mean", limit: int = 10
     check_finite("y", y)
     check_choice("reduction", reduction, ("mean", "sum"))
     weight = 1 / len(y) if reduction == "mean" else 1.0
-    floor = 1e-12 * weight * float(np.max(np.abs(x.T @ y), initial=0.0))
+    threshold = 1e-12 * weight * float(np.max(np.abs(x.T @ y), initial=0.0))
     s, beta, time = np.zeros(x.shape[1]), np.zeros(x.shape[1]), 0.0
     times, predictors = [time], [beta]
     for _ in range(limit):
         g = weight * x.T @ (x @ beta - y)
-        g[np.abs(g) <= floor] = 0.0
+        g[np.abs(g) <= threshold] = 0.0
         if not g.any():
             residuals = np.stack(predictors) @ x.T - y
             return Saddles(np.array(times), np.stack(predictors), weight / 2 * np.sum(residuals**2, axis=1))

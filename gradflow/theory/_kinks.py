@@ -81,18 +81,18 @@ def settle_on_kinks(
         angles = _angles(model(vector), x)
         ranks = jnp.argsort(jnp.argsort(angles))
         sets = [ranks < count for count in range(NEAREST)]
-        return jnp.stack(sets + [angles <= reach for reach in REACHES])
+        return jnp.stack(sets + [angles <= radius for radius in REACHES])
 
     def slide(u: Array, on: Array) -> Array:
         space = allowed(u, on)
-        moved = space @ least_residual(lambda v: target(space @ v, 0), correlation.degree, space @ u, 30)
-        return moved / jnp.linalg.norm(moved)
+        stepped = space @ least_residual(lambda v: target(space @ v, 0), correlation.degree, space @ u, 30)
+        return stepped / jnp.linalg.norm(stepped)
 
     def described(u: Array) -> Settled:
-        found = nearest_element(correlation, model(u), EXACT)
-        spectrum = eigenvalues(lambda v: target(v, 0), u, allowed(u, found.on[:, 0]))
-        rising = jnp.sum(found.on & (found.jumps > 0))
-        return Settled(u, target(u, 0), found.distance, spectrum, jnp.sum(found.on), rising)
+        element = nearest_element(correlation, model(u), EXACT)
+        spectrum = eigenvalues(lambda v: target(v, 0), u, allowed(u, element.on[:, 0]))
+        rising = jnp.sum(element.on & (element.jumps > 0))
+        return Settled(u, target(u, 0), element.distance, spectrum, jnp.sum(element.on), rising)
 
     def settled(u: Array) -> Settled:
         slid = jax.vmap(lambda on: slide(u, on))(near(u))

@@ -118,8 +118,8 @@ def kkt_points(
     # What lies on a kink, and which points are one, takes more digits than single precision has.
     with jax.enable_x64(True):
         wide, net = in_double((correlation, model))
-        found = _kkt_points(wide, net, every, starts, iterations, tolerance, key)
-    return found._replace(model=model)
+        points = _kkt_points(wide, net, every, starts, iterations, tolerance, key)
+    return points._replace(model=model)
 
 
 def _kkt_points(
@@ -137,39 +137,39 @@ def _kkt_points(
     drawn = jax.random.normal(key, (starts, flat.size), flat.dtype)
     scale = jnp.linalg.norm(correlation.labels).astype(flat.dtype)
     target, degree = WholeCorrelation(correlation, trainable, frozen), correlation.degree
-    ends, *rest = ascend(target, drawn, scale, degree, iterations)
-    values, residuals, lengths, spectra = (np.asarray(part) for part in rest)
+    ends, *others = ascend(target, drawn, scale, degree, iterations)
+    values, residuals, lengths, spectra = (np.asarray(part) for part in others)
     resting, none = lengths < 1e-8, np.zeros(starts, int)
     table = Settled(np.asarray(ends), values, residuals, spectra, none, none)
-    kinked = has_kinks(correlation.problem, model) and len(neuron_rows(model)) == 1
-    if kinked:
+    nonsmooth = has_kinks(correlation.problem, model) and len(neuron_rows(model)) == 1
+    if nonsmooth:
         # The residual at a kink depends on which side rounding leaves the end of an ascent.
         near = np.asarray(on_kinks(correlation, trainable, frozen, ends))
-        kinked = every or bool(
+        nonsmooth = every or bool(
             np.any((near | (residuals > CERTAIN * degree * np.abs(values))) & (values > _floor(values)))
         )
-    if kinked:
+    if nonsmooth:
         table = _first(settle_on_kinks(correlation, trainable, frozen, ends))
         resting = np.zeros(starts, bool)
     dead = int(np.sum((table.values <= _floor(table.values)) & (table.residuals <= CERTAIN * float(scale))))
-    if every and kinked:
+    if every and nonsmooth:
         # An ascent may jam at a kink, short of a KKT point.
         table = _with(_certain(table, degree), settle_on_kinks(correlation, trainable, frozen, drawn), degree)
         resting = np.zeros(0, bool)
     elif every:
         table = _with(table, stationary(target, degree, drawn, 80), degree)
     resting = np.append(resting, np.zeros(len(table.values) - len(resting), bool))
-    chosen, found = _distinct(table.units, table.values, tolerance)
+    chosen, hits = _distinct(table.units, table.values, tolerance)
     if not chosen.size:
         raise fail("correlation", "be positive somewhere", f"not in {starts} starts", "Are there starts enough?")
     units, values, residuals, spectra, kinks, rising = (part[chosen] for part in table)
     size = degree * values
     top = np.max(np.where(np.isfinite(spectra), spectra, -np.inf), axis=1)
     curvatures = np.where(rising > 0, np.inf, top)
-    kinds = tuple(_kind(*row) for row in zip(spectra, size, kinks, rising, strict=True))
+    classes = tuple(_kind(*row) for row in zip(spectra, size, kinks, rising, strict=True))
     settled = (residuals <= CERTAIN * size) | resting[chosen]
     rates = size - curvatures
-    return KKTPoints(units, values, found, residuals, settled, kinks, curvatures, rates, kinds, dead, model)
+    return KKTPoints(units, values, hits, residuals, settled, kinks, curvatures, rates, classes, dead, model)
 
 
 def _floor(values: np.ndarray) -> float:
@@ -178,17 +178,17 @@ def _floor(values: np.ndarray) -> float:
 
 def _distinct(units: np.ndarray, values: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
     """Rows of distinct points of positive value, best first, and how many rows share each."""
-    kept = np.flatnonzero(np.isfinite(values) & (values > _floor(values)))
+    candidates = np.flatnonzero(np.isfinite(values) & (values > _floor(values)))
     chosen: list[int] = []
-    found: list[int] = []
-    for row in kept[np.argsort(-values[kept], kind="stable")]:
+    hits: list[int] = []
+    for row in candidates[np.argsort(-values[candidates], kind="stable")]:
         near = np.flatnonzero(np.linalg.norm(units[chosen] - units[row], axis=1) < tolerance)
         if near.size:
-            found[near[0]] += 1
+            hits[near[0]] += 1
         else:
             chosen.append(int(row))
-            found.append(1)
-    return np.array(chosen, int), np.array(found, int)
+            hits.append(1)
+    return np.array(chosen, int), np.array(hits, int)
 
 
 def _kind(spectrum: np.ndarray, size: Any, kinks: Any, rising: Any) -> str:
@@ -201,9 +201,9 @@ def _kind(spectrum: np.ndarray, size: Any, kinks: Any, rising: Any) -> str:
     return "minimum" if rising == kinks and np.all(gaps > 0) else "saddle"
 
 
-def _first(found: Settled) -> Settled:
+def _first(settled: Settled) -> Settled:
     """Of what was tried from each start, the one of least residual that has not lost height on the way."""
-    columns = [np.asarray(part) for part in found]
+    columns = [np.asarray(part) for part in settled]
     values, residuals = columns[1], columns[2]
     good = np.isfinite(residuals) & (values >= values[:, :1] - 1e-3 * np.abs(values[:, :1]))
     best = np.argmin(np.where(good, residuals, np.inf), axis=1)

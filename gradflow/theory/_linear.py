@@ -59,8 +59,8 @@ def linear_saddles(x: Any, y: Any, *, depth: int = 2, reduction: str = "mean") -
     modes = left[:, : len(s)].T[:, :, None] * along[:, None, :] * (s / variances)[:, None, None]
     predictors = np.concatenate([np.zeros((1, y.shape[1], x.shape[1])), np.cumsum(modes, axis=0)])
     gains = s**2 / (2 * variances)
-    least = weight / 2 * np.sum(y**2) - np.sum(gains)
-    losses = least + np.append(np.cumsum(gains[::-1])[::-1], 0.0)
+    min_loss = weight / 2 * np.sum(y**2) - np.sum(gains)
+    losses = min_loss + np.append(np.cumsum(gains[::-1])[::-1], 0.0)
     times = np.append(0.0, 1 / (s if depth == 2 else (depth - 2) * s))
     return Saddles(times, predictors, losses)
 

@@ -134,8 +134,8 @@ def faster_method(
     """
     first = float(np.min(momentum_rates(eigenvalues, mu, s, "heavy_ball", resolution)))
     second = float(np.min(momentum_rates(eigenvalues, mu, s, "nesterov", resolution)))
-    least = float(np.min(np.asarray(eigenvalues, float)))
-    crossover = max(least - s * least**2 / 4, 0.0) if resolution == "high" else least
+    min_eigenvalue = float(np.min(np.asarray(eigenvalues, float)))
+    crossover = max(min_eigenvalue - s * min_eigenvalue**2 / 4, 0.0) if resolution == "high" else min_eigenvalue
     tied = abs(first - second) <= 1e-9 * max(abs(first), abs(second))
     name = "tie" if tied else "nesterov" if second > first else "heavy_ball"
     return FasterMethod(name, first, second, crossover)

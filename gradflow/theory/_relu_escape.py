@@ -54,11 +54,11 @@ def relu_escape(x: Float[np.ndarray, "n d"], z: Float[np.ndarray, " n"], iterati
     check_finite("x", x)
     check_finite("z", z)
     check_count("iterations", iterations, least=20)
-    found = [_maximise(x, sign * z, iterations) for sign in (1.0, -1.0)]
-    best = max(value for value, _ in found)
+    maxima = [_maximise(x, sign * z, iterations) for sign in (1.0, -1.0)]
+    best = max(value for value, _ in maxima)
     if best <= 0:
         raise fail("z", "correlate with some ReLU neuron", "such that none does", "Are all labels or inputs zero?")
-    return ReLUEscape(best / 2, 1 / best, np.stack([direction for _, direction in found]))
+    return ReLUEscape(best / 2, 1 / best, np.stack([direction for _, direction in maxima]))
 
 
 def _maximise(x: np.ndarray, z: np.ndarray, iterations: int) -> tuple[float, np.ndarray]:
@@ -75,12 +75,12 @@ def _maximise(x: np.ndarray, z: np.ndarray, iterations: int) -> tuple[float, np.
         if values[top] > value:
             value, best = float(values[top]), directions[top]
         if k == _PRUNE_AFTER:
-            kept = np.argsort(-values)[:_KEPT]
-            directions, active = directions[kept], active[kept]
+            leading = np.argsort(-values)[:_KEPT]
+            directions, active = directions[leading], active[leading]
         towards = _unit((active > 0) @ weighted)
-        moved = towards if np.isinf(step) else directions + step * towards
+        stepped = towards if np.isinf(step) else directions + step * towards
         # A neuron that sees no input stays where it is.
-        directions = np.where(np.any(towards != 0, axis=1, keepdims=True), _unit(moved), directions)
+        directions = np.where(np.any(towards != 0, axis=1, keepdims=True), _unit(stepped), directions)
     return value, best
 
 

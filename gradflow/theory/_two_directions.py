@@ -68,5 +68,5 @@ def two_directions(ratio: float | int, angle: float, share: float) -> TwoDirecti
     """
     for name, value in (("ratio", ratio), ("angle", angle), ("share", share)):
         check_positive(name, value)
-    pull = float(np.sqrt(ratio) / (1 + ratio))
-    return TwoDirections(2 * pull, float(share / 2 * pull * (2 * np.sin(angle / 2)) ** 2))
+    slope = float(np.sqrt(ratio) / (1 + ratio))
+    return TwoDirections(2 * slope, float(share / 2 * slope * (2 * np.sin(angle / 2)) ** 2))

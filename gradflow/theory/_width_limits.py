@@ -45,18 +45,18 @@ def width_limit(parametrisation: Parametrisation | str, depth: int = 1) -> Width
     ('MeanFieldFlow', 'LinearisedFlow')
     """
     check_count("depth", depth, advice="It counts hidden layers.")
-    kind = resolve(parametrisation)
+    scaling = resolve(parametrisation)
     way_out = "Run a few finite widths and extrapolate: gradflow.theory.extrapolate_width."
-    if kind.name == "mup" and depth > 1:
+    if scaling.name == "mup" and depth > 1:
         must = "have an ODE for its limit of infinite width"
         actual = f"'mup' with {depth} hidden layers, whose limit has memory (dynamical mean-field theory)"
         raise fail("parametrisation", must, actual, way_out)
-    if kind.name in ("mean_field", "mup"):
+    if scaling.name in ("mean_field", "mup"):
         return WidthLimit("MeanFieldFlow", "flow of the distribution of nodes" if depth == 1 else "flow in labels")
-    if kind.name == "ntk":
+    if scaling.name == "ntk":
         return WidthLimit("LinearisedFlow", "linear flow with the kernel of the start")
     must = "have a limit of infinite width at one learning rate"
-    raise fail("parametrisation", must, f"{kind.name!r}", f"Take 'ntk', 'mean_field' or 'mup'. {way_out}")
+    raise fail("parametrisation", must, f"{scaling.name!r}", f"Take 'ntk', 'mean_field' or 'mup'. {way_out}")
 
 
 class ExtrapolatedWidth(NamedTuple):
@@ -110,8 +110,8 @@ def extrapolate_width(widths: Any, values: Any) -> ExtrapolatedWidth:
 def _fit(sizes: Any, means: Any, errors: Any) -> tuple[Any, Any]:
     """Intercept of the weighted straight line in `1 / N`, and its standard error, entry by entry."""
     h = (1 / sizes).reshape(-1, *[1] * (means.ndim - 1))
-    floor = np.max(errors, axis=0, keepdims=True) * 1e-6 + np.finfo(float).tiny
-    w = 1 / np.maximum(errors, floor) ** 2
+    min_error = np.max(errors, axis=0, keepdims=True) * 1e-6 + np.finfo(float).tiny
+    w = 1 / np.maximum(errors, min_error) ** 2
     w = w / np.max(w, axis=0, keepdims=True)
     s0, s1, s2 = (np.sum(w * h**power, axis=0) for power in (0, 1, 2))
     determinant = s0 * s2 - s1**2

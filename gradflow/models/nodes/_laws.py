@@ -117,9 +117,9 @@ class Gaussian(AbstractLaw):
 
     def legendre(self, n: int) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
         x, w = np.polynomial.legendre.leggauss(n)
-        reach = min(8.0, 1.1 * np.sqrt(n))
-        mass = w * np.exp(-((reach * x) ** 2) / 2)
-        return self.location + self.std * reach * x, mass / np.sum(mass)
+        extent = min(8.0, 1.1 * np.sqrt(n))
+        mass = w * np.exp(-((extent * x) ** 2) / 2)
+        return self.location + self.std * extent * x, mass / np.sum(mass)
 
 
 class Radius(AbstractLaw):
@@ -158,9 +158,9 @@ class Radius(AbstractLaw):
 
     def legendre(self, n: int) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
         x, w = np.polynomial.legendre.leggauss(n)
-        reach, middle = min(8.0, 1.1 * np.sqrt(n)), np.sqrt(max(self.dim - 1, 0))
-        low = max(0.0, middle - reach)
-        r = low + (middle + reach - low) * (x + 1) / 2
+        extent, middle = min(8.0, 1.1 * np.sqrt(n)), np.sqrt(max(self.dim - 1, 0))
+        low = max(0.0, middle - extent)
+        r = low + (middle + extent - low) * (x + 1) / 2
         logs = (self.dim - 1) * np.log(r) - r**2 / 2
         mass = w * np.exp(logs - np.max(logs))
         return self.std * r, mass / np.sum(mass)
@@ -182,16 +182,16 @@ class Discrete(AbstractLaw):
     probabilities: Float[np.ndarray, " k"]
 
     def __init__(self, values: Any, probabilities: Sequence[float] | None = None):
-        found = np.atleast_1d(np.asarray(values, float))
-        if found.ndim != 1 or found.size == 0:
-            raise fail("values", "be a sequence of numbers", f"of shape {found.shape}")
-        check_finite("values", found)
-        shares = np.ones(found.size) if probabilities is None else np.asarray(probabilities, float)
-        if shares.shape != found.shape:
-            raise fail("probabilities", f"have shape {found.shape}", f"of shape {shares.shape}")
-        check_positive("probabilities", shares)
-        order = np.argsort(found)
-        self.values, self.probabilities = found[order], shares[order] / np.sum(shares)
+        points = np.atleast_1d(np.asarray(values, float))
+        if points.ndim != 1 or points.size == 0:
+            raise fail("values", "be a sequence of numbers", f"of shape {points.shape}")
+        check_finite("values", points)
+        weights = np.ones(points.size) if probabilities is None else np.asarray(probabilities, float)
+        if weights.shape != points.shape:
+            raise fail("probabilities", f"have shape {points.shape}", f"of shape {weights.shape}")
+        check_positive("probabilities", weights)
+        order = np.argsort(points)
+        self.values, self.probabilities = points[order], weights[order] / np.sum(weights)
 
     @property
     def mean(self) -> float:

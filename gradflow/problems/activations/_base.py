@@ -79,13 +79,18 @@ class AbstractActivation(eqx.Module):
         taken some at a time.
         """
         a, b = (index[None, :] for index in np.triu_indices(C.shape[0]))
-        own = jnp.diagonal(C)
+        diagonal = jnp.diagonal(C)
         weights = c[a[0]] * c[b[0]] * np.where(a[0] == b[0], 1, 2).astype(c.dtype)
 
         def some(j: Array, k: Array) -> Array:
             j, k = j[:, None], k[:, None]
             ja, jb, ka, kb, jk, ab = C[j, a], C[j, b], C[k, a], C[k, b], C[j, k], C[a, b]
-            entries = ((own[j], jk, ja, jb), (jk, own[k], ka, kb), (ja, ka, own[a], ab), (jb, kb, ab, own[b]))
+            entries = (
+                (diagonal[j], jk, ja, jb),
+                (jk, diagonal[k], ka, kb),
+                (ja, ka, diagonal[a], ab),
+                (jb, kb, ab, diagonal[b]),
+            )
             return self.i4(entries) @ weights
 
         size, pairs = max(1, BLOCK // (a.size * self.scratch)), first.size

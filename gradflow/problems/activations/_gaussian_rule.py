@@ -111,8 +111,8 @@ def _choose(fn: Callable[[Any], Any], accuracy: float, variance: float) -> Choic
         folded = np.abs(parts[:, 3000:] + parts[:, 3000::-1])
         beyond = np.cumsum(folded[:, ::-1], axis=1)[:, ::-1]
         near = np.all(beyond <= BEYOND * accuracy * beyond[:, :1], axis=0)
-        reach = max(2.0, float(z[3000:][np.argmax(near)])) if near.any() else FARTHEST
-        rules = [Rule(reach, int(2 * round(count / 2)), finer(accuracy)) for count in np.geomspace(8, MOST, 33)]
+        extent = max(2.0, float(z[3000:][np.argmax(near)])) if near.any() else FARTHEST
+        rules = [Rule(extent, int(2 * round(count / 2)), finer(accuracy)) for count in np.geomspace(8, MOST, 33)]
         grids = [_differences_at(rule) for rule in rules]
         # One array of points for all of them, so that the function is compiled once.
         at = np.sqrt(variances)[:, None] * np.concatenate([nodes for nodes, _ in grids])
@@ -124,11 +124,11 @@ def _choose(fn: Callable[[Any], Any], accuracy: float, variance: float) -> Choic
     # The next one is asked as well, for one may be right by chance.
     good = [index for index in range(len(rules) - 1) if max(errors[index : index + 2]) <= accuracy / 2]
     best = good[0] if good else len(rules) - 1
-    jumps, kinked = _breaks(fn, rules[best], accuracy, variance)
-    if kinked:
+    jumps, kinks = _breaks(fn, rules[best], accuracy, variance)
+    if kinks:
         best = len(rules) - 1
-    error = max(errors[best], at_kinks(rules[best])) if kinked else errors[best]
-    return Choice(rules[best], error, kinked, jumps)
+    error = max(errors[best], at_kinks(rules[best])) if kinks else errors[best]
+    return Choice(rules[best], error, kinks, jumps)
 
 
 def at_kinks(rule: Rule) -> float:
@@ -172,9 +172,9 @@ def difference(
 
 def _differences_at(rule: Rule) -> tuple[np.ndarray, np.ndarray]:
     """Nodes of the rule and of the one moved by half their distance, the latter with negative weights."""
-    moved = rule.spacing * (np.arange(rule.nodes + 1) - rule.nodes / 2)
-    weights = rule.spacing * np.concatenate([_density(rule.places), -_density(moved)])
-    return np.concatenate([rule.places, moved]), weights
+    shifts = rule.spacing * (np.arange(rule.nodes + 1) - rule.nodes / 2)
+    weights = rule.spacing * np.concatenate([_density(rule.places), -_density(shifts)])
+    return np.concatenate([rule.places, shifts]), weights
 
 
 def _relative(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:

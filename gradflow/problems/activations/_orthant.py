@@ -48,8 +48,8 @@ def arcsin(r: Entries) -> Entries:
 
 def partial(C: Covariance, at: int, i: int, j: int, scale: Any = None) -> Entries:
     """Covariance of fields `i` and `j` given that field `at` is zero."""
-    own = C[at][at] if scale is None else scale[at]
-    return C[i][j] - C[i][at] * C[at][j] * inverse_root(C[at][at], own) ** 2
+    variance = C[at][at] if scale is None else scale[at]
+    return C[i][j] - C[i][at] * C[at][j] * inverse_root(C[at][at], variance) ** 2
 
 
 def orthant2(a: Entries, ab: Entries, b: Entries, scale_a: Any = None, scale_b: Any = None) -> Entries:

@@ -83,8 +83,8 @@ class Quadrature(AbstractActivation):
         return self.fn(x)
 
     def error(self, variances: Entries) -> Float[Array, ""]:
-        found = difference(self, self.derivative, self.rule, variances)
-        return jnp.maximum(found, at_kinks(self.rule)) if self.kinked else found
+        error = difference(self, self.derivative, self.rule, variances)
+        return jnp.maximum(error, at_kinks(self.rule)) if self.kinked else error
 
     def complaint(self, error: float) -> str:
         if error <= self.promised:
@@ -137,18 +137,18 @@ class Quadrature(AbstractActivation):
         # Points of the sums: one costs about as much as an expectation in closed form.
         n, nodes = students + teachers, self.rule.nodes
         pairs = students * (students - 1) // 2
-        rest = students * (students + 1) // 2 * n * (n + 1) // 2
-        return pairs * (n - 2) * (n - 3) // 2 * nodes**3 + rest * self.rule.finer * nodes**2
+        num_products = students * (students + 1) // 2 * n * (n + 1) // 2
+        return pairs * (n - 2) * (n - 3) // 2 * nodes**3 + num_products * self.rule.finer * nodes**2
 
     def _factors(self, powers: tuple[int, int]) -> Callable[[Any], Any]:
         """`s'^m s^n`."""
         slopes, values = powers
 
         def product(x: Entries) -> Entries:
-            found = jnp.ones_like(x)
+            factor = jnp.ones_like(x)
             if slopes:
-                found = self.derivative(x) ** slopes
-            return found * self(x) ** values if values else found
+                factor = self.derivative(x) ** slopes
+            return factor * self(x) ** values if values else factor
 
         return product
 
@@ -217,13 +217,13 @@ def _by_powers(n: int, first: np.ndarray, second: np.ndarray) -> dict[Powers, np
 
     A row holds the fields, the pair `j, l` it belongs to, and `a, b`. Fields with `s'` come first.
     """
-    found: dict[Powers, list[tuple[int, ...]]] = {}
+    indices: dict[Powers, list[tuple[int, ...]]] = {}
     for pair, (j, m) in enumerate(zip(first.tolist(), second.tolist(), strict=True)):
         for a, b in itertools.combinations_with_replacement(range(n), 2):
             powers = {field: ((j, m).count(field), (a, b).count(field)) for field in (j, m, a, b)}
             order = sorted(powers, key=lambda field: powers[field], reverse=True)
-            found.setdefault(tuple(powers[field] for field in order), []).append((*order, pair, a, b))
-    return {powers: np.array(rows) for powers, rows in found.items()}
+            indices.setdefault(tuple(powers[field] for field in order), []).append((*order, pair, a, b))
+    return {powers: np.array(rows) for powers, rows in indices.items()}
 
 
 def _last(nodes: Entries, like: Entries) -> Entries:

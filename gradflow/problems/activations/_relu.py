@@ -48,10 +48,10 @@ class ReLU(AbstractActivation):
         third, fourth = (C[2][0], step[1], C[2][2], C[2][3]), (C[3][0], step[2], C[3][2], C[3][3])
         C = loosened(((C[0][0], step[0], C[0][2], C[0][3]), second, third, fourth))
         # By parts in x2: E s'(x0) s'(x1) [x2 > 0] x2 s(x3), each derivative a delta function on one of the fields.
-        found = C[2][3] * orthant4(C)
+        total = C[2][3] * orthant4(C)
         for at, others in ((0, (1, 2)), (1, (0, 2)), (2, (0, 1))):
-            found = found + C[at][2] * _pinned(C, at, others)
-        return jnp.where(twice, 2, 1) * found
+            total = total + C[at][2] * _pinned(C, at, others)
+        return jnp.where(twice, 2, 1) * total
 
 
 def _pinned(C: Covariance, at: int, others: tuple[int, int]) -> Entries:
@@ -62,7 +62,7 @@ def _pinned(C: Covariance, at: int, others: tuple[int, int]) -> Entries:
     total = 0.0
     for b in range(3):
         c, d = (i for i in range(3) if i != b)
-        own, across, other = (partial(K, b, i, j, scale) for i, j in ((c, c), (c, d), (d, d)))
+        variance, across, other = (partial(K, b, i, j, scale) for i, j in ((c, c), (c, d), (d, d)))
         density = inverse_root(K[b][b], scale[b]) / jnp.sqrt(2 * jnp.pi)
-        total = total + K[2][b] * density * orthant2(own, across, other, scale[c], scale[d])
+        total = total + K[2][b] * density * orthant2(variance, across, other, scale[c], scale[d])
     return total * inverse_root(C[at][at], C[at][at]) / jnp.sqrt(2 * jnp.pi)
