@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from gradflow import data as data
+from gradflow import limits as limits
 from gradflow import models as models
 from gradflow import observables as observables
 from gradflow import solvers as solvers
@@ -31,9 +32,9 @@ from gradflow.flows import PolarFlow as PolarFlow
 from gradflow.flows import PrincipalFlow as PrincipalFlow
 from gradflow.flows import SecondOrderFlow as SecondOrderFlow
 from gradflow.flows import SGDFlow as SGDFlow
-from gradflow.limits import Extrapolated as Extrapolated
+from gradflow.limits import FilippovSolution as FilippovSolution
 from gradflow.limits import FirstEscape as FirstEscape
-from gradflow.limits import Pursuit as Pursuit
+from gradflow.limits import NeuronPursuitResult as NeuronPursuitResult
 from gradflow.limits import Saddle as Saddle
 from gradflow.limits import WidthFluctuations as WidthFluctuations
 from gradflow.limits import alternating_flow as alternating_flow
@@ -84,6 +85,8 @@ _ON_FIRST_USE = {
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("Extrapolated", "Pursuit"):  # former names, which `limits` resolves
+        return getattr(limits, name)
     if name not in _ON_FIRST_USE:
         raise AttributeError(f"module 'gradflow' has no attribute {name!r}")
     import importlib

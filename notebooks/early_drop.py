@@ -41,7 +41,7 @@ widths, rates = [8, 32, 128, 512], [0.1, 0.02]
 
 
 def build(rate, width, seed):
-    return gf.GradientDescent(problem, rate), gf.models.mild_two_layer(8, width, key=jax.random.key(seed))
+    return gf.GradientDescent(problem, rate), gf.models.mildly_parametrised(8, width, key=jax.random.key(seed))
 
 
 axes = {"rate": rates, "width": widths, "seed": range(8)}
@@ -61,7 +61,7 @@ assert float(abs(drop.sel(rate=0.1) / drop.sel(rate=0.02) - 1).max()) < 0.005
 # the true-living and the false-dead never lose a member.
 
 # %%
-model = gf.models.mild_two_layer(8, 64, key=jax.random.key(0))
+model = gf.models.mildly_parametrised(8, 64, key=jax.random.key(0))
 ts = np.linspace(0, 12, 121)
 observe = {"loss": problem, "partition": gf.observables.NeuronPartition(data.x, data.y)}
 sol = gf.solve(gf.GradientFlow(problem), model, ts, observe=observe)

@@ -189,7 +189,7 @@ def observables(dtype):
     narrow = gf.models.MeanFieldStart(2, first=Uniform(-1, 1), output=Uniform(-1, 1), dtype=dtype)
     plus_minus = np.array([1.0, -1.0], dtype)
     apart = gf.EmpiricalRisk(np.eye(2, dtype=dtype), plus_minus, gf.losses.logistic, lambda w, x: x @ w)
-    found = {
+    computed = {
         "Loss": lambda: o.Loss(p)(relu),
         "Accuracy": lambda: o.Accuracy(signs)(relu),
         "GradientNorm": lambda: o.GradientNorm(p)(relu),
@@ -231,9 +231,9 @@ def observables(dtype):
         observe={"energy": o.Lyapunov(jnp.zeros(2, dtype), least=0.0)},
         rtol=1e-3,
     )
-    watched = {"norms": o.NeuronNorms(), "pattern": o.ActivationPattern(p.x), "sharpness": o.Sharpness(p)}
-    along["observed along a run"] = lambda: flow_on(gf.GradientFlow, dtype, observe=watched)
-    return found | along
+    observed = {"norms": o.NeuronNorms(), "pattern": o.ActivationPattern(p.x), "sharpness": o.Sharpness(p)}
+    along["observed along a run"] = lambda: flow_on(gf.GradientFlow, dtype, observe=observed)
+    return computed | along
 
 
 def models(dtype):
@@ -257,7 +257,7 @@ def models(dtype):
     def built(build, **options):
         return lambda: build(2, **options, dtype=dtype, key=key)(x[0])
 
-    found = {
+    computed = {
         "TwoLayer": built(m.TwoLayer, width=3),
         "TwoLayer, balanced": built(m.TwoLayer, width=3, balanced=True, law=m.laws.sphere),
         "MLP": built(m.MLP, width=3),
@@ -265,7 +265,7 @@ def models(dtype):
         "DeepLinear": built(m.DeepLinear, width=3),
         "OneLayer": built(m.OneLayer, width=3),
         "SignedTwoLayer": built(m.SignedTwoLayer, width=3),
-        "mild_two_layer": built(m.mild_two_layer, width=4),
+        "mildly_parametrised": built(m.mildly_parametrised, width=4),
         "DiagonalLinear": built(m.DiagonalLinear, law=m.laws.uniform),
         "LogDiagonal": lambda: m.LogDiagonal(2, log_scale=-2.0, dtype=dtype)(x[0]),
         "MeanFieldNet": lambda: m.MeanFieldNet((jnp.ones((4, 2), dtype),), jnp.ones(4, dtype))(x[0]),
@@ -282,12 +282,12 @@ def models(dtype):
         ),
     }
     for name, labels in losses.items():
-        found[f"losses.{name}"] = lambda name=name, labels=labels: jax.value_and_grad(
+        computed[f"losses.{name}"] = lambda name=name, labels=labels: jax.value_and_grad(
             gf.EmpiricalRisk(x, labels, getattr(gf.losses, name), predict=lambda w, x: x @ w)
         )(jnp.ones(2, dtype))
     for activation in ("erf", "relu", "square"):
-        found[f"TeacherStudent, {activation}"] = functools.partial(overlaps, activation)
-    return found
+        computed[f"TeacherStudent, {activation}"] = functools.partial(overlaps, activation)
+    return computed
 
 
 def limits(dtype):

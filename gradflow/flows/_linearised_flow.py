@@ -105,14 +105,14 @@ class LinearisedFlow(AbstractFlow):
         momentum = self.dynamics.impulse()
         zero = jnp.zeros_like(trainable)
         t0 = jnp.asarray(self.dynamics.t0, trainable.dtype)
-        return trainable, zero if momentum is None else momentum.astype(zero.dtype) * self._pull(t0, trainable)
+        return trainable, zero if momentum is None else momentum.astype(zero.dtype) * self._slope(t0, trainable)
 
     def vector_field(self, t: Scalar, state: PyTree, frozen: PyTree) -> PyTree:
         if self.dynamics is None:
-            return -self._pull(t, state)
+            return -self._slope(t, state)
         u, w = state
         a, b, g = (number.astype(u.dtype) for number in self.dynamics.coefficients(t))
-        slope = self._pull(t, u)
+        slope = self._slope(t, u)
         return w - b * slope, -a * w - g * slope
 
     def params(self, state: PyTree) -> PyTree:
@@ -154,7 +154,7 @@ class LinearisedFlow(AbstractFlow):
             modes = oscillation(t, *(row[None] for row in (a + b * lam, (g + a * b) * lam, d, slope)))
         return y[None] + (modes @ vectors.T).reshape(-1, *self.start.shape)
 
-    def _pull(self, t: Scalar, u: Array) -> Array:
+    def _slope(self, t: Scalar, u: Array) -> Array:
         """`K(t) grad_u L(u)`."""
         gradient = jnp.ravel(jax.grad(self._risk)(u))
         matrix = self.kernel

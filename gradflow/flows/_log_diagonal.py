@@ -61,7 +61,7 @@ class LogDiagonalFlow(AbstractFlow):
     def vector_field(self, t: Scalar, state: LogDiagonalState, frozen: PyTree) -> LogDiagonalState:
         model = join(state.model, frozen)
         features = self.problem.x.astype(model.q.dtype)
-        correlation = features.T @ self.problem.pulls(features @ model.beta())
+        correlation = features.T @ self.problem.residuals(features @ model.beta())
         velocity = eqx.tree_at(lambda m: (m.q, m.log_scale), state.model, (correlation, jnp.zeros_like(correlation)))
         return LogDiagonalState(velocity, jnp.sum(model.weight_norms() * correlation**2))
 
@@ -90,4 +90,4 @@ class LogDiagonalFlow(AbstractFlow):
             actual = f"one with inputs of shape {shape} and targets of shape {self.problem.y.shape}"
             must = f"have inputs (n, {trainable.q.size}), targets (n,) and predict=None"
             raise fail("problem", must, actual)
-        jax.eval_shape(self.problem.pulls, jnp.zeros(shape[0], trainable.q.dtype))
+        jax.eval_shape(self.problem.residuals, jnp.zeros(shape[0], trainable.q.dtype))

@@ -114,7 +114,7 @@ class MeanFieldFlow(AbstractFlow):
     def vector_field(self, t: Scalar, state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         net = join(state[0], frozen)
         dtype = net.output.dtype
-        drift = net.velocity(self.problem.x.astype(dtype), self._weights(dtype), self.problem.pulls)
+        drift = net.velocity(self.problem.x.astype(dtype), self._weights(dtype), self.problem.residuals)
         rates = self._rates(dtype)
         layers = [v - rates[i] * w for i, (v, w) in enumerate(zip(drift.layers, net.layers, strict=True))]
         output = drift.output - rates[-1] * net.output

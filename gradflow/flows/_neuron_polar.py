@@ -53,8 +53,8 @@ class NeuronPolarFlow(AbstractFlow):
 
     **Raises** `ValueError` as `PolarFlow` does, and for parameters without neurons or with a neuron of zeros.
 
-    Source: as for `PolarFlow`; with the pulls `r_i` frozen it is the first phase of the alternating gradient flow of
-    D. Kunin et al. (2025), arXiv 2506.06489.
+    Source: as for `PolarFlow`; with the residuals `r_i` frozen it is the first phase of the alternating gradient flow
+    of D. Kunin et al. (2025), arXiv 2506.06489.
 
     >>> import gradflow as gf, jax, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([2.0, -1.0]), gf.losses.square, reduction="sum")
@@ -90,7 +90,7 @@ class NeuronPolarFlow(AbstractFlow):
         unit, _ = unit_rows(neuron_rows(whole))
         rho, exponent = state.origin + state.shift, self.degree - 2
         predictions = self.problem.predictions(with_rows(whole, jnp.exp(rho)[:, None] * unit))
-        residuals = self.problem.pulls(predictions)
+        residuals = self.problem.residuals(predictions)
         _, back = jax.vjp(lambda rows: self.problem.predictions(with_rows(whole, rows)), unit)
         rate = back(residuals.astype(predictions.dtype))[0]
         radial = jnp.sum(rate * unit, axis=1)

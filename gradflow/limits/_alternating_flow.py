@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gradflow import _checks
-from gradflow.limits._neurons import Pursuit, check_numbers, first_labels, settle
+from gradflow.limits._neurons import NeuronPursuitResult, check_numbers, residuals_at_origin, settle
 from gradflow.models._polar import neuron_rows, with_rows
 from gradflow.problems import EmpiricalRisk, NeuralCorrelation
 from gradflow.programs import fresh_jit
@@ -28,7 +28,7 @@ def alternating_flow(
     horizon: float = 1e5,
     rtol: float = 1e-6,
     solver: Any = None,
-) -> Pursuit:
+) -> NeuronPursuitResult:
     """Saddles of a sum of neurons in the limit of a vanishing start.
 
     Alternating gradient flow is what gradient flow becomes there.
@@ -36,16 +36,15 @@ def alternating_flow(
     Neurons are dormant at first. Dormant ones turn to the nearest maximum of their correlation `U_j` with what the
     active ones leave unexplained, and meanwhile accumulate `S_j = degree * int U_j dt`. The first whose `S_j` reaches
     `c_j` becomes active, and the active neurons then follow gradient flow to convergence, which takes no time here;
-    those that shrink to nothing are dormant again. A neuron that has turned keeps an exponentially small share of the
+    those that shrink to nothing are dormant again. A neuron that has turned keeps an exponentially small part of the
     direction it left, so the clock is signed: when the output of a dormant neuron turns to the opposite side, `S_j`
     changes sign and first counts back to zero; one that was active comes back with the other sign after twice `c_j`.
     For diagonal networks this is `gradflow.theory.diagonal_saddles`. A turn to a direction that is not opposite keeps
     `S_j` whole, which is an approximation for neurons that can learn several features. In degree 2,
     `c_j = -log_norm_j`; in degree `k > 2`, `c_j = (|w_j|^(2 - k) - 1) / (k - 2)`, and since there turning takes as long
-    as growing, times are right up to a factor unless neurons start where they turn to. The active neurons pass at once
-    what saddles they have among themselves, as those of modular addition do, where one frequency makes way for the
-    next. It is the flow
-    `NeuronPolarFlow` with the pulls frozen between two jumps, and directions that turn at once.
+    as growing, times are right up to a factor unless neurons start where they turn to. Saddles of the active
+    neurons among themselves, such as those of modular addition, where one frequency replaces another, are passed at
+    once. It is `NeuronPolarFlow` with the residuals frozen between two jumps, and directions that turn at once.
 
     **Arguments**
 
@@ -57,16 +56,16 @@ def alternating_flow(
 
     Where ReLU neurons slide along kinks, give the problem `predict=gradflow.models.Smoothed(...)`.
 
-    **Returns** a `Pursuit`. **Raises** `ValueError` for parameters without neurons, log-norms of another number or not
-    finite, a degree below two, and other numbers that are not positive.
+    **Returns** a `NeuronPursuitResult`. **Raises** `ValueError` for parameters without neurons, log-norms of another
+    number or not finite, a degree below two, and other numbers that are not positive.
 
     Source: D. Kunin et al. (2025), *Alternating gradient flows: a theory of feature learning in two-layer neural
     networks*, arXiv 2506.06489.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([1.0, -2.0]), gf.losses.square, reduction="sum")
-    >>> found = gf.alternating_flow(problem, gf.models.DiagonalLinear(2), log_norms=-100.0)
-    >>> found.times.round(6).tolist(), found.activated  # 100 / |y|
+    >>> result = gf.alternating_flow(problem, gf.models.DiagonalLinear(2), log_norms=-100.0)
+    >>> result.times.round(6).tolist(), result.activated  # 100 / |y|
     ([0.0, 50.0, 100.0], (1, 0))
     """
     rows = np.asarray(neuron_rows(model), float)
@@ -92,8 +91,9 @@ def alternating_flow(
     saddles, activated, correlations, ended = [], [], [], "rounds"
     for _ in range(rounds):
         here = with_rows(model, jnp.asarray(weights, dtype))
-        labels = problem.pulls(problem.predictions(here))
-        if float(jnp.linalg.norm(labels)) <= 10 * tolerance * float(jnp.linalg.norm(first_labels(problem, model))):
+        labels = problem.residuals(problem.predictions(here))
+        size = float(jnp.linalg.norm(labels))
+        if size <= 10 * tolerance * float(jnp.linalg.norm(residuals_at_origin(problem, model))):
             ended = "fitted"
             break
         dormant = np.flatnonzero(~active)
@@ -104,7 +104,7 @@ def alternating_flow(
         turned, values = nearest_points(correlation, model, jnp.asarray(unit_rows(units + trace), dtype))
         units[dormant] = turned[dormant]
         speed = degree * values
-        threshold = 1e-6 * float(jnp.linalg.norm(labels))
+        threshold = 1e-6 * size
         grows = ~active & (speed > threshold)
         overlaps = output_overlaps(problem, model, jnp.asarray(sides, dtype), jnp.asarray(units, dtype))
         grown = np.where(grows & (np.asarray(overlaps) < 0), -grown, grown)
@@ -136,7 +136,7 @@ def alternating_flow(
             ended = "nothing grows"
             break
     final = with_rows(model, jnp.asarray(weights, dtype))
-    return Pursuit(
+    return NeuronPursuitResult(
         np.array(times), np.array(losses), final, tuple(saddles), tuple(activated), np.array(correlations), ended
     )
 

@@ -25,7 +25,7 @@ from gradflow.runs._record import nan_where
 from gradflow.runs._solve import solve
 
 
-class Extrapolated(eqx.Module):
+class FilippovSolution(eqx.Module):
     """The result of `filippov`.
 
     - `ts (T,)`; `params`: extrapolated parameters at the save times, each leaf with a leading axis `T`; `final`: the
@@ -57,7 +57,7 @@ class Extrapolated(eqx.Module):
             f" parameters moved by {distance:.3g}",
             f"order     {float(self.order[-1]):.2f} at the end, in the smoothing",
         ]
-        return "Extrapolated\n" + "\n".join("  " + line for line in lines)
+        return "FilippovSolution\n" + "\n".join("  " + line for line in lines)
 
     def __str__(self) -> str:
         return repr(self)
@@ -71,7 +71,7 @@ def filippov(
     smoothing: float = 0.01,
     rtol: float | ArrayLike = 1e-5,
     **options: Any,
-) -> Extrapolated:
+) -> FilippovSolution:
     """The solution of a flow whose field jumps, from three smoothed runs.
 
     It comes with an estimate of its error.
@@ -87,7 +87,7 @@ def filippov(
     - `options`: anything else that `gradflow.solve` takes: `solver`, `observe`, `max_steps` and so on, but for `until`,
       `throw` and `save_params`.
 
-    **Returns** an `Extrapolated`. Neurons that slide stay alive, as on the Filippov solution (Filippov 1988).
+    **Returns** a `FilippovSolution`. Neurons that slide stay alive, as on the Filippov solution (Filippov 1988).
 
     **Raises** `ValueError` for bad input; `SolveError` if a run fails.
 
@@ -111,7 +111,7 @@ def filippov(
     changes = [_rows(a.params, b.params) for a, b in ((first, second), (second, third))]
     both = (changes[0] > 0) & (changes[1] > 0)
     order = jnp.log2(jnp.where(both, changes[0], 1) / jnp.where(both, changes[1], 1))
-    return Extrapolated(
+    return FilippovSolution(
         ts=third.ts,
         params=fine,
         final=_at(fine, -1),

@@ -95,7 +95,7 @@ def first_escape(
     begin = Polar(start.direction, start.log_norm)
     sol = solve(flow, begin, [horizon], rtol=rtol, until=until, save_params=False)
     if sol.status == "ok":
-        advice = "Its weights decay, or its labels pull too weakly; raise horizon."
+        advice = "Its weights decay, or the residuals at the origin are too small; raise horizon."
         raise _checks.fail("start", f"align before t = {horizon:g}", "one that does not", advice)
     observed = {name: fn(sol.final) for name, fn in observe.items()}
     rho = LogNorm()(sol.final)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from gradflow import _checks
-from gradflow.limits._neurons import Pursuit, check_numbers, first_labels, settle
+from gradflow.limits._neurons import NeuronPursuitResult, check_numbers, residuals_at_origin, settle
 from gradflow.models._polar import neuron_rows, with_rows
 from gradflow.problems import EmpiricalRisk, NeuralCorrelation
 from gradflow.theory import kkt_points
@@ -26,20 +26,20 @@ def neuron_pursuit(
     rtol: float = 1e-6,
     solver: Any = None,
     key: Any = None,
-) -> Pursuit:
+) -> NeuronPursuitResult:
     """Trains a network neuron by neuron, the best next one at a time.
 
     That is the best KKT point of what is left to explain.
 
-    Each round maximises the correlation of one neuron of length one with the pulls of the present loss, from random
+    Each round maximises the correlation of one neuron of length one with the current residuals `-dL/dp_i`, from random
     starts; appends a small multiple of the best; and follows gradient flow of the whole network to a stationary point.
 
     **Arguments**: `neuron`: a network of one neuron, homogeneous of degree 2, such as `TwoLayer(d, 1, key=key)`.
     `rounds`: neurons to add. `starts`, `key`: of the search. `seed_norm`: of a neuron when it is appended. `tolerance`,
     `horizon`, `rtol`, `solver`: as for `alternating_flow`.
 
-    **Returns** a `Pursuit`. **Raises** `ValueError` for a network of more than one neuron, and for numbers that are not
-    positive.
+    **Returns** a `NeuronPursuitResult`. **Raises** `ValueError` for a network of more than one neuron, and for numbers
+    that are not positive.
 
     Source: A. Kumar and J. Haupt (2025), arXiv 2509.12154.
 
@@ -58,10 +58,10 @@ def neuron_pursuit(
     # Neurons of zeros stay zero, and are there for one program to serve all rounds.
     weights = np.zeros((rounds, rows.shape[1]))
     losses = [float(problem(with_rows(neuron, jnp.zeros_like(rows))))]
-    start = float(jnp.linalg.norm(first_labels(problem, neuron)))
+    start = float(jnp.linalg.norm(residuals_at_origin(problem, neuron)))
     saddles, correlations, ended = [], [], "rounds"
     for index in range(rounds):
-        labels = problem.pulls(problem.predictions(with_rows(neuron, jnp.asarray(weights, dtype))))
+        labels = problem.residuals(problem.predictions(with_rows(neuron, jnp.asarray(weights, dtype))))
         if float(jnp.linalg.norm(labels)) <= 10 * tolerance * start:
             ended = "fitted"
             break
@@ -79,4 +79,6 @@ def neuron_pursuit(
         losses.append(float(problem(here)))
     final = saddles[-1] if saddles else with_rows(neuron, jnp.zeros_like(rows))
     names = tuple(range(len(saddles)))
-    return Pursuit(np.zeros(len(losses)), np.array(losses), final, tuple(saddles), names, np.array(correlations), ended)
+    return NeuronPursuitResult(
+        np.zeros(len(losses)), np.array(losses), final, tuple(saddles), names, np.array(correlations), ended
+    )

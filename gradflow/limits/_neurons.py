@@ -16,12 +16,12 @@ from gradflow.runs._solve import solve
 from gradflow.runs._until import Until
 
 
-class Pursuit(eqx.Module):
+class NeuronPursuitResult(eqx.Module):
     """Saddles visited one after the other, the first being zero.
 
     - `times (rounds + 1,)`: of arrival at each, on the clock of gradient flow; zero throughout for `neuron_pursuit`.
     - `losses (rounds + 1,)`; `params`: parameters at the last one. `saddles`: parameters of each but the first.
-    - `activated`: the neuron that woke up first in each round. `correlations (rounds,)`: `N` of its direction.
+    - `activated`: the neuron that became active first in each round. `correlations (rounds,)`: `N` of its direction.
     - `ended`: why it ended: `"fitted"`, `"nothing grows"`, or `"rounds"`.
     """
 
@@ -34,9 +34,9 @@ class Pursuit(eqx.Module):
     ended: str = eqx.field(static=True)
 
 
-def first_labels(problem: EmpiricalRisk, model: PyTree) -> Array:
-    """First labels at the origin."""
-    return problem.pulls(jnp.zeros_like(problem.predictions(model)))
+def residuals_at_origin(problem: EmpiricalRisk, model: PyTree) -> Array:
+    """Residuals `-dL/dp_i` at predictions of zero."""
+    return problem.residuals(jnp.zeros_like(problem.predictions(model)))
 
 
 def check_numbers(seed_norm: Any, tolerance: Any, horizon: Any) -> None:
@@ -56,8 +56,9 @@ def settle(
     """Weights after gradient flow to convergence."""
     start = with_rows(model, jnp.asarray(weights, neuron_rows(model).dtype))
     force = GradientNorm(problem)
-    # A neuron that has just been added pulls weakly: the scale is that of the labels, but not above its own pull.
-    bound = min(tolerance * float(jnp.linalg.norm(first_labels(problem, model))), 0.1 * float(force(start)))
+    # The gradient of a neuron just added is small: the scale is that of the residuals at the origin, but at most a
+    # tenth of the gradient norm at the start.
+    bound = min(tolerance * float(jnp.linalg.norm(residuals_at_origin(problem, model))), 0.1 * float(force(start)))
     until, flow = Until(force, below=bound), GradientFlow(problem)
     sol = solve(flow, start, [horizon], rtol=rtol, until=until, save_params=False, solver=solver)
     return np.array(neuron_rows(sol.final))

@@ -1,5 +1,7 @@
 """Small architectures of the theory, their initial laws and parametrisations, as Equinox modules."""
 
+from typing import Any
+
 from gradflow.models import laws as laws
 from gradflow.models import nodes as nodes
 from gradflow.models._as_nodes import AsNodes as AsNodes
@@ -10,7 +12,7 @@ from gradflow.models._log_diagonal import LogDiagonal as LogDiagonal
 from gradflow.models._mean_field_net import MeanFieldNet as MeanFieldNet
 from gradflow.models._mean_field_start import MeanFieldNodes as MeanFieldNodes
 from gradflow.models._mean_field_start import MeanFieldStart as MeanFieldStart
-from gradflow.models._mild import mild_two_layer as mild_two_layer
+from gradflow.models._mildly_parametrised import mildly_parametrised as mildly_parametrised
 from gradflow.models._mlp import MLP as MLP
 from gradflow.models._one_layer import OneLayer as OneLayer
 from gradflow.models._one_layer import squared_relu as squared_relu
@@ -24,3 +26,9 @@ from gradflow.models._radial import RadialActivation as RadialActivation
 from gradflow.models._signed_two_layer import SignedTwoLayer as SignedTwoLayer
 from gradflow.models._smoothed import Smoothed as Smoothed
 from gradflow.models._two_layer import TwoLayer as TwoLayer
+
+
+def __getattr__(name: str) -> Any:
+    if name == "mild_two_layer":  # the former name
+        return mildly_parametrised
+    raise AttributeError(f"module 'gradflow.models' has no attribute {name!r}")

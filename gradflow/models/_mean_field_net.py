@@ -65,11 +65,11 @@ class MeanFieldNet(eqx.Module):
         self,
         x: Float[Array, "n in_size"],
         weights: tuple[Float[Array, " _"], ...],
-        pulls_of: Callable[[Float[Array, "n *out_size"]], Float[Array, "n *out_size"]],
+        residuals_of: Callable[[Float[Array, "n *out_size"]], Float[Array, "n *out_size"]],
     ) -> "MeanFieldNet":
         """The mean-field drift: the negative gradient of the risk over the weights of the nodes that an entry joins.
 
-        With `e = pulls_of(g)`, one number per sample and output, `-dL/dg`:
+        With `e = residuals_of(g)`, the residuals `-dL/dg`, one number per sample and output:
 
             C' = H_L^T e,    D_L = (e C^T) s'(Y_L),    W_l' = H_{l-1}^T D_l,    D_{l-1} = (D_l p_l) W_l^T s'(Y_{l-1}),
             W_1' = D_1^T x
@@ -84,7 +84,7 @@ class MeanFieldNet(eqx.Module):
         for layer, p in zip(self.layers[1:], weights, strict=False):
             levels.append(both((levels[-1][0] * p[None, :]) @ layer))
         top = levels[-1][0]
-        residuals = pulls_of(jnp.tensordot(top * weights[-1][None, :], self.output, axes=1)).astype(x.dtype)
+        residuals = residuals_of(jnp.tensordot(top * weights[-1][None, :], self.output, axes=1)).astype(x.dtype)
         output = jnp.tensordot(top.T, residuals, axes=1)
         nodes = self.output.shape[0]
         back = (residuals.reshape(x.shape[0], -1) @ self.output.reshape(nodes, -1).T) * levels[-1][1]

@@ -54,7 +54,7 @@ class KKTResidual(eqx.Module):
     slide along a kink may be at a KKT point. Take more than the angle over which the flow chatters. `None`: gradients
     as they are.
 
-    **Raises** `ValueError` for another kind of problem, for one that pulls at no prediction, and for a `kink` that is
+    **Raises** `ValueError` for another kind of problem, for one whose residuals vanish, and for a `kink` that is
     not positive.
 
     >>> import gradflow as gf, jax.numpy as jnp
@@ -87,7 +87,7 @@ class Correlation(eqx.Module):
 
     **Arguments**: `correlation`, `degree`: as for `KKTResidual`.
 
-    **Raises** `ValueError` for another kind of problem, and for one that pulls at no prediction.
+    **Raises** `ValueError` for another kind of problem, and for one whose residuals vanish.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([2.0, 1.0]), gf.losses.square, lambda w, x: (x @ w) ** 2)

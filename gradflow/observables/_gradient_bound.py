@@ -22,9 +22,9 @@ class GradientBound(eqx.Module):
         B_k = sum_i p_i x_i . v,        v = sum_i p_i x_i over all samples, of length one,        p_i = -dL/df_i
 
     It takes no more of the weights than who is alive and how large `|a_k|` is, for the part of the gradient in the
-    input weights alone. It holds always; where `y_i y_j x_i . x_j >= 0` and the loss pulls towards the labels, `mu` is
-    not negative and `A_k` grows with the living set. A single pair of samples that breaks this makes `A_k` say nothing,
-    while `B_k` goes by how far the samples agree on the whole. Hold the bound against `GradientNorm`.
+    input weights alone. It holds always; where `y_i y_j x_i . x_j >= 0` and the loss decreases towards the labels, `mu`
+    is not negative and `A_k` grows with the living set. A single pair of samples that breaks this makes `A_k` say
+    nothing, while `B_k` goes by how far the samples agree on the whole. Hold the bound against `GradientNorm`.
 
     **Arguments**: `problem`: an `EmpiricalRisk` with scalar outputs and inputs `(n, in_size)`.
 
@@ -56,7 +56,7 @@ class GradientBound(eqx.Module):
         if slopes(params.activation) != (0.0, 1.0):
             raise fail("params", "have ReLU as its activation", "one with another", "Only ReLU has dead neurons.")
         z = jax.vmap(params.preactivations)(self.problem.x)
-        residuals = self.problem.pulls(jax.vmap(params)(self.problem.x))
+        residuals = self.problem.residuals(jax.vmap(params)(self.problem.x))
         a = output_weights(params, z.shape[1], z.dtype)
         if a.ndim != 1:
             raise fail("params", "have a scalar output", f"one of shape {a.shape[1:]}")

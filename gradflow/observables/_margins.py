@@ -118,7 +118,7 @@ class MaxMarginResidual(eqx.Module):
         flat, back = flatten(trainable)
         gradient = -jax.grad(lambda v: problem(join(back(v), frozen)))(flat)
         q = self.margins(params)
-        residuals = problem.pulls(problem.predictions(params))
+        residuals = problem.residuals(problem.predictions(params))
         labelled, _ = towards_label(residuals, problem.y, self.margins.kind)
         smallest = jnp.min(q)
         slack = jnp.sum(labelled * (q - smallest)) / (smallest * jnp.sum(labelled))

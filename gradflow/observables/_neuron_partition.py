@@ -23,7 +23,7 @@ class NeuronPartition(eqx.Module):
     of a two-layer network `f(x) = sum_k a_k s(w_k . x)`; with several outputs `a_k y_i` is the weight from neuron `k`
     to the output of the class of sample `i`.
 
-    If `y_i y_j x_i . x_j >= 0` for all pairs (`gradflow.theory.partition_condition`) and the loss pulls every
+    If `y_i y_j x_i . x_j >= 0` for all pairs (`gradflow.theory.partition_condition`) and the loss drives every
     prediction towards its label, then true-living and false-dead sets never lose a member, along gradient flow, and
     along gradient descent and SGD with steps of any size, as long as `a_k` keeps its sign.
 

@@ -19,8 +19,8 @@ class SlidingNeurons(eqx.Module):
     Entry `(i, j)` of `(n, neurons)` tells whether neuron `j` slides along the kink of sample `i`.
 
     It does if it is near the kink, `|w_j . x_i| < band |w_j| |x_i|`, and gradient flow drives `w_j . x_i` up with the
-    sample off and down with it on (Filippov 1988). With `g_ij = -dL/dh_ij`, the pull of the loss on the activation
-    `h_ij`, and `s_kj` the slopes of the activation smoothed over the band, for ReLU
+    sample off and down with it on (Filippov 1988). With `g_ij = -dL/dh_ij`, the negative derivative of the loss in the
+    activation `h_ij`, and `s_kj` the slopes of the activation smoothed over the band, for ReLU
 
         x_i . sum_{k != i} g_kj s_kj x_k  >  0  >  x_i . (sum_{k != i} g_kj s_kj x_k + g_ij x_i).
 

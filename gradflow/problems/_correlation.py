@@ -21,11 +21,11 @@ class NeuralCorrelation(eqx.Module):
 
         N(u) = sum_i <z_i, H(x_i; u)>,        z_i = -dL/dp_i
 
-    The first labels `z` are the pulls of the loss on the predictions, at predictions of zero or, with `at`, on those of
-    these parameters: the residual correlation, which drives what is still small near a saddle. They hold the factor
-    `1/n` of a mean. Points on the unit sphere with `grad N(u) = degree N(u) u` are its KKT points; near the origin
-    gradient flow aligns with one of them, and its norm then grows as `d ln|w| / dt = degree N(u) |w|^(degree - 2)`
-    (Kumar & Haupt 2024, arXiv 2402.09226).
+    `z` are the residuals, the negative derivatives of the loss in the predictions, at predictions of zero or, with
+    `at`, at those of these parameters: the residual correlation, which drives what is still small near a saddle. They
+    hold the factor `1/n` of a mean. Points on the unit sphere with `grad N(u) = degree N(u) u` are its KKT points; near
+    the origin gradient flow aligns with one of them, and its norm then grows as
+    `d ln|w| / dt = degree N(u) |w|^(degree - 2)` (Kumar & Haupt 2024, arXiv 2402.09226).
 
     **Arguments**
 
@@ -34,10 +34,10 @@ class NeuralCorrelation(eqx.Module):
     - `degree`: of homogeneity.
     - `at`: parameters of the saddle; `None` for the origin. The small weights form a sub-network of the same kind as
       those that `N` is called with: `N` of one neuron tells of the next one to appear.
-    - `labels`: the first labels themselves, of the shape of the predictions, instead of those above.
+    - `labels`: the residuals `z` themselves, of the shape of the predictions, instead of those above.
 
     **Raises** `ValueError` for another kind of problem, one with class indices for targets, a degree below one, and if
-    all first labels vanish, or are not finite.
+    all residuals vanish, or are not finite.
 
     >>> import equinox as eqx, gradflow as gf, jax, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([1.0, -3.0]), gf.losses.square, reduction="sum")
@@ -59,9 +59,9 @@ class NeuralCorrelation(eqx.Module):
         if labels is not None:
             self.labels = jnp.asarray(labels)
         elif at is None:
-            self.labels = first_labels(problem)
+            self.labels = residuals_at_origin(problem)
         else:
-            self.labels = problem.pulls(problem.predictions(at))
+            self.labels = problem.residuals(problem.predictions(at))
         check_labels(self.labels)
 
     @full_precision
@@ -92,23 +92,25 @@ class NeuralCorrelation(eqx.Module):
         return distance / jnp.abs(scaled) if relative else distance
 
 
-def first_labels(problem: EmpiricalRisk, predictions: Any = None) -> Float[Array, "n ..."]:
-    """Pulls of the loss on predictions of zero, of the shape of the targets unless said otherwise."""
+def residuals_at_origin(problem: EmpiricalRisk, predictions: Any = None) -> Float[Array, "n ..."]:
+    """Residuals `-dL/dp_i` at predictions of zero, of the shape of the targets unless said otherwise."""
     if predictions is None:
         shape = problem.y.shape
         if jnp.issubdtype(problem.y.dtype, jnp.integer) and problem.y.ndim == 1:
             advice = "Give targets as one-hot rows, for instance with labels='onehot'."
             raise fail("problem", "have targets of the shape of the predictions", "one with class indices", advice)
         predictions = at_least_single(jnp.zeros(shape, common_dtype(problem.y, float)))
-    return problem.pulls(predictions)
+    return problem.residuals(predictions)
 
 
 def check_labels(labels: Float[Array, "n ..."]) -> None:
-    """Refuses first labels that vanish, or are not finite."""
+    """Refuses residuals that vanish, or are not finite."""
     check_finite("problem", labels, "Its loss has no finite derivative at predictions of zero.")
     if is_concrete(labels) and not np.any(np.asarray(labels)):
         advice = "Nothing drives the weights there: are all targets zero, or is everything fitted?"
-        raise fail("problem", "pull at some prediction", "one whose neural correlation function vanishes", advice)
+        raise fail(
+            "problem", "have residuals that do not vanish", "one whose neural correlation function vanishes", advice
+        )
 
 
 def check_risk(problem: Any) -> EmpiricalRisk:
@@ -155,7 +157,7 @@ def _scalings(problem: EmpiricalRisk, trainable: PyTree, frozen: PyTree) -> tupl
 def polar_rate(
     problem: EmpiricalRisk, predict: Callable[[PyTree], Float[Array, "n ..."]], unit: PyTree, amplitude: Any
 ) -> tuple[PyTree, Float[Array, "n ..."]]:
-    """`sum_i <r_i, grad H(x_i; u)>` with `r` the pulls on the predictions `amplitude * H(x; u)`, and these `r`."""
+    """`sum_i <r_i, grad H(x_i; u)>` with `r` the residuals at the predictions `amplitude * H(x; u)`, and these `r`."""
     predictions, back = jax.vjp(predict, unit)
-    residuals = problem.pulls(amplitude * predictions)
+    residuals = problem.residuals(amplitude * predictions)
     return back(residuals.astype(predictions.dtype))[0], residuals

@@ -94,10 +94,10 @@ class EmpiricalRisk(eqx.Module):
             raise fail("loss", "return a scalar per sample", actual, "Sum over outputs inside the loss.")
         return losses
 
-    def pulls(self, predictions: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
-        """The pull of the loss on every prediction, `-dL/dp_i`, with the factor `1/n` of a mean.
+    def residuals(self, predictions: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+        """The residuals `-dL/dp_i`, the negative derivatives of the loss, with the factor `1/n` of a mean.
 
-        At predictions of zero these are the first labels of small-initialisation theory.
+        At predictions of zero they drive a network out of a small initialisation: see `gradflow.NeuralCorrelation`.
         """
         slopes = jax.vmap(jax.grad(self.loss))(predictions, self.y)
         return -slopes / self.x.shape[0] if self.reduction == "mean" else -slopes

@@ -71,9 +71,9 @@ class PopulationRisk(eqx.Module):
         """Predictions at the nodes, or at other inputs `x`."""
         return self.data.predictions(params, x)
 
-    def pulls(self, predictions: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
-        """The pull of the loss on every prediction, `-dL/dp_i`, with the weight of its node."""
-        residuals = self.data.pulls(predictions)
+    def residuals(self, predictions: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
+        """The residuals `-dL/dp_i`, the negative derivatives of the loss, with the weight of each node."""
+        residuals = self.data.residuals(predictions)
         return residuals * self.weights.astype(residuals.dtype).reshape(-1, *[1] * (residuals.ndim - 1))
 
     def of_predictions(self, predictions: Float[Array, "n ..."]) -> Float[Array, ""]:

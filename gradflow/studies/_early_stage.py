@@ -16,7 +16,7 @@ from gradflow._solution import Status
 from gradflow.data import Dataset, correlated
 from gradflow.data._load import load_some
 from gradflow.flows import GradientFlow
-from gradflow.models import Smoothed, TwoLayer, mild_two_layer
+from gradflow.models import Smoothed, TwoLayer, mildly_parametrised
 from gradflow.problems import EmpiricalRisk, losses
 from gradflow.rules import SGD, GradientDescent
 from gradflow.runs._iterate import iterate, iterate_to
@@ -54,7 +54,7 @@ def early_stage(
 ) -> xr.Dataset:
     """Early training of ReLU networks: loss drop, living neurons, late phase.
 
-    Two layers, from a start with large output weights (`gradflow.models.mild_two_layer`).
+    Two layers, from a start with large output weights (`gradflow.models.mildly_parametrised`).
 
     Four questions. How far does the loss fall in the first `1/eta` steps (one unit of flow time) of descent, over
     widths at the middle rate and over rates at the middle width, and of SGD, over batches at the middle width, in the
@@ -109,7 +109,7 @@ def early_stage(
     within = kappa * (x.shape[1] / size) ** 0.5
 
     def starts(width: int) -> TwoLayer:
-        return eqx.filter_vmap(lambda key: mild_two_layer(x.shape[1], width, outputs, kappa=within, key=key))(keys)
+        return eqx.filter_vmap(lambda key: mildly_parametrised(x.shape[1], width, outputs, kappa=within, key=key))(keys)
 
     # One program for all losses.
     chosen = tuple(LOSSES[name] for name in names)

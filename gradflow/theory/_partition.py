@@ -23,7 +23,7 @@ def partition_condition(x: Any, y: Any) -> PartitionCondition:
     They do if inputs of one label never form an obtuse angle, and of different labels never an acute one.
 
     Then `s_k y_i d(w_k . x_i)/dt >= 0` for two-layer ReLU networks, `s_k` the sign of the output weight, under every
-    loss that pulls towards the label: see `gradflow.observables.NeuronPartition`. Values above `-1e-12 |x_i| |x_j|`
+    loss that decreases towards the label: see `gradflow.observables.NeuronPartition`. Values above `-1e-12 |x_i| |x_j|`
     count as zero.
 
     **Arguments**: `x`: inputs `(n, in_size)`; `y`: labels +1 and -1 `(n,)`.

@@ -30,7 +30,7 @@ class ReLUEscape(NamedTuple):
 def relu_escape(x: Float[np.ndarray, "n d"], z: Float[np.ndarray, " n"], iterations: int = 200) -> ReLUEscape:
     """Slope of the escape time of a ReLU network, and where its neurons turn.
 
-    For inputs `x (n, d)` and first labels `z (n,)` (square loss: `y`; logistic: `y / 2`), mean reduction.
+    For inputs `x (n, d)` and residuals at the origin `z (n,)` (square loss: `y`; logistic: `y / 2`), mean reduction.
 
     Moves unit vectors `w` along `grad g(w)`, in steps that shrink so as to settle on kinks too (inputs with a negative
     label make maxima there), from every input, its opposite, the mean of `z_i x_i` and some random directions; keeps

@@ -43,7 +43,7 @@ def two_directions(ratio: float | int, angle: float, share: float) -> TwoDirecti
         rate = (share / 2) sqrt(p) / (1 + p) (2 sin(D/2))^2
 
     `p` is the number of copies of the one input over that of the other, `D` their angle. While the network has one
-    output `c` for both, the best is the plateau, with equal pulls `r = sqrt(p) / (1 + p)` of both sides. Neurons of
+    output `c` for both, the best is the plateau, with equal residuals `r = sqrt(p) / (1 + p)` of both sides. Neurons of
     positive sign that see both inputs, and those of negative sign that slide along the kink of the first, drive the
     outputs apart: `d' = share r |x+ - x-|^2 exp(-d/2)`, `L = plateau exp(-d/2)`. Times to escape go like
     `D^-2 (1 + p) / sqrt(p)`. The loss ends like `4 / (share D^2 t)`.

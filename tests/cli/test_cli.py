@@ -64,10 +64,10 @@ COMMANDS = [
 
 
 def test_help_lists_every_command(gradflow):
-    code, said, _ = gradflow("--help")
+    code, output, _ = gradflow("--help")
     assert code == 0
     for command in COMMANDS:
-        assert re.search(rf"^  {command} ", said, re.MULTILINE)
+        assert re.search(rf"^  {command} ", output, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -106,11 +106,11 @@ def test_help_lists_every_command(gradflow):
     ],
 )
 def test_every_command_explains_itself(gradflow, command, options):
-    code, said, _ = gradflow(command, "--help")
+    code, output, _ = gradflow(command, "--help")
     assert code == 0
     for option in options:
         # Every option has a sentence after its name and type.
-        assert re.search(rf"^  \[?{re.escape(option.lower())}\b.*  \S", said.lower(), re.MULTILINE), option
+        assert re.search(rf"^  \[?{re.escape(option.lower())}\b.*  \S", output.lower(), re.MULTILINE), option
 
 
 STUDIES = {
@@ -158,17 +158,17 @@ def test_small_init(gradflow, out, monkeypatch):
     # stored there is recognised here.
     words = ["small-init", "--quick", "--out", str(out), "--samples", "24"]
     done = subprocess.run([sys.executable, "-c", START, *words], capture_output=True, text=True, check=True)
-    said = done.stdout
+    output = done.stdout
     store, figure = out / "small-init-quick.zarr", out / "small-init-quick.png"
     assert figure.read_bytes()[:4] == b"\x89PNG"
     ds = xr.open_zarr(store).load()
     neurons = {"angle_0": 16, "angle_negative_0": 16}
     assert dict(ds.sizes) == {"loss": 2, "width": 1, "scale": 3, "seed": 1, "time": 121, **neurons, "saddle": 3}
     assert ds.attrs["dtype"] == "float64"
-    assert gf.studies.small_init_table(ds) in said
-    assert f"store:  {store}" in said
-    assert f"figure: {figure}" in said
-    assert "resuming" not in said
+    assert gf.studies.small_init_table(ds) in output
+    assert f"store:  {store}" in output
+    assert f"figure: {figure}" in output
+    assert "resuming" not in output
 
     def refuse(*arguments):
         raise AssertionError("something ran")
@@ -177,24 +177,24 @@ def test_small_init(gradflow, out, monkeypatch):
         patched.setattr(_scheduler, "run_segment", refuse)
         code, again, _ = gradflow("small-init", "--quick", "--out", out, "--samples", "24")
     assert code == 0
-    assert again == f"resuming {store}: 6 of 6 flows are there (--fresh starts over)\n" + said
+    assert again == f"resuming {store}: 6 of 6 flows are there (--fresh starts over)\n" + output
 
-    code, said, err = gradflow("small-init", "--quick", "--out", out, "--samples", "24", "--rtol", "1e-2")
+    code, output, err = gradflow("small-init", "--quick", "--out", out, "--samples", "24", "--rtol", "1e-2")
     assert code == 2
     assert "rtol: 0.001 -> 0.01" in err
     assert "--fresh" in err
-    code, said, err = gradflow("small-init", "--quick", "--out", out, "--samples", "26")
+    code, output, err = gradflow("small-init", "--quick", "--out", out, "--samples", "26")
     assert code == 2
     assert "data, models or observables" in err
     xr.testing.assert_identical(xr.open_zarr(store).load(), ds)
 
     zarr.open_group(store, mode="r+")["status"][0, 0, 0, 0] = -1
-    code, said, _ = gradflow("info", store)
+    code, output, _ = gradflow("info", store)
     assert code == 0
-    assert "runs: 1 missing, 5 ok" in said
+    assert "runs: 1 missing, 5 ok" in output
     with monkeypatch.context() as patched:
         patched.setattr(_scheduler, "run_segment", interrupt)
-        code, said, err = gradflow("small-init", "--quick", "--fresh", "--out", out, "--samples", "24")
+        code, output, err = gradflow("small-init", "--quick", "--fresh", "--out", out, "--samples", "24")
     assert code == 130
     # Started over on purpose, it is not to be started over once more.
     assert f"`gradflow small-init --quick --out {out} --samples 24` goes on with it" in err
@@ -209,36 +209,36 @@ def interrupt(*arguments):
 
 @pytest.mark.slow
 def test_compare_plot_and_info(gradflow, out):
-    code, said, _ = gradflow("compare", "--quick", "--out", out, "--samples", "20", "--horizon", "4", "--width", "3")
+    code, output, _ = gradflow("compare", "--quick", "--out", out, "--samples", "20", "--horizon", "4", "--width", "3")
     assert code == 0
     store, figure = out / "compare-quick.zarr", out / "compare-quick.png"
     assert figure.read_bytes()[:4] == b"\x89PNG"
     ds = gf.sweeps.open_store(store)
     assert (ds.attrs["study"], ds.attrs["horizon"], ds.attrs["width"]) == ("compare", 4.0, 3)
     assert ds.sizes["learning_rate"] == 4
-    assert said.startswith(gf.studies.compare_table(ds))
-    assert f"figure: {figure}" in said
+    assert output.startswith(gf.studies.compare_table(ds))
+    assert f"figure: {figure}" in output
 
-    code, said, _ = gradflow("plot", store)
-    assert (code, said) == (0, f"figure: {store.with_suffix('.png')}\n")
-    code, said, _ = gradflow("plot", store, "--out", out / "again" / "a.pdf")
-    assert (code, said) == (0, f"figure: {out / 'again' / 'a.pdf'}\n")
+    code, output, _ = gradflow("plot", store)
+    assert (code, output) == (0, f"figure: {store.with_suffix('.png')}\n")
+    code, output, _ = gradflow("plot", store, "--out", out / "again" / "a.pdf")
+    assert (code, output) == (0, f"figure: {out / 'again' / 'a.pdf'}\n")
     assert (out / "again" / "a.pdf").read_bytes()[:4] == b"%PDF"
     assert plt.get_fignums() == []
 
-    code, said, _ = gradflow("info", store)
+    code, output, _ = gradflow("info", store)
     assert code == 0
-    assert "runs: 4 ok" in said
-    assert "study: compare" in said
-    assert "4 learning_rate" in said
-    code, said, err = gradflow("plot", store, "--out", out / "a.xyz")
+    assert "runs: 4 ok" in output
+    assert "study: compare" in output
+    assert "4 learning_rate" in output
+    code, output, err = gradflow("plot", store, "--out", out / "a.xyz")
     assert code == 2
     assert one_line(err).startswith("gradflow: Format 'xyz' is not supported")
 
     # The store of another study in the place of the one to be resumed.
     (out / "taken").mkdir()
     store.rename(out / "taken" / "small-init-quick.zarr")
-    code, said, err = gradflow("small-init", "--quick", "--out", out / "taken", "--samples", "20")
+    code, output, err = gradflow("small-init", "--quick", "--out", out / "taken", "--samples", "20")
     assert code == 2
     assert "which holds another study" in one_line(err)
     assert gf.sweeps.open_store(out / "taken" / "small-init-quick.zarr").attrs["study"] == "compare"
@@ -246,13 +246,13 @@ def test_compare_plot_and_info(gradflow, out):
 
 @pytest.mark.slow
 def test_phase_diagram(gradflow, out, monkeypatch):
-    code, said, _ = gradflow("phase-diagram", "--quick", "--out", out)
+    code, output, _ = gradflow("phase-diagram", "--quick", "--out", out)
     assert code == 0
     store, figure = out / "phase-diagram-quick.zarr", out / "phase-diagram-quick.png"
     assert figure.read_bytes()[:4] == b"\x89PNG"
     ds = gf.sweeps.open_store(store)
     assert ds.attrs["study"] == "phase-diagram"
-    assert said.startswith(gf.studies.phase_diagram_table(ds))
+    assert output.startswith(gf.studies.phase_diagram_table(ds))
     assert list(ds.region.values) == ["green", "blue", "orange"]
     # Two runs of SGD stay near the full system everywhere; what is left at infinite d fails in the orange region.
     mean = ds.risk_sgd.mean("seed").values[..., -1]
@@ -288,14 +288,14 @@ def test_phase_diagram(gradflow, out, monkeypatch):
 
 
 def test_info_lists_what_there_is(gradflow):
-    code, said, _ = gradflow("info")
+    code, output, _ = gradflow("info")
     assert code == 0
     for name in ("GradientFlow", "GradientDescent", "TwoLayer", "ParameterNorm", "digits", "jax ", "device 0: "):
-        assert name in said
+        assert name in output
     assert {"square", "small_init", "plateau", "Erf", "circle"} <= {
-        line.split()[0] for line in said.splitlines() if line
+        line.split()[0] for line in output.splitlines() if line
     }
-    for line in said.splitlines():
+    for line in output.splitlines():
         assert len(line) <= 100, line
         if line.startswith("  "):
             assert len(line.split(maxsplit=1)) == 2, line
@@ -350,8 +350,8 @@ def one_line(err):
 
 @pytest.mark.parametrize("command", ["small-init", "compare", "momentum"])
 def test_unknown_data_set(gradflow, command, tmp_path):
-    code, said, err = gradflow(command, "--quick", "--data", "imagenet", "--out", tmp_path / "o")
-    assert (code, said) == (2, "")
+    code, output, err = gradflow(command, "--quick", "--data", "imagenet", "--out", tmp_path / "o")
+    assert (code, output) == (2, "")
     assert re.match(r"gradflow: Argument `--data` must be one of 'digits', .*, but is 'imagenet'", one_line(err))
 
 
@@ -362,8 +362,8 @@ def test_unwritable_folder(gradflow, command, tmp_path, monkeypatch):
     monkeypatch.setattr(gf.studies, "discrete_gap", interrupt)
     monkeypatch.setattr(gf.studies, "momentum", interrupt)
     (tmp_path / "file").write_text("")
-    code, said, err = gradflow(command, "--quick", "--out", tmp_path / "file" / "o")
-    assert (code, said) == (2, "")
+    code, output, err = gradflow(command, "--quick", "--out", tmp_path / "file" / "o")
+    assert (code, output) == (2, "")
     assert one_line(err).startswith("gradflow: Argument `--out` must be a path that can be written, but is ")
 
 
@@ -394,14 +394,14 @@ MISTAKES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("words", "said"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
-def test_mistakes_end_with_one_line(gradflow, words, said, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("words", "message"), MISTAKES, ids=[" ".join(words) for words, _ in MISTAKES])
+def test_mistakes_end_with_one_line(gradflow, words, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")
     gf.sweeps.write_dataset(xr.Dataset({"a": ("x", [1.0])}), tmp_path / "sweep.zarr")
     code, printed, err = gradflow(*words)
     assert (code, printed) == (2, "")
-    assert said in one_line(err)
+    assert message in one_line(err)
     assert one_line(err).startswith("gradflow: Argument ")
 
 
@@ -427,13 +427,13 @@ def test_flows_that_failed_are_told_and_have_the_code_of_failures(codes, code, c
     status = xr.DataArray(codes)
     with pytest.raises(typer.Exit) if code else contextlib.nullcontext() as end:
         _studies._end_with(status)
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     if not code:
-        assert said == ""
+        assert message == ""
         return
     assert end.value.exit_code == code
-    assert said.startswith("gradflow: 3 of 4 flows ended early: max_steps: the step budget ran out")
-    assert "step_underflow: " in said
+    assert message.startswith("gradflow: 3 of 4 flows ended early: max_steps: the step budget ran out")
+    assert "step_underflow: " in message
 
 
 @pytest.mark.slow

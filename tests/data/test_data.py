@@ -614,13 +614,13 @@ def test_sine_by_hand():
 
 def test_principal_components_are_those_of_the_covariance():
     whole = data.digits(n=60, classes=(0, 1), labels="pm1")
-    found = data.principal_components(whole, 3)
+    computed = data.principal_components(whole, 3)
     values = np.linalg.eigvalsh(np.cov(whole.x.T))[::-1][:3]
-    covariance = np.cov(found.x.T)
+    covariance = np.cov(computed.x.T)
     np.testing.assert_allclose(covariance / covariance[0, 0], np.diag(values / values[0]), atol=1e-6)
-    assert np.max(np.abs(found.x)) == pytest.approx(1)
-    assert found.y is whole.y
-    assert (found.name, found.classes, found.image_shape) == ("digits, 3 components", (0, 1), None)
+    assert np.max(np.abs(computed.x)) == pytest.approx(1)
+    assert computed.y is whole.y
+    assert (computed.name, computed.classes, computed.image_shape) == ("digits, 3 components", (0, 1), None)
 
 
 def test_principal_components_are_at_most_as_many_as_there_are():
@@ -637,8 +637,8 @@ def test_load_some_takes_what_is_left_open():
 def test_xor_has_four_equal_corners():
     dataset = data.xor(42, noise=0.05, in_size=5, dtype="float64")
     corners = np.sign(dataset.x[:, :2])
-    found, counts = np.unique(corners, axis=0, return_counts=True)
-    assert len(found) == 4
+    computed, counts = np.unique(corners, axis=0, return_counts=True)
+    assert len(computed) == 4
     assert sorted(counts.tolist()) == [10, 10, 11, 11]
     assert all(label == (1 if a == b else -1) for (a, b), label in zip(corners, dataset.y, strict=True))
     assert dataset.y.sum() == 0
@@ -782,7 +782,7 @@ def test_load_refuses_unknown_names_and_options():
 # Examples -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", [found.name for found in pkgutil.iter_modules(data.__path__)])
+@pytest.mark.parametrize("module", [info.name for info in pkgutil.iter_modules(data.__path__)])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(importlib.import_module(f"gradflow.data.{module}")).failed == 0
 

@@ -44,7 +44,7 @@ def test_field_of_two_hidden_layers_by_hand():
     """The formulas of the source, entry by entry, with weights of all sizes, zero among them."""
     nodes = layered([WIDE], jax.nn.sigmoid).draw((3, 4), jax.random.key(1))
     p1, p2 = np.array([0.5, 0.2, 0.0]), np.array([0.1, 0.0, 0.3, 0.6])
-    found = drift(PROBLEM, nodes._replace(weights=(jnp.asarray(p1), jnp.asarray(p2))))
+    computed = drift(PROBLEM, nodes._replace(weights=(jnp.asarray(p1), jnp.asarray(p2))))
     W1, W2, C = (np.asarray(leaf) for leaf in (*nodes.net.layers, nodes.net.output))
 
     def s(z):
@@ -63,7 +63,7 @@ def test_field_of_two_hidden_layers_by_hand():
             first[j] += e * V * H[j] * (1 - H[j]) * x
             for i in range(4):
                 second[j, i] += e * C[i] * slope[i] * H[j]
-    for a, b in zip((*found.layers, found.output), (first, second, output), strict=True):
+    for a, b in zip((*computed.layers, computed.output), (first, second, output), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
@@ -73,13 +73,13 @@ def test_finite_networks_follow_scaled_gradients(depth):
     start = layered([WIDE] * (depth - 1), out_size=3)
     nodes = start.draw([5, 3, 4][:depth], jax.random.key(2))
     problem = gf.EmpiricalRisk(X, np.stack([Y, -Y, Y**2], axis=1), gf.losses.square)
-    found = drift(problem, nodes)
+    computed = drift(problem, nodes)
     gradient = jax.grad(problem)(nodes.net)
     widths = nodes.net.widths
     sizes = [widths[0]] + [a * b for a, b in itertools.pairwise(widths)]
-    for moved, slope, size in zip(found.layers, gradient.layers, sizes, strict=True):
-        np.testing.assert_allclose(moved, -size * slope, rtol=1e-11, atol=1e-15)
-    np.testing.assert_allclose(found.output, -widths[-1] * gradient.output, rtol=1e-11)
+    for velocity, slope, size in zip(computed.layers, gradient.layers, sizes, strict=True):
+        np.testing.assert_allclose(velocity, -size * slope, rtol=1e-11, atol=1e-15)
+    np.testing.assert_allclose(computed.output, -widths[-1] * gradient.output, rtol=1e-11)
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def test_one_hidden_layer_is_the_two_layer_network_at_another_pace():
 
 
 def test_weight_decay_and_loss_of_other_kinds():
-    """Every layer decays at its own rate; the pull of logistic loss is its slope."""
+    """Every layer decays at its own rate; the residual of logistic loss is its slope."""
     nodes = layered([WIDE]).draw(3, jax.random.key(1))
     plain, decaying = drift(PROBLEM, nodes), drift(PROBLEM, nodes, [0.1, 0.2, 0.3])
     for rate, a, b, w in zip((0.1, 0.2), plain.layers, decaying.layers, nodes.net.layers, strict=True):
@@ -145,11 +145,11 @@ def linear_reference(x, y, mean, first, second, ts):
 
     begin = np.concatenate([B0.ravel(), K0.ravel(), v0])
     states = solve_ivp(field, (0, ts[-1]), begin, "DOP853", ts, rtol=1e-13, atol=1e-14).y.T
-    found = []
+    computed = []
     for state in states:
         B, K, v = (part.reshape(like.shape) for part, like in zip(unpack(state), (B0, K0, v0), strict=True))
-        found.append(x @ (B @ first @ K.T @ second @ v))
-    return np.array(found)
+        computed.append(x @ (B @ first @ K.T @ second @ v))
+    return np.array(computed)
 
 
 def test_linear_activation_is_exact():
@@ -196,10 +196,10 @@ def test_parity(symmetric):
 def test_test_particles_are_not_seen(symmetric):
     """The field of the nodes stays what it was, to rounding; a particle at the label of a node goes along with it."""
     nodes, particles, sol = symmetric
-    alone, beside = drift(PROBLEM, nodes), drift(PROBLEM, particles)
-    np.testing.assert_allclose(beside.layers[0][:16], alone.layers[0], rtol=0, atol=1e-15)
-    np.testing.assert_allclose(beside.layers[1][:16, :4], alone.layers[1], rtol=0, atol=1e-15)
-    np.testing.assert_allclose(beside.output[:4], alone.output, rtol=0, atol=1e-15)
+    alone, with_particles = drift(PROBLEM, nodes), drift(PROBLEM, particles)
+    np.testing.assert_allclose(with_particles.layers[0][:16], alone.layers[0], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(with_particles.layers[1][:16, :4], alone.layers[1], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(with_particles.output[:4], alone.output, rtol=0, atol=1e-15)
     np.testing.assert_allclose(sol.final.layers[0][17], sol.final.layers[0][5], rtol=0, atol=1e-13)
     np.testing.assert_allclose(sol.final.output[4], sol.final.output[2], rtol=0, atol=1e-13)
     np.testing.assert_allclose(sol.final.layers[1][:16, 4], sol.final.layers[1][:16, 2], rtol=0, atol=1e-13)
@@ -254,13 +254,13 @@ def test_kernels_do_not_collapse():
     constant = layered([lambda a, b: 0.5 + 0 * a[0], Uniform(0, 2)], **upper).nodes(GaussLegendre(5))
     law = layered([Uniform(0, 1), Uniform(0, 2)], **upper).nodes(GaussLegendre(5))
     assert (constant.net.widths, law.net.widths) == ((25, 5, 5), (25, 1, 5))
-    told, plain = drift(PROBLEM, constant).layers[1], drift(PROBLEM, law).layers[1]
+    labelled, plain = drift(PROBLEM, constant).layers[1], drift(PROBLEM, law).layers[1]
     assert float(jnp.max(jnp.abs(plain))) > 1e-3
-    np.testing.assert_allclose(told, jnp.tile(plain, 5), rtol=1e-10)
+    np.testing.assert_allclose(labelled, jnp.tile(plain, 5), rtol=1e-10)
     start = layered([kernel, Uniform(0, 2)], **upper)
-    told = start.nodes(GaussLegendre(5))
-    moved = drift(PROBLEM, told).layers[1]
-    assert float(jnp.max(jnp.std(moved, axis=1))) > 0.01 * float(jnp.max(jnp.abs(moved)))
+    labelled = start.nodes(GaussLegendre(5))
+    computed = drift(PROBLEM, labelled).layers[1]
+    assert float(jnp.max(jnp.std(computed, axis=1))) > 0.01 * float(jnp.max(jnp.abs(computed)))
     drawn = start.draw((2, 3, 4), jax.random.key(0)).net
     labels = np.arcsin(np.asarray(drawn.layers[1] - 1) / (1 + np.asarray(drawn.layers[0][:, :1]))) / 3
     assert np.ptp(np.sin(3 * labels), axis=0).max() < 1e-12
@@ -325,9 +325,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("mistake", "said"), MISTAKES.values(), ids=MISTAKES)
-def test_mistakes(mistake, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("mistake", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes(mistake, message):
+    with pytest.raises(ValueError, match=message):
         mistake()
 
 

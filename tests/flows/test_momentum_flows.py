@@ -103,11 +103,11 @@ NAMED = {
 def test_constant_coefficients_equal_the_matrix_exponential():
     ts = np.array([0.0, 0.3, 1.0, 2.5])
     flows = stack([generic(QUADRATIC, flow) for flow, _ in NAMED.values()])
-    found = solve_all(flows, jnp.asarray(START), jnp.broadcast_to(ts, (len(NAMED), 4)), 1e-10)
-    assert (found.code == 0).all()
-    for row, (_, numbers) in zip(found.params, NAMED.values(), strict=True):
+    computed = solve_all(flows, jnp.asarray(START), jnp.broadcast_to(ts, (len(NAMED), 4)), 1e-10)
+    assert (computed.code == 0).all()
+    for row, (_, numbers) in zip(computed.params, NAMED.values(), strict=True):
         np.testing.assert_allclose(row, expm_solution(*numbers, ts), rtol=0, atol=1e-8)
-    assert float(np.max(found.drift["energy"])) < 1e-8
+    assert float(np.max(computed.drift["energy"])) < 1e-8
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -117,11 +117,11 @@ def test_named_flows_are_their_equations(name):
     x, v = RNG.normal(size=(2, 3))
     state = gf.flows.MomentumState(jnp.asarray(x), jnp.asarray(v), jnp.zeros(()))
     rate = flow.vector_field(jnp.asarray(0.7), state, None)
-    moved = v - b * HESSIAN @ x
-    np.testing.assert_allclose(rate.position, moved, atol=1e-13)
+    dx = v - b * HESSIAN @ x
+    np.testing.assert_allclose(rate.position, dx, atol=1e-13)
     # X'' = V' - b H X'
     np.testing.assert_allclose(
-        rate.momentum - b * HESSIAN @ moved, -a * moved - b * HESSIAN @ moved - c * HESSIAN @ x, atol=1e-12
+        rate.momentum - b * HESSIAN @ dx, -a * dx - b * HESSIAN @ dx - c * HESSIAN @ x, atol=1e-12
     )
     began = flow.init(jnp.asarray(x), None)
     np.testing.assert_allclose(began.momentum - b * HESSIAN @ x, velocity * HESSIAN @ x, atol=1e-13)
@@ -214,9 +214,9 @@ def heavy_ball(gradient, w, beta, s, steps, first):
 def nesterov(gradient, w, betas, s, steps):
     rows, v = [w], w
     for k in range(steps):
-        moved = rows[-1] - s * gradient(rows[-1])
-        rows.append(moved + betas(k) * (moved - v))
-        v = moved
+        descended = rows[-1] - s * gradient(rows[-1])
+        rows.append(descended + betas(k) * (descended - v))
+        v = descended
     return np.array(rows)
 
 
@@ -242,7 +242,7 @@ def test_orders_of_resolutions_and_starts():
         "Nesterov matched": (lambda s: gf.NesterovFlow(SOFT, MU, s), "nesterov", 0.99),
     }
     flows = stack([generic(SOFT, make(h**2)) for make, _, _ in kinds.values() for h in STEPS])
-    found = solve_all(flows, jnp.asarray(START), jnp.broadcast_to(TIMES, (3 * len(kinds), 9)), 1e-10)
+    computed = solve_all(flows, jnp.asarray(START), jnp.broadcast_to(TIMES, (3 * len(kinds), 9)), 1e-10)
     runs = {"heavy ball": [], "rest": [], "nesterov": []}
     for h in STEPS:
         r = (MU * h**2) ** 0.5
@@ -251,7 +251,7 @@ def test_orders_of_resolutions_and_starts():
         runs["rest"].append(heavy_ball(soft_gradient, START, beta, h**2, steps, 1)[::every])
         runs["nesterov"].append(nesterov(soft_gradient, START, lambda k, beta=beta: beta, h**2, steps)[::every])
     for i, (name, (_, method, order)) in enumerate(kinds.items()):
-        assert abs(slopes(runs[method], found.params[3 * i : 3 * i + 3]) - order) <= 0.03, name
+        assert abs(slopes(runs[method], computed.params[3 * i : 3 * i + 3]) - order) <= 0.03, name
 
 
 @pytest.mark.parametrize("method", ["heavy ball", "nesterov"])
@@ -281,11 +281,11 @@ def test_order_of_the_convex_flow(resolution, order):
     flows = stack([gf.NesterovConvexFlow(SOFT, h**2, resolution=resolution) for h in steps])
     ks = [np.round(TIMES / h).astype(int) for h in steps]
     ts = jnp.stack([(jnp.asarray(k) + 1.5) * h for k, h in zip(ks, steps, strict=True)])
-    found = solve_all(flows, jnp.asarray(START), ts, 1e-10)
+    computed = solve_all(flows, jnp.asarray(START), ts, 1e-10)
     rows = [
         nesterov(soft_gradient, START, lambda k: k / (k + 3), h**2, k[-1])[k] for k, h in zip(ks, steps, strict=True)
     ]
-    assert abs(slopes(rows, found.params, steps) - order) <= 0.03
+    assert abs(slopes(rows, computed.params, steps) - order) <= 0.03
 
 
 # Modified flows
@@ -294,8 +294,8 @@ def test_order_of_the_convex_flow(resolution, order):
 def late_gaps(order, nesterov_, start, etas, beta, method_rows):
     """Distance at a time when the transient of momentum is over."""
     flows = stack([gf.ModifiedFlow(SOFT, eta, beta, nesterov_, order, start) for eta in etas])
-    found = solve_all(flows, jnp.asarray(START), jnp.full((len(etas), 1), 2.0), 1e-11)
-    return np.linalg.norm(np.asarray(found.params)[:, 0] - method_rows, axis=1)
+    computed = solve_all(flows, jnp.asarray(START), jnp.full((len(etas), 1), 2.0), 1e-11)
+    return np.linalg.norm(np.asarray(computed.params)[:, 0] - method_rows, axis=1)
 
 
 def last_rows(etas, beta, nesterov_):
@@ -314,10 +314,12 @@ def test_second_order_flow_of_fixed_momentum():
     """Second order after the transient; the heavy ball and Nesterov's method from rest, in one program."""
     beta, etas = 0.5, 0.5 * np.array([0.04, 0.02, 0.01])
     flows = [gf.MomentumFlow(SOFT, eta, beta, kind) for kind in (False, True) for eta in etas]
-    found = solve_all(stack([generic(SOFT, flow) for flow in flows]), jnp.asarray(START), jnp.full((6, 1), 2.0), 1e-11)
+    computed = solve_all(
+        stack([generic(SOFT, flow) for flow in flows]), jnp.asarray(START), jnp.full((6, 1), 2.0), 1e-11
+    )
     for i, kind in enumerate((False, True)):
         rows = last_rows(etas, beta, kind)
-        gaps = np.linalg.norm(np.asarray(found.params)[3 * i : 3 * i + 3, 0] - rows, axis=1)
+        gaps = np.linalg.norm(np.asarray(computed.params)[3 * i : 3 * i + 3, 0] - rows, axis=1)
         assert abs(np.log2(gaps[1] / gaps[2]) - 2) <= 0.1
 
 
@@ -363,12 +365,12 @@ def test_principal_flow_is_gradient_descent_on_a_quadratic():
     sharpness = np.linalg.eigvalsh(HESSIAN)[-1]
     etas = np.array([0.1, 0.9, 1.9]) / sharpness
     flows = stack([gf.PrincipalFlow(QUADRATIC, eta, iterations=3) for eta in etas])
-    found = solve_all(flows, jnp.asarray(START), jnp.asarray(np.outer(etas, [2, 4])), 1e-11)
-    for row, eta in zip(found.params, etas, strict=True):
+    computed = solve_all(flows, jnp.asarray(START), jnp.asarray(np.outer(etas, [2, 4])), 1e-11)
+    for row, eta in zip(computed.params, etas, strict=True):
         step = np.eye(3) - eta * HESSIAN
         exact = [np.linalg.matrix_power(step, k) @ START for k in (2, 4)]
         np.testing.assert_allclose(row, exact, rtol=0, atol=1e-9)
-    assert int(found.stats["hessian_vector_products"][0]) == 3 * int(found.stats["gradient_evaluations"][0])
+    assert int(computed.stats["hessian_vector_products"][0]) == 3 * int(computed.stats["gradient_evaluations"][0])
 
 
 @pytest.mark.slow
@@ -488,9 +490,9 @@ def test_two_root_formula():
     trace = (1 + beta - eta * lam).astype(complex)
     root = np.sqrt(trace**2 - 4 * beta)
     plus, minus = (trace + root) / 2, (trace - root) / 2
-    share = (1 - eta * lam - minus) / (plus - minus)
+    weight = (1 - eta * lam - minus) / (plus - minus)
     k = np.asarray(10 * np.arange(7))[:, None]
-    np.testing.assert_allclose(sol.params, np.real(share * plus**k + (1 - share) * minus**k), atol=1e-12)
+    np.testing.assert_allclose(sol.params, np.real(weight * plus**k + (1 - weight) * minus**k), atol=1e-12)
 
 
 def test_flows_of_rules():

@@ -86,11 +86,11 @@ def step_by_simulation(W, teacher, v, g, noise, samples, seed, normalised=True, 
     fields, taught = x @ W.T / np.sqrt(d), x @ teacher.T / np.sqrt(d)
     error = erf(taught).sum(axis=1) / over_k + np.sqrt(noise) * rng.normal(size=samples) - erf(fields) @ v / over_p
     push = g / np.sqrt(d) * (error[:, None] * v * slope(fields))
-    moved = push[:, :, None] * x[:, None, :]
-    moved = moved.reshape(-1, batch, p, d).mean(axis=1)
-    dM = moved @ teacher.T / d
-    cross = moved @ W.T / d
-    dQ = cross + cross.transpose(0, 2, 1) + np.einsum("sja,sla->sjl", moved, moved) / d
+    displacement = push[:, :, None] * x[:, None, :]
+    displacement = displacement.reshape(-1, batch, p, d).mean(axis=1)
+    dM = displacement @ teacher.T / d
+    cross = displacement @ W.T / d
+    dQ = cross + cross.transpose(0, 2, 1) + np.einsum("sja,sla->sjl", displacement, displacement) / d
     dv = (g / d * error[:, None] * erf(fields)).reshape(-1, batch, p).mean(axis=1)
     scaled = [change * d / g for change in (dQ, dM, dv)]
     return [(np.mean(change, axis=0), np.std(change, axis=0) / np.sqrt(len(change))) for change in scaled]
@@ -113,8 +113,8 @@ def test_expected_step_of_sgd_is_met_exactly_at_any_dim(normalised, batch):
 
     def rate(dim):
         flow = gf.OrderParameterFlow(problem, gamma_over_p=g, dim=dim, second_layer_rate=1.0, batch_size=batch)
-        found = flow.vector_field(jnp.zeros(()), flow.init(params, None), None)
-        return flow.params(found).Q, found.M, found.output
+        computed = flow.vector_field(jnp.zeros(()), flow.init(params, None), None)
+        return flow.params(computed).Q, computed.M, computed.output
 
     for ours, (mean, error) in zip(rate(d), measured, strict=True):
         assert np.all(np.abs(np.asarray(ours) - mean) <= 4.5 * error)
@@ -168,13 +168,13 @@ def test_plateau_law(long_runs):
     At `g = 1` the height is in proportion to the noise within 1 % over two decades, and no longer moves.
     """
     A = 1 / (2 * np.pi * np.sqrt(3))
-    found = {pair: np.asarray(long_runs[pair].observed["risk"]) for pair in PLATEAUS}
-    for (g, noise), risk in found.items():
+    computed = {pair: np.asarray(long_runs[pair].observed["risk"]) for pair in PLATEAUS}
+    for (g, noise), risk in computed.items():
         law = A * g * noise / (1 - 2 * A * g)
         assert risk[-1] == pytest.approx(law, rel=0.02 if g == 1 else 0.002)
         assert risk[-1] == pytest.approx(risk[-2], rel=0.005)
-    shares = [found[1.0, noise][-1] / noise for noise in (1e-5, 1e-4, 1e-3)]
-    np.testing.assert_allclose(shares, shares[1], rtol=0.01)
+    ratios = [computed[1.0, noise][-1] / noise for noise in (1e-5, 1e-4, 1e-3)]
+    np.testing.assert_allclose(ratios, ratios[1], rtol=0.01)
 
 
 @pytest.mark.slow
@@ -294,7 +294,7 @@ def solve_from(params, **options):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: gf.OrderParameterFlow(jnp.zeros((2, 2)), gamma_over_p=1.0), "`P` must be positive definite"),
         (lambda: gf.OrderParameterFlow(jnp.diag(jnp.array([1.0, -1.0])), gamma_over_p=1.0), "`P` must be positive def"),
@@ -341,8 +341,8 @@ def solve_from(params, **options):
         ),
     ],
 )
-def test_bad_input(make, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_input(make, message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 
@@ -354,26 +354,26 @@ def test_float64_is_asked_for():
     single = gf.OrderParameters(double.Q.astype(jnp.float32), double.M.astype(jnp.float32))
     flow, wide = gf.OrderParameterFlow(problem, gamma_over_p=0.5), gf.flows.OverparametrisedFlow(problem)
     spread = gf.flows.FluctuationFlow(flow, 2, dim=100, key=jax.random.key(0))
-    said = "`params` must be in float64, but is in float32.*jax_enable_x64.*allow_float32=True"
+    message = "`params` must be in float64, but is in float32.*jax_enable_x64.*allow_float32=True"
     for asked, start in ((flow, single), (wide, wide.reduce(single)), (spread, spread.start(single))):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             gf.solve(asked, start, [1.0])
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         jax.jit(lambda params: gf.solve(flow, params, [1.0]).final.M)(single)
     allowed = gf.OrderParameterFlow(problem, gamma_over_p=0.5, allow_float32=True)
     options = {"rtol": 1e-4, "solver": gf.solvers.Tsit5()}
-    found = gf.solve(allowed, single, [20.0], **options)
-    assert found.final.Q.dtype == jnp.float32
+    sol = gf.solve(allowed, single, [20.0], **options)
+    assert sol.final.Q.dtype == jnp.float32
     exact = float(flow.risk(gf.solve(flow, double, [20.0], **options).final))
-    assert float(flow.risk(found.final)) == pytest.approx(exact, abs=1e-6)
+    assert float(flow.risk(sol.final)) == pytest.approx(exact, abs=1e-6)
 
 
 def test_what_is_too_large_is_refused_before_it_runs():
     """A thousand erf units are refused; without the terms of order `g`, and with `x^2`, they are not."""
     start = gf.OrderParameters(jnp.eye(1000), jnp.zeros((1000, 4)))
     erf_flow = gf.OrderParameterFlow(jnp.eye(4), gamma_over_p=1.0)
-    said = r"`params.Q` must hold so few units .* 1e\+11 .* of 1000, which take 2.5e\+11"
-    with pytest.raises(ValueError, match=said):
+    message = r"`params.Q` must hold so few units .* 1e\+11 .* of 1000, which take 2.5e\+11"
+    with pytest.raises(ValueError, match=message):
         erf_flow.check(start, None)
     gf.OrderParameterFlow(jnp.eye(4), gamma_over_p=1.0, terms="green").check(start, None)
     square = gf.OrderParameterFlow(jnp.eye(4), "square", gamma_over_p=1.0)
@@ -397,8 +397,8 @@ def test_one_student_one_teacher():
         options = {"rtol": 1e-7, "solver": gf.solvers.Tsit5()}
         return gf.solve(flow, start, [100.0, 200.0], observe={"risk": flow.risk}, **options)
 
-    rest = risk(gf.OrderParameters(jnp.eye(1), jnp.eye(1)))
-    np.testing.assert_allclose(rest.final.Q, [[1.0]], atol=1e-12)
+    plateau = risk(gf.OrderParameters(jnp.eye(1), jnp.eye(1)))
+    np.testing.assert_allclose(plateau.final.Q, [[1.0]], atol=1e-12)
     # It falls exponentially, and the risk is linear in the overlaps: what is left is the error of the solve.
     assert np.all(np.abs(risk(gf.OrderParameters(jnp.eye(1), 0.1 * jnp.eye(1))).observed["risk"]) < 1e-6)
 
@@ -428,10 +428,10 @@ def test_an_activation_by_quadrature_along_a_run():
         flow = gf.OrderParameterFlow(jnp.eye(1), activation, gamma_over_p=2.0, noise=0.5)
         return gf.solve(flow, start, [10.0], rtol=1e-6)
 
-    found = run(jnp.tanh)
-    np.testing.assert_allclose([found.final.Q[0, 0], found.final.M[0, 0]], exact, rtol=1e-4)
-    assert float(found.errors["quadrature"]) < 1e-5
-    assert "quadrature" in str(found)
+    computed = run(jnp.tanh)
+    np.testing.assert_allclose([computed.final.Q[0, 0], computed.final.M[0, 0]], exact, rtol=1e-4)
+    assert float(computed.errors["quadrature"]) < 1e-5
+    assert "quadrature" in str(computed)
     quadrature = gf.problems.activations.Quadrature
     with pytest.warns(gf.PrecisionWarning, match=r"off by .* variance 1: give the largest diagonal entry"):
         narrow = run(quadrature(jnp.tanh, accuracy=1e-3, variance=1.0))
@@ -446,9 +446,9 @@ def test_a_sweep_keeps_the_quadrature_error():
         flow = gf.OrderParameterFlow(jnp.eye(1), jnp.tanh, gamma_over_p=g)
         return flow, gf.OrderParameters(jnp.eye(1), 0.3 * jnp.eye(1))
 
-    found = gf.sweep(build, {"g": jnp.array([0.5, 1.0])}, [1.0], progress=False)
-    assert found.error_quadrature.dims == ("g",)
-    assert np.all(found.error_quadrature < 1e-5)
+    ds = gf.sweep(build, {"g": jnp.array([0.5, 1.0])}, [1.0], progress=False)
+    assert ds.error_quadrature.dims == ("g",)
+    assert np.all(ds.error_quadrature < 1e-5)
 
 
 @pytest.mark.slow
@@ -459,14 +459,14 @@ def test_fluctuations_against_the_covariance_itself():
     flow = gf.flows.FluctuationFlow(mean, 1, dim=100, samples=512, key=jax.random.key(0))
     start, given = gf.OrderParameters(jnp.eye(1), 0.3 * jnp.eye(1)), 1e-3 * np.array([[1.0, 0.2], [0.2, 0.5]])
     ts = np.array([0.01, 1.0, 100.0])
-    found = gf.solve(flow, flow.start(start, given), ts, rtol=1e-6)
+    sol = gf.solve(flow, flow.start(start, given), ts, rtol=1e-6)
 
     def overlaps(y):
         return gf.OrderParameters(y[:1, None], y[1:, None])
 
     def rate(y):
-        moved = mean.vector_field(jnp.zeros(()), mean.init(overlaps(y), None), None)
-        return jnp.concatenate([moved.Q, moved.M[0]])
+        derivative = mean.vector_field(jnp.zeros(()), mean.init(overlaps(y), None), None)
+        return jnp.concatenate([derivative.Q, derivative.M[0]])
 
     slopes = jax.jit(lambda y: (rate(y), jax.jacfwd(rate)(y), flow._diffusion(jnp.ones(()), overlaps(y))))
 
@@ -477,13 +477,13 @@ def test_fluctuations_against_the_covariance_itself():
 
     z = np.concatenate([[1.0, 0.3], given.ravel()])
     exact = scipy.integrate.solve_ivp(field, (0, 100), z, t_eval=ts, method="DOP853", rtol=1e-9, atol=1e-14).y
-    np.testing.assert_allclose(found.params.covariance.reshape(3, 4).T, exact[2:], rtol=1e-3)
-    for bad, said in (
+    np.testing.assert_allclose(sol.params.covariance.reshape(3, 4).T, exact[2:], rtol=1e-3)
+    for bad, message in (
         (np.diag([1.0, -1.0]), "one with eigenvalue -1.0e"),
         (np.array([[1.0, 0.5], [0.0, 1.0]]), "not symmetric"),
         (np.eye(3), r"shape \(3, 3\)"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             flow.start(start, bad)
 
 
@@ -493,8 +493,8 @@ def test_fluctuations_of_a_student_at_its_teacher_are_none():
     problem = gf.TeacherStudent.orthogonal(100, 1, noise=0.0)
     mean = gf.OrderParameterFlow(problem, gamma_over_p=1.0)
     flow = gf.flows.FluctuationFlow(mean, 1, dim=100, samples=512, key=jax.random.key(0))
-    found = gf.solve(flow, flow.start(problem.order_parameters(problem.teacher)), [1.0, 100.0])
-    assert np.all(np.abs(found.params.covariance) < 1e-20)
+    sol = gf.solve(flow, flow.start(problem.order_parameters(problem.teacher)), [1.0, 100.0])
+    assert np.all(np.abs(sol.params.covariance) < 1e-20)
 
 
 @pytest.mark.slow

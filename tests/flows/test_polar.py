@@ -103,14 +103,14 @@ def test_cost_grows_in_proportion_to_the_logarithm(escapes):
 @pytest.mark.slow
 def test_first_escape_costs_the_same_for_every_size(four_modes, run_to):
     problem, model = four_modes
-    found = [gf.first_escape(problem, gf.Polar(model, -e * np.log(10))) for e in (30.0, 1e3, 1e6)]
-    assert len({int(f.gradient_evaluations) for f in found}) == 1
-    for f in found:
+    escape = [gf.first_escape(problem, gf.Polar(model, -e * np.log(10))) for e in (30.0, 1e3, 1e6)]
+    assert len({int(f.gradient_evaluations) for f in escape}) == 1
+    for f in escape:
         assert float(f.slope) == pytest.approx(1 / S[0], rel=1e-9)
-        assert float(f.offset) == pytest.approx(float(found[0].offset), rel=1e-6)
+        assert float(f.offset) == pytest.approx(float(escape[0].offset), rel=1e-6)
     whole = run_to(np.log(1e-3), 1e-8)
     at = int(np.flatnonzero(EXPONENTS == 30)[0])
-    assert float(whole.t_final[at]) == pytest.approx(float(found[0].time), rel=1e-6)
+    assert float(whole.t_final[at]) == pytest.approx(float(escape[0].time), rel=1e-6)
     with pytest.raises(ValueError, match=r"`start` must be below the norm 0.001"):
         gf.first_escape(problem, gf.Polar(model, -1.0))
     many = gf.Polar(model, jnp.full(len(model.neuron_weights()), -30.0))
@@ -124,8 +124,8 @@ def test_escape_slope_in_float32(four_modes):
     problem, model = four_modes
 
     def small(tree):
-        arrays, rest = eqx.partition(tree, eqx.is_array)
-        return eqx.combine(jax.tree_util.tree_map(lambda a: a.astype(jnp.float32), arrays), rest)
+        arrays, static = eqx.partition(tree, eqx.is_array)
+        return eqx.combine(jax.tree_util.tree_map(lambda a: a.astype(jnp.float32), arrays), static)
 
     problem, model = small(problem), small(model)
     until = gf.Until(LogNorm(), above=np.log(0.1))
@@ -145,8 +145,8 @@ def test_logistic_loss_halves_the_labels():
     problem = gf.EmpiricalRisk(x, y, gf.losses.logistic, reduction="sum")
     model = gf.models.TwoLayer(3, 2, activation=identity, key=jax.random.key(0))
     slope = 2 / np.linalg.norm(x.T @ y)
-    found = [float(gf.first_escape(problem, gf.Polar(model, r)).time) for r in (-200.0, -700.0)]
-    assert (found[1] - found[0]) / 500 == pytest.approx(slope, rel=1e-8)
+    escape = [float(gf.first_escape(problem, gf.Polar(model, r)).time) for r in (-200.0, -700.0)]
+    assert (escape[1] - escape[0]) / 500 == pytest.approx(slope, rel=1e-8)
 
 
 # Later saddles
@@ -155,12 +155,12 @@ def test_logistic_loss_halves_the_labels():
 def jump_times(ts, products):
     """When each singular value passes half its final one."""
     values = np.linalg.svd(products, compute_uv=False)
-    found = []
+    computed = []
     for k, s in enumerate(S):
         i = int(np.argmax(values[:, k] > s / 2))
         low, high = values[i - 1, k], values[i, k]
-        found.append(ts[i - 1] + (ts[i] - ts[i - 1]) * (s / 2 - low) / (high - low))
-    return np.array(found)
+        computed.append(ts[i - 1] + (ts[i] - ts[i - 1]) * (s / 2 - low) / (high - low))
+    return np.array(computed)
 
 
 @pytest.mark.slow
@@ -258,8 +258,8 @@ def test_scaled_weights_shadow_the_flow_of_the_correlation(degree, loss):
 
     def end(log_norm):
         final = gf.solve(flow, gf.Polar(model, log_norm), [0.05], rtol=1e-13, save_params=False).final
-        moved = gf.Polar(final.direction, final.log_norm - log_norm).ordinary()
-        return jax.flatten_util.ravel_pytree(moved)[0]
+        rescaled = gf.Polar(final.direction, final.log_norm - log_norm).ordinary()
+        return jax.flatten_util.ravel_pytree(rescaled)[0]
 
     ends = np.asarray(jax.jit(jax.vmap(end))(jnp.append(jnp.log(scales), -1e3)))
     errors = np.linalg.norm(ends[:-1] - ends[-1], axis=1)
@@ -287,7 +287,7 @@ def test_small_weights_at_a_saddle_shadow_the_residual_correlation(loss):
     away[1:, 3] = np.abs(away[1:, 3])
     fitted = np.zeros((4, 4))
     fitted[0] = [np.sqrt(fit), -1.0, -1.0, np.sqrt(fit)]
-    z = x.T @ np.asarray(problem.pulls(problem.predictions(model.with_neuron_weights(jnp.asarray(fitted)))))
+    z = x.T @ np.asarray(problem.residuals(problem.predictions(model.with_neuron_weights(jnp.asarray(fitted)))))
     np.testing.assert_allclose(z, expected, atol=1e-12)
 
     def field(_, flat):
@@ -558,7 +558,7 @@ def bad(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("biases", "have a 2-homogeneous model, .*Biases"),
         ("tanh", "have a 2-homogeneous model, .*activations other than"),
@@ -571,15 +571,15 @@ def bad(name):
         ("two norms", "`params` must have one log_norm, .*NeuronPolarFlow"),
         ("dead neuron", "no neuron of zeros, but is zero in 2 neurons"),
         ("plain loss", "`problem` must be a gradflow.EmpiricalRisk"),
-        ("labels", "`problem` must pull at some prediction, .*vanishes"),
+        ("labels", "`problem` must have residuals that do not vanish, .*vanishes"),
         ("sundman", "must be a gradflow.Polar when"),
         ("log diagonal", r"LogDiagonal.of\(model\)"),
         ("solver", "`solver` must be an explicit method for a PolarFlow, but is NDF"),
         ("step", "`longest_step` must be positive"),
     ],
 )
-def test_bad_input(name, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_input(name, message):
+    with pytest.raises(ValueError, match=message):
         bad(name)()
 
 

@@ -100,8 +100,8 @@ def test_schemes_with_steps_of_the_learning_rate_keep_the_order(line, solver, or
     gaps = []
     for eta in ETAS:
         flow = gf.SGDFlow(line, eta, 2, order=order)
-        found = mean_and_variance(flow, getattr(gf.solvers, solver)(), jnp.asarray(eta))
-        gaps.append(np.abs(moments_of_scheme(*found, round(HORIZON / eta)) - moments_of_sgd(eta, 2, "replacement")))
+        computed = mean_and_variance(flow, getattr(gf.solvers, solver)(), jnp.asarray(eta))
+        gaps.append(np.abs(moments_of_scheme(*computed, round(HORIZON / eta)) - moments_of_sgd(eta, 2, "replacement")))
     if order == 1:
         # Steps of Euler's method on the first-order flow have the first two moments of SGD's own.
         assert np.max(gaps) < 1e-13
@@ -117,8 +117,8 @@ def test_the_stabilised_method_is_of_weak_order_one(line, stages):
     exact, gaps = moments_of_flow(*drift_and_variance(flow)), []
     solver = gf.solvers.SKROCK(0.1, stages=stages)
     for steps in (20, 40, 80, 160, 320):
-        found = mean_and_variance(flow, solver, jnp.asarray(HORIZON / steps))
-        gaps.append(np.abs(moments_of_scheme(*found, steps) - exact))
+        computed = mean_and_variance(flow, solver, jnp.asarray(HORIZON / steps))
+        gaps.append(np.abs(moments_of_scheme(*computed, steps) - exact))
     slopes = np.log2(np.array(gaps[:-1]) / np.array(gaps[1:]))
     np.testing.assert_allclose(slopes[-2:], 1, atol=0.15)
 
@@ -222,8 +222,8 @@ def test_covariance_is_that_of_all_batches(reduction, sampling, key):
     @eqx.filter_jit
     def both(flow):
         kick = lambda e: jax.flatten_util.ravel_pytree(flow.noise(jnp.zeros(()), trainable, frozen, e))[0]  # noqa: E731
-        own = lambda v: flow.problem.per_sample(eqx.combine(back(v), frozen))  # noqa: E731
-        return jax.vmap(kick)(jnp.eye(SAMPLES)), jax.jacobian(own)(flat)
+        per_sample = lambda v: flow.problem.per_sample(eqx.combine(back(v), frozen))  # noqa: E731
+        return jax.vmap(kick)(jnp.eye(SAMPLES)), jax.jacobian(per_sample)(flat)
 
     kicks, gradients = (np.asarray(a) for a in both(flow))
     means = np.stack([gradients[list(batch)].mean(axis=0) for batch in batches(2, sampling)])
@@ -289,7 +289,7 @@ def test_ornstein_uhlenbeck_mean_and_covariance(ornstein):
     def run(key):
         return gf.solve(flow, jnp.asarray(start), [0.0, 1.0, 3.0], solver=solver, key=key).params
 
-    found = np.asarray(run(jax.random.split(jax.random.key(4), paths)))
+    computed = np.asarray(run(jax.random.split(jax.random.key(4), paths)))
     values, vectors = np.linalg.eigh(hessian)
     noise = eta / size * hessian @ np.cov(z.T, bias=True) @ hessian
     inner = vectors.T @ noise @ vectors
@@ -298,7 +298,7 @@ def test_ornstein_uhlenbeck_mean_and_covariance(ornstein):
         mean = z.mean(axis=0) + decay @ (start - z.mean(axis=0))
         rates = values[:, None] + values[None, :]
         covariance = vectors @ (inner * (1 - np.exp(-rates * t)) / rates) @ vectors.T
-        sample = found[:, row]
+        sample = computed[:, row]
         spread = np.sqrt(np.diag(covariance) / paths)
         assert np.all(np.abs(sample.mean(axis=0) - mean) < 4 * spread)
         diagonal = np.diag(covariance)
@@ -333,9 +333,9 @@ def test_averages_of_sgd_on_a_network(key):
     error = discrete.std() / np.sqrt(paths)
     off = {}
     for order in (1, 2):
-        found = np.asarray(diffuse(rule.flow(order), keys))
-        error_of_both = np.hypot(error, found.std() / np.sqrt(paths))
-        off[order] = (found.mean() - discrete.mean()) / error_of_both
+        computed = np.asarray(diffuse(rule.flow(order), keys))
+        error_of_both = np.hypot(error, computed.std() / np.sqrt(paths))
+        off[order] = (computed.mean() - discrete.mean()) / error_of_both
     print(f"mean loss of SGD {discrete.mean():.5f} +- {error:.5f}; off by standard errors: {off}")
     assert abs(off[2]) < abs(off[1])
     assert abs(off[1]) > 4
@@ -417,8 +417,8 @@ def test_paths_one_by_one_and_together_are_the_same(key):
 def test_diffrax_takes_the_terms(line, key):
     flow = gf.SGDFlow(line, 0.1, 1, order=2)
     path = diffrax.VirtualBrownianTree(0.0, 1.0, 1e-3, (SAMPLES,), key)
-    found = diffrax.diffeqsolve(flow.terms(path), diffrax.Euler(), 0.0, 1.0, 0.05, jnp.array([START]))
-    assert np.all(np.isfinite(found.ys))
+    sol = diffrax.diffeqsolve(flow.terms(path), diffrax.Euler(), 0.0, 1.0, 0.05, jnp.array([START]))
+    assert np.all(np.isfinite(sol.ys))
     with pytest.raises(ValueError, match="`path` must be a Brownian motion"):
         flow.terms()
 
@@ -437,7 +437,7 @@ def test_float32_one_sample_and_divergence(key):
 def test_until_and_progress_at_every_step_of_a_path(key, monkeypatch):
     """One sample has no noise: `w_k = 0.9^k`, which falls to a half at step seven, far from any save time."""
     problem = gf.EmpiricalRisk(np.ones((1, 1)), np.zeros(1), gf.losses.square, predict=linear)
-    flow, start, told = gf.SGDFlow(problem, 0.1, 1), jnp.array([1.0]), []
+    flow, start, reported = gf.SGDFlow(problem, 0.1, 1), jnp.array([1.0]), []
     until = gf.Until(lambda w: w[0], below=0.5)
     sol = gf.solve(flow, start, [0.0, 5.0, 10.0], key=key, until=until)
     assert (sol.status, int(sol.stats["steps"]), int(sol.saved)) == ("stopped", 7, 1)
@@ -446,9 +446,9 @@ def test_until_and_progress_at_every_step_of_a_path(key, monkeypatch):
     at_once = gf.solve(flow, start, [5.0], key=key, until=gf.Until(lambda w: w[0], below=2.0))
     assert (at_once.status, int(at_once.stats["steps"]), int(at_once.saved)) == ("stopped", 0, 0)
     monkeypatch.setattr(_drive, "SEGMENT", 1e-9)
-    monkeypatch.setattr(_drive._Bar, "show", lambda bar, done, remark: told.append((done, remark)))
+    monkeypatch.setattr(_drive._Bar, "show", lambda bar, done, remark: reported.append((done, remark)))
     gf.solve(flow, start, [0.5], key=key, progress=True)
-    assert told == [(k / 5, f"step {k}") for k in range(1, 6)]
+    assert reported == [(k / 5, f"step {k}") for k in range(1, 6)]
 
 
 def test_a_flow_without_a_loss_reports_none(key):

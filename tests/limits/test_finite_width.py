@@ -54,7 +54,7 @@ def test_sgd_is_an_euler_step_of_the_field(depth, batch_size):
     after, loss = eqx.filter_jit(lambda rule, state: rule.step(k, state, frozen))(rule, trainable)
     chosen = rule.samples(k)
     batch = gf.EmpiricalRisk(PROBLEM.x[chosen], PROBLEM.y[chosen], gf.losses.square)
-    rate = net.velocity(batch.x, weights, batch.pulls)
+    rate = net.velocity(batch.x, weights, batch.residuals)
     assert float(rule.time(1)) == pytest.approx(1 / 5)
     for new, old, v in zip(*map(jax.tree_util.tree_leaves, (after, net, rate)), strict=True):
         np.testing.assert_allclose(new, old + v / 5, rtol=0, atol=5e-15)
@@ -96,8 +96,8 @@ def test_sgd_approaches_the_limit():
             return gf.MeanFieldFlow(PROBLEM, nodes.weights).predictions(sol.final)
 
         keys = jax.random.split(jax.random.key(1), 64)
-        found = eqx.filter_jit(eqx.filter_vmap(one))(networks(TWO, n, 64), keys)
-        errors.append(np.sqrt(np.mean((np.asarray(found) - exact[-1]) ** 2)))
+        computed = eqx.filter_jit(eqx.filter_vmap(one))(networks(TWO, n, 64), keys)
+        errors.append(np.sqrt(np.mean((np.asarray(computed) - exact[-1]) ** 2)))
     assert abs(np.polyfit(np.log(widths), np.log(errors), 1)[0] + 0.5) <= 0.07
 
 
@@ -114,42 +114,44 @@ def ensembles():
 @pytest.mark.slow
 def test_finite_networks_approach_the_limit(ensembles):
     """One network like `N^-1/2`, the mean over networks like `1 / N`."""
-    found, exact = ensembles
-    widths = np.array(list(found))
-    paths = [np.sqrt(np.mean(np.max(np.abs(g - exact), axis=(1, 2)) ** 2)) for g in found.values()]
+    computed, exact = ensembles
+    widths = np.array(list(computed))
+    paths = [np.sqrt(np.mean(np.max(np.abs(g - exact), axis=(1, 2)) ** 2)) for g in computed.values()]
     assert abs(np.polyfit(np.log(widths), np.log(paths), 1)[0] - gf.theory.FLUCTUATION) <= 0.07
     few = widths[:4]
-    bias = np.array([np.sqrt(np.mean((np.mean(found[n], axis=0) - exact) ** 2)) for n in few])
-    noise = np.array([np.sqrt(np.mean(np.var(found[n], axis=0) / len(found[n]))) for n in few])
+    bias = np.array([np.sqrt(np.mean((np.mean(computed[n], axis=0) - exact) ** 2)) for n in few])
+    noise = np.array([np.sqrt(np.mean(np.var(computed[n], axis=0) / len(computed[n]))) for n in few])
     assert np.all(bias > 2 * noise)
     assert abs(np.polyfit(np.log(few), np.log(bias), 1)[0] - gf.theory.BIAS) <= 0.2
     # What finite widths alone say of the limit.
-    values = np.stack([found[n][:1000] for n in (8, 16, 32)])
-    told = gf.theory.extrapolate_width([8, 16, 32], values)
-    assert np.max(np.abs(told.limit - exact) / told.error) < 4.5
-    assert np.max(np.abs(told.limit - exact)) < 0.5 * np.max(np.abs(values[-1].mean(axis=0) - exact)) + 3 * noise[-1]
+    values = np.stack([computed[n][:1000] for n in (8, 16, 32)])
+    reported = gf.theory.extrapolate_width([8, 16, 32], values)
+    assert np.max(np.abs(reported.limit - exact) / reported.error) < 4.5
+    assert (
+        np.max(np.abs(reported.limit - exact)) < 0.5 * np.max(np.abs(values[-1].mean(axis=0) - exact)) + 3 * noise[-1]
+    )
 
 
 @pytest.mark.slow
 def test_fluctuations_are_predicted(ensembles):
     """The standard deviation of every prediction, from derivatives of the limit: 200 networks of 64 know it to 5 %."""
-    found, exact = ensembles
+    computed, exact = ensembles
     predicted = gf.width_fluctuations(PROBLEM, TWO, TS, rule=GaussLegendre(5))
     np.testing.assert_allclose(predicted.limit, exact, rtol=0, atol=2e-3)
     for n, within in ((32, 0.15), (64, 0.2)):
-        np.testing.assert_allclose(np.std(found[n], axis=0), predicted.std(n), rtol=within)
+        np.testing.assert_allclose(np.std(computed[n], axis=0), predicted.std(n), rtol=within)
 
 
 @pytest.mark.slow
 def test_fluctuations_at_the_start():
     """Those of averages of independent terms, in closed form for one layer."""
     start = gf.models.MeanFieldStart(2, **LAWS)
-    found = gf.width_fluctuations(PROBLEM, start, [0.0, 0.5], rule=GaussLegendre(6))
+    computed = gf.width_fluctuations(PROBLEM, start, [0.0, 0.5], rule=GaussLegendre(6))
     points, mass = GaussLegendre(6)([Uniform(-1, 1), Uniform(-1, 1), Uniform(0, 2)])
     terms = points[:, 2:] * np.tanh(points[:, :2] @ X.T)
     variance = mass @ terms**2 - (mass @ terms) ** 2
-    np.testing.assert_allclose(found.std(100)[0], np.sqrt(variance / 100), rtol=1e-10)
-    assert bool(jnp.all(found.std(100)[1] != found.std(100)[0]))
+    np.testing.assert_allclose(computed.std(100)[0], np.sqrt(variance / 100), rtol=1e-10)
+    assert bool(jnp.all(computed.std(100)[1] != computed.std(100)[0]))
 
 
 @pytest.mark.slow
@@ -175,7 +177,7 @@ def test_two_layer_networks_as_nodes(kind):
     nodes, pace = gf.models.as_nodes(model)
     a, b = (model.multipliers.of(layer, float) for layer in (0, 1))
     np.testing.assert_allclose(jax.vmap(nodes.net)(jnp.asarray(X)), jax.vmap(model)(jnp.asarray(X)), rtol=1e-12)
-    slope, rate = jax.grad(PROBLEM)(model), nodes.net.velocity(jnp.asarray(X), nodes.weights, PROBLEM.pulls)
+    slope, rate = jax.grad(PROBLEM)(model), nodes.net.velocity(jnp.asarray(X), nodes.weights, PROBLEM.residuals)
     np.testing.assert_allclose(-pace * a * slope.weight, rate.layers[0], rtol=1e-11)
     np.testing.assert_allclose(-pace * 4 * b * slope.output, rate.output, rtol=1e-11)
 
@@ -195,10 +197,10 @@ def test_extrapolation_is_exact_on_a_line():
     widths = np.array([4.0, 8.0, 16.0])
     noise = np.random.default_rng(0).normal(size=(3, 50, 2)) * np.array([[[0.01]], [[0.02]], [[0.005]]])
     noise -= noise.mean(axis=1, keepdims=True)
-    found = gf.theory.extrapolate_width(widths, np.array([1.0, -2.0]) + 3 / widths[:, None, None] + noise)
-    np.testing.assert_allclose(found.limit, [1.0, -2.0], rtol=1e-12)
-    assert found.slope == pytest.approx(-1)
-    assert np.all(found.error > 0)
+    computed = gf.theory.extrapolate_width(widths, np.array([1.0, -2.0]) + 3 / widths[:, None, None] + noise)
+    np.testing.assert_allclose(computed.limit, [1.0, -2.0], rtol=1e-12)
+    assert computed.slope == pytest.approx(-1)
+    assert np.all(computed.error > 0)
 
 
 MISTAKES = {
@@ -221,20 +223,20 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(("mistake", "said"), MISTAKES.values(), ids=MISTAKES)
-def test_mistakes(mistake, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("mistake", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes(mistake, message):
+    with pytest.raises(ValueError, match=message):
         mistake()
 
 
 def test_unbounded_and_gaussian_run_with_a_warning():
-    """Outside of the theorems: said once, and run."""
+    """Outside of the theorems: a warning, once, and a run."""
     start = gf.models.MeanFieldStart(2, first=Gaussian(), output=Uniform(0, 2), activation=jax.nn.relu)
     net, weights = start.draw(5, jax.random.key(0))
     flow = gf.MeanFieldFlow(PROBLEM, weights)
-    with pytest.warns(gf.TheoryWarning, match="bounded activation") as said:
+    with pytest.warns(gf.TheoryWarning, match="bounded activation") as message:
         flow.check_values(*split(net))
-    assert len(said) == 1
-    with pytest.warns(gf.TheoryWarning, match="laws of bounded support") as said:
+    assert len(message) == 1
+    with pytest.warns(gf.TheoryWarning, match="laws of bounded support") as message:
         start.nodes(GaussLegendre(2))
-    assert len(said) == 1
+    assert len(message) == 1

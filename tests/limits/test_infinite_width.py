@@ -33,8 +33,8 @@ def predictions(nodes):
 def legendre():
     """Errors of grids of 3 to 10 nodes in each dimension, against 16, and the reference."""
     sizes = (3, 4, 6, 8, 10, 16)
-    found = np.asarray(predictions(stacked([START.nodes(GaussLegendre(n)).padded((256, 16)) for n in sizes])))
-    return sizes[:-1], np.max(np.abs(found[:-1] - found[-1:]), axis=(1, 2)), found[-1]
+    computed = np.asarray(predictions(stacked([START.nodes(GaussLegendre(n)).padded((256, 16)) for n in sizes])))
+    return sizes[:-1], np.max(np.abs(computed[:-1] - computed[-1:]), axis=(1, 2)), computed[-1]
 
 
 def test_gauss_legendre_falls_geometrically(legendre):
@@ -77,12 +77,12 @@ def test_estimates_bound_the_errors_of_grids():
     """At least nine times in ten, for predictions and risks; and they are no more than the accuracy asked for."""
     bounded = {"predictions": 0, "risk": 0}
     for problem, start, ts in problems():
-        found = gf.infinite_width(problem, start, ts, accuracy=1e-5, rule=GaussLegendre(8))
+        computed = gf.infinite_width(problem, start, ts, accuracy=1e-5, rule=GaussLegendre(8))
         exact = gf.infinite_width(problem, start, ts, accuracy=1e-8, rule=GaussLegendre(18))
-        assert float(found.errors["predictions"]) <= 1e-5
+        assert float(computed.errors["predictions"]) <= 1e-5
         for name in bounded:
-            error = float(jnp.max(jnp.abs(found.observed[name] - exact.observed[name])))
-            bounded[name] += error <= float(found.errors[name])
+            error = float(jnp.max(jnp.abs(computed.observed[name] - exact.observed[name])))
+            bounded[name] += error <= float(computed.errors[name])
     assert min(bounded.values()) >= 9
 
 
@@ -93,10 +93,10 @@ def test_estimates_bound_the_errors_of_sobol_points():
     options = {"solver": gf.solvers.Tsit5(), "replicates": 8}
     for problem, start, ts in problems():
         rules = (Sobol(64), GaussLegendre(8))
-        found = gf.infinite_width(problem, start, ts, accuracy=3e-2, rule=rules, **options)
+        computed = gf.infinite_width(problem, start, ts, accuracy=3e-2, rule=rules, **options)
         exact = gf.infinite_width(problem, start, ts, accuracy=1e-6, rule=GaussLegendre(14))
-        error = float(jnp.max(jnp.abs(found.observed["predictions"] - exact.observed["predictions"])))
-        bounded += error <= float(found.errors["predictions"])
+        error = float(jnp.max(jnp.abs(computed.observed["predictions"] - exact.observed["predictions"])))
+        bounded += error <= float(computed.errors["predictions"])
     assert bounded >= 9
 
 
@@ -175,10 +175,10 @@ def test_nodes_of_weight_zero_are_inert():
     """Padding with copies of weight zero changes the field of the others by rounding at most."""
     flow, net = build(np.inf, 0)
     wide = gf.models.MeanFieldNodes(net, flow.weights).padded((16, 16))
-    velocity = eqx.filter_jit(lambda nodes: nodes.net.velocity(PROBLEM.x, nodes.weights, PROBLEM.pulls))
+    velocity = eqx.filter_jit(lambda nodes: nodes.net.velocity(PROBLEM.x, nodes.weights, PROBLEM.residuals))
     both = [velocity(nodes) for nodes in (gf.models.MeanFieldNodes(net, flow.weights), wide)]
     for a, b in zip((*both[0].layers, both[0].output), (*both[1].layers, both[1].output), strict=True):
-        own = b[tuple(slice(size) for size in a.shape)]
-        np.testing.assert_allclose(own, a, rtol=1e-13, atol=1e-17)
+        unpadded = b[tuple(slice(size) for size in a.shape)]
+        np.testing.assert_allclose(unpadded, a, rtol=1e-13, atol=1e-17)
     with pytest.raises(ValueError, match=r"`widths` must be at least \(9, 13\)"):
         gf.models.MeanFieldNodes(net, flow.weights).padded((8, 16))

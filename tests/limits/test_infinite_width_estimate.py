@@ -69,8 +69,8 @@ def two_layers(x, y, first, mean, output, n, m, rtol):
     k, d = w.shape
 
     def parts(state):
-        a, rest = state[: k * d].reshape(k, d), state[k * d :]
-        u, v = rest[: k * len(q)].reshape(k, len(q)), rest[k * len(q) :]
+        a, remaining = state[: k * d].reshape(k, d), state[k * d :]
+        u, v = remaining[: k * len(q)].reshape(k, len(q)), remaining[k * len(q) :]
         h = np.tanh(a @ x.T)
         return a, u, v, h, np.tanh((u * p[:, None]).T @ h)
 
@@ -142,12 +142,12 @@ def told_and_true(x, y, start, want, options):
         warnings.simplefilter("always")
         sol = gf.infinite_width(problem, start, [T], save_params=False, **options)
     assert sol.errors is not None
-    told = float(sol.errors["predictions"])
-    said = [one for one in caught if one.category is gf.PrecisionWarning]
+    reported = float(sol.errors["predictions"])
+    message = [one for one in caught if one.category is gf.PrecisionWarning]
     # Met in silence, or a single warning and a status that says so.
-    assert (sol.status, len(said)) == (("ok", 0) if told <= options["accuracy"] else ("inaccurate", 1))
+    assert (sol.status, len(message)) == (("ok", 0) if reported <= options["accuracy"] else ("inaccurate", 1))
     assert len({str(one.message) for one in caught}) == len(caught)
-    return told, float(np.max(np.abs(np.asarray(sol.observed["predictions"], float)[-1] - want))), sol
+    return reported, float(np.max(np.abs(np.asarray(sol.observed["predictions"], float)[-1] - want))), sol
 
 
 @pytest.mark.slow
@@ -155,10 +155,10 @@ def test_a_grid_that_is_too_large_gets_replicates():
     """Twelve nodes in each of five dimensions: once the same 4,096 points at every refinement."""
     x, y, start, want, _ = case(4, "smooth")
     options = {"accuracy": 1e-5, "rule": GaussLegendre(12), "max_weights": 4096}
-    told, true, sol = told_and_true(x, y, start, want, options)
+    reported, true, sol = told_and_true(x, y, start, want, options)
     assert sol.title.endswith("mean of 8")
     assert sol.status == "inaccurate"
-    assert true <= 3 * told
+    assert true <= 3 * reported
 
 
 @pytest.mark.slow
@@ -166,8 +166,8 @@ def test_a_grid_that_is_too_large_gets_replicates():
 def test_the_estimate_is_at_least_a_third_of_the_error(name):
     """Twenty problems, in and out of reach, with labels of dimension 2 to 5."""
     make, *arguments = PROBLEMS[name]
-    told, true, _ = told_and_true(*make(*arguments))
-    assert true <= 3 * told
+    reported, true, _ = told_and_true(*make(*arguments))
+    assert true <= 3 * reported
 
 
 def test_rules_know_what_fits():

@@ -106,10 +106,10 @@ BY_HAND = {
 @pytest.mark.parametrize("name", list(BY_HAND))
 def test_diagonal_saddles_by_hand(name):
     a, b, times, predictors = BY_HAND[name]
-    found = gf.theory.diagonal_saddles(*quadratic_form(a, b), **SUM)
-    np.testing.assert_allclose(found.times, times, rtol=1e-12)
-    np.testing.assert_allclose(found.predictors, predictors, atol=1e-12)
-    assert np.all(np.diff(found.losses) < 0)
+    computed = gf.theory.diagonal_saddles(*quadratic_form(a, b), **SUM)
+    np.testing.assert_allclose(computed.times, times, rtol=1e-12)
+    np.testing.assert_allclose(computed.predictors, predictors, atol=1e-12)
+    assert np.all(np.diff(computed.losses) < 0)
     mean = gf.theory.diagonal_saddles(*quadratic_form(a, b))
     np.testing.assert_allclose(mean.times, 2 * np.array(times), rtol=1e-12)
 
@@ -161,29 +161,29 @@ def staircase():
 def test_linear_net_visits_the_predicted_saddles(staircase):
     s, problem, log, sol = staircase
     predicted = gf.theory.linear_saddles(np.eye(3), np.diag(s), **SUM)
-    found = gf.find_saddles(sol, problem)
-    assert len(found) == 4
-    np.testing.assert_allclose([f.loss for f in found], predicted.losses, atol=1e-3)
+    saddles = gf.find_saddles(sol, problem)
+    assert len(saddles) == 4
+    np.testing.assert_allclose([f.loss for f in saddles], predicted.losses, atol=1e-3)
     # Time in units of ln(1/delta), up to O(1 / ln(1/delta)).
-    np.testing.assert_allclose([f.entered / log for f in found], predicted.times, atol=2 / log)
-    assert [f.index > 0 for f in found] == [True, True, True, False]
-    np.testing.assert_allclose([f.rate for f in found[:3]], s, rtol=1e-3)
+    np.testing.assert_allclose([f.entered / log for f in saddles], predicted.times, atol=2 / log)
+    assert [f.index > 0 for f in saddles] == [True, True, True, False]
+    np.testing.assert_allclose([f.rate for f in saddles[:3]], s, rtol=1e-3)
     # Predicted from each saddle alone, right to the time that a jump itself takes.
-    for f in found[:3]:
+    for f in saddles[:3]:
         assert abs(f.predicted - f.left) < 3 / f.rate
 
 
 def test_linear_saddles_need_modes_that_do_not_mix():
-    found = gf.theory.linear_saddles(np.eye(2), np.array([[2.0, 0.0], [0.0, 1.0]]), depth=3)
-    np.testing.assert_allclose(found.times, [0, 1, 2])
+    computed = gf.theory.linear_saddles(np.eye(2), np.array([[2.0, 0.0], [0.0, 1.0]]), depth=3)
+    np.testing.assert_allclose(computed.times, [0, 1, 2])
     # Principal axes of unequal variances, 4 and 1: the predictors are those of least squares.
     rng = np.random.default_rng(0)
     turn = np.linalg.qr(rng.normal(size=(5, 2)))[0]
     x, y = turn * np.array([2.0, 1.0]), turn @ np.diag([1.0, 3.0])
-    found = gf.theory.linear_saddles(x, y, **SUM)
-    np.testing.assert_allclose(found.times, [0, 1 / 3, 1 / 2])
-    np.testing.assert_allclose(found.predictors[-1], np.linalg.lstsq(x, y)[0].T, atol=1e-12)
-    np.testing.assert_allclose(found.losses, [5, 0.5, 0], atol=1e-12)
+    computed = gf.theory.linear_saddles(x, y, **SUM)
+    np.testing.assert_allclose(computed.times, [0, 1 / 3, 1 / 2])
+    np.testing.assert_allclose(computed.predictors[-1], np.linalg.lstsq(x, y)[0].T, atol=1e-12)
+    np.testing.assert_allclose(computed.losses, [5, 0.5, 0], atol=1e-12)
     with pytest.raises(ValueError, match="`x` must have the modes as principal axes"):
         gf.theory.linear_saddles(np.diag([1.0, 2.0]), np.array([[1.0, 0.5], [0.5, 1.0]]))
 
@@ -202,12 +202,12 @@ def test_saddles_of_a_run_need_its_parameters(staircase):
 def test_alternating_flow_equals_the_limit_of_a_diagonal_net():
     a, b, times, predictors = BY_HAND["both stay"]
     problem = gf.EmpiricalRisk(*quadratic_form(a, b), gf.losses.square, **SUM)
-    found = gf.alternating_flow(problem, gf.models.DiagonalLinear(2), -1000.0, solver=EXPLICIT)
-    np.testing.assert_allclose(found.times, 1000 * np.array(times), rtol=1e-5)
-    betas = [np.asarray(saddle.beta()) for saddle in found.saddles]
+    computed = gf.alternating_flow(problem, gf.models.DiagonalLinear(2), -1000.0, solver=EXPLICIT)
+    np.testing.assert_allclose(computed.times, 1000 * np.array(times), rtol=1e-5)
+    betas = [np.asarray(saddle.beta()) for saddle in computed.saddles]
     np.testing.assert_allclose(betas, predictors[1:], atol=1e-4)
-    assert found.ended == "fitted"
-    assert found.activated == (0, 1)
+    assert computed.ended == "fitted"
+    assert computed.activated == (0, 1)
 
 
 @pytest.mark.slow
@@ -217,14 +217,14 @@ def test_alternating_flow_of_relu_neurons_predicts_the_flow():
     problem = gf.EmpiricalRisk(np.eye(3), y, gf.losses.square, **SUM)
     model = gf.models.TwoLayer(3, 12, key=jax.random.key(3))
     log = 300.0
-    found = gf.alternating_flow(problem, model, -log, solver=EXPLICIT)
+    computed = gf.alternating_flow(problem, model, -log, solver=EXPLICIT)
     start = gf.Polar(model, -log * np.ones(12))
-    ts = np.linspace(0, 1.5 * found.times[-1], 1501)
+    ts = np.linspace(0, 1.5 * computed.times[-1], 1501)
     sol = gf.solve(gf.NeuronPolarFlow(problem), start, ts)
     seen = gf.find_saddles(sol, problem)
-    assert len(seen) == len(found.times)
-    np.testing.assert_allclose([f.entered for f in seen[1:]], found.times[1:], rtol=10 / log)
-    np.testing.assert_allclose([f.loss for f in seen], found.losses, atol=1e-2 * found.losses[0])
+    assert len(seen) == len(computed.times)
+    np.testing.assert_allclose([f.entered for f in seen[1:]], computed.times[1:], rtol=10 / log)
+    np.testing.assert_allclose([f.loss for f in seen], computed.losses, atol=1e-2 * computed.losses[0])
 
 
 @pytest.mark.slow
@@ -236,11 +236,11 @@ def test_alternating_flow_of_degree_three():
     problem = gf.EmpiricalRisk(np.eye(2), np.array([1.0, 2.0]), gf.losses.square, **SUM)
     model = gf.models.TwoLayer(2, 2, activation=square, key=jax.random.key(0))
     rows = jnp.array([[1.0, 0.2, 0.5], [0.1, 1.0, 0.5]])
-    found = gf.alternating_flow(problem, model.with_neuron_weights(rows), np.log([5e-3, 1e-2]), degree=3, rounds=2)
+    computed = gf.alternating_flow(problem, model.with_neuron_weights(rows), np.log([5e-3, 1e-2]), degree=3, rounds=2)
     speed = 3 * 2 * 2.0 / 3**1.5
-    np.testing.assert_allclose(found.times[1:], [99 / speed, 99 / speed + 100 / (speed / 2)], rtol=1e-5)
-    assert found.activated == (1, 0)
-    assert found.losses[-1] < 1e-6
+    np.testing.assert_allclose(computed.times[1:], [99 / speed, 99 / speed + 100 / (speed / 2)], rtol=1e-5)
+    assert computed.activated == (1, 0)
+    assert computed.losses[-1] < 1e-6
 
 
 @pytest.mark.slow
@@ -250,17 +250,17 @@ def test_neuron_pursuit_lowers_the_loss_neuron_by_neuron():
     y, smoothed = np.abs(x[:, 0]) - 0.5 * np.maximum(x[:, 1], 0), gf.models.Smoothed(0.02)
     problem = gf.EmpiricalRisk(x, y, gf.losses.square, predict=smoothed)
     neuron = gf.models.TwoLayer(2, 1, key=jax.random.key(0))
-    found = gf.neuron_pursuit(problem, neuron, rounds=3, tolerance=1e-4, starts=16, solver=EXPLICIT)
-    assert np.all(np.diff(found.losses) < 0)
+    computed = gf.neuron_pursuit(problem, neuron, rounds=3, tolerance=1e-4, starts=16, solver=EXPLICIT)
+    assert np.all(np.diff(computed.losses) < 0)
     # Three ReLU neurons make this target up.
-    assert found.losses[3] < 0.02 * found.losses[0]
-    assert found.params.weight.shape == (3, 2)
-    for options, said in (
+    assert computed.losses[3] < 0.02 * computed.losses[0]
+    assert computed.params.weight.shape == (3, 2)
+    for options, message in (
         ({"seed_norm": 0.0}, "`seed_norm` must be positive"),
         ({"tolerance": -1.0}, "`tolerance` must be positive"),
         ({"horizon": np.nan}, "`horizon` must be positive"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             gf.alternating_flow(problem, gf.models.DiagonalLinear(2), -100.0, **options)
     with pytest.raises(ValueError, match=r"`log_norms` must be one number or 2, but is of shape \(3,\)"):
         gf.alternating_flow(problem, gf.models.DiagonalLinear(2), np.zeros(3))

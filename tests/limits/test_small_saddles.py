@@ -40,14 +40,14 @@ def designs(share):
 @pytest.mark.parametrize("place", ["last", "first", "middle"])
 def test_saddles_that_hold_little_of_the_loss(place, share):
     problem, sol, limit, times = staircase(*designs(share)[place])
-    found = gf.find_saddles(sol, problem)
-    assert len(found) == len(limit.times)
-    falls = -np.diff([saddle.loss for saddle in found])
+    saddles = gf.find_saddles(sol, problem)
+    assert len(saddles) == len(limit.times)
+    falls = -np.diff([saddle.loss for saddle in saddles])
     np.testing.assert_allclose(falls, -np.diff(limit.losses), rtol=1e-2)
-    np.testing.assert_allclose([saddle.entered for saddle in found[1:]], times, atol=float(sol.ts[1]))
+    np.testing.assert_allclose([saddle.entered for saddle in saddles[1:]], times, atol=float(sol.ts[1]))
     # With a number the fall counts against the first loss, as it says.
     merged = len(gf.find_saddles(sol, problem, drop=0.01))
-    assert merged == len(found) - int(np.sum(-np.diff(limit.losses) < 0.01 * limit.losses[0]))
+    assert merged == len(saddles) - int(np.sum(-np.diff(limit.losses) < 0.01 * limit.losses[0]))
 
 
 @pytest.mark.slow
@@ -56,10 +56,10 @@ def test_saddles_that_hold_little_of_the_loss(place, share):
 def test_loose_tolerances_merge_small_saddles_and_invent_none(rtol, rows):
     for place, design in designs(1e-4).items():
         problem, sol, limit, times = staircase(*design, rows=rows, rtol=rtol)
-        found = gf.find_saddles(sol, problem)
-        assert len(found) <= len(limit.times), place
+        saddles = gf.find_saddles(sol, problem)
+        assert len(saddles) <= len(limit.times), place
         width = float(sol.ts[1]) + 0.2 * times.max() * (rtol > 1e-2)
-        assert all(np.min(np.abs(saddle.entered - times)) <= width for saddle in found[1:]), place
+        assert all(np.min(np.abs(saddle.entered - times)) <= width for saddle in saddles[1:]), place
 
 
 def predict_linear(w, x):

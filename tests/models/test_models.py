@@ -154,11 +154,11 @@ def test_output_variance_against_width(name, exponent):
 def test_abc_shift_leaves_the_function_law_alone(key):
     """Multiplier up and standard deviation down by the same power of the width: the same function, to rounding."""
     base = gf.models.ntk
-    moved = gf.models.Parametrisation(
+    shifted = gf.models.Parametrisation(
         "moved", tuple(a + 0.25 for a in base.a), tuple(b - 0.25 for b in base.b), 0.5, 0.0
     )
     for build in (gf.models.TwoLayer, gf.models.MLP):
-        one, two = (build(3, 16, parametrisation=p, key=key)(jnp.asarray(X)) for p in (base, moved))
+        one, two = (build(3, 16, parametrisation=p, key=key)(jnp.asarray(X)) for p in (base, shifted))
         rough(one, float(two))
 
 

@@ -143,8 +143,8 @@ def test_one_neuron_in_its_cone_follows_the_closed_form():
     model = eqx.tree_at(lambda m: (m.weight, m.output), model, (0.1 * y[None] / 3, jnp.array([0.1])))
     problem = gf.EmpiricalRisk(jnp.eye(3), y, gf.losses.square, predict=gf.models.Smoothed(0.1), reduction="sum")
     sol = gf.solve(gf.GradientFlow(problem), model, jnp.linspace(0, 3, 7), rtol=1e-8)
-    found = jnp.linalg.norm(sol.params.weight[:, 0], axis=1) * sol.params.output[:, 0]
-    np.testing.assert_allclose(found, 3 / (1 + (3 / 0.01 - 1) * jnp.exp(-6 * sol.ts)), rtol=1e-6)
+    computed = jnp.linalg.norm(sol.params.weight[:, 0], axis=1) * sol.params.output[:, 0]
+    np.testing.assert_allclose(computed, 3 / (1 + (3 / 0.01 - 1) * jnp.exp(-6 * sol.ts)), rtol=1e-6)
     assert float(sol.drift["balancedness"]) < 1e-7
 
 
@@ -185,30 +185,30 @@ def sliding():
     observe = {"loss": problem, "sliding": gf.observables.SlidingNeurons(problem, 0.005)}
     gf.solve(build(0.3), model, ts, rtol=1e-6, observe=observe, solver=gf.solvers.Tsit5())
     before = len(TRACES)
-    found = gf.filippov(build, model, ts, smoothing=0.02, rtol=1e-6, observe=observe, solver=gf.solvers.Tsit5())
+    computed = gf.filippov(build, model, ts, smoothing=0.02, rtol=1e-6, observe=observe, solver=gf.solvers.Tsit5())
     assert len(TRACES) == before, "another smoothing was compiled anew"
-    return bench, problem, model, ts, reference, log, found
+    return bench, problem, model, ts, reference, log, computed
 
 
 def test_error_is_of_first_order_and_extrapolation_removes_it(sliding):
-    bench, *_, reference, _, found = sliding
-    gaps = [np.linalg.norm(bench.history(run.params) - reference, axis=1) for run in found.runs]
+    bench, *_, reference, _, computed = sliding
+    gaps = [np.linalg.norm(bench.history(run.params) - reference, axis=1) for run in computed.runs]
     at_end = [gap[-1] for gap in gaps]
     slopes = np.log2(np.array(at_end[:-1]) / np.array(at_end[1:]))
     np.testing.assert_allclose(slopes, 1, atol=0.15)
-    assert abs(float(found.order[-1]) - 1) < 0.15
-    left = np.linalg.norm(bench.history(found.params) - reference, axis=1)
+    assert abs(float(computed.order[-1]) - 1) < 0.15
+    left = np.linalg.norm(bench.history(computed.params) - reference, axis=1)
     assert left[-1] < at_end[-1] / 10
     assert left.max() < gaps[-1].max() / 2
     # The estimate covers the error, and is not absurdly large.
-    assert left[-1] < float(found.error[-1]) < 20 * left[-1]
-    assert "extrapolated to 0" in str(found)
-    assert int(found.stats["steps"]) == sum(int(run.stats["steps"]) for run in found.runs)
+    assert left[-1] < float(computed.error[-1]) < 20 * left[-1]
+    assert "extrapolated to 0" in str(computed)
+    assert int(computed.stats["steps"]) == sum(int(run.stats["steps"]) for run in computed.runs)
 
 
 def test_the_observable_tells_who_slides_and_when(sliding):
-    _, problem, _, ts, _, log, found = sliding
-    finest = found.runs[-1]
+    _, problem, _, ts, _, log, computed = sliding
+    finest = computed.runs[-1]
     observed = np.asarray(finest.observed["sliding"])
     observable = gf.observables.SlidingNeurons(problem, 0.005)
     np.testing.assert_array_equal(eqx.filter_jit(eqx.filter_vmap(observable))(finest.params), observed)
@@ -225,28 +225,28 @@ def test_the_observable_tells_who_slides_and_when(sliding):
 
 def test_the_flow_keeps_alive_what_a_large_step_kills(sliding):
     """Early-stage theory's trap (arXiv 2305.12467): gradient descent sticks where the flow goes on falling."""
-    _, problem, model, ts, reference, _, found = sliding
+    _, problem, model, ts, reference, _, computed = sliding
     killed = gf.iterate(gf.GradientDescent(problem, 0.5), model, int(ts[-1] / 0.5))
     pattern = gf.observables.ActivationPattern(problem.x)
     assert not pattern(killed.final)[:, 2:].any()
     assert float(problem(killed.final)) > 0.249  # all it can still fit is the majority
-    assert pattern(found.final)[3, 2:].all()
-    loss = np.asarray(found.runs[-1].observed["loss"])
+    assert pattern(computed.final)[3, 2:].all()
+    loss = np.asarray(computed.runs[-1].observed["loss"])
     assert np.all(np.diff(loss) < 0)
     exact = eqx.tree_at(lambda m: (m.weight, m.output), model, (reference[-1, :8].reshape(4, 2), reference[-1, 8:]))
-    np.testing.assert_allclose(float(found.observed["loss"][-1]), float(problem(exact)), rtol=1e-3)
+    np.testing.assert_allclose(float(computed.observed["loss"][-1]), float(problem(exact)), rtol=1e-3)
     fine = gf.iterate(gf.GradientDescent(problem, 0.05), model, int(ts[-1] / 0.05))
     np.testing.assert_allclose(float(problem(fine.final)), float(problem(exact)), rtol=1e-2)
 
 
 def test_sliding_costs_less_smoothed_and_the_energy_identity_holds(sliding):
-    bench, problem, model, ts, reference, _, found = sliding
+    bench, problem, model, ts, reference, _, computed = sliding
     rough = gf.solve(gf.GradientFlow(problem), model, ts, rtol=1e-3, solver=gf.solvers.Tsit5())
     gap = np.linalg.norm(bench.history(rough.params) - reference, axis=1)
-    left = np.linalg.norm(bench.history(found.params) - reference, axis=1)
+    left = np.linalg.norm(bench.history(computed.params) - reference, axis=1)
     assert left[-1] < gap[-1] / 5
     assert left.max() < gap.max()
-    finest = found.runs[-1]
+    finest = computed.runs[-1]
     assert int(rough.stats["gradient_evaluations"]) > 2 * int(finest.stats["gradient_evaluations"])
     # Chattering, the squared gradient exceeds that of the average field, whatever the tolerance.
     assert float(rough.drift["energy"]) > 0.1
@@ -256,13 +256,13 @@ def test_sliding_costs_less_smoothed_and_the_energy_identity_holds(sliding):
 
 @pytest.mark.slow
 def test_cost_against_the_unsmoothed_flow_at_a_tight_tolerance(sliding):
-    bench, problem, model, ts, reference, _, found = sliding
+    bench, problem, model, ts, reference, _, computed = sliding
     tight = gf.solve(gf.GradientFlow(problem), model, ts, rtol=1e-4, solver=gf.solvers.Tsit5())
     gap = np.linalg.norm(bench.history(tight.params) - reference, axis=1)
-    left = np.linalg.norm(bench.history(found.params) - reference, axis=1)
+    left = np.linalg.norm(bench.history(computed.params) - reference, axis=1)
     # How far off the unsmoothed run is depends on where its steps fall.
     assert left[-1] < gap[-1]
-    ratio = int(tight.stats["gradient_evaluations"]) / int(found.stats["gradient_evaluations"])
+    ratio = int(tight.stats["gradient_evaluations"]) / int(computed.stats["gradient_evaluations"])
     print(f"unsmoothed over extrapolated: {ratio:.1f} times the gradients")
     assert ratio > 7
 
@@ -290,12 +290,12 @@ def test_many_smoothings_in_one_program(key):
 
 @pytest.mark.slow
 def test_float32_follows_float64(sliding):
-    bench, problem, model, ts, _, _, found = sliding
+    bench, problem, model, ts, _, _, computed = sliding
     cast = lambda tree: jax.tree_util.tree_map(  # noqa: E731
         lambda leaf: leaf.astype(jnp.float32) if eqx.is_inexact_array(leaf) else leaf, tree
     )
     flow = cast(bench.smoothed(problem)(0.02))
     sol = gf.solve(flow, cast(model), ts[:21], rtol=1e-5)
     assert sol.final.weight.dtype == jnp.float32
-    wide = bench.history(found.runs[0].params)[:21]
+    wide = bench.history(computed.runs[0].params)[:21]
     np.testing.assert_allclose(bench.history(sol.params), wide, atol=2e-4)

@@ -15,7 +15,7 @@ SAMPLES = 20
 def late(loss):
     x, y = gf.data.correlated(SAMPLES, 8, dtype="float64")
     problem = gf.EmpiricalRisk(x, y, loss)
-    model = gf.models.mild_two_layer(8, 16, key=jax.random.key(1))
+    model = gf.models.mildly_parametrised(8, 16, key=jax.random.key(1))
     see = {"loss": problem, "margin": NormalisedMargin(problem), "residual": MaxMarginResidual(problem)}
     see |= {"norm": ParameterNorm()}
     ts = np.concatenate([[0], np.geomspace(0.1, 1e8, 46)])
@@ -35,13 +35,13 @@ def test_the_late_phase_to_a_hundred_million(loss):
     # Bounded, for it falls from t = 100 on: in a network of degree two the loss is even smaller than 1/t.
     assert np.all(np.diff(product[sol.ts > 100]) < 0)
     assert product[-1] > 0.01
-    told = np.asarray(sol.observed["loss"]) < 1 / SAMPLES
-    margin = np.asarray(sol.observed["margin"])[told]
+    reported = np.asarray(sol.observed["loss"]) < 1 / SAMPLES
+    margin = np.asarray(sol.observed["margin"])[reported]
     assert np.all(np.diff(margin) > 0)
-    smooth = (-np.log(SAMPLES * np.asarray(sol.observed["loss"])) / np.asarray(sol.observed["norm"]) ** 2)[told]
+    smooth = (-np.log(SAMPLES * np.asarray(sol.observed["loss"])) / np.asarray(sol.observed["norm"]) ** 2)[reported]
     assert np.all(np.diff(smooth) > 0)
     np.testing.assert_array_less(smooth, margin)
-    stationarity, slackness = np.asarray(sol.observed["residual"])[told].T
+    stationarity, slackness = np.asarray(sol.observed["residual"])[reported].T
     print(f"at t = 1e8: stationarity {stationarity[-1]:.3f}, slackness {slackness[-1]:.3f}, margin {margin[-1]:.4f}")
     assert np.all(np.diff(slackness[10:]) < 0)
     assert slackness[-1] < 0.05

@@ -45,7 +45,7 @@ def test_signed_networks_have_a_partition_too(key):
 def run(data, method):
     """Descent, SGD or flow, from one start, on data that keep the condition, or on others that do not."""
     x, y = gf.data.correlated(20, 8, dtype="float64") if data == "kept" else random_data()
-    start = gf.models.mild_two_layer(8, 16, key=jax.random.key(1))
+    start = gf.models.mildly_parametrised(8, 16, key=jax.random.key(1))
     problem = gf.EmpiricalRisk(x, y, gf.losses.exponential)
     see = {"codes": NeuronPartition(x, y), "bound": GradientBound(problem), "norm": GradientNorm(problem)}
     if method == "flow":
@@ -75,8 +75,8 @@ def test_monotone_sets_lose_no_member_where_the_condition_holds(method):
     # Something happened: true-dead neurons came to life, or false-living ones died.
     assert len(events.time) > 20
     assert np.all(np.isin(events.before, [1, 2]))
-    kept = gf.observables.survivors(sol.observed["codes"])
-    np.testing.assert_array_equal(kept, np.asarray(sol.observed["codes"][0]) == 3)
+    remaining = gf.observables.survivors(sol.observed["codes"])
+    np.testing.assert_array_equal(remaining, np.asarray(sol.observed["codes"][0]) == 3)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -100,9 +100,9 @@ def test_gradient_bound_holds_and_says_something(method):
     for data in ("kept", "broken"):
         bound, norm = (np.asarray(run(data, method).observed[name]) for name in ("bound", "norm"))
         assert np.all(bound <= norm * (1 + 1e-9))
-        share = bound / norm
-        print(f"{data}: bound over norm {share.min():.2f} ... {share.max():.2f}")
-        assert share.min() > (0.7 if data == "kept" else 0.2)
+        ratio = bound / norm
+        print(f"{data}: bound over norm {ratio.min():.2f} ... {ratio.max():.2f}")
+        assert ratio.min() > (0.7 if data == "kept" else 0.2)
 
 
 def test_gradient_bound_is_exact_for_two_samples_seen_by_all(key):
@@ -177,14 +177,14 @@ def test_bad_input_is_refused(key):
     with pytest.raises(ValueError, match="other than zero"):
         gf.theory.partition_condition(np.zeros((1, 2)), np.ones(1))
     with pytest.raises(ValueError, match="`kappa` must be positive"):
-        gf.models.mild_two_layer(2, 3, kappa=0.0, key=key)
+        gf.models.mildly_parametrised(2, 3, kappa=0.0, key=key)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "width"), [(1, 1), (1, 3), (3, 1)])
 def test_smallest_sizes_and_float32(n, width, key):
     x, y = gf.data.correlated(n, 2, dtype="float32")
-    model = gf.models.mild_two_layer(2, width, dtype=jnp.float32, key=key)
+    model = gf.models.mildly_parametrised(2, width, dtype=jnp.float32, key=key)
     problem = gf.EmpiricalRisk(x, y, gf.losses.exponential)
     assert NeuronPartition(x, y)(model).shape == (n, width)
     bound = eqx.filter_jit(GradientBound(problem))(model)

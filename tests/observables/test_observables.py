@@ -129,8 +129,8 @@ def test_gradient_norm_against_numpy():
     rng = np.random.default_rng(0)
     x, y, w = rng.normal(size=(8, 3)), rng.normal(size=8), rng.normal(size=3)
     expected = np.linalg.norm(x.T @ (x @ w - y) / 8)
-    found = GradientNorm(gf.EmpiricalRisk(x, y, gf.losses.square, linear))(jnp.asarray(w))
-    assert float(found) == pytest.approx(expected, rel=1e-13)
+    computed = GradientNorm(gf.EmpiricalRisk(x, y, gf.losses.square, linear))(jnp.asarray(w))
+    assert float(computed) == pytest.approx(expected, rel=1e-13)
     assert float(GradientNorm(lambda w: jnp.sum(w**3))(jnp.zeros(2))) == 0.0
 
 
@@ -148,9 +148,9 @@ def test_neuron_norms_of_a_model(key):
 def test_angles_to_a_direction(angle, size):
     """Absolute error of a few units of rounding, where the arccosine of 1 - 1e-16 is already 1e-8 off."""
     w = size * np.array([[np.cos(angle), np.sin(angle), 0.0]])
-    found = NeuronAngles([2.0, 0.0, 0.0], lambda w: w)(jnp.asarray(w))
-    assert found.shape == (1,)
-    assert abs(float(found[0]) - angle) <= 1e-15
+    computed = NeuronAngles([2.0, 0.0, 0.0], lambda w: w)(jnp.asarray(w))
+    assert computed.shape == (1,)
+    assert abs(float(computed[0]) - angle) <= 1e-15
     several = NeuronAngles([[2.0, 0.0, 0.0], [-1e-3, 0.0, 0.0], [0.0, 0.0, 7.0]], lambda w: w)(jnp.asarray(w))
     np.testing.assert_allclose(several, [[angle, np.pi - angle, np.pi / 2]], atol=1e-15)
 
@@ -161,9 +161,9 @@ def test_angles_in_the_plane_and_of_zero_neurons():
     w = 1e-30 * np.stack([np.cos(radians), np.sin(radians)], axis=1)
     w[3] = [-1.0, 0.0]
     rows = jnp.asarray(np.concatenate([w, np.zeros((1, 2))]))
-    found = np.asarray(NeuronAngles(neurons=lambda w: w)(rows))
-    np.testing.assert_allclose(found[:-1], radians, rtol=1e-14, atol=1e-16)
-    assert np.isnan(found[-1])
+    computed = np.asarray(NeuronAngles(neurons=lambda w: w)(rows))
+    np.testing.assert_allclose(computed[:-1], radians, rtol=1e-14, atol=1e-16)
+    assert np.isnan(computed[-1])
     towards = np.asarray(NeuronAngles([0.0, 1.0], lambda w: w)(rows))
     np.testing.assert_allclose(towards[:4], np.deg2rad([90.0, 45.0, 0.0, 90.0]), atol=1e-15)
     assert np.isnan(towards[-1])
@@ -176,9 +176,9 @@ def test_angles_of_a_model_against_the_arccosine(key):
     cosines = (w / np.linalg.norm(w, axis=1, keepdims=True)) @ (
         reference / np.linalg.norm(reference, axis=1)[:, None]
     ).T
-    found = NeuronAngles(1e-60 * reference)(model)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, np.arccos(cosines), atol=1e-6)
+    computed = NeuronAngles(1e-60 * reference)(model)
+    assert computed.dtype == jnp.float32
+    np.testing.assert_allclose(computed, np.arccos(cosines), atol=1e-6)
 
 
 # Hessian
@@ -233,9 +233,9 @@ def test_outputs_of_a_linear_model_repeat_every_eigenvalue():
     x, y = rng.normal(size=(50, 6)), rng.normal(size=(50, 5))
     problem = gf.EmpiricalRisk(x, y, gf.losses.square, linear)
     exact = np.repeat(np.linalg.eigvalsh(x.T @ x / 50)[::-1], 5)
-    found = HessianEigenvalues(problem, 7, rtol=1e-8)(jnp.zeros((6, 5)))
+    computed = HessianEigenvalues(problem, 7, rtol=1e-8)(jnp.zeros((6, 5)))
     # The bounds are relative to the largest one.
-    np.testing.assert_allclose(found, exact[:7], atol=1e-8 * exact[0], rtol=0)
+    np.testing.assert_allclose(computed, exact[:7], atol=1e-8 * exact[0], rtol=0)
 
 
 @pytest.mark.parametrize(("iterations", "k"), [(1, 1), (8, 3), (15, 2)])
@@ -260,8 +260,8 @@ def test_bounds_are_residuals(k):
 
 def test_loose_tolerances_spend_fewer_products():
     matrix = symmetric(np.linspace(0, 1, 60))
-    spent = [int(with_bounds(matrix, 1, rtol=rtol, iterations=60)[2]) for rtol in (1e-1, 1e-6)]
-    assert spent[0] < spent[1] < 60
+    evaluations = [int(with_bounds(matrix, 1, rtol=rtol, iterations=60)[2]) for rtol in (1e-1, 1e-6)]
+    assert evaluations[0] < evaluations[1] < 60
 
 
 def test_one_parameter():
@@ -312,10 +312,10 @@ def jacobian(problem, params, x):
 def test_kernel_is_the_product_of_jacobians(outputs, chunk):
     problem, model = net(outputs=outputs)
     j = jacobian(problem, model, problem.x)
-    found = np.asarray(NTK(problem, chunk=chunk)(model))
-    assert found.shape == (6 * outputs, 6 * outputs)
-    np.testing.assert_allclose(found, j @ j.T, rtol=1e-12, atol=1e-13)
-    np.testing.assert_array_equal(found, found.T)
+    computed = np.asarray(NTK(problem, chunk=chunk)(model))
+    assert computed.shape == (6 * outputs, 6 * outputs)
+    np.testing.assert_allclose(computed, j @ j.T, rtol=1e-12, atol=1e-13)
+    np.testing.assert_array_equal(computed, computed.T)
     spectrum = np.asarray(NTKEigenvalues(problem, chunk=chunk)(model))
     np.testing.assert_allclose(spectrum, np.linalg.svd(j, compute_uv=False) ** 2, rtol=1e-10, atol=1e-12)
 
@@ -340,11 +340,11 @@ def test_kernel_drives_the_predictions():
     h = 1e-4
     later = gf.solve(gf.GradientFlow(problem), model, [h], rtol=1e-10).final
     before, after = (np.asarray(problem.predictions(m)).ravel() for m in (model, later))
-    pull = (before - np.asarray(problem.y).ravel()) / 6
-    expected = -np.asarray(NTK(problem)(model)) @ pull
-    # The quotient is off by h f'' / 2; f'' is of the size of K^2 times the pull.
+    residual = (before - np.asarray(problem.y).ravel()) / 6
+    expected = -np.asarray(NTK(problem)(model)) @ residual
+    # The quotient is off by h f'' / 2; f'' is of the size of K^2 times the residual.
     largest = np.linalg.norm(np.asarray(NTK(problem)(model)), 2) / 6
-    assert np.max(np.abs((after - before) / h - expected)) <= h * largest**2 * np.linalg.norm(6 * pull)
+    assert np.max(np.abs((after - before) / h - expected)) <= h * largest**2 * np.linalg.norm(6 * residual)
 
 
 def test_kernel_of_frozen_leaves(key):
@@ -397,8 +397,8 @@ def test_activation_pattern_against_signs(key):
     first = x @ np.asarray(deep.weights[0]).T
     second = np.tanh(first) @ np.asarray(deep.weights[1]).T
     np.testing.assert_array_equal(ActivationPattern(x)(deep), np.concatenate([first, second], axis=1) > 0)
-    own = ActivationPattern(x, lambda w, x_i: x_i - w)
-    np.testing.assert_array_equal(own(jnp.array([0.0, 1.0, -1.0])), x > np.array([0.0, 1.0, -1.0]))
+    custom = ActivationPattern(x, lambda w, x_i: x_i - w)
+    np.testing.assert_array_equal(custom(jnp.array([0.0, 1.0, -1.0])), x > np.array([0.0, 1.0, -1.0]))
     # A preactivation of exactly zero is not active.
     assert not np.any(ActivationPattern(np.zeros((2, 3)))(two))
 
@@ -485,8 +485,8 @@ def test_memory(name):
     shapes = list(shapes_in(program.jaxpr))
     assert len(shapes) > 1
     assert all(shape.count(98) < 2 for shape in shapes)
-    most = {"sharpness": (20 + 1) * 98, "eigenvalues": (20 + 3) * 98}.get(name, 4 * 98)
-    assert max(int(np.prod(shape)) for shape in shapes) <= most
+    max_rows = {"sharpness": (20 + 1) * 98, "eigenvalues": (20 + 3) * 98}.get(name, 4 * 98)
+    assert max(int(np.prod(shape)) for shape in shapes) <= max_rows
 
 
 @pytest.mark.slow

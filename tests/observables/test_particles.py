@@ -95,10 +95,10 @@ def test_particles_in_ten_dimensions_tend_to_the_radial_reduction():
         return gf.solve(flow, net, ts, rtol=1e-4, **options).observed["risk"]
 
     keys = jax.random.split(jax.random.key(0), 24)
-    found = np.stack([risks(keys, width) for width in (50, 200)])
-    told = gf.theory.extrapolate_width([50, 200], found)
-    assert np.all(np.abs(told.limit - reduced.observed["risk"]) < 4 * told.error)
-    assert np.all(told.error < 0.05 * told.limit)
+    computed = np.stack([risks(keys, width) for width in (50, 200)])
+    reported = gf.theory.extrapolate_width([50, 200], computed)
+    assert np.all(np.abs(reported.limit - reduced.observed["risk"]) < 4 * reported.error)
+    assert np.all(reported.error < 0.05 * reported.limit)
 
 
 def test_law_of_radii():
@@ -131,13 +131,13 @@ def test_distances():
     """On a line against scipy; of a shifted cloud; between draws of one law, falling with their number."""
     rng = np.random.default_rng(0)
     x, p, y, q = rng.normal(size=5), rng.uniform(size=5), rng.normal(size=7), rng.uniform(size=7)
-    found = gf.observables.wasserstein(*map(jnp.asarray, (x, p, y, q)), order=1.0)
-    assert float(found) == pytest.approx(wasserstein_distance(x, y, p, q), rel=1e-12)
+    computed = gf.observables.wasserstein(*map(jnp.asarray, (x, p, y, q)), order=1.0)
+    assert float(computed) == pytest.approx(wasserstein_distance(x, y, p, q), rel=1e-12)
     start = gf.models.MeanFieldStart(2, first=Uniform(-1, 1), output=Uniform(-1, 1))
     a = start.draw(50, jax.random.key(0))
-    moved = a._replace(net=gf.models.MeanFieldNet((a.net.layers[0] + jnp.array([[0.3, 0.0]]),), a.net.output))
+    shifted = a._replace(net=gf.models.MeanFieldNet((a.net.layers[0] + jnp.array([[0.3, 0.0]]),), a.net.output))
     # The mean of the square of an entry of a unit vector in three dimensions is a third.
-    assert float(gf.observables.particle_distance(a, moved, 500)) == pytest.approx(0.3 / 3**0.5, rel=0.06)
+    assert float(gf.observables.particle_distance(a, shifted, 500)) == pytest.approx(0.3 / 3**0.5, rel=0.06)
     limit = start.nodes(GaussLegendre(8))
     few, many = (float(gf.observables.particle_distance(start.draw(n, jax.random.key(1)), limit)) for n in (10, 1000))
     assert many < 0.4 * few

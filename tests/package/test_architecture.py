@@ -58,16 +58,16 @@ def path_of(module):
 
 def imported_rooms(tree):
     """Rooms that code imports anywhere, functions included."""
-    found = set()
+    computed = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "gradflow":
             if node.module == "gradflow":
-                found |= {alias.name for alias in node.names}
+                computed |= {alias.name for alias in node.names}
             else:
-                found.add(room_of(node.module))
+                computed.add(room_of(node.module))
         elif isinstance(node, ast.Import):
-            found |= {room_of(alias.name) for alias in node.names if alias.name.startswith("gradflow.")}
-    return found
+            computed |= {room_of(alias.name) for alias in node.names if alias.name.startswith("gradflow.")}
+    return computed
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -116,8 +116,8 @@ def test_a_study_is_found_by_its_name():
         for room in ("studies", "plot", "tables"):
             assert name in files(room), f"{study} has no file in {room}/"
         for room in (gf.plot, gf.tables):
-            found = function_for(xr.Dataset(attrs={"study": study}), room.__name__, "")
-            assert found is getattr(room, name)
+            computed = function_for(xr.Dataset(attrs={"study": study}), room.__name__, "")
+            assert computed is getattr(room, name)
     for room in ("plot", "tables"):
         assert studies_in(f"gradflow.{room}") == sorted(written)
 
@@ -176,20 +176,20 @@ def test_words_are_those_of_the_field():
     texts = [*ROOT.rglob("*.py"), *(top / "notebooks").glob("*.py"), *(top / "benchmarks").rglob("*.py")]
     texts += [top / "README.md", ROOT / "CHANGES.md", *(ROOT / "guide").glob("*.md")]
     used = [
-        f"{path.relative_to(top)}: {found.group().strip()!r}: {instead}"
+        f"{path.relative_to(top)}: {computed.group().strip()!r}: {instead}"
         for path in texts
         for word, instead in GLOSSARY.items()
-        for found in re.finditer(word, path.read_text(), re.MULTILINE | re.IGNORECASE)
+        for computed in re.finditer(word, path.read_text(), re.MULTILINE | re.IGNORECASE)
     ]
     assert not used, "\n".join(used)
 
 
 def test_words_of_sweeps_are_those_of_the_field():
     used = [
-        f"{path.name}: {found.group()!r}: {instead}"
+        f"{path.name}: {computed.group()!r}: {instead}"
         for path in (ROOT / "sweeps").glob("*.py")
         for word, instead in GLOSSARY_OF_SWEEPS.items()
-        for found in re.finditer(word, path.read_text(), re.MULTILINE)
+        for computed in re.finditer(word, path.read_text(), re.MULTILINE)
     ]
     assert not used, "\n".join(used)
 
@@ -217,13 +217,13 @@ print(json.dumps({"backends": list(xla_bridge._backends), "changed": changed, "h
 
 def public_classes():
     rooms = [gf.problems, gf.models, gf.flows, gf.rules, gf.observables, gf.solvers, gf]
-    found = {}
+    computed = {}
     for room in rooms:
         for name, value in vars(room).items():
-            own = inspect.isclass(value) and value.__module__.startswith("gradflow")
-            if own and issubclass(value, eqx.Module) and not name.startswith(("_", "Abstract")):
-                found[name] = value
-    return found
+            is_ours = inspect.isclass(value) and value.__module__.startswith("gradflow")
+            if is_ours and issubclass(value, eqx.Module) and not name.startswith(("_", "Abstract")):
+                computed[name] = value
+    return computed
 
 
 class Net(eqx.Module):
@@ -343,9 +343,9 @@ def cases(key):
         "Until": gf.Until(problem, below=0.1),
         "Solution": gf.solve(gf.GradientFlow(problem), model, [0.5]),
         "FirstEscape": gf.first_escape(linear, gf.Polar(neurons, -20.0)),
-        "Pursuit": gf.Pursuit(np.zeros(1), np.zeros(1), model, (), (), np.zeros(0), "fitted"),
+        "NeuronPursuitResult": gf.NeuronPursuitResult(np.zeros(1), np.zeros(1), model, (), (), np.zeros(0), "fitted"),
         "Saddle": gf.Saddle(0.0, 1.0, 0.5, 0.5, 0.0, 1, 1, 1.0, 1.0),
-        "Extrapolated": gf.filippov(lambda smoothing: gf.GradientFlow(problem), model, [0.5]),
+        "FilippovSolution": gf.filippov(lambda smoothing: gf.GradientFlow(problem), model, [0.5]),
     }
 
 
@@ -360,14 +360,14 @@ def test_every_public_class_has_a_case_and_passes_through_jax(key):
         again = jax.tree_util.tree_unflatten(structure, leaves)
         assert eqx.tree_equal(value, again) is not False
         if name in vars(gf.observables) and not hasattr(value, "of_state"):
-            found = eqx.filter_jit(lambda observable, params: observable(params))(value, model)
-            assert found.shape == value(model).shape
+            computed = eqx.filter_jit(lambda observable, params: observable(params))(value, model)
+            assert computed.shape == value(model).shape
 
 
 STARTS = {"Fluctuations", "InterpolatedSchedule", "ReducedOverlaps"}
 """What flows start from or are made of, without a clock of its own."""
-RECORDS = {"Attempt", "Extrapolated", "Field", "FirstEscape", "Fluctuations", "Parametrisation"}
-RECORDS |= {"Pursuit", "ReducedOverlaps", "Saddle", "Solution"}
+RECORDS = {"Attempt", "FilippovSolution", "Field", "FirstEscape", "Fluctuations", "Parametrisation"}
+RECORDS |= {"NeuronPursuitResult", "ReducedOverlaps", "Saddle", "Solution"}
 """What functions return; their examples show these."""
 
 

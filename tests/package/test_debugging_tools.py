@@ -94,11 +94,11 @@ def test_everything_runs(settings, room, name):
     """The numbers are those of a run without the settings: to rounding where one program is compiled, as loosely as
     steps of tolerance 1e-3 allow where operations are rounded one by one."""
     with tool(settings):
-        found = surface.call(room, name, "float64")
-    assert statuses(found) <= {"ok", "stopped"}
+        computed = surface.call(room, name, "float64")
+    assert statuses(computed) <= {"ok", "stopped"}
     plain = plain_call(room, name)
-    assert statuses(found) == statuses(plain)
-    for a, b in zip(numbers(found), numbers(plain), strict=True):
+    assert statuses(computed) == statuses(plain)
+    for a, b in zip(numbers(computed), numbers(plain), strict=True):
         assert a.dtype == b.dtype
         size = np.max(np.abs(b), initial=0.0, where=np.isfinite(b))
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * size + ROUNDING)
@@ -116,9 +116,9 @@ def test_strict_promotion_in_single_precision(room, name):
             assert statuses(surface.call(room, name, "float32")) <= {"ok", "stopped"}
         if room in ("flows", "solvers"):
             with jax.enable_x64(False):
-                found = surface.call(room, name, "float32")
-            assert statuses(found) <= {"ok", "stopped"}
-            leaves = jax.tree_util.tree_leaves(found)
+                computed = surface.call(room, name, "float32")
+            assert statuses(computed) <= {"ok", "stopped"}
+            leaves = jax.tree_util.tree_leaves(computed)
             assert not any(leaf.dtype == np.float64 for leaf in leaves if isinstance(leaf, jax.Array))
 
 

@@ -34,11 +34,11 @@ def package_of(block):
 
 def run(blocks, where):
     """The names that blocks leave behind, run in order in one namespace, and what they print."""
-    names, said = {}, io.StringIO()
-    with contextlib.redirect_stdout(said):
+    names, message = {}, io.StringIO()
+    with contextlib.redirect_stdout(message):
         for block in blocks:
             exec(compile(block, where, "exec"), names)
-    return names, said.getvalue()
+    return names, message.getvalue()
 
 
 def without_numbers(text):
@@ -67,11 +67,11 @@ def test_python_of_the_readme_runs_and_prints_what_is_shown(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     blocks = blocks_of(README)
     assert len(blocks) == 2
-    names, said = run(blocks, "README.md")
+    names, message = run(blocks, "README.md")
     (shown,) = re.findall(r"^```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    assert without_numbers(said) == without_numbers(shown)
-    spent = int(re.search(r"(\d+) gradient evaluations", shown)[1])
-    assert int(names["sol"].stats["gradient_evaluations"]) == pytest.approx(spent, rel=0.1)  # rounding differs
+    assert without_numbers(message) == without_numbers(shown)
+    evaluations = int(re.search(r"(\d+) gradient evaluations", shown)[1])
+    assert int(names["sol"].stats["gradient_evaluations"]) == pytest.approx(evaluations, rel=0.1)  # rounding differs
     assert names["sol"].status == "ok"
     assert abs(float(names["gap"].order[0]) - 1) < 0.1
     assert (tmp_path / "escape.zarr").is_dir()
@@ -124,10 +124,10 @@ def test_a_page_that_does_not_exist(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gradflow", "guide", "solver"])
     with pytest.raises(SystemExit, match=r"^2$"):
         main()
-    said = capsys.readouterr().err
-    assert len(said.splitlines()) == 1
-    assert "Did you mean 'solvers'?" in said
-    assert all(f"'{name}'" in said for name in PAGES)
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1
+    assert "Did you mean 'solvers'?" in message
+    assert all(f"'{name}'" in message for name in PAGES)
 
 
 def test_a_reader_of_the_pipe_may_stop_early():

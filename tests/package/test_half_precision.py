@@ -58,11 +58,11 @@ CASES = {
 def test_numbers_are_those_of_float32(name, dtype):
     """Of weights of size 100, whose gradients have squares that float16 does not hold."""
     x, net = jnp.asarray(X).astype(dtype), cast(NET, dtype)
-    found = CASES[name](x, net)
+    computed = CASES[name](x, net)
     wanted = CASES[name](x.astype(jnp.float32), cast(net, jnp.float32))
     assert np.all(np.isfinite(wanted))
-    assert np.asarray(found).dtype == np.asarray(wanted).dtype
-    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5 * np.max(np.abs(wanted)))
+    assert np.asarray(computed).dtype == np.asarray(wanted).dtype
+    np.testing.assert_allclose(computed, wanted, rtol=1e-4, atol=1e-5 * np.max(np.abs(wanted)))
 
 
 def test_data_may_be_numpy_arrays_of_bfloat16():

@@ -39,10 +39,10 @@ def alone(problem, params, chosen):
 def test_only_what_is_chosen_flows_as_if_the_rest_were_data():
     sol = gf.solve(gf.GradientFlow(RISK), LORA, [0.5, 1.0], trainable=ADAPTER)
     problem, flowing = alone(RISK, LORA, "ab")
-    own = gf.solve(gf.GradientFlow(problem), flowing, [0.5, 1.0])
+    reduced = gf.solve(gf.GradientFlow(problem), flowing, [0.5, 1.0])
     for name in "ab":
-        np.testing.assert_allclose(sol.params[name], own.params[name], rtol=1e-12)
-    assert sol.stats["gradient_evaluations"] == own.stats["gradient_evaluations"]
+        np.testing.assert_allclose(sol.params[name], reduced.params[name], rtol=1e-12)
+    assert sol.stats["gradient_evaluations"] == reduced.stats["gradient_evaluations"]
     assert sol.held == ("['base']", "['readout']")
     assert "held fixed: ['base'], ['readout']" in repr(sol)
     assert "GradientFlow, 7 parameters" in repr(sol)
@@ -112,8 +112,8 @@ def test_rules_hold_what_is_not_chosen_even_with_weight_decay():
     assert jnp.array_equal(sol.final["base"], LORA["base"])
     assert not jnp.array_equal(sol.final["a"], LORA["a"])
     problem, flowing = alone(RISK, LORA, "ab")
-    own = gf.iterate(gf.OptaxRule(problem, rule.transform, learning_rate=0.01), flowing, 20)
-    np.testing.assert_allclose(sol.final["b"], own.final["b"], rtol=1e-12)
+    reduced = gf.iterate(gf.OptaxRule(problem, rule.transform, learning_rate=0.01), flowing, 20)
+    np.testing.assert_allclose(sol.final["b"], reduced.final["b"], rtol=1e-12)
     assert "held fixed: ['base'], ['readout']" in repr(sol)
 
 
@@ -175,8 +175,8 @@ def test_comparison_of_a_rule_with_its_flow():
     rule = gf.GradientDescent(RISK, learning_rate=0.1)
     ds = gf.compare(rule, LORA, [0.1, 0.05], 1.0, trainable=ADAPTER)
     problem, flowing = alone(RISK, LORA, "ab")
-    own = gf.compare(gf.GradientDescent(problem, 0.1), flowing, [0.1, 0.05], 1.0)
-    np.testing.assert_allclose(ds.gap, own.gap, rtol=1e-6)
+    reduced = gf.compare(gf.GradientDescent(problem, 0.1), flowing, [0.1, 0.05], 1.0)
+    np.testing.assert_allclose(ds.gap, reduced.gap, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -228,15 +228,15 @@ def test_flax_modules_flow_in_their_parameters_alone():
 
     net = Net(nnx.Rngs(0))
     net.norm.mean[...] = jnp.asarray([0.1, -0.2, 0.3, 0.0], net.norm.mean[...].dtype)
-    structure, params, rest = nnx.split(net, nnx.Param, ...)
+    structure, params, static = nnx.split(net, nnx.Param, ...)
     x, y = X.astype(jnp.float32), Y[:, None].astype(jnp.float32)
     risk = gf.EmpiricalRisk(x, y, gf.losses.square, predict=lambda m, x: m(x))
     sol = gf.solve(gf.GradientFlow(risk), net, [1.0], rtol=1e-4)
     assert sol.held == (".norm.mean.value", ".norm.var.value")
     np.testing.assert_array_equal(sol.final.norm.mean[...], net.norm.mean[...])
-    split_risk = gf.EmpiricalRisk(x, y, gf.losses.square, predict=lambda p, x: nnx.merge(structure, p, rest)(x))
-    own = gf.solve(gf.GradientFlow(split_risk), params, [1.0], rtol=1e-4)
-    np.testing.assert_allclose(sol.final.first.kernel[...], own.final["first"]["kernel"][...], rtol=1e-3, atol=1e-5)
+    split_risk = gf.EmpiricalRisk(x, y, gf.losses.square, predict=lambda p, x: nnx.merge(structure, p, static)(x))
+    alone = gf.solve(gf.GradientFlow(split_risk), params, [1.0], rtol=1e-4)
+    np.testing.assert_allclose(sol.final.first.kernel[...], alone.final["first"]["kernel"][...], rtol=1e-3, atol=1e-5)
     # A whole state, and a choice of one's own.
     whole = gf.EmpiricalRisk(x, y, gf.losses.square, predict=lambda s, x: nnx.merge(structure, s)(x))
     state = nnx.state(net)

@@ -26,9 +26,9 @@ def covariance(kind, seed, size=4):
         factor = rng.normal(size=(size, 2)) / 2
         return factor @ factor.T
     factor = rng.normal(size=(size, size)) / np.sqrt(2 * size)
-    found = factor @ factor.T
+    computed = factor @ factor.T
     pairs = [0, 1, 0, 1]
-    return found[np.ix_(pairs, pairs)] if kind == "coincident" else found
+    return computed[np.ix_(pairs, pairs)] if kind == "coincident" else computed
 
 
 def entries(C):
@@ -113,10 +113,10 @@ def test_relu_of_four_dependent_fields_against_an_angular_integral():
     relu = activations.ReLU()
     factors = np.random.default_rng(2).normal(size=(40, 4, 2)) / 2
     covariances = np.einsum("sia,sja->ijs", factors, factors)
-    found = relu.i4([[jnp.asarray(value) for value in row] for row in covariances])
+    computed = relu.i4([[jnp.asarray(value) for value in row] for row in covariances])
     ramp = lambda x: np.maximum(x, 0)  # noqa: E731
     expected = [over_the_circle(lambda a, b, c, d: (a > 0) * (b > 0) * ramp(c) * ramp(d), f, 2) for f in factors]
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(computed, expected, rtol=0, atol=1e-6)
 
 
 def test_relu_of_four_fields_in_closed_form():
@@ -125,11 +125,11 @@ def test_relu_of_four_fields_in_closed_form():
     orders = [[0, 1, 2, 3], [1, 0, 2, 3], [0, 1, 3, 2], [0, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 1], [1, 1, 0, 1], [0] * 4]
     given = [covariance("regular", seed) for seed in range(5)]
     stacked = np.stack([[C[np.ix_(order, order)] for order in orders] for C in given], axis=-1)
-    found = np.asarray(relu.i4([[jnp.asarray(stacked[:, i, j]) for j in range(4)] for i in range(4)]))
-    np.testing.assert_allclose(found[1:3], [found[0]] * 2, rtol=0, atol=1e-10)
+    computed = np.asarray(relu.i4([[jnp.asarray(stacked[:, i, j]) for j in range(4)] for i in range(4)]))
+    np.testing.assert_allclose(computed[1:3], [computed[0]] * 2, rtol=0, atol=1e-10)
     left = [relu.i2(entries(C[:2, :2])) for C in given]
-    np.testing.assert_allclose(found[3:7], [left] * 4, rtol=0, atol=1e-7)
-    np.testing.assert_allclose(found[7], [C[0, 0] / 2 for C in given], rtol=0, atol=1e-7)
+    np.testing.assert_allclose(computed[3:7], [left] * 4, rtol=0, atol=1e-7)
+    np.testing.assert_allclose(computed[7], [C[0, 0] / 2 for C in given], rtol=0, atol=1e-7)
     half = np.full((4, 4), 0.5) + 0.5 * np.eye(4)
     assert float(_orthant.orthant4(entries(half))) == pytest.approx(1 / 5, abs=1e-14)
     assert float(_orthant.orthant4(entries(np.eye(4)))) == pytest.approx(1 / 16, abs=1e-16)
@@ -139,10 +139,10 @@ def test_relu_of_four_fields_in_closed_form():
 @pytest.mark.parametrize("accuracy", [1e-3, 1e-5, 1e-9])
 def test_tables_are_as_good_as_the_nodes(accuracy):
     """Over four fields, where one is taken from a table."""
-    known = activations.named("erf")
+    reference = activations.named("erf")
     general = activations.Quadrature(lambda x: jax.scipy.special.erf(x / jnp.sqrt(2.0)), accuracy=accuracy)
     C, alike = entries(4 * covariance("regular", 3)), entries(np.full((4, 4), 4.0))
-    assert abs(float(general.i4(C) - known.i4(C))) < accuracy * float(known.i4(alike))
+    assert abs(float(general.i4(C) - reference.i4(C))) < accuracy * float(reference.i4(alike))
 
 
 STEEP = 2.0
@@ -152,7 +152,7 @@ STEEP = 2.0
 @pytest.mark.parametrize("variance", [0.01, 1.0, 9.0])
 def test_quadrature_keeps_its_accuracy_at_every_variance(variance, kind):
     """Of erf, in closed form: saturating fields of variance 9 are as good as linear ones of 0.01."""
-    known = activations.named("erf")
+    reference = activations.named("erf")
     general = activations.Quadrature(lambda x: jax.scipy.special.erf(STEEP * x / jnp.sqrt(2.0)), variance=9 / STEEP**2)
     C = covariance(kind.removeprefix("nearly "), 3) + (1e-4 * np.eye(4) if kind.startswith("nearly") else 0)
     sizes = np.sqrt(np.diag(C))
@@ -160,10 +160,10 @@ def test_quadrature_keeps_its_accuracy_at_every_variance(variance, kind):
     alike = np.full((4, 4), variance)
     for part in ("i2", "j2", "k2", "i4"):
         factor = 1 if part == "i2" else STEEP**2
-        found, exact = getattr(general, part)(entries(C / STEEP**2)), factor * getattr(known, part)(entries(C))
-        size = factor * abs(float(getattr(known, part)(entries(alike))))
-        assert abs(float(found - exact)) < 1e-5 * size, part
-        assert found.shape == ()
+        computed, exact = getattr(general, part)(entries(C / STEEP**2)), factor * getattr(reference, part)(entries(C))
+        size = factor * abs(float(getattr(reference, part)(entries(alike))))
+        assert abs(float(computed - exact)) < 1e-5 * size, part
+        assert computed.shape == ()
 
 
 SMOOTHER = {
@@ -222,11 +222,11 @@ def test_the_estimate_of_the_quadrature_error_holds(name):
         alike = entries(np.full((4, 4), variance))
         parts = [(getattr(narrow, part)(alike), getattr(wide, part)(alike)) for part in ("i2", "j2", "i4")]
         true = max(abs(float(a / b) - 1) for a, b in parts)
-        told = float(narrow.error(jnp.asarray([variance])))
-        assert told > true / 3 or true < 1e-6
-        assert told < 1e-4 or variance > 1
-    assert told > 1e-4
-    assert "off by" in narrow.complaint(told)
+        reported = float(narrow.error(jnp.asarray([variance])))
+        assert reported > true / 3 or true < 1e-6
+        assert reported < 1e-4 or variance > 1
+    assert reported > 1e-4
+    assert "off by" in narrow.complaint(reported)
     assert narrow.complaint(1e-5) == ""
 
 
@@ -235,10 +235,10 @@ def test_kinks_count_and_are_told_of():
     """`k2` of a kink is what integration by parts makes of it; the accuracy reached is named."""
     with pytest.warns(UserWarning, match="good to .* at variance 9, with 256 nodes per field, and not to 1e-05"):
         general = activations.Quadrature(jax.nn.relu)
-    known = activations.named("relu")
+    reference = activations.named("relu")
     C = entries(covariance("regular", 0))
     for part in ("i2", "j2", "k2", "i3", "i4"):
-        assert abs(float(getattr(general, part)(C) - getattr(known, part)(C))) < general.promised, part
+        assert abs(float(getattr(general, part)(C) - getattr(reference, part)(C))) < general.promised, part
     assert 1e-5 < general.promised < 0.05
     assert general.kinked
     assert not activations.Quadrature(jnp.tanh).kinked
@@ -263,13 +263,13 @@ def test_activations_with_parameters_and_under_a_trace():
     np.testing.assert_allclose(jax.jit(traced)(2.0), doubled, rtol=1e-6)
     ahead, behind = (float(activations.Quadrature(Scaled(jnp.asarray(s))).i2(C)) for s in (2.001, 1.999))
     assert float(jax.grad(traced)(2.0)) == pytest.approx((ahead - behind) / 0.002, rel=1e-4)
-    known = {"steepness": 1.0}
+    reference = {"steepness": 1.0}
 
     def fn(x):
-        return jnp.tanh(known["steepness"] * x)
+        return jnp.tanh(reference["steepness"] * x)
 
     few = activations.Quadrature(fn).rule.nodes
-    known["steepness"] = 2.0
+    reference["steepness"] = 2.0
     assert activations.Quadrature(fn).rule.nodes > 1.5 * few
 
 
@@ -323,7 +323,7 @@ def test_sums_over_units_against_loops(name):
     weights = np.array([c[a] * c[b] for *_, a, b in every])
     squares = (np.asarray(activation.i4(stacked)) * weights).reshape(-1, n * n).sum(axis=1)
 
-    def found(scale):
+    def computed(scale):
         fields, weights = scale * jnp.asarray(C), jnp.asarray(c)
         return (
             sums.population_risk(activation, fields, weights),
@@ -333,7 +333,7 @@ def test_sums_over_units_against_loops(name):
             sums.slope_products(activation, fields, p),
         )
 
-    values, slopes = jax.jit(lambda s: jax.jvp(found, (s,), (s,)))(jnp.ones(()))
+    values, slopes = jax.jit(lambda s: jax.jvp(computed, (s,), (s,)))(jnp.ones(()))
     expected = (
         c @ np.array(i2) @ c / 2,
         np.array(i2)[:p] @ c,
@@ -368,10 +368,10 @@ def test_units_of_length_zero_and_single_precision():
         activation = activations.named(name)
         zero = np.zeros((4, 4))
         zero[1:, 1:] = covariance("regular", 0, size=3)
-        found = jax.jvp(
+        computed = jax.jvp(
             lambda s, a=activation, z=zero: a.i4(s * jnp.asarray(z)[:, :, None]), (jnp.ones(()),), (jnp.ones(()),)
         )
-        assert np.all(np.isfinite(found)), name
+        assert np.all(np.isfinite(computed)), name
         C = covariance("regular", 0)
         single = activation.i4([[value.astype(jnp.float32) for value in row] for row in entries(C)])
         assert single.dtype == jnp.float32

@@ -163,16 +163,16 @@ def test_a_network_of_ones_own_gets_the_solver_for_kinks(name):
 
 @pytest.mark.slow
 def test_the_choice_is_said_for_all_kinds_of_flows():
-    smooth, kinked = net_of(jnp.tanh), net_of(nn.relu)
+    smooth, relu = net_of(jnp.tanh), net_of(nn.relu)
     assert "Automatic(Tsit5, NDF) (smooth)" in repr(gf.solve(gf.GradientFlow(smooth), W, [0.1]))
-    tight = gf.solve(gf.GradientFlow(kinked), W, [0.01], rtol=1e-7)
+    tight = gf.solve(gf.GradientFlow(relu), W, [0.01], rtol=1e-7)
     assert (tight.method, tight.choice) == ("Automatic(Tsit5, NDF)", "kinks: max; rtol below 1e-06")
-    momentum = [gf.solve(gf.HeavyBallFlow(p, 1.0, 0.01), W, [0.1]) for p in (smooth, kinked)]
+    momentum = [gf.solve(gf.HeavyBallFlow(p, 1.0, 0.01), W, [0.1]) for p in (smooth, relu)]
     assert [(sol.method, sol.choice) for sol in momentum] == [
         ("Nystrom", "oscillates"),
         ("Tsit5", "oscillates; kinks: max"),
     ]
-    asked = gf.solve(gf.GradientFlow(kinked), W, [0.01], solver=gf.solvers.Tsit5())
+    asked = gf.solve(gf.GradientFlow(relu), W, [0.01], solver=gf.solvers.Tsit5())
     assert asked.choice == ""
     assert "method   Tsit5, rtol" in repr(asked)
 

@@ -58,8 +58,8 @@ def value_and_slope(loss, prediction, target):
     ],
 )
 def test_values_and_derivatives_by_hand(loss, prediction, target, value, slope):
-    found, derivative = value_and_slope(getattr(gf.losses, loss), prediction, target)
-    np.testing.assert_allclose(found, value, rtol=4e-15, atol=1e-300)
+    computed, derivative = value_and_slope(getattr(gf.losses, loss), prediction, target)
+    np.testing.assert_allclose(computed, value, rtol=4e-15, atol=1e-300)
     np.testing.assert_allclose(derivative, slope, rtol=4e-15, atol=1e-300)
 
 
@@ -95,8 +95,8 @@ def test_curvature_of_the_losses():
     s = 1 / (1 + np.exp(0.7))
     expected = {"square": 1.0, "logistic": s * (1 - s), "exponential": np.exp(0.7), "hinge": 0.0}
     for name, value in expected.items():
-        found = float(jax.grad(jax.grad(getattr(gf.losses, name)))(p, y))
-        assert found == pytest.approx(value, rel=1e-14), name
+        computed = float(jax.grad(jax.grad(getattr(gf.losses, name)))(p, y))
+        assert computed == pytest.approx(value, rel=1e-14), name
 
 
 def linear(params, x):
@@ -177,17 +177,17 @@ def test_every_kind_of_model_has_the_right_gradient(kind, loss):
 
     assert float(problem(params)) == pytest.approx(risk(), rel=1e-13)
     gradient = eqx.filter_grad(problem)(params)
-    found = [np.asarray(g) for g in jax.tree_util.tree_leaves(gradient) if eqx.is_array(g)]
-    assert [g.shape for g in found] == [w.shape for w in weights]
+    computed = [np.asarray(g) for g in jax.tree_util.tree_leaves(gradient) if eqx.is_array(g)]
+    assert [g.shape for g in computed] == [w.shape for w in weights]
     h = 1e-5
-    for g, w in zip(found, weights, strict=True):
+    for g, w in zip(computed, weights, strict=True):
         for index in np.ndindex(w.shape):
-            kept = w[index]
-            w[index] = kept + h
+            unperturbed = w[index]
+            w[index] = unperturbed + h
             up = risk()
-            w[index] = kept - h
+            w[index] = unperturbed - h
             down = risk()
-            w[index] = kept
+            w[index] = unperturbed
             assert abs(g[index] - (up - down) / (2 * h)) <= 1e-9
     sol = gf.solve(gf.GradientFlow(problem), params, [0.5], observe={"loss": gf.observables.Loss(problem)})
     assert sol.observed["loss"].shape == (1,)
@@ -226,8 +226,8 @@ def test_what_is_conserved_comes_from_the_model(key):
     assert list(problem.conserved(model)) == ["balancedness"]
     assert problem.conserved({"w": jnp.ones(2)}) == {}
     # With a `predict` of the user's own nothing is known about symmetries.
-    own = gf.EmpiricalRisk(jnp.eye(2), jnp.ones(2), gf.losses.square, lambda m, x: jax.vmap(m)(x) + 1)
-    assert own.conserved(model) == {}
+    custom = gf.EmpiricalRisk(jnp.eye(2), jnp.ones(2), gf.losses.square, lambda m, x: jax.vmap(m)(x) + 1)
+    assert custom.conserved(model) == {}
 
 
 GOOD = np.eye(3)
@@ -352,8 +352,8 @@ print("done")
 def test_a_model_of_other_inputs_than_the_data_is_refused():
     problem = gf.EmpiricalRisk(np.ones((5, 3)), np.ones(5), gf.losses.square)
     model = gf.models.TwoLayer(4, 8, key=jax.random.key(0))
-    said = r"Argument `params` must give predictions at inputs of shape \(3,\)"
-    with pytest.raises(ValueError, match=said):
+    message = r"Argument `params` must give predictions at inputs of shape \(3,\)"
+    with pytest.raises(ValueError, match=message):
         gf.solve(gf.GradientFlow(problem), model, [1.0])
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         gf.iterate(gf.GradientDescent(problem, 0.1), model, 3)

@@ -204,11 +204,11 @@ def test_loops_within_loops_are_counted():
 
         return jax.lax.fori_loop(0, 3, inner, w) + fn(w)
 
-    found, count = jax.jit(lambda w: run_counted(run, w))(jnp.array([4.0]))
+    computed, count = jax.jit(lambda w: run_counted(run, w))(jnp.array([4.0]))
     v, expected = 4.0, 0
     for k in range(3):
         v += k
         while v > 1:
             v, expected = v / 2, expected + 1
     assert int(count) == expected
-    np.testing.assert_allclose(found, v + 16.0)
+    np.testing.assert_allclose(computed, v + 16.0)

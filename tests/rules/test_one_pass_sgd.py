@@ -83,12 +83,12 @@ def test_a_thousand_units():
     weights = jnp.asarray(W, jnp.float32)
     held = step.lower(weights, rule).compile().memory_analysis().temp_size_in_bytes
     assert held <= 2 * weights.nbytes
-    moved, loss = step(weights, rule)
+    updated, loss = step(weights, rule)
     inputs, label = jax.random.split(jax.random.fold_in(jax.random.key(3), 0))
     x = np.asarray(jax.random.normal(inputs, (1, 2000), jnp.float32), float)[0] / np.sqrt(2000)
     zeta = float(jax.random.normal(label, (1,), jnp.float32)[0])
     error = np.mean((teacher @ x) ** 2) + 0.1 * zeta - np.mean((W @ x) ** 2)
-    np.testing.assert_allclose(moved - weights, 0.5 * error * np.outer(2 * W @ x, x), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(updated - weights, 0.5 * error * np.outer(2 * W @ x, x), rtol=0, atol=1e-5)
     assert float(loss) == pytest.approx(error**2 / 2, rel=1e-3)
     # Of f - f* = x^T (W^T W / p - W*^T W* / k) x / d, mean and variance are traces.
     W, teacher = W.astype(np.float32), teacher.astype(np.float32)
@@ -154,8 +154,8 @@ def test_trained_second_layer_along_whole_runs_at_d_500():
     upper = np.triu_indices(3)
 
     def numbers(params):
-        found = problem.order_parameters(params)
-        return jnp.concatenate([found.Q[upper], found.M.ravel(), found.output])
+        computed = problem.order_parameters(params)
+        return jnp.concatenate([computed.Q[upper], computed.M.ravel(), computed.output])
 
     @eqx.filter_jit
     def simulate(keys, start):
@@ -175,12 +175,12 @@ def test_trained_second_layer_along_whole_runs_at_d_500():
         observe = {"risk": problem, "numbers": numbers}
         return gf.solve(flow, start, ts[0][1:], rtol=1e-6, observe=observe, solver=gf.solvers.Tsit5()).observed
 
-    found, rest = expected(2.0), expected(0.0)
-    assert np.max(deviation(found["numbers"], np.asarray(observed["numbers"])[:, 1:])) <= 4.5
+    computed, fixed = expected(2.0), expected(0.0)
+    assert np.max(deviation(computed["numbers"], np.asarray(observed["numbers"])[:, 1:])) <= 4.5
     risk = np.asarray(observed["risk"])[:, 1:]
-    assert np.max(deviation(found["risk"], risk)) <= 4.5
-    assert np.max(deviation(rest["risk"], risk)) > 20
-    assert np.max(np.abs(found["numbers"][-1, -3:] - output)) > 0.2
+    assert np.max(deviation(computed["risk"], risk)) <= 4.5
+    assert np.max(deviation(fixed["risk"], risk)) > 20
+    assert np.max(np.abs(computed["numbers"][-1, -3:] - output)) > 0.2
 
 
 @pytest.mark.slow
@@ -273,9 +273,9 @@ def test_optimal_schedule():
     problem = gf.TeacherStudent.orthogonal(100, 1, noise=0.1)
     start = problem.order_parameters(problem.informed(1, jax.random.key(0)) * 0.3)
     flow = gf.OrderParameterFlow(problem, gamma_over_p=1.0)
-    found = gf.studies.optimal_schedule(flow, start, 30.0, knots=4, iterations=40)
-    assert found.risk < 0.7 * found.constant_risk
-    factors = np.exp(np.asarray(found.schedule.log_factors))
+    ds = gf.studies.optimal_schedule(flow, start, 30.0, knots=4, iterations=40)
+    assert ds.risk < 0.7 * ds.constant_risk
+    factors = np.exp(np.asarray(ds.schedule.log_factors))
     assert factors[-1] < 0.5 * np.max(factors)
 
     @jax.jit
@@ -285,7 +285,7 @@ def test_optimal_schedule():
         return mine.risk(gf.solve(mine, start, end, throw=False, solver=gf.solvers.Tsit5()).final)
 
     best = min(float(constant(jnp.asarray(factor))) for factor in np.geomspace(0.1, 3, 16))
-    assert found.risk < 0.95 * best
+    assert ds.risk < 0.95 * best
 
 
 def test_regions_of_the_phase_diagram():
@@ -370,7 +370,7 @@ def rule(g, **options):
     return gf.OnePassSGD(gf.TeacherStudent.orthogonal(6, 2), g, **({"key": jax.random.key(0)} | options))
 
 
-@pytest.mark.parametrize(("make", "said"), MISTAKES)
-def test_bad_input(make, said):
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize(("make", "message"), MISTAKES)
+def test_bad_input(make, message):
+    with pytest.raises(ValueError, match=message):
         make()

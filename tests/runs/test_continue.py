@@ -33,11 +33,11 @@ def in_pieces(flow, start, edges, **options):
 def test_a_rule_in_two_parts_is_the_rule_in_one(transform):
     rule = gf.OptaxRule(quartic, transform, learning_rate=0.05)
     half = gf.iterate(rule, START, 25)
-    whole, rest = gf.iterate(rule, START, 50), gf.iterate(rule, half, 25)
-    assert np.array_equal(rest.final, whole.final)
-    assert float(rest.ts[0]) == float(half.t_final)
-    assert float(rest.t_final) == float(whole.t_final)
-    assert int(rest.stats["gradient_evaluations"]) == int(rest.stats["steps"]) == 25
+    whole, second = gf.iterate(rule, START, 50), gf.iterate(rule, half, 25)
+    assert np.array_equal(second.final, whole.final)
+    assert float(second.ts[0]) == float(half.t_final)
+    assert float(second.t_final) == float(whole.t_final)
+    assert int(second.stats["gradient_evaluations"]) == int(second.stats["steps"]) == 25
 
 
 def test_random_numbers_go_on_where_they_stopped(key):
@@ -47,8 +47,8 @@ def test_random_numbers_go_on_where_they_stopped(key):
     assert np.array_equal(gf.iterate(rule, gf.iterate(rule, START, 13), 7).final, gf.iterate(rule, START, 20).final)
     flow, see = gf.SGDFlow(problem, 0.05, batch_size=4), {"key": key}
     first = gf.solve(flow, START, [0.5], **see)
-    rest, whole = gf.solve(flow, first, [1.0, 1.5]), gf.solve(flow, START, [0.5, 1.0, 1.5], **see)
-    assert np.allclose(rest.final, whole.final, rtol=0, atol=1e-13)
+    second, whole = gf.solve(flow, first, [1.0, 1.5]), gf.solve(flow, START, [0.5, 1.0, 1.5], **see)
+    assert np.allclose(second.final, whole.final, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_changed_problem_is_not_met_with_the_old_history():
     """The flow is taken on with another constant: as exact as a run that starts there."""
     first = gf.solve(gf.HeavyBallFlow(quadratic, mu=0.3, s=0.05), START, [2.0], rtol=1e-7)
     other = gf.HeavyBallFlow(quadratic, mu=3.0, s=0.05)
-    found = gf.solve(other, first, [4.0], rtol=1e-7)
+    sol = gf.solve(other, first, [4.0], rtol=1e-7)
     r = np.sqrt(3.0 * 0.05)
     position, velocity = (np.asarray(part) for part in first.state[:2])
     for i, curvature in enumerate(np.asarray(CURVATURES)):
@@ -112,7 +112,7 @@ def test_a_changed_problem_is_not_met_with_the_old_history():
         values, vectors = np.linalg.eig(matrix)
         weights = np.linalg.solve(vectors, [position[i], velocity[i]])
         want = np.real(vectors[0] @ (weights * np.exp(2.0 * values)))
-        assert abs(float(found.final[i]) - want) <= 1e-5
+        assert abs(float(sol.final[i]) - want) <= 1e-5
 
 
 def test_until_is_located_in_a_continued_run():
@@ -144,10 +144,10 @@ def test_a_jump_at_the_seam_is_seen():
 def test_a_batch_is_continued_member_by_member():
     flow, scales = gf.GradientFlow(quartic), jnp.array([0.1, 1.0])
     first = jax.vmap(lambda scale: gf.solve(flow, scale * START, [1.0]))(scales)
-    rest = jax.vmap(lambda sol: gf.solve(flow, sol, [2.0]))(first)
+    second = jax.vmap(lambda sol: gf.solve(flow, sol, [2.0]))(first)
     for i, scale in enumerate(scales):
         alone = gf.solve(flow, gf.solve(flow, scale * START, [1.0]), [2.0])
-        assert np.allclose(rest.final[i], alone.final, rtol=1e-9)
+        assert np.allclose(second.final[i], alone.final, rtol=1e-9)
 
 
 def test_what_does_not_fit_is_refused():

@@ -103,10 +103,10 @@ def test_the_way_that_works():
         trainable, frozen = gf.split_params(params)
         control = diffrax.PIDController(rtol=1e-8, atol=1e-10)
         state = FLOW.init(trainable, frozen)
-        found = diffrax.diffeqsolve(
+        sol = diffrax.diffeqsolve(
             FLOW.terms(), diffrax.Tsit5(), 0.0, 1.0, 0.1, state, args=frozen, stepsize_controller=control
         )
-        end = jax.tree_util.tree_map(lambda leaf: leaf[-1], found.ys)
+        end = jax.tree_util.tree_map(lambda leaf: leaf[-1], sol.ys)
         return gf.join_params(FLOW.params(end), frozen)
 
     np.testing.assert_allclose(jax.grad(lambda w: final(w).sum())(jnp.ones(2)), np.exp(-1.0), rtol=1e-7)

@@ -174,15 +174,15 @@ def test_progress_gives_the_same_numbers(capsys):
 
 def test_progress_is_told_between_saved_iterates(monkeypatch):
     """In segments of a step, whose end is no saved iterate; a run that goes on from another counts from there."""
-    told = []
+    reported = []
     monkeypatch.setattr(_drive, "SEGMENT", 1e-9)
-    monkeypatch.setattr(_drive._Bar, "show", lambda bar, done, remark: told.append((done, remark)))
+    monkeypatch.setattr(_drive._Bar, "show", lambda bar, done, remark: reported.append((done, remark)))
     rule = gf.GradientDescent(quartic, 0.01)
     half = gf.iterate(rule, jnp.array([0.3]), 4, save_every=4, progress=True)
-    assert told == [(k / 4, f"step {k}") for k in range(1, 5)]
-    told.clear()
+    assert reported == [(k / 4, f"step {k}") for k in range(1, 5)]
+    reported.clear()
     gf.iterate(rule, half, 4, save_every=4, progress=True)
-    assert told == [(k / 4, f"step {4 + k}") for k in range(1, 5)]
+    assert reported == [(k / 4, f"step {4 + k}") for k in range(1, 5)]
 
 
 def test_flows_of_rules():

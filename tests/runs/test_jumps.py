@@ -116,8 +116,8 @@ def test_derivative_with_respect_to_the_time_of_a_jump():
     def exact(at):
         return Relaxation([0.1, 0.3], [2.0, -1.0], at).exact(1.0, 12.0)
 
-    found, expected = jax.jacfwd(final)(jnp.array(7.0)), jax.grad(exact)(jnp.array(7.0))
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    computed, expected = jax.jacfwd(final)(jnp.array(7.0)), jax.grad(exact)(jnp.array(7.0))
+    np.testing.assert_allclose(computed, expected, rtol=1e-5)
 
 
 def test_jumps_are_values_and_members_of_a_batch():

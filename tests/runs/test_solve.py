@@ -341,8 +341,8 @@ def test_requested_tolerance_is_what_one_gets(small_mlp):
 
     reference, loss = end(1e-11)
     for rtol in (1e-3, 1e-5, 1e-7, 1e-9):
-        found, found_loss = end(rtol)
-        assert np.linalg.norm(found - reference) <= 10 * rtol * np.linalg.norm(reference - start)
+        computed, found_loss = end(rtol)
+        assert np.linalg.norm(computed - reference) <= 10 * rtol * np.linalg.norm(reference - start)
         assert abs(found_loss / loss - 1) <= 10 * rtol
 
 
@@ -424,13 +424,13 @@ def test_until_wants_exactly_one_side():
 
 def dot_precisions(jaxpr):
     """The precision of every matrix product in a program, inner programs included."""
-    found = []
+    computed = []
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
-            found.append(str(equation.params["precision"]))
+            computed.append(str(equation.params["precision"]))
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            found += dot_precisions(inner)
-    return found
+            computed += dot_precisions(inner)
+    return computed
 
 
 def test_matrix_products_run_at_full_precision(small_mlp):
@@ -448,20 +448,20 @@ def test_matrix_products_run_at_full_precision(small_mlp):
     runs = [solved, iterated, *(lambda a, fn=fn: fn(eqx.combine(a, static)) for fn in observe.values())]
     for run in runs:
         with jax.default_matmul_precision("bfloat16"):
-            found = dot_precisions(jax.make_jaxpr(run)(arrays).jaxpr)
-        assert found
-        assert all("HIGHEST" in precision for precision in found), set(found)
+            computed = dot_precisions(jax.make_jaxpr(run)(arrays).jaxpr)
+        assert computed
+        assert all("HIGHEST" in precision for precision in computed), set(computed)
 
 
 def test_what_functions_take_from_elsewhere_is_seen_when_it_changes():
     """Closures, arrays changed in place, globals of helpers, observables and rules: no call returns stale numbers, and
     none compiles anew where nothing has changed."""
-    known, traces = {"strength": 1.0, "data": np.ones(2)}, []
+    reference, traces = {"strength": 1.0, "data": np.ones(2)}, []
 
     def make(strength):
         def loss(w):
             traces.append(0)
-            return 0.5 * strength * jnp.sum((w - jnp.asarray(known["data"])) ** 2)
+            return 0.5 * strength * jnp.sum((w - jnp.asarray(reference["data"])) ** 2)
 
         return loss, lambda w: strength * w
 
@@ -483,7 +483,7 @@ def test_what_functions_take_from_elsewhere_is_seen_when_it_changes():
     np.testing.assert_allclose(doubled[0], 1 - np.exp(-2), rtol=1e-5)
     np.testing.assert_allclose(doubled[1], 2 * doubled[0], rtol=1e-12)
     np.testing.assert_allclose(doubled[2], 1.0)
-    known["data"][:] = 3.0
+    reference["data"][:] = 3.0
     np.testing.assert_allclose(numbers()[0], 3 * doubled[0], rtol=1e-9)
     before = len(traces)
     numbers()

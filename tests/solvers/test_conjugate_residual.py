@@ -47,40 +47,40 @@ SPECTRA = {
 def test_residual_meets_the_tolerance_and_bounds_the_error_of_a_contraction(name):
     matrix, r, x = systems(*SPECTRA[name])
     for tolerance in (1e-1, 1e-3, 1e-8):
-        found = solve_systems(matrix, r, jnp.asarray(tolerance))
-        residual = r - found.x - np.einsum("nij,nj->ni", matrix, found.x)
-        fine = np.asarray(found.met & ~found.negative)
+        computed = solve_systems(matrix, r, jnp.asarray(tolerance))
+        residual = r - computed.x - np.einsum("nij,nj->ni", matrix, computed.x)
+        fine = np.asarray(computed.met & ~computed.negative)
         # A step along the residual may run into a direction that is not positive where the basis is not orthogonal.
         assert np.mean(fine) > (0.99 if name == "oscillations" else 0.8)
-        np.testing.assert_allclose(found.residual, residual, rtol=0, atol=1e-9 * np.abs(matrix).max())
+        np.testing.assert_allclose(computed.residual, residual, rtol=0, atol=1e-9 * np.abs(matrix).max())
         assert np.all(np.sqrt(np.mean(residual[fine] ** 2, axis=1)) <= tolerance * (1 + 1e-6))
         inverse = np.linalg.norm(np.linalg.inv(np.eye(20) + matrix), 2, axis=(1, 2))
-        error = np.sqrt(np.mean((np.asarray(found.x) - x) ** 2, axis=1))
+        error = np.sqrt(np.mean((np.asarray(computed.x) - x) ** 2, axis=1))
         assert np.all(error[fine] <= tolerance * inverse[fine] * (1 + 1e-6))
-        assert np.all(np.asarray(found.products)[fine] <= 21)
+        assert np.all(np.asarray(computed.products)[fine] <= 21)
 
 
 def test_iterates_are_the_best_of_the_krylov_space():
     """The least residual over `span(r, A r, ..., A^(k-1) r)`, by least squares."""
     matrix, r, _ = systems(*SPECTRA["damped oscillations"], count=5)
     for k in (1, 2, 5, 10):
-        found = solve_systems(matrix, r, jnp.asarray(1e-12), 0, k)
+        computed = solve_systems(matrix, r, jnp.asarray(1e-12), 0, k)
         for i in range(len(r)):
             a, space = np.eye(20) + matrix[i], [r[i]]
             while len(space) < k:
                 space.append(a @ space[-1] / np.linalg.norm(space[-1]))
             image = a @ np.linalg.qr(np.stack(space, axis=1))[0]
-            least = np.linalg.norm(r[i] - image @ np.linalg.lstsq(image, r[i], rcond=None)[0])
-            assert np.linalg.norm(found.residual[i]) == pytest.approx(least, rel=1e-6)
+            smallest = np.linalg.norm(r[i] - image @ np.linalg.lstsq(image, r[i], rcond=None)[0])
+            assert np.linalg.norm(computed.residual[i]) == pytest.approx(smallest, rel=1e-6)
 
 
 def test_more_directions_than_are_kept():
     matrix, r, x = systems(*SPECTRA["real"], count=10, size=4 * RECALLED)
-    found = solve_systems(matrix, r, jnp.asarray(1e-6))
-    fine = np.asarray(found.met)
+    computed = solve_systems(matrix, r, jnp.asarray(1e-6))
+    fine = np.asarray(computed.met)
     assert np.mean(fine) > 0.8
-    assert np.max(found.products) > RECALLED
-    np.testing.assert_allclose(np.asarray(found.x)[fine], x[fine], rtol=0, atol=1e-4)
+    assert np.max(computed.products) > RECALLED
+    np.testing.assert_allclose(np.asarray(computed.x)[fine], x[fine], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("lowest", [-1.5, -30.0])
@@ -96,23 +96,23 @@ def test_directions_that_are_not_positive_are_flagged(lowest):
     assert len(r) > 100
     assert np.all(solve_systems(matrix, r, jnp.asarray(1e-8)).negative)
     for tolerance in (0.3, 0.1, 0.01):
-        found = solve_systems(matrix, r, jnp.asarray(tolerance))
-        error = np.sqrt(np.mean((np.asarray(found.x) - x) ** 2, axis=1))
-        assert np.all(error[np.asarray(found.met)] <= 3 * tolerance)
+        computed = solve_systems(matrix, r, jnp.asarray(tolerance))
+        error = np.sqrt(np.mean((np.asarray(computed.x) - x) ** 2, axis=1))
+        assert np.all(error[np.asarray(computed.met)] <= 3 * tolerance)
 
 
 def test_at_the_edges():
     matrix, r, _ = systems(*SPECTRA["real"], count=5)
-    for least in (0, 1):
-        found = solve_systems(matrix, 0 * r, jnp.asarray(1e-6), least)
-        assert np.all(found.met)
-        assert not np.any(found.x)
-        assert not np.any(found.products)
-    found = solve_systems(matrix, r, jnp.asarray(1e-6), 0, 3)
-    assert np.all(found.products == 3)
-    assert not np.any(found.met)
-    lost = solve_systems(np.nan * matrix, r, jnp.asarray(1e-6))
-    assert not np.any(lost.met | lost.finite)
+    for min_iterations in (0, 1):
+        computed = solve_systems(matrix, 0 * r, jnp.asarray(1e-6), min_iterations)
+        assert np.all(computed.met)
+        assert not np.any(computed.x)
+        assert not np.any(computed.products)
+    computed = solve_systems(matrix, r, jnp.asarray(1e-6), 0, 3)
+    assert np.all(computed.products == 3)
+    assert not np.any(computed.met)
+    failed = solve_systems(np.nan * matrix, r, jnp.asarray(1e-6))
+    assert not np.any(failed.met | failed.finite)
     single = [jnp.asarray(a, jnp.float32) for a in (matrix, 1e-30 * r)]
     small = solve_systems(*single, jnp.asarray(1e-3, jnp.float32), size=jnp.asarray(1e-30, jnp.float32))
     assert small.x.dtype == jnp.float32

@@ -66,8 +66,8 @@ def test_damping_of_fast_modes_by_rkc2(stages):
     at = 1 + 2 / 13 / stages**2
     b = w0.deriv(2)(at) / w0.deriv(1)(at) ** 2
     a = 1 - b * w0(at)
-    reach = (stages**2 - 1) * 2 / 3 * (1 - 2 / 15 * 2 / 13)
-    z = np.linspace(0, reach, 2001)[200:]
+    interval = (stages**2 - 1) * 2 / 3 * (1 - 2 / 15 * 2 / 13)
+    z = np.linspace(0, interval, 2001)[200:]
     slope = w0.deriv(1)(at) / w0.deriv(2)(at)
     expected = a + b * w0(at - z * slope)
     _, mu, nu, m, g = (np.asarray(v) for v in _rkc2.coefficients(jnp.asarray(stages), 50, jnp.float64))

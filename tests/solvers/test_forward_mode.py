@@ -99,5 +99,5 @@ def test_derivative_of_a_network(make, activation):
     error_of_state = 1e-8 ** (2 / 3) * scale if make is gf.solvers.RKC2 else 1e-8 * scale
     for move in moves:
         fn = jax.jit(move)
-        expected, found = central(fn), jax.jvp(fn, (0.0,), (1.0,))[1]
-        assert float(jnp.linalg.norm(found - expected)) <= 1e-4 * float(jnp.linalg.norm(expected)) + error_of_state
+        expected, computed = central(fn), jax.jvp(fn, (0.0,), (1.0,))[1]
+        assert float(jnp.linalg.norm(computed - expected)) <= 1e-4 * float(jnp.linalg.norm(expected)) + error_of_state

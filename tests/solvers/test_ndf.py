@@ -65,8 +65,8 @@ def test_append_gives_the_differences_of_the_points(order):
     points = np.random.default_rng(order).normal(size=(ROWS + 1, 3))
     old, new = table_of(points[1:]), table_of(points[:-1])
     correction = points[0] - old[: order + 1].sum(axis=0)
-    found = _differences.append(jnp.asarray(old), jnp.asarray(correction), jnp.asarray(order))
-    np.testing.assert_allclose(found[: order + 3], new[: order + 3], rtol=1e-12, atol=1e-12)
+    computed = _differences.append(jnp.asarray(old), jnp.asarray(correction), jnp.asarray(order))
+    np.testing.assert_allclose(computed[: order + 3], new[: order + 3], rtol=1e-12, atol=1e-12)
 
 
 class Plain(AbstractFlow):
@@ -207,8 +207,8 @@ def test_tables_do_not_grow_on_the_negative_axis(order):
     def amplify(rate):
         def one(column):
             history = eqx.tree_at(lambda s: s.table, first, column[:, None])
-            _, moved, solved = march(method, Plain(Decay(rate)), column[:1], history, zero, zero + 1, jnp.asarray(1))
-            return moved.table[: order + 1, 0], solved
+            _, stepped, solved = march(method, Plain(Decay(rate)), column[:1], history, zero, zero + 1, jnp.asarray(1))
+            return stepped.table[: order + 1, 0], solved
 
         zero = jnp.zeros(())
         return jax.vmap(one)(jnp.asarray(units))
@@ -268,19 +268,19 @@ def test_conjugate_gradients_bound_their_error(name):
     weights = np.exp(np.random.default_rng(1).normal(size=r.shape))
     for tolerance in (1e-1, 1e-2, 1e-4, 1e-8):
         for sizes in (np.ones_like(r), weights):
-            found = solve_systems(matrix, r, sizes, jnp.asarray(tolerance), 0.9 * smallest)
-            assert np.all(found.met & ~found.negative)
-            share = np.sqrt(np.mean(((found.x - x) / sizes) ** 2, axis=1)) / tolerance
+            computed = solve_systems(matrix, r, sizes, jnp.asarray(tolerance), 0.9 * smallest)
+            assert np.all(computed.met & ~computed.negative)
+            ratio = np.sqrt(np.mean(((computed.x - x) / sizes) ** 2, axis=1)) / tolerance
             spread = sizes.max(axis=1) / sizes.min(axis=1)
-            assert np.max(share / spread) <= 1 + 1e-6
-            assert np.median(share) <= 1
-            residual = r - found.x - np.einsum("nij,nj->ni", matrix, found.x)
-            np.testing.assert_allclose(found.residual, residual, rtol=0, atol=1e-9 * np.abs(matrix).max())
-            assert found.products.max() <= 100
+            assert np.max(ratio / spread) <= 1 + 1e-6
+            assert np.median(ratio) <= 1
+            residual = r - computed.x - np.einsum("nij,nj->ni", matrix, computed.x)
+            np.testing.assert_allclose(computed.residual, residual, rtol=0, atol=1e-9 * np.abs(matrix).max())
+            assert computed.products.max() <= 100
             # The bound is of use: it is not a hundred times too large.
-            assert name != "definite" or np.median(share) > 0.05
-    assert np.all(found.stiffest <= np.linalg.norm(matrix, 2, axis=(1, 2)) * (1 + 1e-9))
-    assert np.all(-found.curvature >= np.minimum(smallest - 1, 0) - 1e-9)
+            assert name != "definite" or np.median(ratio) > 0.05
+    assert np.all(computed.stiffest <= np.linalg.norm(matrix, 2, axis=(1, 2)) * (1 + 1e-9))
+    assert np.all(-computed.curvature >= np.minimum(smallest - 1, 0) - 1e-9)
 
 
 @pytest.mark.parametrize("lowest", [-0.99, -1.02, -1.5, -30.0])
@@ -292,33 +292,33 @@ def test_conjugate_gradients_flag_indefinite_matrices(lowest):
         return np.r_[np.full(bad, lowest), rng.uniform(0, 10 ** rng.uniform(0, 3), size - bad)]
 
     matrix, r, _, _ = systems(draw, count=100)
-    found = solve_systems(matrix, r, np.ones_like(r), jnp.asarray(1e-6), np.full(len(r), 0.1))
-    assert np.all(found.negative)
-    assert not np.any(found.met)
-    assert np.all((found.curvature > 0.95 - 1e-9) & (found.curvature <= -lowest + 1e-9))
+    computed = solve_systems(matrix, r, np.ones_like(r), jnp.asarray(1e-6), np.full(len(r), 0.1))
+    assert np.all(computed.negative)
+    assert not np.any(computed.met)
+    assert np.all((computed.curvature > 0.95 - 1e-9) & (computed.curvature <= -lowest + 1e-9))
 
 
 def test_conjugate_gradients_at_the_edges():
     """A zero right-hand side costs nothing, or one product where that is asked for; a spent budget is not met."""
     matrix, r, _, smallest = systems(SPECTRA["definite"], count=5)
     ones, tolerance = np.ones_like(r), jnp.asarray(1e-6)
-    for least in (0, 1):
-        found = solve_systems(matrix, 0 * r, ones, tolerance, smallest, least)
-        assert np.all(found.met)
-        assert not np.any(found.x)
-        assert not np.any(found.products)
-    found = solve_systems(matrix, 1e-9 * r, ones, tolerance, smallest, 1)
-    assert np.all(found.met)
-    assert np.all(found.products == 1)
-    found = solve_systems(matrix, r, ones, tolerance, smallest, 0, 3)
-    assert np.all(found.products == 3)
-    assert not np.any(found.met | found.negative)
+    for min_iterations in (0, 1):
+        computed = solve_systems(matrix, 0 * r, ones, tolerance, smallest, min_iterations)
+        assert np.all(computed.met)
+        assert not np.any(computed.x)
+        assert not np.any(computed.products)
+    computed = solve_systems(matrix, 1e-9 * r, ones, tolerance, smallest, 1)
+    assert np.all(computed.met)
+    assert np.all(computed.products == 1)
+    computed = solve_systems(matrix, r, ones, tolerance, smallest, 0, 3)
+    assert np.all(computed.products == 3)
+    assert not np.any(computed.met | computed.negative)
     none = solve_systems(matrix, r, ones, tolerance, smallest, 1, 0)
     assert not np.any(none.met)
     assert not np.any(none.products)
     np.testing.assert_allclose(none.residual, r)
-    lost = solve_systems(np.nan * matrix, r, ones, tolerance, smallest)
-    assert not np.any(lost.met)
+    failed = solve_systems(np.nan * matrix, r, ones, tolerance, smallest)
+    assert not np.any(failed.met)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
@@ -326,10 +326,10 @@ def test_conjugate_gradients_in_float32_at_any_size(size):
     matrix, r, x, smallest = systems(lambda rng, n: np.geomspace(0.1, 100, n), count=10)
     single = [jnp.asarray(part, jnp.float32) for part in (matrix, size * r, size * np.ones_like(r), smallest)]
     matrix, r, sizes, smallest = single
-    found = solve_systems(matrix, r, sizes, jnp.asarray(1e-3, jnp.float32), 0.9 * smallest)
-    assert found.x.dtype == jnp.float32
-    assert np.all(found.met)
-    assert np.sqrt(np.mean((np.asarray(found.x, float) / size - x) ** 2, axis=1)).max() <= 1e-3
+    computed = solve_systems(matrix, r, sizes, jnp.asarray(1e-3, jnp.float32), 0.9 * smallest)
+    assert computed.x.dtype == jnp.float32
+    assert np.all(computed.met)
+    assert np.sqrt(np.mean((np.asarray(computed.x, float) / size - x) ** 2, axis=1)).max() <= 1e-3
 
 
 class Bowl(eqx.Module):
@@ -493,7 +493,7 @@ def test_batch_agrees_with_a_loop_and_nothing_is_traced_twice(solver):
     one = jax.jit(run)
     alone = [one(scale, rtol) for scale in scales]
     assert len(traces) == 1
-    assert len({int(spent) for _, _, spent in alone}) > 30
+    assert len({int(evaluations) for _, _, evaluations in alone}) > 30
     final, code, _ = jax.jit(jax.vmap(run, in_axes=(0, None)))(scales, rtol)
     assert not np.any(code)
     for together, (single, _, _) in zip(final, alone, strict=True):
@@ -594,7 +594,7 @@ def weights_of(model):
 def test_float32_on_a_network(small_mlp):
     """As accurate as the library promises, at no more than three times the gradients of float64."""
     problem, model = small_mlp
-    rtol, ends, spent = 1e-4, [], []
+    rtol, ends, evaluations = 1e-4, [], []
     for dtype, tolerance in ((jnp.float64, 1e-8), (jnp.float64, rtol), (jnp.float32, rtol)):
         cast = jax.tree_util.tree_map(
             lambda x, d=dtype: x.astype(d) if eqx.is_inexact_array(x) else x, (problem, model)
@@ -603,12 +603,12 @@ def test_float32_on_a_network(small_mlp):
         sol = gf.solve(gf.GradientFlow(cast[0]), cast[1], [30.0], solver=solver, rtol=tolerance, save_params=False)
         assert sol.status == "ok"
         ends.append(weights_of(sol.final).astype(float))
-        spent.append(int(sol.stats["gradient_evaluations"]))
+        evaluations.append(int(sol.stats["gradient_evaluations"]))
     distance = np.linalg.norm(ends[0] - weights_of(model))
     for end in ends[1:]:
         assert np.linalg.norm(end - ends[0]) <= 10 * rtol * distance
-    assert spent[2] <= 3 * spent[1]
-    assert spent[1] < spent[0]
+    assert evaluations[2] <= 3 * evaluations[1]
+    assert evaluations[1] < evaluations[0]
 
 
 @pytest.mark.slow
@@ -641,10 +641,10 @@ def test_default_is_explicit_on_a_short_run():
     flow = gf.GradientFlow(Bowl(jnp.array([1.0, 3.0])))
     run = lambda solver, rtol: gf.solve(flow, jnp.ones(2), [1.0], solver=solver, rtol=rtol)  # noqa: E731
     sol = run(None, 1e-5)
-    spent = int(sol.stats["gradient_evaluations"])
-    assert spent == 2 + 6 * int(sol.stats["steps"])
+    evaluations = int(sol.stats["gradient_evaluations"])
+    assert evaluations == 2 + 6 * int(sol.stats["steps"])
     loose, tight = (int(run(gf.solvers.Tsit5(), rtol).stats["gradient_evaluations"]) for rtol in (1e-5, 0.03e-5))
-    assert loose <= spent <= tight + 6
+    assert loose <= evaluations <= tight + 6
 
 
 def test_default_switches_on_a_long_stiff_run_and_is_continuous_there():

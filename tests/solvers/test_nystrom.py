@@ -112,12 +112,12 @@ def test_order(name, damping, end, fewest, order):
     """Fixed steps, up to four times as many, where rounding begins: order eight leaves no room for more halvings."""
     flow = gf.HeavyBallFlow(PROBLEMS[name], mu=damping**2 / 4, s=0.04)
     start = jnp.asarray([1.0, -0.5, 0.8, 1.7])
-    known = exact(PROBLEMS[name], flow, start, end)
+    reference = exact(PROBLEMS[name], flow, start, end)
     fewest = {4: 32, 6: 24 if name == "cubic" else 16, 8: fewest}[order]
     counts, errors = (fewest * 2 ** (np.arange(5) / 2)).astype(int), []
     for count in counts:
         y, *_ = run(flow, start, end, count, order)
-        errors.append(np.linalg.norm(np.concatenate([y.position, y.momentum]) - known))
+        errors.append(np.linalg.norm(np.concatenate([y.position, y.momentum]) - reference))
     slope, _ = np.polyfit(np.log(counts), -np.log(errors), 1)
     assert slope == pytest.approx(order, abs=0.15), errors
 
@@ -130,8 +130,8 @@ def test_orders_of_the_estimate_and_of_dense_output_in_a_step(order, estimate, d
     for dt in 0.8 / 2.0 ** np.arange(5 if order == 4 else 4):
         _, ratio, inside = run(flow, start, dt, 1, order)
         ratios.append(ratio)
-        known = exact(pendulum, flow, start, 0.37 * dt)
-        gaps.append([np.linalg.norm(inside.position - known[:3]), np.linalg.norm(inside.momentum - known[3:])])
+        reference = exact(pendulum, flow, start, 0.37 * dt)
+        gaps.append([np.linalg.norm(inside.position - reference[:3]), np.linalg.norm(inside.momentum - reference[3:])])
     assert np.diff(-np.log2(ratios))[-2:] == pytest.approx([estimate, estimate], abs=0.3)
     slopes = np.diff(-np.log2(gaps), axis=0)
     np.testing.assert_allclose(slopes[3:] if order == 4 else slopes[1:3], [dense] * (1 if order == 4 else 2), atol=0.15)
@@ -181,9 +181,9 @@ def test_the_highest_frequency_is_seen_and_holds_the_steps():
     zero, one = np.zeros((4, 4)), np.eye(4)
     field = np.block([[zero, one], [-(1 + r) * hessian, -2 * np.sqrt(1e-3) * one]])
     whole = np.concatenate([start, -1.5 * hessian @ start])
-    known = np.array([(scipy.linalg.expm(field * t) @ whole)[:4] for t in ts])
-    assert np.abs(sol.params - known).max() < 1e-2
-    assert np.abs(sol.final - known[-1])[:3].max() < 1e-4  # in the fast ones, which have lost all but 3e-6
+    reference = np.array([(scipy.linalg.expm(field * t) @ whole)[:4] for t in ts])
+    assert np.abs(sol.params - reference).max() < 1e-2
+    assert np.abs(sol.final - reference[-1])[:3].max() < 1e-4  # in the fast ones, which have lost all but 3e-6
     assert int(sol.stats["rejected"]) == 0
     radians = 400 * np.sqrt(1 + r)
     assert radians * 8 / 9.1 < int(sol.stats["gradient_evaluations"]) < 1.15 * radians
@@ -197,10 +197,10 @@ def test_what_decays_without_turning(mu):
     y, ts = flow.init(jnp.ones(6), None), np.linspace(0, 60, 13)
     zero, one = np.zeros((6, 6)), np.eye(6)
     field = np.block([[zero, one], [-(1 + np.sqrt(mu * 0.25)) * hessian, -2 * np.sqrt(mu) * one]])
-    known = np.array([scipy.linalg.expm(field * t) @ np.concatenate([y.position, y.momentum]) for t in ts])[:, :6]
+    reference = np.array([scipy.linalg.expm(field * t) @ np.concatenate([y.position, y.momentum]) for t in ts])[:, :6]
     for rtol in (3e-2, 1e-2, 1e-3, 1e-4):
         sol = gf.solve(flow, jnp.ones(6), ts, rtol=rtol)
-        assert np.abs(sol.params - known).max() < rtol
+        assert np.abs(sol.params - reference).max() < rtol
         assert int(sol.stats["gradient_evaluations"]) < 100 + 8 * 60 / 6 * 2 * np.sqrt(
             mu
         )  # steps of 6 over the damping
@@ -213,8 +213,8 @@ def test_leaving_a_saddle(rtol):
     start = jnp.asarray([1e-3, -0.02, 0.4])
     for end in (4.0, 8.0, 30.0):
         sol = gf.solve(flow, start, [end], rtol=rtol)
-        known = exact(lambda w: jnp.sum(w**4 / 4 - w**2 / 2), flow, start, end)[:3]
-        assert np.linalg.norm(sol.final - known) < 10 * rtol * np.linalg.norm(known)
+        reference = exact(lambda w: jnp.sum(w**4 / 4 - w**2 / 2), flow, start, end)[:3]
+        assert np.linalg.norm(sol.final - reference) < 10 * rtol * np.linalg.norm(reference)
 
 
 def test_damping_is_exact():
@@ -238,8 +238,8 @@ def test_closed_form_on_a_quadratic(mu):
     zero, one = np.zeros((4, 4)), np.eye(4)
     field = np.block([[zero, one], [-(1 + r) * HESSIAN, -2 * np.sqrt(mu) * one]])
     whole = np.concatenate([start, -1.5 * 0.2 * HESSIAN @ start])
-    known = [(scipy.linalg.expm(field * t) @ whole)[:4] for t in ts]
-    np.testing.assert_allclose(sol.params, known, atol=1e-9)
+    reference = [(scipy.linalg.expm(field * t) @ whole)[:4] for t in ts]
+    np.testing.assert_allclose(sol.params, reference, atol=1e-9)
 
 
 @pytest.mark.parametrize("rtol", [1e-2, 1e-3, 1e-5, 1e-7])
@@ -263,13 +263,13 @@ def test_fewer_gradients_than_order_eight_without_nystrom():
     sharpness = float(gf.observables.Sharpness(problem)(model))
     flow = gf.HeavyBallFlow(problem, 1e-3 * sharpness, 1 / sharpness)
     ts = [60 / np.sqrt(sharpness)]
-    known = gf.solve(flow, model, ts, rtol=1e-11, solver=gf.solvers.Dopri8()).final
+    reference = gf.solve(flow, model, ts, rtol=1e-11, solver=gf.solvers.Dopri8()).final
     cost = {}
     for solver in (gf.solvers.Nystrom(), gf.solvers.Dopri8()):
         for rtol in (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5):
             sol = gf.solve(flow, model, ts, rtol=rtol, solver=solver)
-            gap = jax.tree_util.tree_map(jnp.subtract, split(sol.final)[0], split(known)[0])
-            if gf._tree.tree_norm(gap) < 1e-3 * gf._tree.tree_norm(known):
+            gap = jax.tree_util.tree_map(jnp.subtract, split(sol.final)[0], split(reference)[0])
+            if gf._tree.tree_norm(gap) < 1e-3 * gf._tree.tree_norm(reference):
                 cost[sol.method] = int(sol.stats["gradient_evaluations"])
                 break
     assert cost["Nystrom"] < 0.6 * cost["Dopri8"]
@@ -352,10 +352,10 @@ def test_mutants_are_of_another_order(wrong, monkeypatch):
     jax.clear_caches()
     flow = gf.HeavyBallFlow(pendulum, mu=0.09, s=0.04)
     start = jnp.asarray([1.0, -0.5, 0.8])
-    known = exact(pendulum, flow, start, 6.0)
+    reference = exact(pendulum, flow, start, 6.0)
     errors = []
     for count in (8, 16):
         y, *_ = run(flow, start, 6.0, count)
-        errors.append(np.linalg.norm(np.concatenate([y.position, y.momentum]) - known))
+        errors.append(np.linalg.norm(np.concatenate([y.position, y.momentum]) - reference))
     jax.clear_caches()
     assert np.log2(errors[0] / errors[1]) < 6.5

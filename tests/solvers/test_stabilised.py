@@ -76,8 +76,8 @@ def test_order_is_two_at_few_and_at_many_stages(method, stages):
     errors = {name: [] for name in EXACT}
     for n in counts:
         start = jax.tree_util.tree_map(jnp.asarray, START)
-        y, spent = march(solver, decoupled, start, 1 / n, n, product_for(solver, stages) * n)
-        assert int(spent) == 1 + n * stages
+        y, evaluations = march(solver, decoupled, start, 1 / n, n, product_for(solver, stages) * n)
+        assert int(evaluations) == 1 + n * stages
         for name, exact in EXACT.items():
             errors[name].append(abs(float(y[name]) - exact))
     for name in ("linear", "cubic", "robinson", "quadrature"):
@@ -100,12 +100,12 @@ def attempt(solver, radius):
 def test_short_steps_of_the_hybrid_are_those_of_bogacki_and_shampine():
     """Of diffrax, which has the method from its tableau. Longer steps are those of `ROCK2`, bit by bit."""
     hybrid, rock2 = gf.solvers.Hybrid(spectral_radius=given_radius), gf.solvers.ROCK2(spectral_radius=given_radius)
-    known = attempt(diffrax.Bosh3(), 0.0)
+    reference = attempt(diffrax.Bosh3(), 0.0)
     for radius in (0.0, 24.9):
-        found = attempt(hybrid, radius)
-        np.testing.assert_allclose(found[0], known[0], rtol=1e-15)
-        np.testing.assert_allclose(found[1], known[1], rtol=0, atol=1e-16)
-        np.testing.assert_allclose(found[2]["k1"], 0.1 * (np.cos(0.9) - known[0] ** 3), rtol=1e-14)
+        computed = attempt(hybrid, radius)
+        np.testing.assert_allclose(computed[0], reference[0], rtol=1e-15)
+        np.testing.assert_allclose(computed[1], reference[1], rtol=0, atol=1e-16)
+        np.testing.assert_allclose(computed[2]["k1"], 0.1 * (np.cos(0.9) - reference[0] ** 3), rtol=1e-14)
     for radius in (25.1, 2e3):
         for a, b in zip(attempt(hybrid, radius)[:2], attempt(rock2, radius)[:2], strict=True):
             np.testing.assert_array_equal(a, b)
@@ -124,9 +124,9 @@ def test_the_hybrid_takes_the_cheaper_method(activation, horizon, rtol, key):
         sol = gf.solve(flow, model, [horizon], solver=solver, rtol=rtol, save_params=False)
         return int(sol.stats["gradient_evaluations"])
 
-    ordinary, stabilised = cost(gf.solvers.Bosh3()), cost(gf.solvers.ROCK2())
-    assert ordinary < 0.7 * stabilised if activation == "relu" else stabilised < 0.7 * ordinary
-    assert cost(gf.solvers.Hybrid()) < 1.15 * min(ordinary, stabilised)
+    explicit, stabilised = cost(gf.solvers.Bosh3()), cost(gf.solvers.ROCK2())
+    assert explicit < 0.7 * stabilised if activation == "relu" else stabilised < 0.7 * explicit
+    assert cost(gf.solvers.Hybrid()) < 1.15 * min(explicit, stabilised)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -141,8 +141,8 @@ def test_amplification_is_at_most_one_on_the_whole_real_interval(method):
 
     for s in stages:
         product = product_for(solver, int(s))
-        y, spent = march(solver, field, jnp.ones_like(grid), 1.0, 1, product)
-        assert int(spent) == 1 + s
+        y, evaluations = march(solver, field, jnp.ones_like(grid), 1.0, 1, product)
+        assert int(evaluations) == 1 + s
         size = np.abs(np.asarray(y))
         assert size[grid <= 1].max() <= 1 + 1e-9, s
         assert s <= 3 or size.max() > 1, f"{s} stages reach further than is used"
@@ -164,8 +164,8 @@ def test_coefficients_of_rkc2_are_those_of_the_recurrences():
             assert m[0] == pytest.approx(float(b[1] * w1), rel=rtol)
             for j in range(2, s + 1):
                 expected = (2 * b[j] * w0 / b[j - 1], -b[j] / b[j - 2], 2 * b[j] * w1 / b[j - 1])
-                found = (mu[j - 1], nu[j - 1], m[j - 1])
-                np.testing.assert_allclose(found, np.array(expected, float), rtol=rtol)
+                computed = (mu[j - 1], nu[j - 1], m[j - 1])
+                np.testing.assert_allclose(computed, np.array(expected, float), rtol=rtol)
                 gamma = -(1 - b[j - 1] * t[j - 1]) * expected[2]
                 np.testing.assert_allclose(g[j - 1], float(gamma), rtol=rtol, atol=rtol)
                 np.testing.assert_allclose(c[j], float(w1 * dd[j] / d[j]), rtol=rtol)
@@ -195,9 +195,9 @@ def radius_of(field, y, dtype=jnp.float64):
     """What a fresh power method finds, and what it spends."""
     y = jax.tree_util.tree_map(lambda x: jnp.asarray(x, dtype), y)
     zeros = jax.tree_util.tree_map(jnp.zeros_like, y)
-    known, wanted = jnp.asarray(False), jnp.asarray(True)
+    reference, wanted = jnp.asarray(False), jnp.asarray(True)
     estimate = eqx.filter_jit(_spectral_radius.estimate_spectral_radius)
-    return estimate(field, y, zeros, known, wanted, zeros, jnp.asarray(0.1, dtype))
+    return estimate(field, y, zeros, reference, wanted, zeros, jnp.asarray(0.1, dtype))
 
 
 def symmetric(eigenvalues, seed=0):
@@ -219,10 +219,10 @@ SPECTRA = {
 def test_power_method_finds_known_spectra(name):
     matrix = symmetric(SPECTRA[name])
     y = jnp.asarray(np.random.default_rng(1).normal(size=len(matrix)))
-    found = radius_of(lambda y: matrix @ y, y)
-    assert 1000 / 1.2 <= float(found.radius) <= 1000 * (1 + 1e-6)
-    assert int(found.evaluations) <= 30
-    np.testing.assert_allclose(found.field, matrix @ y, rtol=1e-12)
+    computed = radius_of(lambda y: matrix @ y, y)
+    assert 1000 / 1.2 <= float(computed.radius) <= 1000 * (1 + 1e-6)
+    assert int(computed.evaluations) <= 30
+    np.testing.assert_allclose(computed.field, matrix @ y, rtol=1e-12)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-10, 1.0, 1e10])
@@ -231,9 +231,9 @@ def test_power_method_follows_the_size_of_the_state(size, dtype):
     """The field is linear near the state only within its own size: `J = -1000` there."""
     rates = jnp.asarray(np.geomspace(1, 1000, 30), dtype)
     field = lambda y: -rates * y * jnp.where(jnp.abs(y) < 3 * size, 1, 1e6).astype(dtype)  # noqa: E731
-    found = radius_of(field, size * np.ones(30), dtype)
-    assert 1000 / 1.2 <= float(found.radius) <= 1000 * 1.05
-    assert found.radius.dtype == dtype
+    computed = radius_of(field, size * np.ones(30), dtype)
+    assert 1000 / 1.2 <= float(computed.radius) <= 1000 * 1.05
+    assert computed.radius.dtype == dtype
 
 
 def test_power_method_sees_a_fast_mode_at_rest_and_ignores_quadratures():
@@ -242,23 +242,23 @@ def test_power_method_sees_a_fast_mode_at_rest_and_ignores_quadratures():
     def field(y):
         return {"slow": -y["slow"], "fast": -1000 * y["fast"], "integral": 50 * (y["slow"] + y["fast"])}
 
-    found = radius_of(field, {"slow": 1.0, "fast": 0.0, "integral": 30.0})
-    assert float(found.radius) == pytest.approx(1000, rel=0.02)
+    computed = radius_of(field, {"slow": 1.0, "fast": 0.0, "integral": 30.0})
+    assert float(computed.radius) == pytest.approx(1000, rel=0.02)
 
 
 @pytest.mark.parametrize("start", [0.0, 1.0])
 def test_power_method_of_a_constant_field_is_zero_and_cheap(start):
     for rate in (0.0, 1.0):
-        found = radius_of(lambda y, rate=rate: jnp.full_like(y, rate), start * np.ones(3))
-        assert float(found.radius) == 0
-        assert int(found.evaluations) <= 3
+        computed = radius_of(lambda y, rate=rate: jnp.full_like(y, rate), start * np.ones(3))
+        assert float(computed.radius) == 0
+        assert int(computed.evaluations) <= 3
 
 
 def test_power_method_where_the_field_is_not_finite_says_nothing():
-    found = radius_of(lambda y: jnp.where(jnp.all(y == 1), -y, jnp.nan), np.ones(3))
-    assert np.isnan(float(found.radius))
-    assert int(found.evaluations) == 2
-    assert np.all(np.asarray(found.direction) == 0)
+    computed = radius_of(lambda y: jnp.where(jnp.all(y == 1), -y, jnp.nan), np.ones(3))
+    assert np.isnan(float(computed.radius))
+    assert int(computed.evaluations) == 2
+    assert np.all(np.asarray(computed.direction) == 0)
 
 
 def linear(t, y, args):
@@ -288,10 +288,10 @@ def test_given_spectral_radius_is_used_and_bad_ones_do_no_harm(method, value):
 @pytest.mark.parametrize("rate", [0.0, 2.0])
 def test_field_without_a_jacobian_takes_the_fewest_stages(method, rate):
     solver = method()
-    y, spent = march(solver, lambda t, y, args: rate * jnp.ones_like(y), jnp.zeros(3), 0.1, 10, 0.0)
+    y, evaluations = march(solver, lambda t, y, args: rate * jnp.ones_like(y), jnp.zeros(3), 0.1, 10, 0.0)
     np.testing.assert_allclose(y, rate, rtol=1e-14)
     fewest = 2 if method is gf.solvers.RKC2 else 3
-    assert 10 * fewest < int(spent) <= 10 * fewest + 4
+    assert 10 * fewest < int(evaluations) <= 10 * fewest + 4
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -303,10 +303,10 @@ def test_plain_diffrax_reports_what_is_counted(method):
         jax.debug.callback(lambda: counter.append(1))
         return -jnp.array([1.0, 3e3]) * y - y**3
 
-    _, spent = march(method(refresh=7), field, jnp.ones(2), 0.02, 30, 0.0)
+    _, evaluations = march(method(refresh=7), field, jnp.ones(2), 0.02, 30, 0.0)
     jax.effects_barrier()
-    assert int(spent) == len(counter)
-    assert int(spent) < 30 * 20
+    assert int(evaluations) == len(counter)
+    assert int(evaluations) < 30 * 20
 
 
 @pytest.mark.parametrize("method", ALL)
@@ -381,8 +381,8 @@ def test_capped_stages_still_arrive(method):
     flow = gf.GradientFlow(Bowl(jnp.array([1.0, 1e4])))
     sol = gf.solve(flow, jnp.ones(2), [1.0], solver=method(max_stages=10), rtol=1e-3)
     assert float(sol.final[0]) == pytest.approx(np.exp(-1), rel=1e-2)
-    least = 1e4 / method().reach(10)
-    assert least < int(sol.stats["accepted"]) < 2 * least
+    min_evaluations = 1e4 / method().reach(10)
+    assert min_evaluations < int(sol.stats["accepted"]) < 2 * min_evaluations
     assert int(sol.stats["rejected"]) <= 3
 
 

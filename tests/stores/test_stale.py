@@ -129,8 +129,8 @@ def stores(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stores")
     module = module_of(folder)
     names = ("plain", "decayed", "fitted", "late")
-    found = {name: module.run(folder / f"{name}.zarr", name) for name in names}
-    return folder, found | {"rule": module.run(folder / "rule.zarr", rule=True)}
+    computed = {name: module.run(folder / f"{name}.zarr", name) for name in names}
+    return folder, computed | {"rule": module.run(folder / "rule.zarr", rule=True)}
 
 
 def resume(stores, module, name):
@@ -161,11 +161,11 @@ CHANGED = {
 
 @pytest.mark.parametrize("change", CHANGED)
 def test_a_change_is_refused_by_name(stores, change, tmp_path):
-    old, new, name, said = CHANGED[change]
+    old, new, name, message = CHANGED[change]
     module = edited(tmp_path, (old, new))
     with pytest.raises(ValueError, match="must hold the same sweep in order to be resumed") as error:
         resume(stores, module, name)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "resume=False" in str(error.value)
     xr.testing.assert_identical(gf.sweeps.open_store(stores[0] / f"{name}.zarr"), stores[1][name])
 
@@ -174,10 +174,10 @@ def test_only_what_changed_is_named(stores, tmp_path):
     module = edited(tmp_path, ("jnp.sqrt(jnp.sum(w**2))", "jnp.sum(w**2)"))
     with pytest.raises(ValueError, match="observable 'norm'") as error:
         resume(stores, module, "plain")
-    said = str(error.value).split("with changes (")[1].split("Use another path")[0]
-    assert said.startswith("observable 'norm' at seed=0: size ")
-    assert said.endswith("; code of observable 'norm'). ")
-    assert said.count(";") == 1
+    message = str(error.value).split("with changes (")[1].split("Use another path")[0]
+    assert message.startswith("observable 'norm' at seed=0: size ")
+    assert message.endswith("; code of observable 'norm'). ")
+    assert message.count(";") == 1
 
 
 SAME = {

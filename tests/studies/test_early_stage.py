@@ -103,8 +103,8 @@ def test_the_study_counts_violations_where_there_are_any(early):
     assert early.attrs["condition"] == "holds"
     np.testing.assert_allclose(early.partition.sum("part"), 1)
     assert np.all(np.diff(early.partition.sel(part="true-living")) >= 0)
-    share = (early.bound / early.norm).values
-    assert np.all((share > 0.7) & (share <= 1))
+    ratio = (early.bound / early.norm).values
+    assert np.all((ratio > 0.7) & (ratio <= 1))
 
 
 @pytest.mark.slow
@@ -140,14 +140,14 @@ def test_what_lies_outside_the_span_of_the_inputs_does_not_matter(key):
     assert within.shape == (3, 2)
     np.testing.assert_allclose(within @ within.T, x @ x.T, atol=1e-12)
     assert _within_span(x[:, :2]).shape == (3, 2)
-    model = gf.models.mild_two_layer(6, 5, key=key)
+    model = gf.models.mildly_parametrised(6, 5, key=key)
     inside = eqx.tree_at(lambda m: m.weight, model, model.weight @ np.linalg.pinv(x) @ within)
-    found = [
+    computed = [
         gf.iterate(gf.GradientDescent(gf.EmpiricalRisk(inputs, np.array([1.0, -1.0, 1.0]), gf.losses.exponential), 0.1),
                    start, 20, save_params=False).loss[1]
         for inputs, start in ((x, model), (within, inside))
     ]  # fmt: skip
-    np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
+    np.testing.assert_allclose(computed[1], computed[0], rtol=1e-12)
 
 
 def test_bad_input_is_refused():
@@ -187,7 +187,7 @@ def test_made_data_are_what_they_say():
 
 
 def test_the_start_is_not_balanced(key):
-    model = gf.models.mild_two_layer(8, 400, kappa=0.1, key=key)
+    model = gf.models.mildly_parametrised(8, 400, kappa=0.1, key=key)
     np.testing.assert_allclose(np.abs(model.output), 400**-0.5)
     size = float(np.std(model.weight)) * (400 * 8) ** 0.5
     assert size == pytest.approx(0.1, rel=0.05)

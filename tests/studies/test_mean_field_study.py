@@ -14,15 +14,14 @@ SINE = gf.data.Dataset(np.stack([LINE, np.ones(8)], axis=1), np.sin(np.pi * LINE
 
 
 @pytest.fixture(scope="module")
-def found():
+def ds():
     sizes = {"widths": (16,), "depths": (2,), "sgd_widths": (16,), "seeds": 24, "more": 1}
     return studies.mean_field(SINE, **sizes, node_counts=(16, 64), nodes=4, accuracy=1e-4, saves=4, progress=False)
 
 
 @pytest.mark.slow
-def test_mean_field_study(found):
+def test_mean_field_study(ds):
     """Deviations as predicted, rules of nodes in their order, test particles at their labels at the start."""
-    ds = found
     assert float(ds.deviation[0, 0] / ds.predicted_deviation[0]) == pytest.approx(1, abs=0.35)
     assert float(ds.limit_error) <= 1e-4
     assert np.all(ds.drift < 1e-5)
@@ -36,13 +35,13 @@ def test_mean_field_study(found):
 
 
 @pytest.mark.slow
-def test_command(found, tmp_path, monkeypatch, capsys):
+def test_command(ds, tmp_path, monkeypatch, capsys):
     """Two components of the digits go in; store, table and figure come out."""
     given = {}
 
     def study(dataset, **options):
         given.update(options, dataset=dataset)
-        return found
+        return ds
 
     monkeypatch.setattr(studies, "mean_field", study)
     words = ["mean-field", "--quick", "--data", "digits", "--samples", "30", "--out", str(tmp_path)]
@@ -54,14 +53,14 @@ def test_command(found, tmp_path, monkeypatch, capsys):
     assert (x.shape, sorted(set(y)), given["dataset"].name) == ((30, 2), [-1.0, 1.0], "digits, two components")
     assert abs(x[:, 0] @ x[:, 1]) < 1e-10
     assert (given["seeds"], given["widths"], given["resume"]) == (8, (16,), True)
-    assert capsys.readouterr().out.startswith(studies.mean_field_table(found))
+    assert capsys.readouterr().out.startswith(studies.mean_field_table(ds))
     ds = gf.sweeps.open_store(tmp_path / "mean-field-digits-quick.zarr")
     assert plot.save(plot.draw(ds), tmp_path / "again.pdf").exists()
     assert (tmp_path / "mean-field-digits-quick.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"dataset": gf.data.Dataset(np.ones((3, 1)), np.ones(3))}, r"`dataset` must have inputs \(n, 2\)"),
         ({"seeds": 1}, "`seeds` must be an integer of at least 2"),
@@ -70,6 +69,6 @@ def test_command(found, tmp_path, monkeypatch, capsys):
         ({"depths": (3,)}, "`depths` must hold 2"),
     ],
 )
-def test_mistakes(options, said):
-    with pytest.raises(ValueError, match=said):
+def test_mistakes(options, message):
+    with pytest.raises(ValueError, match=message):
         studies.mean_field(**({"dataset": SINE, "progress": False} | options))

@@ -73,7 +73,7 @@ def test_table_and_figure(ds):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"widths": []}, "`widths` must be distinct values, at least one"),
         ({"widths": (0,)}, "`widths` must be an integer of at least 1"),
@@ -85,8 +85,8 @@ def test_table_and_figure(ds):
     ],
     ids=str,
 )
-def test_bad_options(digits, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_options(digits, options, message):
+    with pytest.raises(ValueError, match=message):
         studies.momentum(digits, **({"widths": (64,)} | options), progress=False)
 
 

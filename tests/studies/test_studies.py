@@ -57,21 +57,21 @@ def start_of(loss, scale, seed, digits):
 
 
 def test_predictions_for_two_neurons_and_orthogonal_inputs():
-    """Each neuron has an input of its own, with `N = 1/4`: everything can be said by hand."""
+    """Each neuron has an input of its own, with `N = 1/4`: everything is known in closed form."""
     problem = gf.EmpiricalRisk(np.eye(2), np.array([1.0, -1.0]), gf.losses.square)
-    found = predict_small_start(problem)
-    np.testing.assert_allclose(found.values, 0.25)
-    np.testing.assert_allclose(found.escape.directions, np.eye(2), atol=1e-7)
+    computed = predict_small_start(problem)
+    np.testing.assert_allclose(computed.values, 0.25)
+    np.testing.assert_allclose(computed.escape.directions, np.eye(2), atol=1e-7)
     model = gf.models.TwoLayer(2, 3, key=jax.random.key(0))
     norms = np.array([1e-6, 2e-6, 1e-8])
     rows = np.array([[1, 0, 1], [1, 0, 1], [0, 1, -1]]) * norms[:, None] / np.sqrt(2)
     model = model.with_neuron_weights(jnp.asarray(rows))
-    np.testing.assert_allclose(found.time(model, 0.05), np.log(0.05 / (0.25 * np.sum(norms**2))))
-    times, losses = found.saddles(model)
+    np.testing.assert_allclose(computed.time(model, 0.05), np.log(0.05 / (0.25 * np.sum(norms**2))))
+    times, losses = computed.saddles(model)
     np.testing.assert_allclose(times, [0, -2 * np.log(np.sqrt(5) * 1e-6), -2 * np.log(1e-8)], rtol=1e-3)
     np.testing.assert_allclose(losses, [0.5, 0.25, 0], atol=1e-3)
     alone = model.with_neuron_weights(jnp.asarray(rows[:2]))
-    assert len(found.saddles(alone)[0]) == 2
+    assert len(computed.saddles(alone)[0]) == 2
 
 
 def test_escapes_are_later_than_predicted_by_a_time_that_does_not_depend_on_the_scale(small):
@@ -105,8 +105,8 @@ def test_escape_times_are_those_of_runs_that_stop_there(small, digits, loss):
             log = np.log(1 - np.asarray(fine.observed["risk"]) / first)
             slope = np.gradient(log, ts)
             bound = h**2 / 8 * np.max(np.abs(np.gradient(slope, ts)[3:-3])) / np.min(slope)
-            found = float(small.escape_time.sel(loss=loss, width=4, scale=scale, seed=seed))
-            assert abs(found - exact) <= bound + 10 * RTOL * growth
+            computed = float(small.escape_time.sel(loss=loss, width=4, scale=scale, seed=seed))
+            assert abs(computed - exact) <= bound + 10 * RTOL * growth
 
 
 def largest_correlation(x, z):
@@ -123,8 +123,8 @@ def largest_correlation(x, z):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("loss", "pull"), [("square", 1.0), ("logistic", 0.5)])
-def test_slope_of_the_escape_time_is_the_one_predicted(small, digits, loss, pull):
+@pytest.mark.parametrize(("loss", "residual"), [("square", 1.0), ("logistic", 0.5)])
+def test_slope_of_the_escape_time_is_the_one_predicted(small, digits, loss, residual):
     """Kumar & Haupt: `T = s ln(1/scale) + O(1)`, with `s` one over the largest correlation.
 
     Neurons of the other sign grow at `rho < 1` times the rate. When the first escape, what the others contribute has
@@ -132,7 +132,7 @@ def test_slope_of_the_escape_time_is_the_one_predicted(small, digits, loss, pull
     escape times (the test above) this bounds the error of a least-squares slope.
     """
     x, y = (np.asarray(part) for part in digits)
-    rates = [largest_correlation(x, sign * pull * y) for sign in (1, -1)]
+    rates = [largest_correlation(x, sign * residual * y) for sign in (1, -1)]
     predicted, rho = 1 / max(rates), min(rates) / max(rates)
     assert rho < 1
     assert float(small.predicted_slope.sel(loss=loss)) == pytest.approx(predicted, rel=1e-6)
@@ -158,10 +158,10 @@ def test_flow_error_and_descent_steps_are_what_they_say(small, digits):
                 gf.GradientFlow(problem), model, ts, rtol=RTOL / 30, observe=observe, solver=gf.solvers.Tsit5()
             ).observed["risk"]
         )
-        found = small.sel(loss=loss, width=4, scale=1e-3, seed=0)
-        error = np.max(np.abs(found.risk.values - exact)) / exact[0]
-        assert float(found.flow_error) == pytest.approx(error, rel=1e-3)
-        assert int(found.flow_gradient_evaluations) == int(found.gradient_evaluations)
+        computed = small.sel(loss=loss, width=4, scale=1e-3, seed=0)
+        error = np.max(np.abs(computed.risk.values - exact)) / exact[0]
+        assert float(computed.flow_error) == pytest.approx(error, rel=1e-3)
+        assert int(computed.flow_gradient_evaluations) == int(computed.gradient_evaluations)
         gaps = []
         for every in (8, 16):
             rule = gf.GradientDescent(problem, float(ts[1]) / every)
@@ -170,7 +170,7 @@ def test_flow_error_and_descent_steps_are_what_they_say(small, digits):
         order = np.log2(gaps[0] / gaps[1])
         # The steps are coarse, and first order is only just coming into sight.
         assert 0.7 < order < 1.3
-        assert float(found.descent_steps) == pytest.approx(
+        assert float(computed.descent_steps) == pytest.approx(
             16 * (ts.size - 1) * (gaps[1] / error) ** (1 / order), rel=1e-2
         )
 
@@ -218,10 +218,10 @@ def test_a_study_interrupted_after_its_sweep_goes_on_from_there(digits, tmp_path
 def test_crossings_between_save_times():
     """Exactly exponential growth is interpolated exactly; what never gets there has no time of escape."""
     ts = np.linspace(0, 10, 11)
-    lost = 1e-3 * np.exp(ts)
-    assert _small_init._crossing(ts, lost, 0.1) == pytest.approx(np.log(100), rel=1e-12)
-    assert _small_init._crossing(ts, lost, lost[4]) == pytest.approx(4.0, rel=1e-12)
-    assert np.isnan(_small_init._crossing(ts, 1e-9 * lost, 0.1))
+    failed = 1e-3 * np.exp(ts)
+    assert _small_init._crossing(ts, failed, 0.1) == pytest.approx(np.log(100), rel=1e-12)
+    assert _small_init._crossing(ts, failed, failed[4]) == pytest.approx(4.0, rel=1e-12)
+    assert np.isnan(_small_init._crossing(ts, 1e-9 * failed, 0.1))
     # Nothing is lost, in rounding, at the save time before.
     assert _small_init._crossing(ts, np.where(ts < 5, 0.0, 0.5), 0.1) == 5.0
     assert np.isnan(_small_init._slope(np.array([1.0, 2.0]), np.array([1.0, np.nan])))
@@ -229,7 +229,7 @@ def test_crossings_between_save_times():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"loss_names": ["cubic"]}, "`loss_names` must be one of 'square', 'logistic', 'exponential', but is 'cubic'"),
         ({"loss_names": []}, "`loss_names` must be a list of names"),
@@ -244,8 +244,8 @@ def test_crossings_between_save_times():
     ],
     ids=str,
 )
-def test_bad_options_of_small_init(digits, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_options_of_small_init(digits, options, message):
+    with pytest.raises(ValueError, match=message):
         study(digits, **options)
 
 
@@ -407,7 +407,7 @@ def test_whole_steps_that_fit_into_the_horizon():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"learning_rates": []}, "`learning_rates` must be distinct numbers, at least one"),
         ({"learning_rates": [0.1, 0.1]}, "`learning_rates` must be distinct numbers"),
@@ -421,10 +421,10 @@ def test_whole_steps_that_fit_into_the_horizon():
     ],
     ids=str,
 )
-def test_bad_options_of_compare(changes, said):
+def test_bad_options_of_compare(changes, message):
     rule = gf.GradientDescent(lambda w: 0.5 * jnp.sum(w**2), 1.0)
     fixed = {"rule": rule, "params": jnp.ones(1), "learning_rates": [0.1], "horizon": 1.0}
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         studies.compare(**(fixed | changes))
 
 
@@ -482,7 +482,7 @@ def test_sharpness_loss_and_costs_along_the_flow(discrete):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"horizon": -1.0}, "`horizon` must be positive"),
         ({"rates": 0}, "`rates` must be an integer of at least 1"),
@@ -490,8 +490,8 @@ def test_sharpness_loss_and_costs_along_the_flow(discrete):
     ],
     ids=str,
 )
-def test_bad_options_of_discrete_gap(options, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_options_of_discrete_gap(options, message):
+    with pytest.raises(ValueError, match=message):
         studies.discrete_gap(gf.data.digits(n=10, labels="onehot"), **options)
 
 
@@ -539,8 +539,8 @@ def test_table_of_small_init_holds_the_numbers(small):
         for line, scale in zip(lines[2:], SCALES, strict=False):
             row = part.sel(scale=scale)
             times = row.escape_time.values.ravel()
-            found = numbers(line.replace("+-", " ").replace("%", ""))
-            shown, mean, spread, predicted, aligned, cost, error, steps = found
+            computed = numbers(line.replace("+-", " ").replace("%", ""))
+            shown, mean, spread, predicted, aligned, cost, error, steps = computed
             assert shown == scale
             assert mean == pytest.approx(np.mean(times), abs=0.006)
             assert spread == pytest.approx(np.std(times), abs=0.006)
@@ -675,7 +675,7 @@ def test_figure_of_the_comparison(discrete, tmp_path):
     ("show", "advice"), [(plot.draw, "no ready-made figure"), (tables.text, "no ready-made table")]
 )
 def test_figures_and_tables_are_refused_for_what_no_study_wrote(show, advice):
-    said = f"must carry the attribute `study`, one of 'circle', 'compare', 'early-stage', .*{advice}"
+    message = f"must carry the attribute `study`, one of 'circle', 'compare', 'early-stage', .*{advice}"
     for attrs in ({}, {"study": "style"}, {"study": "no-such-study"}):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             show(xr.Dataset({"a": ("x", [1.0])}, attrs=attrs))

@@ -36,7 +36,7 @@ def test_directions_of_relu_neurons_agree_between_forms(seed):
 
     limit = directions(gf.models.Smoothed(jnp.asarray(0.003)))
     smoothed = {s: directions(gf.models.Smoothed(jnp.asarray(s))) for s in (0.03, 0.01)}
-    off = {s: np.max(np.linalg.norm(found - limit, axis=1)) for s, found in smoothed.items()}
+    off = {s: np.max(np.linalg.norm(computed - limit, axis=1)) for s, computed in smoothed.items()}
     # (0.03 - 0.003) / (0.01 - 0.003) = 3.9 at first order
     assert 2.5 < off[0.03] / off[0.01] < 6
     assert off[0.01] < 0.01

@@ -107,10 +107,10 @@ def test_closed_form_over_batches_and_shapes(batch):
     assert ds.w.dims == ("size", "start", "rate", "time", "w_0")
     assert ds.params.dims == ("size", "start", "rate", "time", "params_0")
     exact = np.exp(-np.outer(axes["rate"], TS)) * np.array(axes["start"])[:, None, None]
-    for found in (ds.w, ds.params):
+    for computed in (ds.w, ds.params):
         for i, size in enumerate(axes["size"]):
-            np.testing.assert_allclose(found[i, ..., :size], np.stack([exact] * size, axis=-1), rtol=10 * RTOL)
-            assert np.isnan(found[i, ..., size:]).all()
+            np.testing.assert_allclose(computed[i, ..., :size], np.stack([exact] * size, axis=-1), rtol=10 * RTOL)
+            assert np.isnan(computed[i, ..., size:]).all()
     assert (ds.status == 0).all()
     assert (ds.t_final == 2.0).all()
     loss = 0.5 * ds["size"] * ds.start**2 * ds.rate
@@ -134,18 +134,18 @@ def test_every_member_equals_a_single_run(singles, batch):
     assert ds.norm.dims == ("width", "scale", "seed", "time")
     assert (ds.neurons.shape[-2:], ds.params.shape[-2:]) == ((3, 4), (3, 12))
     for (width, scale, seed), sol in singles.items():
-        found = ds.sel(width=width, scale=scale, seed=seed)
+        computed = ds.sel(width=width, scale=scale, seed=seed)
         # The same steps up to rounding, which an error control passes on below its tolerance.
-        np.testing.assert_allclose(found.norm, sol.observed["norm"], rtol=RTOL)
-        np.testing.assert_allclose(found.neurons[:, :width], sol.observed["neurons"], rtol=RTOL)
-        assert np.isnan(found.neurons[:, width:]).all()
+        np.testing.assert_allclose(computed.norm, sol.observed["norm"], rtol=RTOL)
+        np.testing.assert_allclose(computed.neurons[:, :width], sol.observed["neurons"], rtol=RTOL)
+        assert np.isnan(computed.neurons[:, width:]).all()
         flat = np.concatenate([np.asarray(sol.params.weight).reshape(3, -1), np.asarray(sol.params.output)], axis=1)
-        np.testing.assert_allclose(found.params[:, : flat.shape[1]], flat, rtol=0, atol=RTOL * np.max(np.abs(flat)))
-        assert np.isnan(found.params[:, flat.shape[1] :]).all()
-        assert int(found.status) == 0
-        assert [int(found[name]) for name in COUNTS] == [int(sol.stats[name]) for name in COUNTS]
-        np.testing.assert_allclose([found.loss_first, found.loss_last], sol.loss, rtol=RTOL)
-        assert float(found.drift_energy) == pytest.approx(float(sol.drift["energy"]), rel=1e-3, abs=1e-12)
+        np.testing.assert_allclose(computed.params[:, : flat.shape[1]], flat, rtol=0, atol=RTOL * np.max(np.abs(flat)))
+        assert np.isnan(computed.params[:, flat.shape[1] :]).all()
+        assert int(computed.status) == 0
+        assert [int(computed[name]) for name in COUNTS] == [int(sol.stats[name]) for name in COUNTS]
+        np.testing.assert_allclose([computed.loss_first, computed.loss_last], sol.loss, rtol=RTOL)
+        assert float(computed.drift_energy) == pytest.approx(float(sol.drift["energy"]), rel=1e-3, abs=1e-12)
 
 
 class Shifted(eqx.Module):
@@ -192,8 +192,8 @@ def test_parameters_in_numpy_arrays_are_batched_like_any_other():
     def build(i):
         return decay(0.5)[0], rows[i]
 
-    _, own = grouped(build, {"i": range(4)})
-    np.testing.assert_array_equal(own[0].member.params, rows)
+    _, per_member = grouped(build, {"i": range(4)})
+    np.testing.assert_array_equal(per_member[0].member.params, rows)
     ds = quietly(build, {"i": range(4)}, observe={"w": weights})
     np.testing.assert_allclose(ds.w, rows[:, None] * np.exp(-0.5 * TS)[:, None], rtol=10 * RTOL, atol=0)
 
@@ -244,13 +244,13 @@ def test_a_flow_that_starts_late_refuses_earlier_save_times():
 @pytest.mark.slow
 def test_one_program_per_shape_and_none_for_a_second_sweep():
     """How often the problem is traced does not depend on the number of members, but for the check of each shape."""
-    tally = Tally()
+    counter = Tally()
 
     def run(sizes, rates):
-        before = len(tally.shapes), _scheduler.run_segment._cached._cache_size()
+        before = len(counter.shapes), _scheduler.run_segment._cached._cache_size()
         axes = {"size": sizes, "rate": rates}
-        quietly(lambda size, rate: decay(rate, size, tally=tally), axes, batch=2, pad=False)
-        return len(tally.shapes) - before[0], _scheduler.run_segment._cached._cache_size() - before[1]
+        quietly(lambda size, rate: decay(rate, size, tally=counter), axes, batch=2, pad=False)
+        return len(counter.shapes) - before[0], _scheduler.run_segment._cached._cache_size() - before[1]
 
     first_two, programs = run([2, 5], [0.1, 0.2])
     assert programs == 2
@@ -264,9 +264,9 @@ def test_one_program_per_shape_and_none_for_a_second_sweep():
 
 
 def test_arrays_that_members_share_are_held_once():
-    groups, own = grouped(member, {"width": [2, 4], "scale": [0.1, 0.2], "seed": range(2)})
+    groups, per_member = grouped(member, {"width": [2, 4], "scale": [0.1, 0.2], "seed": range(2)})
     assert [group.members for group in groups] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    for group, mine, width in zip(groups, own, (2, 4), strict=True):
+    for group, mine, width in zip(groups, per_member, (2, 4), strict=True):
         flow, params = group.shared.what, group.shared.params
         assert flow.problem.x is CIRCLE.x
         assert flow.problem.y is CIRCLE.y
@@ -285,9 +285,9 @@ def test_equal_arrays_made_anew_are_shared_and_different_ones_are_not():
         problem = gf.EmpiricalRisk(x.copy(), y + noise, gf.losses.square)
         return gf.GradientFlow(problem), member(2, 0.1, 0)[1]
 
-    (group,), (own,) = grouped(build, {"noise": [0.0, 1.0], "seed": range(2)})
-    assert own.member.what.problem.x is None
-    np.testing.assert_array_equal(own.member.what.problem.y, [y, y, y + 1, y + 1])
+    (group,), (per_member,) = grouped(build, {"noise": [0.0, 1.0], "seed": range(2)})
+    assert per_member.member.what.problem.x is None
+    np.testing.assert_array_equal(per_member.member.what.problem.y, [y, y, y + 1, y + 1])
     assert group.shared.params.weight.shape == (2, 2)
 
 
@@ -507,8 +507,8 @@ def run_small(path, size=2, edge=-9.0, axes=None, **options):
 @pytest.mark.parametrize("name", CHANGES)
 def test_resuming_another_sweep_is_refused_and_says_what_changed(small_store, name):
     path, first = small_store
-    changes, said = CHANGES[name]
-    with pytest.raises(ValueError, match=said) as error:
+    changes, message = CHANGES[name]
+    with pytest.raises(ValueError, match=message) as error:
         run_small(path, **changes)
     assert "must hold the same sweep in order to be resumed" in str(error.value)
     assert "resume=False" in str(error.value)
@@ -612,7 +612,7 @@ def test_a_store_can_be_opened_at_any_moment(tmp_path, monkeypatch, counted):
     whole = run_stored(None)
     real, seen = zarr.Array.__setitem__, []
 
-    def watched(self, *arguments):
+    def recording(self, *arguments):
         real(self, *arguments)
         # The rest is the store being made, which happens beside its place.
         if str(path) in str(self.store_path):
@@ -622,7 +622,7 @@ def test_a_store_can_be_opened_at_any_moment(tmp_path, monkeypatch, counted):
             assert np.array_equal(now.w.values[done], whole.w.values[done], equal_nan=True)
             assert np.array_equal(now.steps.values[done], whole.steps.values[done])
 
-    monkeypatch.setattr(zarr.Array, "__setitem__", watched)
+    monkeypatch.setattr(zarr.Array, "__setitem__", recording)
     run_stored(path)
     assert (seen[0], seen[-1]) == (0, 10)
     assert len(set(seen)) > 4
@@ -633,7 +633,7 @@ def test_a_store_can_be_opened_at_any_moment(tmp_path, monkeypatch, counted):
 
 
 @pytest.mark.parametrize(
-    ("axes", "said"),
+    ("axes", "message"),
     [
         ({}, "`axes` must be a dictionary name -> values with at least one axis, but is empty"),
         ({"rate": []}, r"`axes\['rate'\]` must be a non-empty sequence of values"),
@@ -651,8 +651,8 @@ def test_a_store_can_be_opened_at_any_moment(tmp_path, monkeypatch, counted):
     ],
     ids=str,
 )
-def test_bad_axes(axes, said, counted):
-    with pytest.raises(ValueError, match=said):
+def test_bad_axes(axes, message, counted):
+    with pytest.raises(ValueError, match=message):
         quietly(decay, axes)
     assert len(counted) == 0
 
@@ -665,7 +665,7 @@ def test_axes_may_be_any_collection(values):
 
 
 @pytest.mark.parametrize(
-    ("build", "said"),
+    ("build", "message"),
     [
         (lambda rate: decay(rate)[0], r"At rate=2.0: .*`build` must return a pair .* but is returning GradientFlow"),
         (lambda rate: decay(rate)[::-1], r"At rate=2.0: .* returning \(\w+, GradientFlow\)"),
@@ -678,13 +678,13 @@ def test_axes_may_be_any_collection(values):
     ],
     ids=["no pair", "swapped", "integers", "no scalar", "raises"],
 )
-def test_bad_builds_say_where(build, said, counted):
+def test_bad_builds_say_where(build, message, counted):
     """Only the second member is wrong."""
 
     def second(rate):
         return build(rate) if rate == 2.0 else decay(rate)
 
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         quietly(second, {"rate": [1.0, 2.0]})
     assert len(counted) == 0
 
@@ -722,7 +722,7 @@ def test_observables_of_different_rank_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"rtol": -1.0}, "`rtol` must be positive, but is -1"),
         ({"rtol": 2.0}, "`rtol` must be below 1"),
@@ -733,8 +733,8 @@ def test_observables_of_different_rank_are_refused():
     ],
     ids=str,
 )
-def test_bad_options(options, said, counted):
-    with pytest.raises(ValueError, match=said):
+def test_bad_options(options, message, counted):
+    with pytest.raises(ValueError, match=message):
         quietly(decay, {"rate": [1.0]}, **options)
     assert len(counted) == 0
 
@@ -759,11 +759,11 @@ for axes, options in [({"rate": 1.0}, {}), ([1.0], {}), (axes, {"until": 3}), (a
 def test_wrong_types_are_refused_in_words():
     """In a process of its own, without the run-time checker of these tests."""
     done = subprocess.run([sys.executable, "-c", WRONG_TYPES], capture_output=True, text=True, check=True)
-    said = done.stdout.splitlines()
-    assert said[0].endswith("A single value goes into a list: [1.0].")
-    assert "`axes` must be a dictionary" in said[1]
-    assert "`until` must be a gradflow.Until" in said[2]
-    assert "`observe` must be a dictionary" in said[3]
+    message = done.stdout.splitlines()
+    assert message[0].endswith("A single value goes into a list: [1.0].")
+    assert "`axes` must be a dictionary" in message[1]
+    assert "`until` must be a gradflow.Until" in message[2]
+    assert "`observe` must be a dictionary" in message[3]
 
 
 # Observables that are pytrees

@@ -116,11 +116,11 @@ print(json.dumps([len(jax.devices()), found, json.loads(ds.attrs["runs"])[0]["ev
 def test_eight_devices_run_loops_of_their_own(tmp_path, whole):
     """No collective in the program; what the devices spend differs by less than a quarter of the mean."""
     out = script(DEVICES, tmp_path / "a.zarr", seeds=16, XLA_FLAGS="--xla_force_host_platform_device_count=8")
-    devices, collectives, spent = json.loads(out)
-    assert devices == len(spent) == 8
+    devices, collectives, evaluations = json.loads(out)
+    assert devices == len(evaluations) == 8
     assert not any(collectives.values()), collectives
-    assert max(spent) <= 1.25 * np.mean(spent)
-    assert min(spent) >= 0.75 * np.mean(spent)
+    assert max(evaluations) <= 1.25 * np.mean(evaluations)
+    assert min(evaluations) >= 0.75 * np.mean(evaluations)
     ds = gf.sweeps.open_store(tmp_path / "a.zarr")
     assert (ds.status == 0).all()
     # The same program, on one device and on eight.
@@ -181,18 +181,18 @@ def test_a_chunk_killed_in_the_midst_is_completed(tmp_path):
 CACHED = """
 import logging, os
 logging.getLogger("jax._src.compiler").setLevel(logging.DEBUG)
-said = []
+message = []
 
 class Keep(logging.Handler):
     def emit(self, record):
-        said.append(record.getMessage())
+        message.append(record.getMessage())
 
 logging.getLogger("jax._src.compiler").addHandler(Keep())
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 run()
-hits = [line for line in said if "cache hit" in line.lower() and "jit_run_segment" in line]
-misses = [line for line in said if "cache miss" in line.lower() and "jit_run_segment" in line]
+hits = [line for line in message if "cache hit" in line.lower() and "jit_run_segment" in line]
+misses = [line for line in message if "cache miss" in line.lower() and "jit_run_segment" in line]
 print(json.dumps([len(hits), len(misses)]))
 """
 
@@ -252,7 +252,7 @@ def test_submitit_runs_the_jobs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"chunk": (2, 2), "store": "a.zarr"}, r"`chunk` must be a pair \(k, n\) with 0 <= k < n, but is \(2, 2\)"),
         ({"chunk": 3, "store": "a.zarr"}, "`chunk` must be a pair"),
@@ -263,9 +263,9 @@ def test_submitit_runs_the_jobs(tmp_path):
     ],
     ids=["end", "number", "no store", "fresh", "no executor", "jobs without store"],
 )
-def test_bad_ways_to_share_are_refused(options, said, tmp_path, monkeypatch):
+def test_bad_ways_to_share_are_refused(options, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         gf.sweep(slow_or_fast, {"i": range(3)}, [0.0, 1.0], **options, **TSIT5)
     assert not list(tmp_path.iterdir())
 
@@ -304,12 +304,12 @@ def test_members_that_fail_among_many_change_no_bit_of_the_others(slots, monkeyp
         good = {"rate": 0.3 + 0.01 * i, "start": 1.0}
         return decay(**(good | (wrong.get(i, {}) if bad else {})))
 
-    def watched(*arguments, **named):
+    def counting(*arguments, **named):
         for finished in real(*arguments, **named):
             order.extend(finished.member_ids.tolist())
             yield finished
 
-    monkeypatch.setattr("gradflow.sweeps._sweep.run_queue", watched)
+    monkeypatch.setattr("gradflow.sweeps._sweep.run_queue", counting)
     options = {"batch": slots, "max_steps": 300, **TSIT5}
     harmed = gf.sweep(build, {"bad": [1], "i": range(64)}, [0.0, 0.5, 1.0], **options).isel(bad=0, drop=True)
     good = gf.sweep(build, {"bad": [0], "i": range(64)}, [0.0, 0.5, 1.0], **options).isel(bad=0, drop=True)
@@ -388,9 +388,9 @@ def test_slots_are_as_many_as_fit_and_what_does_not_fit_is_refused(monkeypatch):
 def test_a_large_sweep_says_what_it_takes(monkeypatch, capsys):
     monkeypatch.setattr(_memory, "LARGE", 1)
     gf.sweep(slow_or_fast, {"i": range(3)}, [0.0, 1.0], **(TSIT5 | {"progress": True}))
-    said = capsys.readouterr()
-    assert "estimated memory: " in said.out + said.err
-    assert "in slots" in said.out + said.err
+    message = capsys.readouterr()
+    assert "estimated memory: " in message.out + message.err
+    assert "in slots" in message.out + message.err
 
 
 # Rules
@@ -433,7 +433,7 @@ def test_netcdf_round_trip(tmp_path):
     axes = {"kind": ["a", "b"], "i": range(2)}
     ds = gf.sweep(lambda kind, i: slow_or_fast(i), axes, [0.0, 1.0], store=tmp_path / "a.zarr", **TSIT5)
     path = gf.sweeps.to_netcdf(tmp_path / "a.zarr", tmp_path / "a.nc")
-    found = xr.load_dataset(path)
-    assert bitwise(found, ds)
-    assert found.attrs["config"] == ds.attrs["config"]
+    computed = xr.load_dataset(path)
+    assert bitwise(computed, ds)
+    assert computed.attrs["config"] == ds.attrs["config"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.nc", "a.zarr"]

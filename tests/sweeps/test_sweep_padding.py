@@ -57,16 +57,16 @@ def test_padded_members_equal_unpadded_ones_to_rounding(build, solver):
     ds = gf.sweep(build, {"width": [5, 8], "seed": range(2)}, TS, save_params=True, progress=False, **options)
     assert programs(ds) == 1
     for width, seed in ((5, 1), (8, 0)):
-        found, sol = ds.sel(width=width, seed=seed), gf.solve(*build(width, seed), TS, **options)
-        assert [int(found[name]) for name in COUNTS] == [int(sol.stats[name]) for name in COUNTS]
+        computed, sol = ds.sel(width=width, seed=seed), gf.solve(*build(width, seed), TS, **options)
+        assert [int(computed[name]) for name in COUNTS] == [int(sol.stats[name]) for name in COUNTS]
         close = {"rtol": 1e-11, "atol": 1e-13}
-        np.testing.assert_allclose(found.risk, sol.observed["risk"], **close)
-        np.testing.assert_allclose(found.neurons[:, :width], sol.observed["neurons"], **close)
+        np.testing.assert_allclose(computed.risk, sol.observed["risk"], **close)
+        np.testing.assert_allclose(computed.neurons[:, :width], sol.observed["neurons"], **close)
         flat = np.concatenate([np.asarray(leaf).reshape(3, -1) for leaf in flowing(sol.params)], axis=1)
-        np.testing.assert_allclose(found.params[:, : flat.shape[1]], flat, **close)
-        assert np.isnan(found.params[:, flat.shape[1] :]).all()
-        assert np.isnan(found.neurons[:, width:]).all()
-        assert float(found.drift_energy) == pytest.approx(float(sol.drift["energy"]), abs=1e-12)
+        np.testing.assert_allclose(computed.params[:, : flat.shape[1]], flat, **close)
+        assert np.isnan(computed.params[:, flat.shape[1] :]).all()
+        assert np.isnan(computed.neurons[:, width:]).all()
+        assert float(computed.drift_energy) == pytest.approx(float(sol.drift["energy"]), abs=1e-12)
 
 
 def flowing(params):

@@ -56,14 +56,14 @@ def test_every_path_equals_a_single_run(batch, order, solver, name):
         for seed in axes["seed"]:
             flow, start, key = path(rate, seed, order)
             sol = gf.solve(flow, start, TS, key=key, solver=solver, observe=OBSERVED)
-            found = ds.sel(rate=rate, seed=seed)
-            np.testing.assert_allclose(found.w, sol.params, rtol=1e-12)
-            np.testing.assert_allclose(found.params, sol.params, rtol=1e-12)
-            np.testing.assert_allclose(found.risk, sol.observed["risk"], rtol=1e-12)
-            np.testing.assert_allclose(found.t, TS, rtol=1e-12)
-            np.testing.assert_allclose([found.loss_first, found.loss_last], sol.loss, rtol=1e-12)
-            assert [int(found[count]) for count in COUNTS] == [int(sol.stats[count]) for count in COUNTS]
-            assert float(found.t_final) == 1.0
+            computed = ds.sel(rate=rate, seed=seed)
+            np.testing.assert_allclose(computed.w, sol.params, rtol=1e-12)
+            np.testing.assert_allclose(computed.params, sol.params, rtol=1e-12)
+            np.testing.assert_allclose(computed.risk, sol.observed["risk"], rtol=1e-12)
+            np.testing.assert_allclose(computed.t, TS, rtol=1e-12)
+            np.testing.assert_allclose([computed.loss_first, computed.loss_last], sol.loss, rtol=1e-12)
+            assert [int(computed[count]) for count in COUNTS] == [int(sol.stats[count]) for count in COUNTS]
+            assert float(computed.t_final) == 1.0
 
 
 class KilledError(BaseException):
@@ -133,12 +133,12 @@ def test_paths_that_stop_break_down_or_run_out_of_steps():
     until, ts, budget = gf.Until(lambda w: w[2], below=1.5), [0.1, 50.0], 400
     ds = quietly(lambda rate: path(rate, 0), {"rate": [0.05, 0.1]}, ts, until=until)
     names = ds.status.attrs["flag_meanings"].split()
-    for found, rate in zip((ds.sel(rate=rate) for rate in (0.05, 0.1)), (0.05, 0.1), strict=True):
+    for computed, rate in zip((ds.sel(rate=rate) for rate in (0.05, 0.1)), (0.05, 0.1), strict=True):
         flow, start, key = path(rate, 0)
         alone = gf.solve(flow, start, ts, key=key, until=until)
-        assert (names[int(found.status) + 1], alone.status) == ("stopped", "stopped")
-        assert int(found.steps) == int(alone.stats["steps"]) < budget
-        assert float(found.t_final) == pytest.approx(float(alone.t_final), rel=1e-12)
+        assert (names[int(computed.status) + 1], alone.status) == ("stopped", "stopped")
+        assert int(computed.steps) == int(alone.stats["steps"]) < budget
+        assert float(computed.t_final) == pytest.approx(float(alone.t_final), rel=1e-12)
     ds = quietly(lambda rate: path(rate, 0), {"rate": [0.2, 0.05]}, [0.1, 60.0], max_steps=budget)
     assert [names[int(code) + 1] for code in ds.status] == ["ok", "max_steps"]
     assert int(ds.steps[1]) == budget
@@ -185,7 +185,7 @@ def test_widths_of_networks_in_one_program():
 
 
 @pytest.mark.parametrize(
-    ("build", "options", "said"),
+    ("build", "options", "message"),
     [
         (
             lambda seed: path(0.1, seed)[:2],
@@ -227,7 +227,7 @@ def test_widths_of_networks_in_one_program():
     ],
     ids=["no key", "no random key", "flow", "rule", "no flow", "adaptive", "mixed", "jumps", "longest step"],
 )
-def test_bad_input_is_refused_before_anything_runs(segments, build, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_bad_input_is_refused_before_anything_runs(segments, build, options, message):
+    with pytest.raises(ValueError, match=message):
         quietly(build, {"seed": [0, 1]}, **options)
     assert len(segments) == 0

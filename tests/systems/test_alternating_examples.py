@@ -87,12 +87,12 @@ def test_linear_attention_learns_principal_components_in_order():
     rows = np.random.default_rng(0).normal(size=(3, 7))
     norms = np.array([1e-2, 5e-3, 3e-3])
     model = LinearAttention(jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True)), 3)
-    found = gf.alternating_flow(problem, model, np.log(norms), degree=3, **WAKING)
+    computed = gf.alternating_flow(problem, model, np.log(norms), degree=3, **WAKING)
     times, losses = np.cumsum(np.diff(1 / norms, prepend=1.0) / (3 * predicted)), np.array([7.5, 4.5, 2, 0]) / 6
-    np.testing.assert_allclose(found.times[1:], times, rtol=1e-4)
-    np.testing.assert_allclose(found.losses, losses, atol=1e-4)
-    np.testing.assert_allclose(found.correlations, predicted, rtol=1e-6)
-    assert found.activated == (0, 1, 2)
+    np.testing.assert_allclose(computed.times[1:], times, rtol=1e-4)
+    np.testing.assert_allclose(computed.losses, losses, atol=1e-4)
+    np.testing.assert_allclose(computed.correlations, predicted, rtol=1e-6)
+    assert computed.activated == (0, 1, 2)
     start = model.with_neuron_weights(model.rows * jnp.asarray(norms)[:, None])
     seen = jumps(problem, start, np.linspace(0, 5 * times[-1], 3001))
     np.testing.assert_allclose([s.loss for s in seen], losses, atol=1e-2)
@@ -139,7 +139,7 @@ def test_modular_addition_learns_frequencies_in_order():
     # second one long before the neurons that are dormant there would wake, and alternating flow sees no stop.
     assert seen[1].index > 0
     assert seen[2].entered < 1.1 * times[0]
-    found = gf.alternating_flow(problem, start, np.log(START), degree=3, rounds=1, horizon=30.0, **WAKING)
-    assert found.times[1] == pytest.approx(times[0], rel=1e-4)
-    assert found.correlations[0] == pytest.approx(predicted[0], rel=1e-4)
-    assert found.losses[1] < 1e-4 * losses[0]
+    computed = gf.alternating_flow(problem, start, np.log(START), degree=3, rounds=1, horizon=30.0, **WAKING)
+    assert computed.times[1] == pytest.approx(times[0], rel=1e-4)
+    assert computed.correlations[0] == pytest.approx(predicted[0], rel=1e-4)
+    assert computed.losses[1] < 1e-4 * losses[0]

@@ -52,16 +52,16 @@ def linear(data):
 def test_three_linear_layers_align_with_the_singular_vector(data, linear):
     """`N = W_3 W_2 W_1 b` is largest, `|b| / 3^1.5`, for layers of rank one and of the norm `1 / sqrt(3)` each."""
     x, y = data
-    pull = x.T @ y / 6
-    _, _, (_, found) = linear
-    assert float(found.correlation) == pytest.approx(np.linalg.norm(pull) / 3**1.5, rel=1e-7)
-    assert float(found.slope) == pytest.approx(3**0.5 / np.linalg.norm(pull), rel=1e-7)
-    layers = [np.asarray(w) for w in found.state.direction.weights]
+    residual = x.T @ y / 6
+    _, _, (_, computed) = linear
+    assert float(computed.correlation) == pytest.approx(np.linalg.norm(residual) / 3**1.5, rel=1e-7)
+    assert float(computed.slope) == pytest.approx(3**0.5 / np.linalg.norm(residual), rel=1e-7)
+    layers = [np.asarray(w) for w in computed.state.direction.weights]
     np.testing.assert_allclose([np.linalg.norm(w) for w in layers], 3**-0.5, rtol=1e-5)
     for w in layers:
         assert np.sum(np.linalg.svd(w, compute_uv=False)[1:]) < 1e-4
-    whole = found.state.direction.end_to_end()[0]
-    np.testing.assert_allclose(whole / np.linalg.norm(whole), pull / np.linalg.norm(pull), atol=1e-4)
+    whole = computed.state.direction.end_to_end()[0]
+    np.testing.assert_allclose(whole / np.linalg.norm(whole), residual / np.linalg.norm(residual), atol=1e-4)
 
 
 def test_three_linear_layers_blow_up_at_a_constant_time(linear):
@@ -89,12 +89,12 @@ def test_three_relu_layers_align_and_blow_up(data):
     x, y = data
     problem = gf.EmpiricalRisk(x, y, gf.losses.square, gf.models.Smoothed(0.05))
     model = gf.models.MLP(3, 3, depth=2, use_bias=False, activation=jax.nn.relu, key=jax.random.key(1))
-    found = gf.first_escape(problem, gf.Polar(model, -1000.0), degree=3, tolerance=1e-6, rtol=1e-7)
+    escape = gf.first_escape(problem, gf.Polar(model, -1000.0), degree=3, tolerance=1e-6, rtol=1e-7)
     exact, last = blow_up(problem, model, 1e-8)
-    assert float(found.time) == pytest.approx(exact, rel=1e-6)
-    assert float(found.correlation) == pytest.approx(last, rel=1e-5)
-    assert float(found.residual) <= 1.0001e-6
+    assert float(escape.time) == pytest.approx(exact, rel=1e-6)
+    assert float(escape.correlation) == pytest.approx(last, rel=1e-5)
+    assert float(escape.residual) <= 1.0001e-6
     correlation = gf.NeuralCorrelation(problem, 3)
-    unit, unflatten = jax.flatten_util.ravel_pytree(found.state.direction)
+    unit, unflatten = jax.flatten_util.ravel_pytree(escape.state.direction)
     spectrum = jax.jit(lambda u: eigenvalues(lambda v: correlation(unflatten(v)), u))(unit)
-    assert float(spectrum[-1]) <= 3 * float(found.correlation) * (1 + 1e-4)
+    assert float(spectrum[-1]) <= 3 * float(escape.correlation) * (1 + 1e-4)

@@ -104,8 +104,8 @@ def test_diagonal_net_on_an_orthogonal_design(scale, rtol):
     for t, row in zip(ts, sol.params.u * sol.params.v, strict=True):
         log_e = np.log1p(-minus) - np.log(plus - 1) + 2 * big * t
         # z = (minus + E plus) / (1 + E), with E up to exp(100)
-        share = 1 / (1 + np.exp(-log_e))
-        z = minus * (1 - share) + plus * share
+        fraction = 1 / (1 + np.exp(-log_e))
+        z = minus * (1 - fraction) + plus * fraction
         exact = np.sign(b) * c / 2 * (z - 1 / z)
         assert np.max(np.abs(row / exact - 1)) <= 100 * rtol
 
@@ -131,8 +131,8 @@ def test_deep_linear_against_scipy(key):
     problem = gf.EmpiricalRisk(x, y, gf.losses.square)
     sol = gf.solve(gf.GradientFlow(problem), model, ts, rtol=1e-8)
     for row in range(3):
-        found = np.concatenate([np.asarray(w[row]).ravel() for w in sol.params.weights])
-        assert relative(found, reference.y[:, row]) <= 10 * 1e-8
+        computed = np.concatenate([np.asarray(w[row]).ravel() for w in sol.params.weights])
+        assert relative(computed, reference.y[:, row]) <= 10 * 1e-8
 
 
 @pytest.mark.slow
@@ -157,8 +157,8 @@ def test_energy_identity_by_quadrature(quadratic):
     ts = np.linspace(0, 4, 401)
     observe = {"loss": gf.observables.Loss(quadratic), "gradient": gf.observables.GradientNorm(quadratic)}
     sol = gf.solve(gf.GradientFlow(quadratic), jnp.ones(4), ts, rtol=1e-9, observe=observe)
-    lost = float(sol.observed["loss"][0] - sol.observed["loss"][-1])
-    assert scipy.integrate.simpson(np.asarray(sol.observed["gradient"]) ** 2, x=ts) == pytest.approx(lost, rel=1e-7)
+    failed = float(sol.observed["loss"][0] - sol.observed["loss"][-1])
+    assert scipy.integrate.simpson(np.asarray(sol.observed["gradient"]) ** 2, x=ts) == pytest.approx(failed, rel=1e-7)
 
 
 def test_fixed_absolute_tolerance_gets_the_escape_wrong_and_ours_does_not():

@@ -1,4 +1,4 @@
-"""Small initialisation with logistic loss: directions, jump times, saddles and events, from the pulls `y / 2`."""
+"""Small initialisation with logistic loss: directions, jump times, saddles and events, from the residuals `y / 2`."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ LOSSES = np.cumsum([32 * np.log(2), entropy(7) - 8 * np.log(2), entropy(6) - 8 *
 def two_modes():
     """Two inputs, eight times each; outputs with 7 and 6 positive labels at their own input, and half at the other.
 
-    The pulls at zero are `diag(3, 2)`; the loss is least at the predictions `diag(ln 7, ln 3)`.
+    The residual correlations at zero are `diag(3, 2)`; the loss is least at the predictions `diag(ln 7, ln 3)`.
     """
     half = np.where(np.arange(8) % 2, 1.0, -1.0)
     mostly = [np.where(np.arange(8) < count, 1.0, -1.0) for count in (7, 6)]
@@ -48,12 +48,12 @@ def run(two_modes):
 
 def crossings(ts, products):
     """When the first and the second mode pass half of what they come to."""
-    found = []
+    computed = []
     for k, level in enumerate((np.log(7) / 2, np.log(3) / 2)):
         i = int(np.argmax(products[:, k, k] > level))
         low, high = products[i - 1 : i + 1, k, k]
-        found.append(ts[i - 1] + (ts[i] - ts[i - 1]) * (level - low) / (high - low))
-    return np.array(found)
+        computed.append(ts[i - 1] + (ts[i] - ts[i - 1]) * (level - low) / (high - low))
+    return np.array(computed)
 
 
 @pytest.mark.slow
@@ -65,8 +65,8 @@ def test_jump_times_agree_with_the_written_out_equations(two_modes, run):
     def field(_, flat):
         w, a = flat[:6].reshape(3, 2), flat[6:].reshape(2, 3)
         p = a @ w
-        pull = positive * expit(-p) - (8 - positive) * expit(p)
-        return np.concatenate([(a.T @ pull).ravel(), (pull @ w.T).ravel()])
+        residual = positive * expit(-p) - (8 - positive) * expit(p)
+        return np.concatenate([(a.T @ residual).ravel(), (residual @ w.T).ravel()])
 
     plain = gf.Polar(model, np.log(1e-12)).ordinary()
     begin = np.concatenate([np.ravel(plain.weight), np.ravel(plain.output)])
@@ -76,8 +76,8 @@ def test_jump_times_agree_with_the_written_out_equations(two_modes, run):
     observe = {"p": lambda m: m.output @ m.weight}
     neurons = gf.solve(gf.NeuronPolarFlow(problem), plain, ts, observe=observe, save_params=False)
     ours = jax.vmap(lambda m: m.ordinary().output @ m.ordinary().weight)(sol.params)
-    for found in (ours, neurons.observed["p"]):
-        np.testing.assert_allclose(crossings(ts, np.asarray(found)), reference, rtol=1e-5)
+    for computed in (ours, neurons.observed["p"]):
+        np.testing.assert_allclose(crossings(ts, np.asarray(computed)), reference, rtol=1e-5)
     # Up to O(1), modes appear at ln(1/delta) / s_k.
     np.testing.assert_allclose(reference * MODES, -np.log(1e-12), rtol=0.1)  # measured: 0.07
 
@@ -85,11 +85,11 @@ def test_jump_times_agree_with_the_written_out_equations(two_modes, run):
 @pytest.mark.slow
 def test_run_visits_the_saddles_in_closed_form(two_modes, run):
     problem, _ = two_modes
-    found = gf.find_saddles(run[1], problem)
-    np.testing.assert_allclose([s.loss for s in found], LOSSES, rtol=1e-3)
-    assert [s.index > 0 for s in found] == [True, True, False]
-    np.testing.assert_allclose([s.rate for s in found[:2]], MODES, rtol=1e-2)
-    for s in found[:2]:
+    saddles = gf.find_saddles(run[1], problem)
+    np.testing.assert_allclose([s.loss for s in saddles], LOSSES, rtol=1e-3)
+    assert [s.index > 0 for s in saddles] == [True, True, False]
+    np.testing.assert_allclose([s.rate for s in saddles[:2]], MODES, rtol=1e-2)
+    for s in saddles[:2]:
         assert abs(s.predicted - s.left) < 3 / s.rate
 
 
@@ -111,11 +111,11 @@ def test_alternating_flow_of_a_diagonal_net():
     """Coordinates wake at `ln(1/|w|) / s_k` and go to `ln 7` and `ln 3`."""
     y = np.concatenate([np.where(np.arange(8) < count, 1.0, -1.0) for count in (6, 7)])
     problem = gf.EmpiricalRisk(np.repeat(np.eye(2), 8, axis=0), y, gf.losses.logistic, reduction="sum")
-    found = gf.alternating_flow(problem, gf.models.DiagonalLinear(2), -600.0, solver=gf.solvers.Tsit5())
-    np.testing.assert_allclose(found.times, [0, 200, 300], rtol=1e-5)
-    assert found.activated == (1, 0)
-    np.testing.assert_allclose(found.losses, LOSSES - 16 * np.log(2), rtol=1e-6)
-    np.testing.assert_allclose(found.params.beta(), [np.log(3), np.log(7)], rtol=1e-3)
+    computed = gf.alternating_flow(problem, gf.models.DiagonalLinear(2), -600.0, solver=gf.solvers.Tsit5())
+    np.testing.assert_allclose(computed.times, [0, 200, 300], rtol=1e-5)
+    assert computed.activated == (1, 0)
+    np.testing.assert_allclose(computed.losses, LOSSES - 16 * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(computed.params.beta(), [np.log(3), np.log(7)], rtol=1e-3)
 
 
 @pytest.mark.slow

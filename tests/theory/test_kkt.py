@@ -63,7 +63,7 @@ def in_the_plane(x, z):
     Inside a cone `w` is parallel to the sum `D` over its active inputs. On the kink of `x_i` some share of `z_i x_i`
     has to cancel what `D` has along `x_i`; `N` then rises from it to both sides if `a z_i > 0`, and falls otherwise.
     """
-    angles, found = np.arctan2(x[:, 1], x[:, 0]), []
+    angles, computed = np.arctan2(x[:, 1], x[:, 0]), []
     kinks = [(i, angles[i] + side * np.pi / 2) for i in range(len(x)) for side in (1, -1)]
     edges = np.sort(np.array([angle for _, angle in kinks]) % (2 * np.pi))
     for low, high in itertools.pairwise([*edges, edges[0] + 2 * np.pi]):
@@ -72,16 +72,16 @@ def in_the_plane(x, z):
         for side in (1, -1):
             angle = (np.arctan2(side * total[1], side * total[0]) - low) % (2 * np.pi)
             if total.any() and angle < high - low:
-                found.append((np.linalg.norm(total) / 2, "maximum"))
+                computed.append((np.linalg.norm(total) / 2, "maximum"))
     for i, angle in kinks:
         w = np.array([np.cos(angle), np.sin(angle)])
         active = x @ w > 0
         active[i] = False
         total = active * z @ x
-        share = -(total @ x[i]) / (z[i] * (x[i] @ x[i]))
-        if 0 < share < 1 and total.any():
-            found.append((abs(total @ w) / 2, "saddle" if (total @ w) * z[i] > 0 else "maximum"))
-    return sorted(found, reverse=True)
+        weight = -(total @ x[i]) / (z[i] * (x[i] @ x[i]))
+        if 0 < weight < 1 and total.any():
+            computed.append((abs(total @ w) / 2, "saddle" if (total @ w) * z[i] > 0 else "maximum"))
+    return sorted(computed, reverse=True)
 
 
 @pytest.mark.slow
@@ -120,21 +120,21 @@ def test_residual_on_kinks_is_the_least_element_of_the_subdifferential():
     rows /= np.linalg.norm(rows)
     model = gf.models.TwoLayer(4, 3, 2, key=jax.random.key(0)).with_neuron_weights(jnp.asarray(rows))
     correlation = gf.NeuralCorrelation(problem)
-    found = nearest_element(correlation, model, 1e-9)
-    assert found.on.sum() == 6
+    computed = nearest_element(correlation, model, 1e-9)
+    assert computed.on.sum() == 6
     total, value = 0.0, float(correlation(model))
     for j in range(3):
         w, a = rows[j, :4], rows[j, 4:]
-        active = (x @ w > 0) & ~np.asarray(found.on)[:, j]
-        pull = y @ a
-        left = 2 * value * w - (active * pull) @ x
-        columns = (pull[:, None] * x)[: j + 1].T
+        active = (x @ w > 0) & ~np.asarray(computed.on)[:, j]
+        residual = y @ a
+        left = 2 * value * w - (active * residual) @ x
+        columns = (residual[:, None] * x)[: j + 1].T
         fit = scipy.optimize.lsq_linear(columns, left, (0, 1), tol=1e-14)
         total += np.sum(fit.fun**2) + np.sum(((active * (x @ w)) @ y - 2 * value * a) ** 2)
-    assert float(found.distance) == pytest.approx(np.sqrt(total), rel=1e-8)
-    # A sample on the kink pulls either way where inputs and labels agree, and holds the neuron where they do not.
-    on = np.asarray(found.on)
-    np.testing.assert_allclose(np.asarray(found.jumps)[on], (y @ rows[:, 4:].T)[on], rtol=1e-12)
+    assert float(computed.distance) == pytest.approx(np.sqrt(total), rel=1e-8)
+    # A sample on the kink drives it either way where inputs and labels agree, and holds the neuron where they do not.
+    on = np.asarray(computed.on)
+    np.testing.assert_allclose(np.asarray(computed.jumps)[on], (y @ rows[:, 4:].T)[on], rtol=1e-12)
 
 
 @pytest.mark.slow

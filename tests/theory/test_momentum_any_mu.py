@@ -45,8 +45,8 @@ def test_rates_at_any_mu(resolution):
     for lam, mu, s in problems(400, seed=0):
         above, negative = above + (mu > lam[-1]), negative + (mu * s > 1)
         for method in METHODS:
-            found = momentum_rates(lam, mu, s, method, resolution)
-            for one, value in zip(found, lam, strict=True):
+            computed = momentum_rates(lam, mu, s, method, resolution)
+            for one, value in zip(computed, lam, strict=True):
                 expected, error = rate(value, mu, s, method, resolution)
                 assert abs(one - expected) <= error + 1e-13 * abs(expected)
     # The cases that matter are among them.
@@ -58,13 +58,13 @@ def test_rates_of_iterates_beyond_one_over_the_curvature_and_of_flat_directions(
     for x in (1.0, 1.2, 1.9, 2.5, 4.0):
         for mu in (0.0, 0.1, 1.3, 30.0):
             for method in METHODS:
-                found = float(momentum_rates(x, mu, 1.0, method, "discrete"))
+                computed = float(momentum_rates(x, mu, 1.0, method, "discrete"))
                 # Nesterov's method solves this mode in one step: both roots are zero.
                 if (x, method) == (1.0, "nesterov"):
-                    assert found == np.inf
+                    assert computed == np.inf
                     continue
                 expected, error = rate(x, mu, 1.0, method, "discrete")
-                assert abs(found - expected) <= error + 1e-13
+                assert abs(computed - expected) <= error + 1e-13
     for resolution in ("high", "low", "discrete"):
         for method in METHODS:
             assert momentum_rates([0.0, 1.0], 5.0, 0.1, method, resolution)[0] == 0
@@ -107,14 +107,14 @@ def test_ties_lie_where_they_are_said_to():
 @pytest.mark.parametrize("resolution", ["high", "low", "discrete"])
 def test_crossover_is_the_critical_damping_of_its_own_polynomial(resolution):
     """Where the roots of Nesterov's polynomial turn real, by bisection."""
-    for least, s in ((0.5, 0.2), (1.0, 0.01), (0.3, 1.9)):
-        low, high = 0.05 * least, 3 * least
+    for min_eigenvalue, s in ((0.5, 0.2), (1.0, 0.01), (0.3, 1.9)):
+        low, high = 0.05 * min_eigenvalue, 3 * min_eigenvalue
         for _ in range(60):
             mu = (low + high) / 2
-            a, b, c = polynomial(least, mu, s, "nesterov", resolution)
+            a, b, c = polynomial(min_eigenvalue, mu, s, "nesterov", resolution)
             low, high = (mu, high) if b**2 - 4 * a * c < 0 else (low, mu)
-        found = faster_method([least, 1.0], 0.1, s, resolution).crossover
-        assert found == pytest.approx(low, rel=1e-12)
+        computed = faster_method([min_eigenvalue, 1.0], 0.1, s, resolution).crossover
+        assert computed == pytest.approx(low, rel=1e-12)
     # Beyond s lambda = 4 the high-resolution flow is overdamped at every mu.
     assert faster_method([1.0], 0.1, 5.0).crossover == 0
 

@@ -33,26 +33,26 @@ def companion(lam, mu, s, method, resolution):
 @pytest.mark.parametrize("method", ["heavy_ball", "nesterov"])
 def test_rates_are_those_of_the_companion_matrix(method, resolution):
     for mu in (1e-4, 0.0123, 0.5, 2.5):
-        found = momentum_rates(LAMBDAS, mu, 0.3, method, resolution)
+        computed = momentum_rates(LAMBDAS, mu, 0.3, method, resolution)
         exact = [companion(lam, mu, 0.3, method, resolution) for lam in LAMBDAS]
-        np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(computed, exact, rtol=1e-6, atol=1e-9)
 
 
 def test_underdamped_rates_and_the_tie():
-    s, least = 0.2, 0.5
-    crossover = least - s * least**2 / 4
+    s, min_eigenvalue = 0.2, 0.5
+    crossover = min_eigenvalue - s * min_eigenvalue**2 / 4
     for mu in (0.01, 0.2, 0.99 * crossover):
-        assert momentum_rates([least], mu, s, "heavy_ball")[0] == pytest.approx(np.sqrt(mu), rel=1e-12)
-        expected = np.sqrt(mu) + np.sqrt(s) * least / 2
-        assert momentum_rates([least], mu, s, "nesterov")[0] == pytest.approx(expected, rel=1e-12)
-        assert faster_method([least, 4.0], mu, s).name == "nesterov"
-    assert faster_method([least, 4.0], 0.2, s).crossover == pytest.approx(crossover, rel=1e-14)
+        assert momentum_rates([min_eigenvalue], mu, s, "heavy_ball")[0] == pytest.approx(np.sqrt(mu), rel=1e-12)
+        expected = np.sqrt(mu) + np.sqrt(s) * min_eigenvalue / 2
+        assert momentum_rates([min_eigenvalue], mu, s, "nesterov")[0] == pytest.approx(expected, rel=1e-12)
+        assert faster_method([min_eigenvalue, 4.0], mu, s).name == "nesterov"
+    assert faster_method([min_eigenvalue, 4.0], 0.2, s).crossover == pytest.approx(crossover, rel=1e-14)
     # Both decay at sqrt(lambda) where mu is the smallest eigenvalue; above it Nesterov's method is the slower one.
-    tie = faster_method([least, 4.0], least, s)
-    assert (tie.name, tie.heavy_ball) == ("tie", pytest.approx(np.sqrt(least), rel=1e-12))
-    assert tie.nesterov == pytest.approx(np.sqrt(least), rel=1e-12)
-    for mu in (1.01 * least, 1.5 * least, 4.0):
-        assert faster_method([least, 4.0], mu, s).name == "heavy_ball"
+    tie = faster_method([min_eigenvalue, 4.0], min_eigenvalue, s)
+    assert (tie.name, tie.heavy_ball) == ("tie", pytest.approx(np.sqrt(min_eigenvalue), rel=1e-12))
+    assert tie.nesterov == pytest.approx(np.sqrt(min_eigenvalue), rel=1e-12)
+    for mu in (1.01 * min_eigenvalue, 1.5 * min_eigenvalue, 4.0):
+        assert faster_method([min_eigenvalue, 4.0], mu, s).name == "heavy_ball"
 
 
 def test_effective_mu_and_stable_steps():
@@ -112,8 +112,10 @@ def test_signs_do_not_flow():
     sol = gf.iterate(gf.HeavyBall(problem, 0.1, momentum=0.9), model, 5)
     assert np.array_equal(sol.final.signs, model.signs)
     assert set(np.asarray(model.signs).tolist()) <= {-1, 1}
-    moved = gf.observables.NeuronMovement(model)(sol.final)
-    np.testing.assert_allclose(moved, np.linalg.norm(np.asarray(sol.final.weight - model.weight), axis=1), rtol=1e-12)
+    movement = gf.observables.NeuronMovement(model)(sol.final)
+    np.testing.assert_allclose(
+        movement, np.linalg.norm(np.asarray(sol.final.weight - model.weight), axis=1), rtol=1e-12
+    )
 
 
 # The linearised flow
@@ -152,12 +154,12 @@ def test_double_roots_and_overdamped_modes():
 
     t = jnp.array([[0.0], [1e-3], [1.0], [50.0], [1000.0]])
     p, q = jnp.array([2.0, 2.0, 2.0, 5.0, 2.0, 200.0]), jnp.array([1.0, 1 + 1e-13, 1 - 1e-13, 1e-6, 100.0, 1.0])
-    found = np.asarray(oscillation(t, p[None], q[None], jnp.full((1, 6), 1.5), jnp.full((1, 6), -0.5)))
+    computed = np.asarray(oscillation(t, p[None], q[None], jnp.full((1, 6), 1.5), jnp.full((1, 6), -0.5)))
     for j in range(6):
         matrix = np.array([[0, 1], [-float(q[j]), -float(p[j])]])
         for i in range(5):
             exact = (scipy.linalg.expm(matrix * float(t[i, 0])) @ [1.5, -0.5])[0]
-            assert found[i, j] == pytest.approx(exact, rel=1e-6, abs=1e-9)
+            assert computed[i, j] == pytest.approx(exact, rel=1e-6, abs=1e-9)
 
 
 def test_bad_coefficients_of_momentum():
@@ -212,9 +214,9 @@ def convex():
         def gradient(w, a=a, b=b, mu=mu):
             return a.T @ (1 / (1 + np.exp(-(a @ w - b)))) + mu * w
 
-        found = scipy.optimize.root(gradient, np.zeros(3), tol=1e-14)
-        assert np.linalg.norm(gradient(found.x)) < 1e-10
-        minima.append(found.x)
+        sol = scipy.optimize.root(gradient, np.zeros(3), tol=1e-14)
+        assert np.linalg.norm(gradient(sol.x)) < 1e-10
+        minima.append(sol.x)
     problems = Convex(jnp.asarray(matrices), jnp.asarray(shifts), jnp.asarray(mus))
     return problems, jnp.asarray(np.array(minima)), jnp.asarray(rng.normal(size=(100, 3)) * 2)
 
@@ -223,7 +225,7 @@ def watched(make, convex, horizon, kinds=("sharp", "published")):
     problems, minima, starts = convex
     # Step sizes of the method up to one over the sharpness, and so for the flow.
     bound = 0.25 * jnp.sum(problems.matrix**2, axis=(1, 2)) + problems.mu
-    share = jnp.exp(jnp.asarray(np.random.default_rng(1).uniform(-4, 0, size=100)))
+    distances = jnp.exp(jnp.asarray(np.random.default_rng(1).uniform(-4, 0, size=100)))
 
     def run(problem, minimum, start, s):
         observe = {kind: gf.observables.Lyapunov(minimum, kind=kind) for kind in kinds}
@@ -231,7 +233,7 @@ def watched(make, convex, horizon, kinds=("sharp", "published")):
         ts = jnp.asarray(flow.t0) + horizon * jnp.linspace(0, 1, 101)
         return gf.solve(flow, start, ts, rtol=1e-9, observe=observe, throw=False, save_params=False)
 
-    return eqx.filter_jit(eqx.filter_vmap(run))(problems, minima, starts, share / bound)
+    return eqx.filter_jit(eqx.filter_vmap(run))(problems, minima, starts, distances / bound)
 
 
 @pytest.mark.slow
@@ -301,9 +303,9 @@ def test_neurons_move_less_in_wider_networks_and_the_linearised_flow_tracks_them
     largest, whole, errors = [], [], []
     for width in widths:
         sol, models = train(problem, s, mu, width, seeds)
-        moved = np.asarray(sol.observed["moved"])[:, -1]
-        largest.append(np.mean(np.max(moved, axis=1)))
-        whole.append(np.linalg.norm(moved, axis=1))
+        movement = np.asarray(sol.observed["moved"])[:, -1]
+        largest.append(np.mean(np.max(movement, axis=1)))
+        whole.append(np.linalg.norm(movement, axis=1))
         for seed in range(2 if width == widths[-1] else 0):
             model = eqx.filter(models, eqx.is_array)
             model = eqx.combine(jax.tree_util.tree_map(lambda leaf, i=seed: leaf[i], model), models)

@@ -45,17 +45,17 @@ def test_brute_force_itself_against_a_fine_grid():
     for seed in range(20):
         x, z = planar(seed)
         slope = np.mean(np.abs(z) * np.linalg.norm(x, axis=1))
-        found, best = np.max(np.abs(correlation(x, z, w))), brute_force(x, z)
-        assert -1e-14 <= best - found <= slope * grid[1]
+        computed, best = np.max(np.abs(correlation(x, z, w))), brute_force(x, z)
+        assert -1e-14 <= best - computed <= slope * grid[1]
 
 
 def test_maximum_over_the_circle_for_labels_of_one_sign():
     """`g` is convex then and has no kinks that hold a maximum: exact."""
     for seed in range(100):
         x, z = planar(seed, positive=True)
-        found = gf.theory.relu_escape(x, z)
-        assert found.correlation == pytest.approx(brute_force(x, z) / 2, rel=1e-12)
-        assert found.slope == pytest.approx(1 / (2 * found.correlation), rel=1e-15)
+        computed = gf.theory.relu_escape(x, z)
+        assert computed.correlation == pytest.approx(brute_force(x, z) / 2, rel=1e-12)
+        assert computed.slope == pytest.approx(1 / (2 * computed.correlation), rel=1e-15)
 
 
 def test_maximum_over_the_circle_for_any_labels():
@@ -77,11 +77,11 @@ def test_a_maximum_on_a_kink():
     `3 x_2 - x_1`, of length `sqrt(7)`, which sees both inputs.
     """
     x, z = np.array([[1.0, 0.0], [0.5, np.sqrt(3) / 2]]), np.array([1.0, -3.0])
-    found = gf.theory.relu_escape(x, z)
+    computed = gf.theory.relu_escape(x, z)
     np.testing.assert_allclose(
-        found.directions, [[np.sqrt(3) / 2, -0.5], np.array([0.5, 1.5 * np.sqrt(3)]) / np.sqrt(7)], atol=1e-8
+        computed.directions, [[np.sqrt(3) / 2, -0.5], np.array([0.5, 1.5 * np.sqrt(3)]) / np.sqrt(7)], atol=1e-8
     )
-    assert 2 * found.correlation == pytest.approx(np.sqrt(7) / 2, rel=1e-12)
+    assert 2 * computed.correlation == pytest.approx(np.sqrt(7) / 2, rel=1e-12)
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 9])
@@ -89,12 +89,12 @@ def test_orthogonal_inputs_in_closed_form(size):
     """`g(w) = mean_i z_i w_i^+`: the largest values are the norms of the positive and of the negative part of `z`."""
     z = np.random.default_rng(size).normal(size=size)
     z[0] = 1.0
-    found = gf.theory.relu_escape(np.eye(size), z)
+    computed = gf.theory.relu_escape(np.eye(size), z)
     plus, minus = np.maximum(z, 0), np.maximum(-z, 0)
     largest = max(np.linalg.norm(plus), np.linalg.norm(minus)) / size
-    assert found.correlation == pytest.approx(largest / 2, rel=1e-12)
-    assert found.slope == pytest.approx(1 / largest, rel=1e-12)
-    for direction, part in zip(found.directions, (plus, minus), strict=True):
+    assert computed.correlation == pytest.approx(largest / 2, rel=1e-12)
+    assert computed.slope == pytest.approx(1 / largest, rel=1e-12)
+    for direction, part in zip(computed.directions, (plus, minus), strict=True):
         assert np.linalg.norm(direction) == pytest.approx(1, rel=1e-14)
         if np.any(part):
             np.testing.assert_allclose(direction, part / np.linalg.norm(part), atol=1e-7)
@@ -117,9 +117,9 @@ def test_scaling_signs_and_rotations():
 
 
 def test_zero_inputs_among_others_change_only_the_mean():
-    found = gf.theory.relu_escape(np.array([[1.0, 0.0], [0.0, 0.0]]), np.array([1.0, 5.0]))
-    assert found.correlation == pytest.approx(0.25, rel=1e-14)
-    np.testing.assert_allclose(np.linalg.norm(found.directions, axis=1), 1, rtol=1e-14)
+    computed = gf.theory.relu_escape(np.array([[1.0, 0.0], [0.0, 0.0]]), np.array([1.0, 5.0]))
+    assert computed.correlation == pytest.approx(0.25, rel=1e-14)
+    np.testing.assert_allclose(np.linalg.norm(computed.directions, axis=1), 1, rtol=1e-14)
 
 
 NORM = gf.observables.ParameterNorm()
@@ -136,9 +136,9 @@ def escape_times(loss, x, y, scales, reduction="mean"):
         model = gf.models.TwoLayer(2, 8, init_scale=scale, key=jax.random.key(1))
         return gf.solve(gf.GradientFlow(problem), model, horizon, rtol=1e-8, until=until, save_params=False)
 
-    found = eqx.filter_jit(eqx.filter_vmap(run))(jnp.asarray(scales))
-    assert list(found.status) == ["stopped"] * len(scales)
-    return np.asarray(found.t_final)
+    computed = eqx.filter_jit(eqx.filter_vmap(run))(jnp.asarray(scales))
+    assert list(computed.status) == ["stopped"] * len(scales)
+    return np.asarray(computed.t_final)
 
 
 # Two groups of inputs on opposite sides, with opposite labels: no neuron is driven to a kink and slides along it.
@@ -161,7 +161,7 @@ def test_slope_of_the_measured_escape(loss, weight, reduction):
     predicted = gf.theory.relu_escape(PLANE_X, weight * PLANE_Y).slope / (5 if reduction == "sum" else 1)
     scales = np.array([1e-4, 1e-6, 1e-8, 1e-10])
     x, y = PLANE_X, PLANE_Y
-    if loss == "logistic":  # Labels have to be signs; inputs of half the length pull half as much.
+    if loss == "logistic":  # Labels have to be signs; inputs of half the length drive half as much.
         x, y = np.abs(y)[:, None] * x, np.sign(y)
     times = escape_times(getattr(gf.losses, loss), x, y, scales, reduction)
     errors = np.abs(np.diff(times) / np.log(100) / predicted - 1)

@@ -11,7 +11,7 @@ from gradflow._checks import check_positive
 from gradflow.models._two_layer import TwoLayer
 
 
-def mild_two_layer(
+def mildly_parametrised(
     in_size: int,
     width: int,
     out_size: int | None = None,
@@ -20,7 +20,7 @@ def mild_two_layer(
     dtype: Any = None,
     key: Key[jax.Array, ""],
 ) -> TwoLayer:
-    """A two-layer ReLU network from a start with large output weights.
+    """A two-layer ReLU network from a start with large output weights, mildly parametrised as Wang and Ma call it.
 
     `f(x) = sum_k a_k relu(b_k . x)`, both layers trained, starts from
 
@@ -36,7 +36,7 @@ def mild_two_layer(
     Source: M. Wang and C. Ma (2022), arXiv 2206.02139.
 
     >>> import gradflow as gf, jax
-    >>> model = gf.models.mild_two_layer(8, 16, key=jax.random.key(0))
+    >>> model = gf.models.mildly_parametrised(8, 16, key=jax.random.key(0))
     >>> bool((model.imbalance() > 0).all())
     True
     """
