@@ -21,13 +21,17 @@ from support import curves, records  # noqa: E402
 
 import gradflow as gf  # noqa: E402
 from gradflow import plot  # noqa: E402
+from gradflow.plot._momentum import LABELS  # noqa: E402
 from gradflow.plot._style import STYLE, figure, label_decades, shades  # noqa: E402
 from gradflow.studies._compare import run_distance  # noqa: E402
 
 METHODS = {
-    "heavy ball": (lambda problem, s, mu: gf.HeavyBall(problem, s, mu=mu), gf.HeavyBallFlow),
-    "Nesterov": (lambda problem, s, mu: gf.Nesterov(problem, s, mu=mu), gf.NesterovFlow),
-    "descent": (lambda problem, s, mu: gf.GradientDescent(problem, s), lambda problem, mu, s: gf.GradientFlow(problem)),
+    "heavy_ball": (lambda problem, s, mu: gf.HeavyBall(problem, s, mu=mu), gf.HeavyBallFlow),
+    "nesterov": (lambda problem, s, mu: gf.Nesterov(problem, s, mu=mu), gf.NesterovFlow),
+    "gradient_descent": (
+        lambda problem, s, mu: gf.GradientDescent(problem, s),
+        lambda problem, mu, s: gf.GradientFlow(problem),
+    ),
 }
 CONDITION = 1e-3
 """The methods' strong-convexity parameter over the sharpness."""
@@ -55,15 +59,15 @@ def cases(quick):
 def limits(sharpness, mu):
     """The largest stable step of each method, a little below: `s` enters the coefficient too, so by bisection."""
     bounds = {}
-    for name, method in (("heavy ball", "heavy_ball"), ("Nesterov", "nesterov")):
+    for method in ("heavy_ball", "nesterov"):
         low, high = 1 / sharpness, 4 / sharpness
         for _ in range(60):
             s = 0.5 * (low + high)
             beta = (1 - np.sqrt(mu * s)) / (1 + np.sqrt(mu * s))
             stable = s < gf.theory.stable_step(sharpness, beta, method)
             low, high = (s, high) if stable else (low, s)
-        bounds[name] = 0.95 * low
-    return bounds | {"descent": 0.95 * 2 / sharpness}
+        bounds[method] = 0.95 * low
+    return bounds | {"gradient_descent": 0.95 * 2 / sharpness}
 
 
 def measure(quick):
@@ -101,12 +105,12 @@ def measure(quick):
 
 def table(rows):
     lines = [
-        f"{'case':<18} {'method':<11} {'s sharpness':>11} {'gap':>8}  gradients per step of the method for an error of"
+        f"{'case':<18} {'method':<16} {'s sharpness':>11} {'gap':>8}  gradients per step of the method for an error of"
     ]
-    lines.append(f"{'':<18} {'':<11} {'':>11} {'':>8}  {'solver':<8} {'1e-2':>7} {'1e-3':>7} {'1e-5':>7}")
+    lines.append(f"{'':<18} {'':<16} {'':>11} {'':>8}  {'solver':<8} {'1e-2':>7} {'1e-3':>7} {'1e-5':>7}")
     for row in rows:
         gap = f"{row['gap']:8.1e}" if row["status"] == "ok" else f"{row['status']:>8}"
-        head = f"{row['case']:<18} {row['method']:<11} {row['s sharpness']:11.3g} {gap}"
+        head = f"{row['case']:<18} {row['method']:<16} {row['s sharpness']:11.3g} {gap}"
         for solver in ("default", "Bosh3", "Dopri8"):
             if solver in row:
                 cells = " ".join(f"{row[solver][key]:7.2f}" for key in ("1e-02", "1e-03", "1e-05"))
@@ -126,7 +130,7 @@ def draw(rows):
             part = [row for row in rows if (row["case"], row["method"]) == (case, method)]
             x, y = [row["s sharpness"] for row in part], [row["default"]["1e-03"] for row in part]
             marker = "os^D"[i % 4]
-            ax.loglog(x, y, marker + "-", markersize=4, color=colours[i], label=f"{method}, {case}")
+            ax.loglog(x, y, marker + "-", markersize=4, color=colours[i], label=f"{LABELS[method]}, {case}")
             failed = [row["status"] != "ok" for row in part]
             ax.loglog(np.array(x)[failed], np.array(y)[failed], marker, markersize=4, color=colours[i], mfc="white")
         ax.axhline(2, color="0.5", linestyle=":", linewidth=0.8, label="two per step")
@@ -144,7 +148,7 @@ def main():
     comparison = [
         records.comparison(
             f"flow, {row['case']}, step x sharpness = {row['s sharpness']:.3g}, error 1e-3",
-            f"{row['method']}, which deviates by {row['gap']:.0e}",
+            f"{LABELS[row['method']]}, which deviates by {row['gap']:.0e}",
             1 / row["default"]["1e-03"],
         )
         for row in rows

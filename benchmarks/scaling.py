@@ -2,7 +2,7 @@
 
 The default solver on networks with tanh and square loss on handwritten digits; cost in gradient equivalents (an exact
 Hessian-vector product counts 2). Beside it stands the cost of gradient descent at a learning rate of 1 / sharpness,
-which takes `sharpness * T` steps for the time `T`, whatever error that leaves. The sharpness is the larger of those at
+which takes `sharpness * T` steps for the time `T`, without regard to the error. The sharpness is the larger of those at
 both ends. Slopes are least-squares fits on logarithms.
 
     python benchmarks/scaling.py [--quick] [--rtol RTOL] [--axes AXIS ...] [--budget GRADIENTS] [--out FOLDER]

@@ -218,7 +218,7 @@ def measure(quick):
 
 
 def slots(quick):
-    """Flows per second against the number of slots, on whatever device this is."""
+    """Flows per second against the number of slots, on the device at hand."""
     problem, axes, ts = cases(quick)["mixed" if quick else "alike"]
     rows = []
     counts = (1, 8) if quick else (1, 4, 16, 64) if jax.default_backend() == "cpu" else (16, 64, 256, 1024)

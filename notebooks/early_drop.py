@@ -71,7 +71,7 @@ shares = np.stack([np.mean(partition == code, axis=1) for code in range(4)])
 
 fig, axes = plt.subplots(1, 2, figsize=(7.5, 2.8), layout="constrained")
 axes[0].stackplot(ts, shares, labels=names, colors=["0.85", "tab:orange", "0.6", "tab:blue"])
-axes[0].set(xlabel="flow time $t$", ylabel="share of pairs", title="partition of neurons", ylim=(0, 1), xlim=(0, 12))
+axes[0].set(xlabel="flow time $t$", ylabel="fraction of pairs", title="partition of neurons", ylim=(0, 1), xlim=(0, 12))
 axes[0].legend(loc="center right")
 axes[1].plot(ts, sol.observed["loss"], color="black")
 axes[1].set(xlabel="flow time $t$", ylabel="exponential loss", title="loss")

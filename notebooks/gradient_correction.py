@@ -36,7 +36,8 @@ def problem(w):
 
 
 start, steps = jnp.ones(3), 500
-rules = {"heavy ball": gf.HeavyBall(problem, s, mu=mu), "Nesterov": gf.Nesterov(problem, s, mu=mu)}
+NAMES = {"heavy_ball": "heavy ball", "nesterov": "Nesterov"}
+rules = {"heavy_ball": gf.HeavyBall(problem, s, mu=mu), "nesterov": gf.Nesterov(problem, s, mu=mu)}
 
 # %% [markdown]
 # ## Two methods, three equations
@@ -45,10 +46,10 @@ rules = {"heavy ball": gf.HeavyBall(problem, s, mu=mu), "Nesterov": gf.Nesterov(
 
 # %%
 runs = {name: gf.iterate(rule, start, steps, save_every=1) for name, rule in rules.items()}
-ts = runs["Nesterov"].ts
+ts = runs["nesterov"].ts
 high = {
-    "heavy ball": gf.solve(gf.HeavyBallFlow(problem, mu, s), start, ts),
-    "Nesterov": gf.solve(gf.NesterovFlow(problem, mu, s), start, ts),
+    "heavy_ball": gf.solve(gf.HeavyBallFlow(problem, mu, s), start, ts),
+    "nesterov": gf.solve(gf.NesterovFlow(problem, mu, s), start, ts),
 }
 low = gf.solve(gf.HeavyBallFlow(problem, mu, s, resolution="low"), start, ts)
 
@@ -57,7 +58,7 @@ for ax, name in zip(axes, runs, strict=True):
     ax.plot(ts, runs[name].params[:, 2], "o", markersize=2.5, color="0.6", label="method")
     ax.plot(ts, high[name].params[:, 2], color="black", label="high resolution")
     ax.plot(ts, low.params[:, 2], color="tab:red", linestyle="--", linewidth=0.9, label="low resolution")
-    ax.set(title=f"{name}, mode of curvature 1", xlabel=r"$t = k\sqrt{s}$", ylabel="coordinate", xlim=(0, 30))
+    ax.set(title=f"{NAMES[name]}, mode of curvature 1", xlabel=r"$t = k\sqrt{s}$", ylabel="coordinate", xlim=(0, 30))
 axes[0].legend()
 plt.show()
 
@@ -67,12 +68,12 @@ for name, run in runs.items():
     gaps[name] = [float(jnp.max(jnp.abs(run.params - flow.params))) for flow in (high[name], low)]
     print(f"{name:10}: largest gap to the high resolution {gaps[name][0]:.3f}, to the low one {gaps[name][1]:.3f}")
 assert all(fine < coarse for fine, coarse in gaps.values())
-assert gaps["Nesterov"][1] > 5 * gaps["Nesterov"][0]
+assert gaps["nesterov"][1] > 5 * gaps["nesterov"][0]
 
 # %% [markdown]
 # ## Which is faster?
 #
-# As long as it oscillates, a mode of curvature $\lambda$ decays at $\sqrt\mu$ with the heavy ball, whatever $\lambda$,
+# As long as it oscillates, a mode of curvature $\lambda$ decays at $\sqrt\mu$ with the heavy ball, for any $\lambda$,
 # and at $\sqrt\mu + \sqrt{s}\lambda/2$ with Nesterov's method. Beyond, both slow down, Nesterov's method more. So
 # Nesterov wins while $\mu$ is below the smallest curvature, they tie at $\mu = \lambda_{\min}$, and above it the heavy
 # ball is the faster one.
@@ -81,8 +82,8 @@ assert gaps["Nesterov"][1] > 5 * gaps["Nesterov"][0]
 values = np.geomspace(0.005, 0.3, 60)
 predicted = [gf.theory.faster_method(curvatures, float(value), s) for value in values]
 fig, ax = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
-ax.semilogx(values, [found.heavy_ball for found in predicted], color="black", label="heavy ball")
-ax.semilogx(values, [found.nesterov for found in predicted], color="tab:red", linestyle="--", label="Nesterov")
+ax.semilogx(values, [one.heavy_ball for one in predicted], color="black", label="heavy ball")
+ax.semilogx(values, [one.nesterov for one in predicted], color="tab:red", linestyle="--", label="Nesterov")
 ax.axvline(float(curvatures[0]), color="0.6", linestyle=":", label=r"$\mu=\lambda_{\min}$")
 
 
@@ -97,14 +98,14 @@ def measured(flow):
 
 for value in (0.01, 0.03, 0.2):
     labels = ("heavy ball, measured", "Nesterov, measured") if value == 0.01 else (None, None)
-    rates = [measured(kind(problem, value, s)) for kind in (gf.HeavyBallFlow, gf.NesterovFlow)]
+    rates = [measured(flow(problem, value, s)) for flow in (gf.HeavyBallFlow, gf.NesterovFlow)]
     ax.plot([value], rates[:1], "ks", markersize=5, label=labels[0])
     ax.plot([value], rates[1:], "o", color="tab:red", markersize=5, label=labels[1])
-    found = gf.theory.faster_method(curvatures, value, s)
-    assert np.allclose(rates, [found.heavy_ball, found.nesterov], rtol=0.004)
-    assert ("heavy_ball" if rates[0] > rates[1] else "nesterov") == found.name
-    told = f"{found.heavy_ball:.4f}, {found.nesterov:.4f}"
-    print(f"mu = {value}: measured {rates[0]:.4f}, {rates[1]:.4f}, predicted {told}: {found.name}")
+    predicted_rates = gf.theory.faster_method(curvatures, value, s)
+    assert np.allclose(rates, [predicted_rates.heavy_ball, predicted_rates.nesterov], rtol=0.004)
+    assert ("heavy_ball" if rates[0] > rates[1] else "nesterov") == predicted_rates.name
+    text = f"{predicted_rates.heavy_ball:.4f}, {predicted_rates.nesterov:.4f}"
+    print(f"mu = {value}: measured {rates[0]:.4f}, {rates[1]:.4f}, predicted {text}: {predicted_rates.name}")
 ax.set(xlabel=r"$\mu$", ylabel="rate of the slowest mode,\nper unit of flow time", title="which method is faster")
 fig.legend(loc="outside right upper")
 plt.show()

@@ -74,8 +74,8 @@ predicted = gf.width_fluctuations(problem, start, ts)
 deviations = ds.predictions.values - predictions
 measured = np.sqrt(np.mean(deviations**2, axis=(1, 2, 3)))
 expected = [float(jnp.sqrt(jnp.mean(predicted.std(width) ** 2))) for width in widths]
-for width, seen, told in zip(widths, measured, expected, strict=True):
-    print(f"width {width:3}: distance from the limit {seen:.4f}, predicted {told:.4f}")
+for width, measured_gap, predicted_gap in zip(widths, measured, expected, strict=True):
+    print(f"width {width:3}: distance from the limit {measured_gap:.4f}, predicted {predicted_gap:.4f}")
 slope = np.polyfit(np.log(widths), np.log(measured), 1)[0]
 print(f"slope {slope:.2f}")
 assert abs(slope + 0.5) < 0.13

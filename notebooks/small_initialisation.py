@@ -42,12 +42,12 @@ model = gf.models.TwoLayer(4, 6, 4, activation=lambda z: z, key=jax.random.key(0
 start = gf.Polar(model, log_norm=np.log(1e-12))
 ts = np.linspace(0, 150, 1501)
 sol = gf.solve(gf.PolarFlow(problem), start, ts, observe={"loss": problem, "log": gf.observables.LogNorm()})
-seen = gf.find_saddles(sol, problem)
+saddles = gf.find_saddles(sol, problem)
 levels = 0.5 * np.cumsum(np.append(strengths, 0)[::-1] ** 2)[::-1]
-assert len(seen) == 5
-for saddle, level in zip(seen, levels, strict=True):
+assert len(saddles) == 5
+for saddle, level in zip(saddles, levels, strict=True):
     print(f"entered at t = {saddle.entered:6.1f}, loss {saddle.loss:.4f}, predicted {level:.4f}")
-assert max(abs(saddle.loss - level) for saddle, level in zip(seen, levels, strict=True)) < 1e-3
+assert max(abs(saddle.loss - level) for saddle, level in zip(saddles, levels, strict=True)) < 1e-3
 
 
 def early(saddles):
@@ -56,7 +56,7 @@ def early(saddles):
 
 smaller = gf.Polar(model, log_norm=np.log(1e-24))
 again = gf.solve(gf.PolarFlow(problem), smaller, 2 * ts, observe={"loss": problem})
-by_size = early(seen), early(gf.find_saddles(again, problem))
+by_size = early(saddles), early(gf.find_saddles(again, problem))
 print("jumps come early by, in units of one over the rate:", np.round(by_size[0], 2), "from 1e-12,")
 print("and", np.round(by_size[1], 2), "from 1e-24, where all times are twice as long")
 # To the spacing of the times saved.
@@ -64,7 +64,7 @@ assert np.allclose(*by_size, atol=0.2)
 
 fig, axes = plt.subplots(1, 2, figsize=(7.5, 2.8), layout="constrained")
 axes[0].plot(sol.ts, sol.observed["loss"], color="black")
-for k, (saddle, level) in enumerate(zip(seen, levels, strict=True)):
+for k, (saddle, level) in enumerate(zip(saddles, levels, strict=True)):
     axes[0].axhline(level, color="0.6", linestyle=":", label="predicted loss" if k == 0 else None)
     if k < 4:
         label = "predicted jump" if k == 0 else None
@@ -138,10 +138,10 @@ exponents = [10, 100, 300, 1000]
 times = []
 for exponent in exponents:
     log_norm = -exponent * np.log(10)
-    found = gf.first_escape(risk, gf.Polar(relu, log_norm), **options)
-    times.append(float(found.time))
+    escape = gf.first_escape(risk, gf.Polar(relu, log_norm), **options)
+    times.append(float(escape.time))
     leading = gf.theory.escape(float(points.values[0]), log_norm).time
     print(f"delta = 1e-{exponent}: |w| = 1e-3 at t = {times[-1]:9.3f}; ln(1/delta) / (2 N) = {leading:9.3f};", end=" ")
-    print(f"{int(found.gradient_evaluations)} gradients")
+    print(f"{int(escape.gradient_evaluations)} gradients")
 slope = (times[-1] - times[0]) / (990 * np.log(10))
 assert abs(2 * float(points.values[0]) * slope - 1) < 1e-4

@@ -149,5 +149,5 @@ same = gf.solve(gf.GradientFlow(plain), params, [60.0], rtol=1e-5)
 assert np.allclose(same.final["second"], gf.solve(flow, net, [60.0], rtol=1e-5).final.second, atol=1e-10)
 
 momentum = gf.OptaxRule(plain, lambda rate: optax.sgd(rate, momentum=0.9), learning_rate=0.02)
-own = gf.iterate(gf.HeavyBall(plain, 0.02, momentum=0.9), params, 300).final
-assert np.allclose(gf.iterate(momentum, params, 300).final["first"], own["first"], atol=1e-12)
+ours = gf.iterate(gf.HeavyBall(plain, 0.02, momentum=0.9), params, 300).final
+assert np.allclose(gf.iterate(momentum, params, 300).final["first"], ours["first"], atol=1e-12)

@@ -46,7 +46,7 @@ def small_init(
     data: Data = "digits",
     path: Path = None,
     samples: Samples = None,
-    classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes to tell apart.")] = (0, 1),
+    classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes.")] = (0, 1),
     out: Out = pathlib.Path("gradflow-out"),
     fresh: Fresh = False,
     rtol: Annotated[
@@ -58,7 +58,7 @@ def small_init(
     """Escape of two-layer ReLU networks from small initial weights: the main job.
 
     Gradient flow for square and logistic loss over scales 1e-1 ... 1e-6, widths and seeds; escape times, directions of
-    the neurons and saddles beside what theory predicts, the cost of the flow and of gradient descent as accurate.
+    the neurons and saddles beside predictions of theory, the cost of the flow and of gradient descent as accurate.
     Scales that no float holds, and other data sets, are those of `gradflow vanishing-init`.
     """
     configure_jax()
@@ -126,7 +126,7 @@ def mean_field(
     ] = "sine",
     path: Path = None,
     samples: Annotated[int | None, typer.Option("--samples", help="Number of samples; 20, 100 of a data set.")] = None,
-    classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes to tell apart.")] = (0, 1),
+    classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes.")] = (0, 1),
     out: Out = pathlib.Path("gradflow-out"),
     fresh: Fresh = False,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Seeds of the widest; 16, or 8 with --quick.")] = None,
@@ -156,9 +156,9 @@ def momentum(
     data: Data = "digits",
     path: Path = None,
     samples: Annotated[int | None, typer.Option("--samples", help="Number of samples; 40, or 24 with --quick.")] = None,
-    classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes to tell apart.")] = (0, 1),
+    classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes.")] = (0, 1),
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Steps of the methods; by default enough to settle.")
+        int | None, typer.Option("--steps", help="Steps of the methods; by default enough to converge.")
     ] = None,
     out: Out = pathlib.Path("gradflow-out"),
 ) -> None:
@@ -215,7 +215,7 @@ def vanishing_init(
     ] = "digits",
     path: Path = None,
     samples: Samples = None,
-    classes: Annotated[tuple[int, int] | None, typer.Option("--classes", help="Two classes to tell apart.")] = (0, 1),
+    classes: Annotated[tuple[int, int] | None, typer.Option("--classes", help="Two classes.")] = (0, 1),
     every_class: Annotated[bool, typer.Option("--all-classes", help="All classes, with one output each.")] = False,
     loss: Annotated[str, typer.Option("--loss", help="square, or logistic for two classes.")] = "square",
     out: Out = pathlib.Path("gradflow-out"),
@@ -262,14 +262,14 @@ def early_stage(
     ] = "correlated",
     path: Path = None,
     samples: Annotated[
-        int | None, typer.Option("--samples", help="Number of samples; 20 made ones, 100 of a data set.")
+        int | None, typer.Option("--samples", help="Number of samples; 20 generated ones, or 100 of a data set.")
     ] = None,
-    classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes to tell apart.")] = (0, 1),
+    classes: Annotated[tuple[int, int], typer.Option("--classes", help="The two classes.")] = (0, 1),
     every_class: Annotated[bool, typer.Option("--all-classes", help="All classes, with one output each.")] = False,
     out: Out = pathlib.Path("gradflow-out"),
     seed: Annotated[int, typer.Option("--seed", help="Seed of the starts.")] = 0,
 ) -> None:
-    """Early training of ReLU networks: loss drop in 1/eta steps, who lives and dies, t * loss in the late phase.
+    """Early training of ReLU networks: loss drop in 1/eta steps, which neurons live or die, t * loss in the late phase.
 
     Over widths, learning rates, losses and batches of SGD, with shuffled labels as a control. With
     `--data two-directions`: plateau, escape and sliding neurons on two nearby inputs, beside descent that gets stuck.
@@ -313,7 +313,7 @@ def _again() -> str:
 
 
 def _say_what_is_there(store: pathlib.Path, fresh: bool) -> None:
-    """One line if a store is about to be resumed; whatever else lies there is left to the study to refuse."""
+    """One line if a store is about to be resumed; other contents are left to the study to refuse."""
     from gradflow.sweeps import open_store
 
     if fresh or not store.exists():

@@ -80,7 +80,7 @@ class _Unpickler(pickle.Unpickler):
         allowed = {
             ("numpy", "ndarray"): np.ndarray,
             # Python 2 wrote `dtype('u1', 0, 1)`, and NumPy 2.4.0 to 2.4.4 warn of flags that are not booleans. A new
-            # function each time: a pickle can set attributes on whatever it is given.
+            # function each time: a pickle can set attributes on any object it is given.
             ("numpy", "dtype"): lambda code, align=False, copy=False: np.dtype(
                 code, align=bool(align), copy=bool(copy)
             ),

@@ -30,7 +30,7 @@ def gaussian_teacher(
 
         y = a s(W x) + noise * N(0, 1),   x ~ N(0, I / d)
 
-    Convention: inputs have norm about one, whatever the dimension, and the teacher's directions `w_j` have norm one, so
+    Convention: inputs have norm about one at any dimension, and the teacher's directions `w_j` have norm one, so
     that preactivations are of size `1/sqrt(d)`. Those who want the convention `x ~ N(0, I)`, `|w_j|^2 = d` of order
     parameters, and preactivations of size one, pass `activation=lambda z: s(sqrt(d) * z)`. Outputs are not divided by
     the width.

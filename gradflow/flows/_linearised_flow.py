@@ -175,7 +175,7 @@ class LinearisedFlow(AbstractFlow):
 
 def oscillation(t: Array, p: Array, q: Array, value: Array, slope: Array) -> Array:
     """At times `(T, 1)`, the solution of `z'' + p z' + q z = 0` with `z(0) = value`, `z'(0) = slope`, all `(1, modes)`,
-    whatever its roots."""
+    for real, double and complex roots."""
     half = p / 2
     inside = half**2 - q
     size = jnp.sqrt(jnp.abs(inside))

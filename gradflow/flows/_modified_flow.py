@@ -42,7 +42,7 @@ class ModifiedFlow(AbstractFlow):
     - `start`: `"matched"` starts at the point that the iterates, from `x0` at rest, seem to come from,
       `X(0) = x0 + eps (c1 g + eps c2 H g)` with as many terms as `order - 1`; `"plain"` at `x0` itself, which suits
       iterates whose past lies on the flow. Without momentum the two are the same. With momentum and a plain start the
-      gap is of first order whatever `order` is.
+      gap is of first order at any `order`.
     - `first_step`: size of the method's first step over that of a plain one; by default 1, and `1 + beta` for Nesterov.
 
     **Raises** `ValueError` for a problem that cannot be called, a learning rate that is not positive, momentum outside

@@ -54,8 +54,8 @@ class FluctuationFlow(AbstractFlow):
 
         y' = F(y)        S' = J S + S J^T + D,        J = dF/dy,        D = (g / d) C(y)
 
-    What is integrated is a factor of `S = L L^T`, with `L' = J L + D L^-T / 2`, so that `S` is positive whatever the
-    tolerance, and `L` is good to a share of its own size where `S` itself, whose entries differ by orders of
+    What is integrated is a factor of `S = L L^T`, with `L' = J L + D L^-T / 2`, so that `S` is positive at any
+    tolerance, and `L` is good to a fraction of its own size where `S` itself, whose entries differ by orders of
     magnitude late in a run, would not be. It starts from the diffusion of a time of 1e-10.
 
     `C(y)` is the covariance of one step's change of `y`, in units of `g / d`: of `s'(lambda_j) lambda*_r E` for `M` and

@@ -38,8 +38,8 @@ class OverparametrisedFlow(AbstractFlow):
         dQ_perp,j/dt = 2 Q_perp,j [sum_a c_a K2(j, a) + c_j J2(j, j)]
 
     Overlaps of different students outside the space of the teacher are of order `1/p` when they start at zero, and are
-    left out; so are the terms of order `gamma / p`. The risk is off by a share of order `1/p` that grows with time: for
-    two erf teachers about `1.5/p` at `t = 1` and `13/p` at `t = 5`. A field costs `O(p^2)`, not `O(p^4)`.
+    left out; so are the terms of order `gamma / p`. The risk is off by a fraction of order `1/p` that grows with time:
+    for two erf teachers about `1.5/p` at `t = 1` and `13/p` at `t = 5`. A field costs `O(p^2)`, not `O(p^4)`.
 
     **Time unit**: step `nu` of SGD sits at `t = nu gamma / (p d)`, as for `OrderParameterFlow`.
 

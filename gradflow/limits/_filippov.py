@@ -95,8 +95,8 @@ def filippov(
     >>> def build(smoothing):
     ...     predict = gf.models.Smoothed(smoothing)
     ...     return gf.GradientFlow(gf.EmpiricalRisk(jnp.eye(2), jnp.ones(2), gf.losses.square, predict=predict))
-    >>> found = gf.filippov(build, gf.models.TwoLayer(2, 8, key=jax.random.key(0)), [0.0, 1.0])
-    >>> found.final.weight.shape, found.error.shape
+    >>> result = gf.filippov(build, gf.models.TwoLayer(2, 8, key=jax.random.key(0)), [0.0, 1.0])
+    >>> result.final.weight.shape, result.error.shape
     ((8, 2), (2,))
     """
     _checks.check_callable("build", build, "build(smoothing) -> flow")

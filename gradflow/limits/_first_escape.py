@@ -74,8 +74,8 @@ def first_escape(
     >>> import gradflow as gf, jax, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([2.0, 1.0]), gf.losses.square, reduction="sum")
     >>> model = gf.models.TwoLayer(2, 3, activation=lambda z: z, key=jax.random.key(0))
-    >>> found = gf.first_escape(problem, gf.Polar(model, log_norm=-1e6))
-    >>> round(float(found.slope), 6), round(5**-0.5, 6)  # labels of norm sqrt(5)
+    >>> result = gf.first_escape(problem, gf.Polar(model, log_norm=-1e6))
+    >>> round(float(result.slope), 6), round(5**-0.5, 6)  # labels of norm sqrt(5)
     (0.447214, 0.447214)
     """
     _checks.check_positive("norm", norm)

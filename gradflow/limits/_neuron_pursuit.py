@@ -45,8 +45,8 @@ def neuron_pursuit(
 
     >>> import gradflow as gf, jax, jax.numpy as jnp
     >>> problem = gf.EmpiricalRisk(jnp.eye(2), jnp.array([1.0, -2.0]), gf.losses.square, reduction="sum")
-    >>> found = gf.neuron_pursuit(problem, gf.models.TwoLayer(2, 1, key=jax.random.key(0)), rounds=3)
-    >>> [round(float(loss), 4) for loss in found.losses], found.ended
+    >>> result = gf.neuron_pursuit(problem, gf.models.TwoLayer(2, 1, key=jax.random.key(0)), rounds=3)
+    >>> [round(float(loss), 4) for loss in result.losses], result.ended
     ([2.5, 0.5, 0.0], 'fitted')
     """
     rows = neuron_rows(neuron)

@@ -29,7 +29,7 @@ RESOLVED_LOSS = 1e-5
 """Part of the remaining loss that a jump lowers at the least: a hundred times the rounding of a loss in float32."""
 
 RESOLVED = 1e-9
-"""Distance from a saddle that its gradient tells apart from rounding."""
+"""Distance from a saddle that its gradient distinguishes from rounding."""
 
 
 class Saddle(eqx.Module):
@@ -200,7 +200,7 @@ def _refined(ts: np.ndarray, values: np.ndarray, row: int) -> float:
 
 
 def _unstable(problem: Any, params: PyTree) -> tuple[int, float, float]:
-    """Negative eigenvalues, minus the lowest one, and the share of the state along its direction."""
+    """Negative eigenvalues, minus the lowest one, and the fraction of the state along its direction."""
     trainable, frozen = split(params)
     flat, _ = jax.flatten_util.ravel_pytree(trainable)
     if flat.size > LARGEST:

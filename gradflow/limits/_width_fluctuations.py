@@ -54,8 +54,8 @@ def width_fluctuations(
     >>> from gradflow.models.nodes import GaussLegendre, Uniform
     >>> start = gf.models.MeanFieldStart(1, first=Uniform(-1, 1), output=Uniform(-1, 1))
     >>> problem = gf.EmpiricalRisk(jnp.ones((1, 1)), jnp.ones(1), gf.losses.square)
-    >>> found = gf.width_fluctuations(problem, start, [0.0, 1.0], rule=GaussLegendre(4))
-    >>> bool(found.std(100)[1, 0] < found.std(100)[0, 0] < 0.1)  # training draws networks together
+    >>> result = gf.width_fluctuations(problem, start, [0.0, 1.0], rule=GaussLegendre(4))
+    >>> bool(result.std(100)[1, 0] < result.std(100)[0, 0] < 0.1)  # training draws networks together
     True
     """
     if not isinstance(start, MeanFieldStart):

@@ -24,7 +24,7 @@ class GradientBound(eqx.Module):
     It takes no more of the weights than who is alive and how large `|a_k|` is, for the part of the gradient in the
     input weights alone. It holds always; where `y_i y_j x_i . x_j >= 0` and the loss decreases towards the labels, `mu`
     is not negative and `A_k` grows with the living set. A single pair of samples that breaks this makes `A_k` say
-    nothing, while `B_k` goes by how far the samples agree on the whole. Hold the bound against `GradientNorm`.
+    nothing, while `B_k` depends on how far all samples agree. Compare the bound with `GradientNorm`.
 
     **Arguments**: `problem`: an `EmpiricalRisk` with scalar outputs and inputs `(n, in_size)`.
 

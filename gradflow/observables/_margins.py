@@ -85,7 +85,7 @@ class MaxMarginResidual(eqx.Module):
                                         slackness = sum_i m_i (q_i - q_min) / (q_min sum_i m_i)
 
     Both vanish exactly at KKT points, with multipliers in proportion to `m`; along gradient flow of an exponential-type
-    loss on data that the network can tell apart they tend to zero, the second like `1 / log(1/L)` (K. Lyu and J. Li
+    loss on data that the network can separate they tend to zero, the second like `1 / log(1/L)` (K. Lyu and J. Li
     2020, arXiv 1906.05890). `g` is computed as `-grad L`, at the cost of one gradient; with several outputs the two
     agree once each sample has a single rival class.
 

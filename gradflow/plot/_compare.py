@@ -52,7 +52,7 @@ def _against_cost(ax: Axes, ds: xr.Dataset) -> None:
             markersize=3,
             label="the flow, by tolerance",
         )
-    ax.set(xlabel="gradient evaluations", ylabel="error / distance travelled", title="what accuracy costs")
+    ax.set(xlabel="gradient evaluations", ylabel="error / distance travelled", title="cost of accuracy")
     label_decades(ax)
     ax.legend(loc="upper right")
 

@@ -3,7 +3,7 @@
 import xarray as xr
 from matplotlib.figure import Figure
 
-from gradflow.studies._by_name import function_for
+from gradflow.studies._by_name import function_for, with_current_names
 
 
 def draw(ds: xr.Dataset) -> Figure:
@@ -23,4 +23,4 @@ def draw(ds: xr.Dataset) -> Figure:
         "An interrupted study gets it when it is run to its end;"
         " a plain sweep has no ready-made figure: use xarray's own `ds[name].plot()`."
     )
-    return function_for(ds, "gradflow.plot", advice)(ds)
+    return function_for(ds, "gradflow.plot", advice)(with_current_names(ds))

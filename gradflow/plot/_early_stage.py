@@ -94,7 +94,7 @@ def _partition(ax: Axes, ds: xr.Dataset) -> None:
     fractions = [ds.partition.sel(part=part).values[1:] for part in PARTS]
     ax.stackplot(t, fractions, labels=list(PARTS), colors=list(PARTS.values()), linewidth=0)
     ax.set(xscale="log", title=f"partition along the flow, width {ds.attrs['middle_width']}", xlabel="flow time $t$")
-    ax.set(ylabel="share of pairs (neuron, sample)", ylim=(0, 1), xlim=(t[0], t[-1]))
+    ax.set(ylabel="fraction of pairs (neuron, sample)", ylim=(0, 1), xlim=(t[0], t[-1]))
     ax.legend(loc="center right", frameon=True, framealpha=0.8)
 
 
@@ -104,7 +104,7 @@ def _violations(ax: Axes, ds: xr.Dataset) -> None:
     for i, name in enumerate(ds["data"].values):
         bars = ax.bar(place + 0.4 * (i - 0.5), fraction[i], 0.36, color=shades(2)[i], label=str(name))
         ax.bar_label(bars, [str(int(v)) for v in ds.violations.values[i]], fontsize=7)
-    ax.set(title="switches out of true-living or false-dead, $t < 3$", ylabel="share of all switches")
+    ax.set(title="switches out of true-living or false-dead, $t < 3$", ylabel="fraction of all switches")
     ax.set_xticks(place, [str(p) for p in ds.path.values])
     ax.set_ylim(0, max(0.1, 1.5 * float(fraction.max())))
     ax.legend(loc="upper right")

@@ -72,7 +72,7 @@ def _depth(ax: Axes, ds: xr.Dataset) -> None:
     width = ds.width.values.astype(float)
     line = float(ds.deviation.max()) * (width / width[0]) ** -0.5
     ax.loglog(width, 1.4 * line, "k--", linewidth=0.8, label="$N^{-1/2}$")
-    ax.set(title="depth: limits collapsed between the ends", xlabel="width $N$", ylabel="r.m.s. deviation")
+    ax.set(title="depth: limits with collapsed interior", xlabel="width $N$", ylabel="r.m.s. deviation")
     label_decades(ax)
     ax.legend()
 

@@ -49,7 +49,7 @@ def _region(ax: Axes, ds: xr.Dataset, i: int) -> None:
         runs = part.risk_sgd.values[j]
         spread = np.std(runs, axis=0, ddof=1)[1:]
         ax.errorbar(t[1:], np.mean(runs, axis=0)[1:], spread, fmt="o", color=colour, markersize=2.5, elinewidth=0.8)
-    ax.plot([], [], "k:", linewidth=1, label="terms left at infinite $d$")
+    ax.plot([], [], "k:", linewidth=1, label="leading terms, infinite $d$")
     ax.plot([], [], "ko", markersize=2.5, label="SGD, mean and spread")
     name, exponent = str(part.region.values), float(part.exponent)
     ax.set(xscale="log", yscale="log", xlabel=r"$t$ = steps $\cdot\,\gamma / (p d)$", ylabel="risk" if i == 0 else "")
@@ -69,9 +69,9 @@ def _over_noise(ax: Axes, ds: xr.Dataset) -> None:
     for row, colour in zip(rows, shades(len(rows)), strict=True):
         label = rf"$\gamma/p$ = {float(ds.rate[row]):.2g}"
         ax.loglog(ds.noise, ds.settled_risk.values[row], "o", color=colour, markersize=3, label=label)
-        ax.loglog(ds.noise, ds.predicted.values[row], "-", color=colour, linewidth=0.8)
+        ax.loglog(ds.noise, ds.predicted_settled_risk.values[row], "-", color=colour, linewidth=0.8)
     ax.plot([], [], "k-", linewidth=0.8, label="predicted")
-    ax.set(xlabel=r"noise $\Delta$", ylabel="risk that stays", title="plateau against noise, informed start")
+    ax.set(xlabel=r"noise $\Delta$", ylabel="risk at the end", title="plateau against noise, informed start")
     label_decades(ax)
     ax.legend(loc="upper left", fontsize=5.5)
 
@@ -81,7 +81,9 @@ def _over_dim(ax: Axes, ds: xr.Dataset) -> None:
     dims = ds.rate.values**-2.0
     large = dims >= 10
     ax.loglog(dims[large], ds.settled_risk.values[large, column], "ko", markersize=3, label="full system")
-    ax.loglog(dims[large], ds.predicted.values[large, column], "-", color="0.5", linewidth=0.8, label="predicted")
+    ax.loglog(
+        dims[large], ds.predicted_settled_risk.values[large, column], "-", color="0.5", linewidth=0.8, label="predicted"
+    )
     if np.count_nonzero(large) > 1:
         slope = np.polyfit(np.log(dims[large]), np.log(ds.settled_risk.values[large, column]), 1)[0]
         ax.plot([], [], " ", label=f"slope {slope:.3f}")
@@ -107,9 +109,7 @@ def _samples(ax: Axes, ds: xr.Dataset) -> None:
         rate = float(ds.rate[row])
         label = rf"$\gamma/p$ = {rate:.2g}"
         ax.loglog(ds.time / rate, ds.risk.values[row, column], color=colour, label=label)
-    ax.set(
-        xlabel="samples / $d$", ylabel="risk", title=f"what a learning rate costs, noise {float(ds.noise[column]):.0e}"
-    )
+    ax.set(xlabel="samples / $d$", ylabel="risk", title=f"risk against samples, noise {float(ds.noise[column]):.0e}")
     label_decades(ax)
     ax.legend(loc="lower left", fontsize=5.5)
 

@@ -82,7 +82,7 @@ def _escape(ax: Axes, part: xr.Dataset) -> None:
             ax.plot([], [], label=f"width {width}, slope {slope:.2f}", markersize=3, linewidth=0.8, **style)
     predicted = part.predicted_time.mean(("width", "seed"))
     ax.plot(x, predicted, "k--", linewidth=0.8, label=f"predicted, slope {float(part.predicted_slope):.2f}")
-    ax.set(title="escape: a tenth of the loss gone", xlabel=r"$\ln(1/\mathrm{scale})$", ylabel="flow time $t$")
+    ax.set(title="escape: loss reduced by a tenth", xlabel=r"$\ln(1/\mathrm{scale})$", ylabel="flow time $t$")
     entries = len(ax.get_legend_handles_labels()[0])
     if entries:
         # The lines rise from corner to corner: above them there has to be room for the legend.

@@ -67,7 +67,7 @@ def _stuck(ax: Axes, ds: xr.Dataset, plateau: float) -> None:
     ax.plot(t, ds.flow_risk[1:], color="black", label="flow")
     ax.axhline(plateau, color="0.5", linewidth=0.8, linestyle="--")
     ax.axhline(1 / (1 + ds.attrs["ratio"]), color="0.5", linewidth=0.8, linestyle=":", label="$1/(1+p)$")
-    ax.set(xscale="log", yscale="log", title=f"large steps kill what slides, $D={float(ds.angle[0]):g}$")
+    ax.set(xscale="log", yscale="log", title=f"large steps kill sliding neurons, $D={float(ds.angle[0]):g}$")
     ax.set(xlabel="flow time $t$", ylabel="loss")
     label_decades(ax)
     ax.legend(loc="lower left")

@@ -62,7 +62,7 @@ def _works(predict: Callable[[Any, Any], Any], params: PyTree, inputs: Array) ->
     """Whether this gives an array with an entry for every input; found out without computing anything."""
     try:
         return _batch(eqx.filter_eval_shape(predict, params, inputs), inputs)
-    except Exception:  # whatever the user's function raises means no
+    except Exception:  # any exception of the user's function means no
         return False
 
 

@@ -33,7 +33,7 @@ def label_kind(y: Shaped[Array, "n ..."]) -> LabelKind:
         raise fail("y", "be of shape (n,) or (n, classes)", f"of shape {jnp.shape(y)}", advice)
     if not is_concrete(y):
         return "signs" if jnp.issubdtype(y.dtype, jnp.floating) else "indices"
-    # Data that are known stay where they are, on one device or many, and whatever trace is around.
+    # Data that are known stay where they are, on one device or many, under any trace.
     with jax.ensure_compile_time_eval():
         values = jnp.asarray(y)
         other = jnp.abs(values) != 1

@@ -34,5 +34,19 @@ def function_for(ds: xr.Dataset, room: str, advice: str) -> Callable[[xr.Dataset
     return getattr(importlib.import_module(f"{room}._{name}"), name)
 
 
+FORMER_NAMES = {
+    "mean-field": {"limit_met": "limit_converged"},
+    "phase-diagram": {"predicted": "predicted_settled_risk"},
+    "two-directions": {"share": "driving_fraction"},
+}
+"""Variables of data sets that earlier versions wrote under another name, by study."""
+
+
+def with_current_names(ds: xr.Dataset) -> xr.Dataset:
+    """The data set of a study, with the variables of earlier versions under the names of this one."""
+    former = FORMER_NAMES.get(ds.attrs.get("study", ""), {})
+    return ds.rename({old: new for old, new in former.items() if old in ds})
+
+
 def _files(room: str | None) -> set[str]:
     return {info.name for info in pkgutil.iter_modules(importlib.import_module(str(room)).__path__)}

@@ -87,7 +87,7 @@ def mean_field(
       `bias`, that of the mean over seeds, and `bias_noise`, what scatter alone would make of it; `predicted_deviation`,
       by `gradflow.width_fluctuations` (two layers); `sgd_deviation` over `sgd_width`;
     - over `(depth, time)`: `limit_risk`; over `(depth, width, time)`: `risk` of the first seed; `drift` of the energy;
-    - `limit (time, sample)` for two layers with `limit_error`, its estimate, and `limit_met`, whether that is
+    - `limit (time, sample)` for two layers with `limit_error`, its estimate, and `limit_converged`, whether that is
       within `accuracy`; `predicted_std` at width one;
     - over `(rule, node_count)`: `node_error`, with `nodes_used`; `particle_path (particle, time, entry)`.
 
@@ -143,7 +143,7 @@ def mean_field(
     ds["particle_path"] = (("particle", "time", "entry"), rows.transpose(1, 0, 2))
     errors: Any = exact.errors
     ds["limit_error"] = float(errors["predictions"])
-    ds["limit_met"] = exact.status == "ok"
+    ds["limit_converged"] = exact.status == "ok"
     ds["x"], ds["y"] = (("sample", "entry"), x), ("sample", y)
     ds["slope"] = ("depth", [power_of_width(ds.width.values, row) for row in ds.deviation.values])
     ds["sgd_slope"] = power_of_width(ds.sgd_width.values, ds.sgd_deviation.values)

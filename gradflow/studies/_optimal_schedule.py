@@ -51,8 +51,8 @@ def optimal_schedule(
     >>> problem = gf.TeacherStudent.orthogonal(dim=100, units=1, noise=0.1)
     >>> start = problem.order_parameters(problem.informed(1, jax.random.key(0)))
     >>> flow = gf.OrderParameterFlow(problem, gamma_over_p=1.0)
-    >>> found = gf.studies.optimal_schedule(flow, start, 10.0, knots=2, iterations=3)
-    >>> found.risk <= found.constant_risk
+    >>> result = gf.studies.optimal_schedule(flow, start, 10.0, knots=2, iterations=3)
+    >>> result.risk <= result.constant_risk
     True
     """
     _checks.check_positive("horizon", horizon)

@@ -88,7 +88,7 @@ def phase_diagram(
     `risk_full` of the full system and `risk_truncated` of the terms that survive at infinite `d`, at times `t`;
     over `(start, time)` the risk `risk_start` with its plateau; over `(rate, noise, time)` the map of `phase_map`, in
     which a rate also stands for the dimension `rate^-2` of a green point at `kappa + delta = 1/2`; over
-    `(rate, noise)` the `settled_risk` from an informed start, beside the `predicted` one; and over
+    `(rate, noise)` the `settled_risk` from an informed start, beside the `predicted_settled_risk`; and over
     `(kappa, kappa_plus_delta)` what `exponent_map` finds, with `_exponents` at the end of the names.
 
     **Raises** `ValueError` for exponents in the red region, for bad input, and for a store of another study.
@@ -133,7 +133,7 @@ def phase_diagram(
     ds["settled_risk"] = settled.assign_attrs(long_name="risk at the end from an informed start")
     predicted = [[_predicted(float(rate), float(level)) for level in noises] for rate in rates]
     about = {"long_name": "predicted plateau, A g noise / (1 - 2 A g)"}
-    ds["predicted"] = (("rate", "noise"), np.array(predicted), about)
+    ds["predicted_settled_risk"] = (("rate", "noise"), np.array(predicted), about)
     ds.attrs = {"study": "phase-diagram", "noise": float(noise), "units": units, "width": width, "rtol": float(rtol)}
     ds.attrs["exponents_dim"] = int(scaled.attrs["dim"])
     return ds

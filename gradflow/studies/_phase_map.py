@@ -13,7 +13,7 @@ from gradflow.problems import TeacherStudent
 from gradflow.sweeps import sweep
 
 LEARNT = 0.5
-"""A plateau ends when the risk has fallen to this share of its value there."""
+"""A plateau ends when the risk has fallen to this fraction of its value there."""
 
 
 def phase_map(

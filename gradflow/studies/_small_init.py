@@ -71,8 +71,8 @@ def small_init(
 
     - over `(loss, width, scale, seed, time)`: `risk`, `accuracy`, `norm`, and `angle`, `angle_negative` of every neuron
       to the directions that theory predicts for positive and for negative output weights;
-    - over `(loss, width, scale, seed)`: `escape_time` (a tenth of the initial loss gone), `predicted_time` to leading
-      order in `ln(1/scale)`, and `aligned`, the share of neurons within 0.1 of either direction at the escape;
+    - over `(loss, width, scale, seed)`: `escape_time` (the loss has fallen by a tenth), `predicted_time` to leading
+      order in `ln(1/scale)`, and `aligned`, the fraction of neurons within 0.1 of either direction at the escape;
     - over `(loss, width)`: `slope` of the escape time against `ln(1/scale)`; over `loss`: `predicted_slope`;
     - over `(loss, saddle)`, for the middle width, the smallest scale and the first seed: `saddle_time` and
       `saddle_loss`, the saddles that alternating gradient flow predicts, zero included;
@@ -198,7 +198,7 @@ def _escape(ds: xr.Dataset) -> xr.Dataset:
     for index in np.ndindex(times.shape):
         times[index] = _crossing(ts, decrease[index], ESCAPED)
     escape = xr.DataArray(times, dims=("loss", "width", "scale", "seed"), coords={k: ds[k] for k in ds.risk.dims[:-1]})
-    escape.attrs = {"long_name": "time at which a tenth of the initial loss is gone", "units": "1"}
+    escape.attrs = {"long_name": "time at which the loss has fallen by a tenth", "units": "1"}
     result = xr.Dataset({"escape_time": escape})
     if ds.sizes["scale"] > 1:
         small = np.log(1 / ds.scale.values)
@@ -234,7 +234,11 @@ def _theory_for(
     return xr.Dataset(
         {
             "predicted_time": (dims, times, {"long_name": "predicted escape time, to leading order", "units": "1"}),
-            "aligned": (dims, aligned, {"long_name": "share of neurons that point where predicted at the escape"}),
+            "aligned": (
+                dims,
+                aligned,
+                {"long_name": "fraction of neurons within 0.1 of a predicted direction at the escape"},
+            ),
             "saddle_time": (("loss", "saddle"), saddles[:, 0], {"long_name": "predicted arrival at a saddle", **about}),
             "saddle_loss": (("loss", "saddle"), saddles[:, 1], {"long_name": "predicted loss of a saddle", **about}),
         },

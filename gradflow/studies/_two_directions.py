@@ -67,10 +67,10 @@ def two_directions(
     **Returns** a data set over `angle` and `time`: `scaled_time (angle, time)`, `risk`, `sliding` (negative neurons
     that slide along the kink of `x+`), `slide_until` (the last scaled time at which any does, NaN if none ever does),
     `residual` (stationarity and slackness), the ends of the phases `phase_end (angle, phase)`, `plateau_loss` (over the
-    plateau, where the loss falls slowest), `share`, `predicted_escape_time`, `law_error` (the most by which the loss
-    differs from the law of `gradflow.theory.two_directions` after the escape, relatively, of order `D^2`); over
-    `step`: `descent_time`, `descent_risk` and `flow_risk` at the same times, `descent_alive` (negative neurons that see
-    `x-`).
+    plateau, where the loss falls slowest), `driving_fraction` (of the neurons, those that drive the two outputs apart),
+    `predicted_escape_time`, `law_error` (the largest relative difference of the loss from the law of
+    `gradflow.theory.two_directions` after the escape, of order `D^2`); over `step`: `descent_time`, `descent_risk` and
+    `flow_risk` at the same times, `descent_alive` (negative neurons active on `x-`).
 
     **Raises** `ValueError` for a ratio below two, angles that do not decrease, other numbers that are not positive, and
     a start without neurons of either sign that see the data.
@@ -114,7 +114,7 @@ _DIMS = {
     "residual": ("time", "part"),
     "phase_end": ("phase",),
     "plateau_loss": (),
-    "share": (),
+    "driving_fraction": (),
     "predicted_escape_time": (),
     "predicted_risk": ("time",),
     "slide_until": (),
@@ -178,7 +178,7 @@ def _run(
         "residual": np.where(np.isinf(residual), np.nan, residual),
         "phase_end": np.array([begins, escapes, separated]),
         "plateau_loss": risk[flat] / forecast.plateau,
-        "share": fraction,
+        "driving_fraction": fraction,
         "predicted_escape_time": law.escape_time(ESCAPED),
         "predicted_risk": predicted,
         "slide_until": float(ts[np.flatnonzero(sliding.any(axis=1))[-1]]) * angle**2 if sliding.any() else np.nan,

@@ -41,7 +41,7 @@ MANY = 64
 """Members that are looked at in all, where there are not more shapes."""
 
 LATER = 0.37, 17, 3, 0.1
-"""The second look, at no special moment: share of the time, iterate, steps, push of the state."""
+"""The second look, at no special moment: fraction of the time, iterate, steps, push of the state."""
 
 ROUNDING = 8
 """Rounding errors, in units of the last place, by which the same numbers differ from machine to machine."""

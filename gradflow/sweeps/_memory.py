@@ -20,7 +20,7 @@ thirds of that with Tsit5, and at width 32 a fifth longer. So as many slots step
 SLOTS_ON_CPU = 128
 """Slots on a CPU, at most: networks with four neurons on 16 points gained nothing from more."""
 ALWAYS = 8
-"""Slots that are of use whatever the number of members; beyond that, each slot has four of them to carry."""
+"""Slots that are of use at any number of members; beyond that, each slot has four members to run."""
 ON_ACCELERATOR = 256
 """Slots to begin with on anything but a CPU."""
 ROOM = 16

@@ -75,12 +75,12 @@ def sweep(
       variables, so they differ from those of the axes and of what is listed below. Arrays in a pytree are variables of
       their own, such as `norm_first` for `{"first": ...}` of the observable `norm`.
     - `save_params`: also keep the parameters, flattened, at every save time.
-    - `store`: path of a zarr store, written as members finish. With `resume`, members already there are kept, and
-      those that ran at an interruption go on where they were; a store with results of another sweep is refused. With
+    - `store`: path of a zarr store, written as members finish. With `resume`, members already there are kept, and those
+      that ran at an interruption go on where they were; a store with results of another sweep is refused. With
       `resume=False` it is started over. Two sweeps are the same if their numbers are: those of all members, and what a
-      few of every shape give for loss, field and observables at the start and near it; and if their functions, with
-      all constants, data and helpers that these refer to, have the same code, whatever they are called and wherever
-      they stand. Functions of installed packages go by name. On another machine numbers count within rounding; under
+      few of every shape give for loss, field and observables at the start and near it; and if their functions, with all
+      constants, data and helpers that these refer to, have the same code; names and places of functions do not count.
+      Functions of installed packages are compared by name. On another machine numbers count within rounding; under
       another version of Python they alone decide.
     - `batch`: members that run at a time, per device. By default one for every core on a CPU, up to 128 if they are
       tiny, and up to 256 elsewhere, as far as memory goes.

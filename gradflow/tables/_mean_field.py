@@ -13,9 +13,9 @@ def mean_field(ds: xr.Dataset) -> str:
     lines = [
         f"data: {ds.attrs['data']}, {ds.sizes['sample']} samples; tanh, mean-field scaling, to t = {ds.time[-1]:g}"
     ]
-    unmet = "" if bool(ds.get("limit_met", True)) else "; the accuracy asked for was not reached"
+    unmet = "" if bool(ds.get("limit_converged", True)) else "; the accuracy asked for was not reached"
     lines.append(f"limit of two hidden layers: predictions to {float(ds.limit_error):.1e} (estimate{unmet})")
-    lines.append(f"{'depth':>5} {'width':>6} {'deviation':>10} {'predicted':>9} {'bias':>9} {'its noise':>9}")
+    lines.append(f"{'depth':>5} {'width':>6} {'deviation':>10} {'predicted':>9} {'bias':>9} {'noise':>9}")
     for depth in ds.depth.values:
         for width in ds.width.values:
             row = ds.sel(depth=depth, width=width)
@@ -30,7 +30,7 @@ def mean_field(ds: xr.Dataset) -> str:
         line = f"slope of the deviation, depth {depth}: {float(row.slope):+.2f} (theory -1/2)"
         if resolved.sum() > 1:
             slope = power_of_width(row.width.values[resolved], row.bias.values[resolved])
-            line += f"; of the bias, where it shows: {slope:+.2f} (-1)"
+            line += f"; of the bias, where it exceeds its noise: {slope:+.2f} (-1)"
         lines.append(line)
     cells = ", ".join(f"{n}: {d:.1e}" for n, d in zip(ds.sgd_width.values, ds.sgd_deviation.values, strict=True))
     slope = f"; slope {float(ds.sgd_slope):+.2f} (theory -1/2)" if ds.sizes["sgd_width"] > 1 else ""

@@ -18,7 +18,7 @@ def momentum(ds: xr.Dataset) -> str:
         f"{ds.attrs['data']}, {ds.attrs['samples']} samples; tangent kernel from {low:.3g} to {high:.3g},"
         f" learning rate {s:.3g}, {steps} steps",
         "",
-        f"{'mu / least':>12} {'method':>12} {'rate':>10} {'predicted':>10} {'faster':>12} {'predicted':>12}",
+        f"{'mu / min':>12} {'method':>12} {'rate':>10} {'predicted':>10} {'faster':>12} {'predicted':>12}",
     ]
     for i, ratio in enumerate(ds.ratio.values):
         for j, name in enumerate(ds.momentum.values):
@@ -43,7 +43,7 @@ def momentum(ds: xr.Dataset) -> str:
         if np.isfinite(slope.values[i]):
             lines.append(f"{'':12} {'':>18} largest movement of a neuron ~ width^{float(slope[i]):.2f}")
     lines += [
-        f"mu / least = {float(middle.ratio):g}; linear error: of the predictions of the linearised flow",
+        f"mu / min = {float(middle.ratio):g}; linear error: of the predictions of the linearised flow",
         "",
         f"{'method':>12} {'resolution':>11} {'gap':>10} {'gradients':>10} {'of the method':>14}",
     ]

@@ -27,7 +27,7 @@ def phase_diagram(ds: xr.Dataset) -> str:
         columns = (ds[name].values[i] for name in ("plateau_start", "plateau_length_start", "learning_time_start"))
         height, length, learnt = (f"{value:.3g}" if np.isfinite(value) else "-" for value in columns)
         lines.append(f"{int(dim):14d} {height:>10} {length:>12} {learnt:>12}")
-    off = np.abs(ds.settled_risk / ds.predicted - 1).values
+    off = np.abs(ds.settled_risk / ds.predicted_settled_risk - 1).values
     near = (ds.rate.values[:, None] <= 1) & (ds.noise.values[None, :] <= 1e-3) & (ds.noise.values[None, :] >= 1e-5)
     if near.any():
         worst = 100 * np.max(off[near])

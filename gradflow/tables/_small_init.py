@@ -50,9 +50,9 @@ def small_init(ds: xr.Dataset) -> str:
     failed = int(np.count_nonzero(ds.status.values != 0))
     lines.append(f"{ds.status.size} flows, {failed} did not reach the end")
     width, seed = ds.descent_steps.attrs["width"], ds.descent_steps.attrs["seed"]
-    lines.append("escape time: a tenth of the initial loss is gone; mean and standard deviation over widths and seeds")
-    lines.append("predicted: to leading order in ln(1/scale); the time that alignment takes comes on top")
-    lines.append("aligned: share of the neurons that point where predicted at the escape, within 0.1")
+    lines.append("escape time: the loss has fallen by a tenth; mean and standard deviation over widths and seeds")
+    lines.append("predicted: to leading order in ln(1/scale), without the time of alignment")
+    lines.append("aligned: fraction of the neurons within 0.1 of a predicted direction at the escape")
     lines.append("flow gradients: gradients evaluated by the flow, mean over widths and seeds")
     lines.append(f"flow error: of the loss curve, over the initial loss (width {width}, seed {seed})")
     lines.append("descent steps to match: of gradient descent for that error, extrapolated from two learning rates;")

@@ -2,7 +2,7 @@
 
 import xarray as xr
 
-from gradflow.studies._by_name import function_for
+from gradflow.studies._by_name import function_for, with_current_names
 
 
 def text(ds: xr.Dataset) -> str:
@@ -22,4 +22,4 @@ def text(ds: xr.Dataset) -> str:
         "An interrupted study gets it when it is run to its end;"
         " a plain sweep has no ready-made table: `print(ds)` shows what it holds."
     )
-    return function_for(ds, "gradflow.tables", advice)(ds)
+    return function_for(ds, "gradflow.tables", advice)(with_current_names(ds))

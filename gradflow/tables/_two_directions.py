@@ -12,7 +12,7 @@ def two_directions(ds: xr.Dataset) -> str:
     """
     lines = [
         f"two directions, {ds.attrs['ratio']} copies to one, width {ds.attrs['width']}: ends of the phases",
-        f"{'angle':>8} {'condensed':>10} {'escaped':>10} {'predicted':>10} {'separated':>11} {'law off':>8}"
+        f"{'angle':>8} {'condensed':>10} {'escaped':>10} {'predicted':>10} {'separated':>11} {'law error':>10}"
         f" {'slide':>6} {'at end':>7} {'until t D^2':>12} {'stationarity':>13} {'slackness':>10} {'gradients':>10}",
     ]
     for angle in ds.angle.values:
@@ -20,7 +20,7 @@ def two_directions(ds: xr.Dataset) -> str:
         ends = [float(end) for end in row.phase_end]
         lines.append(
             f"{angle:8.4g} {ends[0]:10.4g} {ends[1]:10.4g} {float(row.predicted_escape_time):10.4g} {ends[2]:11.4g}"
-            f" {float(row.law_error):8.2%} {int(row.sliding.max()):6d} {int(row.sliding[-1]):7d}"
+            f" {float(row.law_error):10.2%} {int(row.sliding.max()):6d} {int(row.sliding[-1]):7d}"
             f" {float(row.slide_until):12.4g} {float(row.residual[-1, 0]):13.2g} {float(row.residual[-1, 1]):10.2g}"
             f" {int(row.gradient_evaluations):10d}"
         )

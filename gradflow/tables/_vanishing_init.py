@@ -38,5 +38,5 @@ def vanishing_init(ds: xr.Dataset) -> str:
         f"{t:.1f} (loss {v:.3g})" for t, v in zip(ds.saddle_time.values, ds.saddle_loss.values, strict=True)
     )
     lines.append(f"saddles predicted by alternating gradient flow, from 1e-{exponent:g}, first network: {saddles}")
-    lines.append("escape: |w| = 1e-2. predicted: to leading order in ln(1/scale); what alignment takes comes on top")
+    lines.append("escape: |w| = 1e-2. predicted: to leading order in ln(1/scale), without the time of alignment")
     return "\n".join(lines)

@@ -40,8 +40,8 @@ def diagonal_saddles(x: Any, y: Any, *, reduction: str = "mean", limit: int = 10
     arXiv 2304.00488.
 
     >>> import gradflow as gf, numpy as np
-    >>> found = gf.theory.diagonal_saddles(np.eye(2), np.array([1.0, -2.0]), reduction="sum")
-    >>> found.times.tolist(), found.predictors.tolist()
+    >>> result = gf.theory.diagonal_saddles(np.eye(2), np.array([1.0, -2.0]), reduction="sum")
+    >>> result.times.tolist(), result.predictors.tolist()
     ([0.0, 0.5, 1.0], [[0.0, 0.0], [0.0, -2.0], [1.0, -2.0]])
     """
     x, y = np.asarray(x, float), np.asarray(y, float)

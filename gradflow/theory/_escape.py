@@ -42,8 +42,8 @@ def escape(correlation: float, log_norm: float, *, degree: int = 2, curvature: f
     Source: Kumar & Haupt (2024), arXiv 2402.09226; the rates from the linearised flow of `N` on the sphere.
 
     >>> import gradflow as gf
-    >>> found = gf.theory.escape(0.5, -2302.6, curvature=0.0)
-    >>> found.time, found.slope, found.rate
+    >>> result = gf.theory.escape(0.5, -2302.6, curvature=0.0)
+    >>> result.time, result.slope, result.rate
     (2302.6, 1.0, 1.0)
     """
     check_positive("correlation", correlation, "Directions with a negative one decay towards zero.")

@@ -83,7 +83,7 @@ def kkt_points(
     `(sum of the subdifferentials of the samples) - degree N u`. With `every`, the same is done from the random starts,
     with up to three of the nearest kinks. Other ReLU models are reported with the gradient as it is.
 
-    All is computed in float64, whatever the type of the model.
+    All is computed in float64, for models of any type.
 
     **Arguments**
 
@@ -91,7 +91,7 @@ def kkt_points(
       neurons: with one, the points are the features themselves; a wide network has families of points, made of copies
       of one neuron, which are reported as `"degenerate"`.
     - `model`: parameters of the kind wanted, such as `TwoLayer(in_size, 1, key=key)`; only shapes count.
-    - `every`: saddles and minima as well as maxima. Random starts find what they find: the more, the surer.
+    - `every`: saddles and minima as well as maxima. Random starts may miss some: more `starts` miss fewer.
     - `starts`, `iterations`: of the ascent. `tolerance`: distance below which two points count as one.
     - `key`: of the random starts.
 

@@ -34,8 +34,8 @@ def linear_saddles(x: Any, y: Any, *, depth: int = 2, reduction: str = "mean") -
     Source: A. Saxe, J. McClelland and S. Ganguli (2014), arXiv 1312.6120.
 
     >>> import gradflow as gf, numpy as np
-    >>> found = gf.theory.linear_saddles(np.eye(2), np.diag([4.0, 2.0]), reduction="sum")
-    >>> found.times.tolist(), found.losses.tolist()
+    >>> result = gf.theory.linear_saddles(np.eye(2), np.diag([4.0, 2.0]), reduction="sum")
+    >>> result.times.tolist(), result.losses.tolist()
     ([0.0, 0.25, 0.5], [10.0, 2.0, 0.0])
     """
     x, y = np.asarray(x, float), np.asarray(y, float)

@@ -5,7 +5,7 @@ A mode of curvature `lambda` of the high-resolution flows obeys `z'' + p z' + q 
     heavy ball:   p = 2 sqrt(mu),                      q = (1 + r) lambda,        r = sqrt(mu s)
     Nesterov:     p = 2 sqrt(mu) + sqrt(s) lambda,     q = (1 + r) lambda
 
-and decays at the rate of its slower root. Underdamped, that is `p / 2`: `sqrt(mu)` for the heavy ball, whatever
+and decays at the rate of its slower root. Underdamped, that is `p / 2`: `sqrt(mu)` for the heavy ball at any
 `lambda`, and `sqrt(mu) + sqrt(s) lambda / 2` for Nesterov's method, which is underdamped for
 `mu < lambda - s lambda^2 / 4`. The slowest mode decides, the one of the smallest `lambda`. At `mu = lambda` both decay
 at `sqrt(lambda)` exactly; above it Nesterov's method is the slower one, however large `mu`. The low-resolution flows
@@ -126,8 +126,8 @@ def faster_method(
     **Arguments** and **raises**: as for `momentum_rates`. Rates that agree to nine digits are a tie.
 
     >>> import gradflow as gf
-    >>> found = gf.theory.faster_method([1.0, 10.0], mu=0.5, s=0.05)
-    >>> found.name, found.nesterov > found.heavy_ball, found.crossover
+    >>> result = gf.theory.faster_method([1.0, 10.0], mu=0.5, s=0.05)
+    >>> result.name, result.nesterov > result.heavy_ball, result.crossover
     ('nesterov', True, 0.9875)
     >>> [gf.theory.faster_method([1.0, 10.0], mu, s=0.05, resolution="discrete").name for mu in (0.5, 15.0, 25.0)]
     ['nesterov', 'heavy_ball', 'nesterov']

@@ -91,11 +91,11 @@ def phase_region(kappa: Any, delta: Any) -> PhaseRegion:
 
 
 def plateau(gamma_over_p: Any, noise: Any) -> float:
-    """Risk that stays under one-pass SGD with label noise:
+    """Risk at which one-pass SGD with label noise saturates:
 
         A g noise / (1 - 2 A g),        A = 1 / (2 pi sqrt 3),    g = gamma_over_p
 
-    For erf units, normalised, and an orthogonal teacher (`P = I`) that the student has found, whatever its width. The
+    For erf units, normalised, and an orthogonal teacher (`P = I`) that the student has learnt, at any width. The
     leading term is derived, the next one is a fit: within 2 % for `g <= 1` and `noise <= 1e-3`, within 0.2 % for
     `g <= 0.1`. Too low for larger `g`; at larger noise the student leaves that state, and the risk drifts below it.
 

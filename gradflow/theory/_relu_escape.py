@@ -44,8 +44,8 @@ def relu_escape(x: Float[np.ndarray, "n d"], z: Float[np.ndarray, " n"], iterati
     Source: A. Kumar and J. Haupt (2024), arXiv 2402.09226.
 
     >>> import gradflow as gf, numpy as np
-    >>> found = gf.theory.relu_escape(np.eye(2), np.array([1.0, 1.0]))
-    >>> round(found.slope, 4)  # g is largest, 1/sqrt(2), midway between the two inputs
+    >>> result = gf.theory.relu_escape(np.eye(2), np.array([1.0, 1.0]))
+    >>> round(result.slope, 4)  # g is largest, 1/sqrt(2), midway between the two inputs
     1.4142
     """
     x, z = np.asarray(x, float), np.asarray(z, float)

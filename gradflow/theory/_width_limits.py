@@ -85,8 +85,8 @@ def extrapolate_width(widths: Any, values: Any) -> ExtrapolatedWidth:
     >>> import gradflow as gf, numpy as np
     >>> widths = np.array([8, 16, 32])
     >>> noise = np.random.default_rng(0).normal(size=(3, 200, 1)) * 0.01
-    >>> found = gf.theory.extrapolate_width(widths, 2 + 3 / widths[:, None, None] + noise)
-    >>> bool(abs(found.limit[0] - 2) < 4 * found.error[0])
+    >>> result = gf.theory.extrapolate_width(widths, 2 + 3 / widths[:, None, None] + noise)
+    >>> bool(abs(result.limit[0] - 2) < 4 * result.error[0])
     True
     """
     sizes, data = np.asarray(widths, float), np.asarray(values, float)

@@ -260,7 +260,7 @@ def test_phase_diagram(gradflow, out, monkeypatch):
     assert (ds.risk_truncated.values[2, :, -1] > 10 * mean[2]).all()
     laws = gf.studies.phase_diagram_table(ds)
     assert "0 of 19 runs did not reach the end" in laws
-    assert (abs(ds.settled_risk / ds.predicted - 1).values[:3] < 0.06).all()
+    assert (abs(ds.settled_risk / ds.predicted_settled_risk - 1).values[:3] < 0.06).all()
     assert ds.learning_time_start.values[1] > ds.learning_time_start.values[0]
     # The map over the exponents: its blue point is one of the other map.
     assert list(ds.region_exponents.values) == ["orange", "orange", "blue", "green", "green"]

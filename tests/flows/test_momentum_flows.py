@@ -86,13 +86,13 @@ MU, S = 0.3, 0.04
 H, R = S**0.5, (MU * S) ** 0.5
 # Flow, and what its equation and its start say: a, b, c, X'(0) over the gradient.
 NAMED = {
-    "heavy ball": (gf.HeavyBallFlow(QUADRATIC, MU, S), (2 * MU**0.5, 0, 1 + R, -1.5 * H)),
-    "heavy ball, paper": (gf.HeavyBallFlow(QUADRATIC, MU, S, start="paper"), (2 * MU**0.5, 0, 1 + R, -2 * H / (1 + R))),
-    "heavy ball, rest": (gf.HeavyBallFlow(QUADRATIC, MU, S, start="rest"), (2 * MU**0.5, 0, 1 + R, -0.5 * H)),
-    "heavy ball, low": (gf.HeavyBallFlow(QUADRATIC, MU, S, "low"), (2 * MU**0.5, 0, 1, 0)),
-    "Nesterov": (gf.NesterovFlow(QUADRATIC, MU, S), (2 * MU**0.5, H, 1 + R, -1.5 * H)),
-    "Nesterov, paper": (gf.NesterovFlow(QUADRATIC, MU, S, start="paper"), (2 * MU**0.5, H, 1 + R, -2 * H / (1 + R))),
-    "Nesterov, low": (gf.NesterovFlow(QUADRATIC, MU, S, "low"), (2 * MU**0.5, 0, 1, 0)),
+    "heavy_ball": (gf.HeavyBallFlow(QUADRATIC, MU, S), (2 * MU**0.5, 0, 1 + R, -1.5 * H)),
+    "heavy_ball, paper": (gf.HeavyBallFlow(QUADRATIC, MU, S, start="paper"), (2 * MU**0.5, 0, 1 + R, -2 * H / (1 + R))),
+    "heavy_ball, rest": (gf.HeavyBallFlow(QUADRATIC, MU, S, start="rest"), (2 * MU**0.5, 0, 1 + R, -0.5 * H)),
+    "heavy_ball, low": (gf.HeavyBallFlow(QUADRATIC, MU, S, "low"), (2 * MU**0.5, 0, 1, 0)),
+    "nesterov": (gf.NesterovFlow(QUADRATIC, MU, S), (2 * MU**0.5, H, 1 + R, -1.5 * H)),
+    "nesterov, paper": (gf.NesterovFlow(QUADRATIC, MU, S, start="paper"), (2 * MU**0.5, H, 1 + R, -2 * H / (1 + R))),
+    "nesterov, low": (gf.NesterovFlow(QUADRATIC, MU, S, "low"), (2 * MU**0.5, 0, 1, 0)),
     "undamped": (gf.HeavyBallFlow(QUADRATIC, 0.0, S, "low"), (0, 0, 1, 0)),
     # eps = 0.08, K = 1.5
     "fixed": (gf.MomentumFlow(QUADRATIC, 0.04, 0.5), (1 / 0.12, 0, 1 / 0.12, -1 / 3)),
@@ -233,9 +233,9 @@ def slopes(rows, flows, steps=STEPS):
 def test_orders_of_resolutions_and_starts():
     """Not on a quadratic: 1/2 at low resolution and with the published start, 1 with the matched one."""
     kinds = {
-        "low": (lambda s: gf.HeavyBallFlow(SOFT, MU, s, "low"), "heavy ball", 0.5),
-        "paper": (lambda s: gf.HeavyBallFlow(SOFT, MU, s, start="paper"), "heavy ball", 0.49),
-        "matched": (lambda s: gf.HeavyBallFlow(SOFT, MU, s), "heavy ball", 0.99),
+        "low": (lambda s: gf.HeavyBallFlow(SOFT, MU, s, "low"), "heavy_ball", 0.5),
+        "paper": (lambda s: gf.HeavyBallFlow(SOFT, MU, s, start="paper"), "heavy_ball", 0.49),
+        "matched": (lambda s: gf.HeavyBallFlow(SOFT, MU, s), "heavy_ball", 0.99),
         "rest": (lambda s: gf.HeavyBallFlow(SOFT, MU, s, start="rest"), "rest", 0.99),
         "Nesterov low": (lambda s: gf.NesterovFlow(SOFT, MU, s, "low"), "nesterov", 0.5),
         "Nesterov paper": (lambda s: gf.NesterovFlow(SOFT, MU, s, start="paper"), "nesterov", 0.49),
@@ -243,27 +243,27 @@ def test_orders_of_resolutions_and_starts():
     }
     flows = stack([generic(SOFT, make(h**2)) for make, _, _ in kinds.values() for h in STEPS])
     computed = solve_all(flows, jnp.asarray(START), jnp.broadcast_to(TIMES, (3 * len(kinds), 9)), 1e-10)
-    runs = {"heavy ball": [], "rest": [], "nesterov": []}
+    runs = {"heavy_ball": [], "rest": [], "nesterov": []}
     for h in STEPS:
         r = (MU * h**2) ** 0.5
         beta, every, steps = (1 - r) / (1 + r), round(0.25 / h), round(2 / h)
-        runs["heavy ball"].append(heavy_ball(soft_gradient, START, beta, h**2, steps, 1 + beta)[::every])
+        runs["heavy_ball"].append(heavy_ball(soft_gradient, START, beta, h**2, steps, 1 + beta)[::every])
         runs["rest"].append(heavy_ball(soft_gradient, START, beta, h**2, steps, 1)[::every])
         runs["nesterov"].append(nesterov(soft_gradient, START, lambda k, beta=beta: beta, h**2, steps)[::every])
     for i, (name, (_, method, order)) in enumerate(kinds.items()):
         assert abs(slopes(runs[method], computed.params[3 * i : 3 * i + 3]) - order) <= 0.03, name
 
 
-@pytest.mark.parametrize("method", ["heavy ball", "nesterov"])
+@pytest.mark.parametrize("method", ["heavy_ball", "nesterov"])
 def test_orders_on_a_quadratic(method):
     """The same from matrix exponentials and hand-written iterates alone."""
-    kind = gf.HeavyBallFlow if method == "heavy ball" else gf.NesterovFlow
+    kind = gf.HeavyBallFlow if method == "heavy_ball" else gf.NesterovFlow
     for resolution, start, order in (("low", "matched", 0.5), ("high", "paper", 0.49), ("high", "matched", 0.99)):
         rows, exact = [], []
         for h in STEPS:
             r = (MU * h**2) ** 0.5
             beta, every, steps = (1 - r) / (1 + r), round(0.25 / h), round(2 / h)
-            if method == "heavy ball":
+            if method == "heavy_ball":
                 run = heavy_ball(lambda w: HESSIAN @ w, START, beta, h**2, steps, 1 + beta)
             else:
                 run = nesterov(lambda w: HESSIAN @ w, START, lambda k, beta=beta: beta, h**2, steps)

@@ -183,7 +183,7 @@ def _relative(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _parts(fn: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
-    """The products at these points, in double precision whatever that of the function is."""
+    """The products at these points, in double precision, for functions of any precision."""
     at = jnp.asarray(x, jnp.result_type(float))
     s, d = (np.asarray(value, float) for value in jax.jvp(fn, (at,), (jnp.ones_like(at),)))
     with np.errstate(over="ignore", invalid="ignore"):
