@@ -70,8 +70,8 @@ start = task.order_parameters(task.informed(8, jax.random.key(0)))
 print(f"at the start the risk is {float(flow.risk(start)):.1e}; at t = 10,000 it is")
 for kappa, delta in ((0.0, 0.5), (0.0, 0.0), (0.0, -0.25)):
     region = gf.theory.phase_region(kappa=kappa, delta=delta)
-    kept = gf.OrderParameterFlow(task, gamma_over_p=0.5, terms=region.terms)
-    risks[region.name] = float(kept.risk(gf.solve(kept, start, [1e4], rtol=1e-4).final))
+    truncated = gf.OrderParameterFlow(task, gamma_over_p=0.5, terms=region.terms)
+    risks[region.name] = float(truncated.risk(gf.solve(truncated, start, [1e4], rtol=1e-4).final))
     print(f"  kappa + delta = {region.exponent:5}: {risks[region.name]:.1e}  ({region.name}: {region.title})")
 print(f"the predicted plateau: {gf.theory.plateau(0.5, noise):.1e}")
 assert risks["green"] < 0.1 * risks["blue"]

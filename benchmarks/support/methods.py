@@ -251,11 +251,11 @@ class Tally:
         self.budget = budget
 
     @property
-    def spent(self) -> bool:
+    def exhausted(self) -> bool:
         return self.gradients + 2 * self.products > self.budget
 
     def within(self) -> np.ndarray:
-        if self.spent:
+        if self.exhausted:
             raise BudgetError
         return np.zeros(())
 
@@ -279,7 +279,7 @@ def implicit(solver_class: Any, krylov: str) -> Method:
         try:
             sol = jax.block_until_ready(by_diffrax(case, counter.field, solver, rtol, budget // 40, case.horizon))
         except Exception:
-            if not counter.spent:
+            if not counter.exhausted:
                 raise
             return Outcome(None, counter.gradients, counter.products, status="budget")
         counted = time.perf_counter() - began

@@ -58,5 +58,5 @@ class Lyapunov(eqx.Module):
             actual = f"observing a {type(flow).__name__}, which has none"
             raise fail("observe", "hold a Lyapunov function of the flow", actual)
         minimum, _ = split(self.minimum)
-        least = flow.problem(join(minimum, frozen)) if self.least is None else self.least
-        return lyapunov(t, state, frozen, minimum, least, self.kind)
+        min_loss = flow.problem(join(minimum, frozen)) if self.least is None else self.least
+        return lyapunov(t, state, frozen, minimum, min_loss, self.kind)

@@ -23,8 +23,8 @@ class NeuronMovement(eqx.Module):
     **Raises** `ValueError` for parameters without neurons, and of another shape than those at the start.
 
     >>> import gradflow as gf, jax.numpy as jnp
-    >>> moved = gf.observables.NeuronMovement(jnp.zeros((2, 2)), neurons=lambda w: w)
-    >>> moved(jnp.array([[3.0, 4.0], [0.0, 1.0]])).tolist()
+    >>> movement = gf.observables.NeuronMovement(jnp.zeros((2, 2)), neurons=lambda w: w)
+    >>> movement(jnp.array([[3.0, 4.0], [0.0, 1.0]])).tolist()
     [5.0, 1.0]
     """
 

@@ -42,9 +42,9 @@ class State(eqx.Module):
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> flow = gf.GradientFlow(lambda w: 0.5 * w**2)  # its state: parameters, integral of the squared gradient
-    >>> see = {"spent": gf.observables.State(lambda state: state[1])}
+    >>> see = {"dissipated": gf.observables.State(lambda state: state[1])}
     >>> sol = gf.solve(flow, jnp.array(1.0), [10.0], observe=see)
-    >>> round(float(sol.observed["spent"][0]), 3)
+    >>> round(float(sol.observed["dissipated"][0]), 3)
     0.5
     """
 

@@ -41,14 +41,14 @@ class Store:
     ):
         self.path, self._differences = pathlib.Path(path), differences
         self.found: xr.Dataset | None = None
-        self.beside = sidecar(self.path)
+        self.sidecar = sidecar(self.path)
         self._names = [str(name) for name in template.data_vars]
         refuse_foreign(self.path)
         check_writable("store", path)
         if resume and self._find(template, alone):
             return
         if alone:
-            shutil.rmtree(self.beside, ignore_errors=True)
+            shutil.rmtree(self.sidecar, ignore_errors=True)
         # Chunks hold a part of a row along the last axis of the grid, which is the one that runs fastest.
         axes = json.loads(template.attrs["config"])["axes"]
         inner = list(axes)[-1]
@@ -97,28 +97,28 @@ class Store:
             for row in rows:
                 group[name][row] = arrays[name][row]
 
-    def record(self, spent: dict[str, Any], share: Any) -> None:
+    def record(self, costs: dict[str, Any], share: Any) -> None:
         """Keeps what a run of this process took, whether it came to an end or not."""
-        self.beside.mkdir(exist_ok=True)
+        self.sidecar.mkdir(exist_ok=True)
         about = {"chunk": str(share), "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-        (self.beside / f"run-{share}-{time.time_ns()}.json").write_text(json.dumps(spent | about))
+        (self.sidecar / f"run-{share}-{time.time_ns()}.json").write_text(json.dumps(costs | about))
 
     def finish(self) -> dict[str, Any]:
-        """What all runs have taken together. Once nothing is missing it goes into the attributes of the store."""
-        records = [json.loads(file.read_text()) for file in sorted(self.beside.glob("run-*.json"))]
+        """The provenance of all runs together. Once nothing is missing it goes into the attributes of the store."""
+        records = [json.loads(file.read_text()) for file in sorted(self.sidecar.glob("run-*.json"))]
         if not records:
             return {}
-        total = taken(records)
+        total = provenance(records)
         group: Any = zarr.open_group(self.path, mode="r+")
         if np.all(group["status"][...] != -1):
             group.attrs.update(total)
             zarr.consolidate_metadata(str(self.path))
-            shutil.rmtree(self.beside, ignore_errors=True)
+            shutil.rmtree(self.sidecar, ignore_errors=True)
         return total
 
 
-def taken(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """The attributes that tell what one run, or several, have taken."""
+def provenance(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """The attributes that tell how one run, or several, were computed."""
     return {
         "wall_seconds": round(sum(record["wall_seconds"] for record in records), 3),
         "evaluations_spent": sum(record["evaluations_spent"] for record in records),

@@ -365,8 +365,8 @@ def movement_slope(ds: xr.Dataset) -> xr.DataArray:
     NaN with fewer than two widths.
 
     >>> import xarray as xr, gradflow as gf
-    >>> moved = xr.DataArray([2.0, 1.0], dims="width", coords={"width": [100, 400]})
-    >>> float(gf.studies.movement_slope(xr.Dataset({"movement": moved})).round(3))
+    >>> movement = xr.DataArray([2.0, 1.0], dims="width", coords={"width": [100, 400]})
+    >>> float(gf.studies.movement_slope(xr.Dataset({"movement": movement})).round(3))
     -0.5
     """
     if ds.sizes["width"] < 2:

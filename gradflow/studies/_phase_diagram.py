@@ -20,7 +20,7 @@ from gradflow.runs._solve import solve
 from gradflow.solvers import Tsit5
 from gradflow.studies._exponent_map import exponent_map
 from gradflow.studies._phase_map import phase_map, plateaus
-from gradflow.sweeps._part import kept
+from gradflow.sweeps._part import load_or_compute
 from gradflow.theory import PhaseRegion, finite_dim_plateau, phase_region, plateau
 
 HORIZONS = {"green": 20.0, "blue": 100.0, "orange": 200.0}
@@ -162,7 +162,7 @@ class _Parts(NamedTuple):
         compute: Callable[[], xr.Dataset],
         starts: Callable[[], dict[str, Any]],
     ) -> xr.Dataset:
-        return kept(self.path(name), config, compute, starts, resume=self.resume)
+        return load_or_compute(self.path(name), config, compute, starts, resume=self.resume)
 
 
 def _begun(problem: TeacherStudent, width: int, g: float, informed: bool) -> dict[str, Any]:

@@ -179,7 +179,7 @@ class Signature(NamedTuple):
     arrays: Any  # structure of the arrays
     static: Any  # structure of the rest
     shapes: tuple[tuple[tuple[int, ...], str], ...]  # of the arrays, with their types
-    rest: tuple[Any, ...]  # leaves that are no arrays
+    static_leaves: tuple[Any, ...]  # leaves that are no arrays
 
 
 def signature(member: AbstractMember) -> Signature:

@@ -1,4 +1,4 @@
-"""A part of a study that is kept on disk, and taken from there by the same computation only."""
+"""A part of a study that is cached on disk, and loaded from there by the same computation only."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from gradflow.stores._zarr_group import check_writable, is_ours, open_store, ref
 from gradflow.sweeps._identity import measured, measured_changes
 
 
-def kept(
+def load_or_compute(
     path: str | os.PathLike[str] | None,
     config: dict[str, Any],
     compute: Callable[[], xr.Dataset],
@@ -21,7 +21,7 @@ def kept(
     *,
     resume: bool,
 ) -> xr.Dataset:
-    """The part of a study that lies at `path`; computed and written where none does. `None` keeps nothing.
+    """The part of a study that lies at `path`; computed and written where none does. `None` caches nothing.
 
     `starts`: quantities by name that the part starts from, such as a loss and a vector field. What lies there is taken
     only if they come out the same.

@@ -58,7 +58,7 @@ def run_queue(
     """Runs members, by number; yields what has finished, segment by segment.
 
     They are admitted in the order of `missing`, after the unfinished ones of the checkpoint. `per_member_of(numbers)`
-    gives what these have of their own. `counters["evaluations"]` gets, by device, what was spent, slots that only
+    gives what these have of their own. `counters["evaluations"]` gets, by device, how many were made, slots that only
     waited for another included.
     """
     devices = 1 if mesh is None else mesh.size
@@ -109,7 +109,7 @@ class Worker:
         self._devices = 1 if mesh is None else mesh.size
         self._assigned: list[list[int]] = [[] for _ in range(self._devices)]
         self._pending: Pending | None = None
-        self._budget, self._warm, self._spent = 1, False, np.ravel(state.spent)
+        self._budget, self._warm, self._num_evaluations = 1, False, np.ravel(state.num_evaluations)
         self._segment = SEGMENT * max(1.0, workers / PROMPT)
 
     def load(self, waiting: list[int], fill: Callable[[list[list[int]], bool], Pending]) -> bool:
@@ -147,8 +147,8 @@ class Worker:
 
     def evaluations_since(self) -> np.ndarray:
         """Evaluations by device since the last call."""
-        before, self._spent = self._spent, np.ravel(self.state.spent)
-        return self._spent - before
+        before, self._num_evaluations = self._num_evaluations, np.ravel(self.state.num_evaluations)
+        return self._num_evaluations - before
 
     def _zero(self) -> Any:
         return divided(jnp.zeros(self._devices, int), self._mesh)

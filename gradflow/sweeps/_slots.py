@@ -54,7 +54,7 @@ class SlotState(eqx.Module):
     finished_ids: Int[Array, " capacity"]  # whose they are
     num_finished: Int[Array, ""]
     steps: Int[Array, ""]  # attempted steps of all slots together
-    spent: Int[Array, ""]  # evaluations, with those of slots that only waited for another
+    num_evaluations: Int[Array, ""]  # evaluations, with those of slots that only waited for another
 
 
 def shapes_of(one: PerMember, shared: PyTree, options: Options) -> Shapes:
@@ -87,7 +87,7 @@ def empty_slots(one: PerMember, shapes: Shapes, slots: int, capacity: int) -> Sl
         finished_ids=jnp.full(capacity, EMPTY, int),
         num_finished=zero,
         steps=zero,
-        spent=zero,
+        num_evaluations=zero,
     )
 
 
@@ -101,7 +101,7 @@ def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:
 def run_segment(
     fixed: tuple[PyTree, Options], pending: Pending, state: SlotState, budget: Int[Array, ""], mesh: Mesh | None = None
 ) -> SlotState:
-    """Goes on until an evaluation budget is spent, there is no room for more results, or no member is left.
+    """Goes on until an evaluation budget is used up, there is no room for more results, or no member is left.
 
     `fixed` is what members share, and the options. With a `mesh`, pending members and slots are divided over its
     devices.
@@ -130,7 +130,7 @@ def _run_segment(
     fixed: tuple[PyTree, Options], pending: Pending, state: SlotState, budget: Int[Array, ""]
 ) -> SlotState:
     shared, options = fixed
-    last = state.spent + budget
+    last = state.num_evaluations + budget
     slots, capacity = state.member_ids.size, state.finished_ids.size
     static = eqx.filter(
         eqx.filter_eval_shape(
@@ -166,13 +166,13 @@ def _run_segment(
     def admit(now: SlotState, slot: Int[Array, ""]) -> SlotState:
         per_member = at(pending.per_member, now.next)
         carry = make_program(per_member, shared, options).begin()
-        where = lambda s: (s.per_member, s.carry, s.member_ids, s.next, s.spent)  # noqa: E731
+        where = lambda s: (s.per_member, s.carry, s.member_ids, s.next, s.num_evaluations)  # noqa: E731
         new = (
             _put(now.per_member, slot, per_member),
             _put(now.carry, slot, eqx.filter(carry, eqx.is_array)),
             now.member_ids.at[slot].set(pending.member_ids[now.next]),
             now.next + 1,
-            now.spent + carry.evaluations,
+            now.num_evaluations + carry.evaluations,
         )
         return eqx.tree_at(where, now, new)
 
@@ -192,8 +192,8 @@ def _run_segment(
             keep = lambda a, b: jnp.where(going.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)  # noqa: E731
             carry = jax.tree_util.tree_map(keep, stepped, now.carry)
         work = jnp.max(jnp.where(going, carry.evaluations - now.carry.evaluations, 0))
-        where = lambda s: (s.carry, s.steps, s.spent)  # noqa: E731
-        return eqx.tree_at(where, now, (carry, now.steps + 1, now.spent + slots * work))
+        where = lambda s: (s.carry, s.steps, s.num_evaluations)  # noqa: E731
+        return eqx.tree_at(where, now, (carry, now.steps + 1, now.num_evaluations + slots * work))
 
     def refill(now: SlotState) -> SlotState:
         return jax.lax.while_loop(lambda s: jnp.any(due(s)), exchange, now)
@@ -201,7 +201,7 @@ def _run_segment(
     def goes_on(now: SlotState) -> Bool[Array, ""]:
         # With a slot empty that could be filled, the host is asked at once, so that order does not depend on time.
         asking = pending.more & (now.next >= pending.size) & jnp.any(now.member_ids == EMPTY)
-        return jnp.any(active(now)) & ~asking & (now.num_finished < capacity) & (now.spent < last)
+        return jnp.any(active(now)) & ~asking & (now.num_finished < capacity) & (now.num_evaluations < last)
 
     done = jax.lax.while_loop(goes_on, lambda s: refill(step_all(s)), refill(state))
     # Without weak types, so that what comes out goes in again without another compilation.

@@ -18,7 +18,7 @@ from gradflow.runs._arguments import check_jumps, check_longest_step, check_time
 from gradflow.runs._member import Options, Solver, default_for
 from gradflow.runs._record import check_observe
 from gradflow.runs._until import Until, check_until
-from gradflow.stores._store import Store, taken
+from gradflow.stores._store import Store, provenance
 from gradflow.sweeps._checkpoint import Checkpoint, unfinished_file
 from gradflow.sweeps._dataset import MISSING, RESERVED, configuration, put, row_of, solvers_of, template
 from gradflow.sweeps._groups import Group, group_members, stack
@@ -79,9 +79,9 @@ def sweep(
       that ran at an interruption go on where they were; a store with results of another sweep is refused. With
       `resume=False` it is started over. Two sweeps are the same if their numbers are: those of all members, and what a
       few of every shape give for loss, field and observables at the start and near it; and if their functions, with all
-      constants, data and helpers that these refer to, have the same code; names and places of functions do not count.
-      Functions of installed packages are compared by name. On another machine numbers count within rounding; under
-      another version of Python they alone decide.
+      constants, data and helpers that these refer to, have the same code; where functions stand and what they are
+      called does not count. Functions of installed packages are compared by name. On another machine numbers count
+      within rounding; under another version of Python they alone decide.
     - `batch`: members that run at a time, per device. By default one for every core on a CPU, up to 128 if they are
       tiny, and up to 256 elsewhere, as far as memory goes.
     - `pad`: whether members of several widths run in one program, padded with zeros to the widest; by default wherever
@@ -100,8 +100,8 @@ def sweep(
     attributes; -1 is a member still missing from a store), `t_final`, `loss_first`, `loss_last`, the counts of
     `Solution.stats`, `drift_...` of each conserved quantity, and `error_...` of each of `Solution.errors`. A member
     that fails keeps its partial results. The attributes say how everything was computed: `evaluations_spent` counts
-    also what slots spent in waiting for others; `runs` tells, for every run that added to it, its time, its compiled
-    programs and what each device spent.
+    also evaluations of slots that waited for others; `runs` tells, for every run that added to it, its time, its
+    compiled programs and the evaluations of each device.
 
     **Raises** `ValueError` for bad input, for a sweep that does not fit into memory, and for a store that cannot be
     written or holds another sweep; `RuntimeError` where launched jobs fail, whose finished part the store keeps.
@@ -190,7 +190,7 @@ def sweep(
                 target.record(costs, share)
 
     result = ds.copy(data=arrays)
-    return result.assign_attrs(taken([costs]) if target is None else target.finish())
+    return result.assign_attrs(provenance([costs]) if target is None else target.finish())
 
 
 class Unit(NamedTuple):

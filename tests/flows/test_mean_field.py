@@ -22,8 +22,8 @@ TIGHT = {"rtol": 1e-12, "solver": gf.solvers.Dopri8()}
 
 
 def layered(middle, activation=jnp.tanh, **options):
-    kind = {"first": WIDE, "output": WIDE, "activation": activation} | options
-    return gf.models.MeanFieldStart(2, middle=middle, **kind)
+    settings = {"first": WIDE, "output": WIDE, "activation": activation} | options
+    return gf.models.MeanFieldStart(2, middle=middle, **settings)
 
 
 def drift(problem, nodes, decay=0.0):

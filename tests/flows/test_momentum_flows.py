@@ -56,8 +56,8 @@ def generic(problem, flow, t=0.0):
     """A flow with constant coefficients, with these as leaves: one program serves them all."""
     t = jnp.asarray(t)
     a, b, c = flow.damping(t), flow.hessian_damping(t), flow.gradient_weight(t)
-    impulse = flow.impulse()
-    return gf.SecondOrderFlow(problem, a, b, c, velocity=0.0 if impulse is None else impulse - b)
+    initial = flow.impulse()
+    return gf.SecondOrderFlow(problem, a, b, c, velocity=0.0 if initial is None else initial - b)
 
 
 def stack(flows):
@@ -165,8 +165,8 @@ def test_hessian_free_form_equals_the_hessian_form():
     begin = np.concatenate([START, -0.2 * soft_gradient(START)])
     exact = scipy.integrate.solve_ivp(field, (0.5, 4), begin, "DOP853", ts, rtol=1e-13, atol=1e-14).y[:3].T
     errors = []
-    for kind in (gf.SecondOrderFlow, WithoutDerivative):
-        flow = kind(SOFT, a_of, b_of, c_of, velocity=-0.2, t0=0.5)
+    for flow_class in (gf.SecondOrderFlow, WithoutDerivative):
+        flow = flow_class(SOFT, a_of, b_of, c_of, velocity=-0.2, t0=0.5)
         sol = gf.solve(flow, jnp.asarray(START), ts, rtol=1e-12, solver=gf.solvers.Dopri8())
         errors.append(np.max(np.abs(np.asarray(sol.params) - exact)))
     assert errors[0] < 1e-9
@@ -232,7 +232,7 @@ def slopes(rows, flows, steps=STEPS):
 
 def test_orders_of_resolutions_and_starts():
     """Not on a quadratic: 1/2 at low resolution and with the published start, 1 with the matched one."""
-    kinds = {
+    settings = {
         "low": (lambda s: gf.HeavyBallFlow(SOFT, MU, s, "low"), "heavy_ball", 0.5),
         "paper": (lambda s: gf.HeavyBallFlow(SOFT, MU, s, start="paper"), "heavy_ball", 0.49),
         "matched": (lambda s: gf.HeavyBallFlow(SOFT, MU, s), "heavy_ball", 0.99),
@@ -241,8 +241,8 @@ def test_orders_of_resolutions_and_starts():
         "Nesterov paper": (lambda s: gf.NesterovFlow(SOFT, MU, s, start="paper"), "nesterov", 0.49),
         "Nesterov matched": (lambda s: gf.NesterovFlow(SOFT, MU, s), "nesterov", 0.99),
     }
-    flows = stack([generic(SOFT, make(h**2)) for make, _, _ in kinds.values() for h in STEPS])
-    computed = solve_all(flows, jnp.asarray(START), jnp.broadcast_to(TIMES, (3 * len(kinds), 9)), 1e-10)
+    flows = stack([generic(SOFT, make(h**2)) for make, _, _ in settings.values() for h in STEPS])
+    computed = solve_all(flows, jnp.asarray(START), jnp.broadcast_to(TIMES, (3 * len(settings), 9)), 1e-10)
     runs = {"heavy_ball": [], "rest": [], "nesterov": []}
     for h in STEPS:
         r = (MU * h**2) ** 0.5
@@ -250,14 +250,14 @@ def test_orders_of_resolutions_and_starts():
         runs["heavy_ball"].append(heavy_ball(soft_gradient, START, beta, h**2, steps, 1 + beta)[::every])
         runs["rest"].append(heavy_ball(soft_gradient, START, beta, h**2, steps, 1)[::every])
         runs["nesterov"].append(nesterov(soft_gradient, START, lambda k, beta=beta: beta, h**2, steps)[::every])
-    for i, (name, (_, method, order)) in enumerate(kinds.items()):
+    for i, (name, (_, method, order)) in enumerate(settings.items()):
         assert abs(slopes(runs[method], computed.params[3 * i : 3 * i + 3]) - order) <= 0.03, name
 
 
 @pytest.mark.parametrize("method", ["heavy_ball", "nesterov"])
 def test_orders_on_a_quadratic(method):
     """The same from matrix exponentials and hand-written iterates alone."""
-    kind = gf.HeavyBallFlow if method == "heavy_ball" else gf.NesterovFlow
+    flow_class = gf.HeavyBallFlow if method == "heavy_ball" else gf.NesterovFlow
     for resolution, start, order in (("low", "matched", 0.5), ("high", "paper", 0.49), ("high", "matched", 0.99)):
         rows, exact = [], []
         for h in STEPS:
@@ -267,7 +267,7 @@ def test_orders_on_a_quadratic(method):
                 run = heavy_ball(lambda w: HESSIAN @ w, START, beta, h**2, steps, 1 + beta)
             else:
                 run = nesterov(lambda w: HESSIAN @ w, START, lambda k, beta=beta: beta, h**2, steps)
-            flow = generic(QUADRATIC, kind(QUADRATIC, MU, h**2, resolution, start))
+            flow = generic(QUADRATIC, flow_class(QUADRATIC, MU, h**2, resolution, start))
             rows.append(run[::every])
             exact.append(expm_solution(*(float(n) for n in (flow.a, flow.b, flow.c, flow.velocity)), TIMES))
         assert abs(slopes(rows, exact) - order) <= 0.03, (resolution, start)
@@ -313,12 +313,12 @@ def last_rows(etas, beta, nesterov_):
 def test_second_order_flow_of_fixed_momentum():
     """Second order after the transient; the heavy ball and Nesterov's method from rest, in one program."""
     beta, etas = 0.5, 0.5 * np.array([0.04, 0.02, 0.01])
-    flows = [gf.MomentumFlow(SOFT, eta, beta, kind) for kind in (False, True) for eta in etas]
+    flows = [gf.MomentumFlow(SOFT, eta, beta, is_nesterov) for is_nesterov in (False, True) for eta in etas]
     computed = solve_all(
         stack([generic(SOFT, flow) for flow in flows]), jnp.asarray(START), jnp.full((6, 1), 2.0), 1e-11
     )
-    for i, kind in enumerate((False, True)):
-        rows = last_rows(etas, beta, kind)
+    for i, is_nesterov in enumerate((False, True)):
+        rows = last_rows(etas, beta, is_nesterov)
         gaps = np.linalg.norm(np.asarray(computed.params)[3 * i : 3 * i + 3, 0] - rows, axis=1)
         assert abs(np.log2(gaps[1] / gaps[2]) - 2) <= 0.1
 
@@ -475,8 +475,8 @@ def test_rules_equal_loops_by_hand():
 
 @pytest.mark.parametrize("nesterov_", [False, True])
 def test_fixed_momentum_is_optax(nesterov_):
-    kind = gf.Nesterov if nesterov_ else gf.HeavyBall
-    ours = gf.iterate(kind(SOFT, S, momentum=0.9), jnp.asarray(START), 20)
+    rule_class = gf.Nesterov if nesterov_ else gf.HeavyBall
+    ours = gf.iterate(rule_class(SOFT, S, momentum=0.9), jnp.asarray(START), 20)
     theirs = gf.iterate(gf.OptaxRule(SOFT, optax.sgd(S, momentum=0.9, nesterov=nesterov_), S), jnp.asarray(START), 20)
     np.testing.assert_allclose(ours.params, theirs.params, rtol=1e-12)
     np.testing.assert_allclose(ours.ts, 10 * theirs.ts, rtol=1e-13)
@@ -511,10 +511,10 @@ def test_flows_of_rules():
 
 
 def test_the_rule_diverges_beyond_its_limit_and_the_flow_does_not():
-    for kind, name in ((gf.HeavyBall, "heavy_ball"), (gf.Nesterov, "nesterov")):
+    for rule_class, name in ((gf.HeavyBall, "heavy_ball"), (gf.Nesterov, "nesterov")):
         limit = gf.theory.stable_step(1.0, 0.5, name)
         for factor, status in ((0.98, "ok"), (1.02, "diverged")):
-            rule = kind(Quadratic(jnp.eye(1)), factor * limit, momentum=0.5)
+            rule = rule_class(Quadratic(jnp.eye(1)), factor * limit, momentum=0.5)
             assert gf.iterate(rule, jnp.ones(1), 2000, throw=False).status == status
     flow = gf.HeavyBallFlow(Quadratic(jnp.eye(1)), 0.1, 9.0)
     assert abs(float(gf.solve(flow, jnp.ones(1), [60.0]).final[0])) < 1e-4

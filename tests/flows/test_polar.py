@@ -271,7 +271,7 @@ def test_scaled_weights_shadow_the_flow_of_the_correlation(degree, loss):
 def test_small_weights_at_a_saddle_shadow_the_residual_correlation(loss):
     """Started `delta` away from `(w_n, 0)`, the small block over `delta` follows the residual flow up to `O(delta)`.
 
-    Orthonormal inputs; a ReLU neuron has fitted the first label and sees no other input; three more are small. For
+    Orthonormal inputs; a ReLU neuron has fitted label one and sees no other input; three more are small. For
     logistic loss every input comes eight times, with labels of both signs: 7 to 1 is fitted by `ln 7`.
     """
     if loss is gf.losses.square:

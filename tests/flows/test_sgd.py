@@ -65,8 +65,8 @@ def moments_of_scheme(mean, variance, steps):
 @eqx.filter_jit
 def drift_and_variance(flow):
     drift = jax.vmap(lambda w: flow.vector_field(jnp.zeros(()), w, None))(POINTS)[:, 0]
-    kicks = jax.vmap(lambda w: jax.vmap(lambda e: flow.noise(jnp.zeros(()), w, None, e))(jnp.eye(SAMPLES)))(POINTS)
-    return drift, jnp.sum(kicks[..., 0] ** 2, axis=1)
+    increments = jax.vmap(lambda w: jax.vmap(lambda e: flow.noise(jnp.zeros(()), w, None, e))(jnp.eye(SAMPLES)))(POINTS)
+    return drift, jnp.sum(increments[..., 0] ** 2, axis=1)
 
 
 @eqx.filter_jit
@@ -74,8 +74,8 @@ def mean_and_variance(flow, solver, dt):
     """Of one step; increments enter linearly."""
     step = lambda w, dw: solver.step(flow, None, jnp.zeros(()), dt, w, dw)[0]  # noqa: E731
     mean = jax.vmap(lambda w: step(w, jnp.zeros(SAMPLES)))(POINTS)
-    kicks = jax.vmap(lambda w: jax.vmap(lambda e: step(w, jnp.sqrt(dt) * e))(jnp.eye(SAMPLES)))(POINTS)
-    return mean, jnp.sum((kicks - mean[:, None]) ** 2, axis=1)
+    increments = jax.vmap(lambda w: jax.vmap(lambda e: step(w, jnp.sqrt(dt) * e))(jnp.eye(SAMPLES)))(POINTS)
+    return mean, jnp.sum((increments - mean[:, None]) ** 2, axis=1)
 
 
 ETAS = 0.2 / 2.0 ** np.arange(5)
@@ -132,17 +132,17 @@ def test_the_stabilised_method_is_stable_as_far_as_it_says(stages):
     solver = gf.solvers.SKROCK(1.0, spectral_radius=end)
     assert solver.stages == stages
     run = jax.jit(lambda y, dw: solver.step(flow, None, jnp.zeros(()), jnp.ones(()), y, dw))
-    factor, kick = (np.asarray(run(jnp.full(400, a), jnp.full(400, 1 - a))) for a in (1.0, 0.0))
+    factor, noise = (np.asarray(run(jnp.full(400, a), jnp.full(400, 1 - a))) for a in (1.0, 0.0))
     w0, top = 1 + 0.05 / stages**2, np.eye(stages + 1)[stages]
     slope = chebyshev.chebder(top)
     w1 = chebyshev.chebval(w0, top) / chebyshev.chebval(w0, slope)
     inside = w0 - w1 * rates
     np.testing.assert_allclose(factor, chebyshev.chebval(inside, top) / chebyshev.chebval(w0, top), atol=1e-11)
     expected = chebyshev.chebval(inside, slope) / chebyshev.chebval(w0, slope) * (1 - w1 * rates / 2)
-    np.testing.assert_allclose(kick, expected, atol=1e-11)
+    np.testing.assert_allclose(noise, expected, atol=1e-11)
     assert np.all(np.abs(factor) < 1)
     # The noise of a direction never piles up: the stationary variance stays below the exact one, and reaches it.
-    ratio = 2 * rates * kick**2 / (1 - factor**2)
+    ratio = 2 * rates * noise**2 / (1 - factor**2)
     assert ratio.max() <= 1
     assert ratio[0] > 0.99
 
@@ -221,14 +221,14 @@ def test_covariance_is_that_of_all_batches(reduction, sampling, key):
 
     @eqx.filter_jit
     def both(flow):
-        kick = lambda e: jax.flatten_util.ravel_pytree(flow.noise(jnp.zeros(()), trainable, frozen, e))[0]  # noqa: E731
+        noise = lambda e: jax.flatten_util.ravel_pytree(flow.noise(jnp.zeros(()), trainable, frozen, e))[0]  # noqa: E731
         per_sample = lambda v: flow.problem.per_sample(eqx.combine(back(v), frozen))  # noqa: E731
-        return jax.vmap(kick)(jnp.eye(SAMPLES)), jax.jacobian(per_sample)(flat)
+        return jax.vmap(noise)(jnp.eye(SAMPLES)), jax.jacobian(per_sample)(flat)
 
-    kicks, gradients = (np.asarray(a) for a in both(flow))
+    increments, gradients = (np.asarray(a) for a in both(flow))
     means = np.stack([gradients[list(batch)].mean(axis=0) for batch in batches(2, sampling)])
     means *= SAMPLES if reduction == "sum" else 1
-    np.testing.assert_allclose(kicks.T @ kicks / 0.3, np.cov(means.T, bias=True), atol=1e-12)
+    np.testing.assert_allclose(increments.T @ increments / 0.3, np.cov(means.T, bias=True), atol=1e-12)
 
 
 @pytest.mark.slow

@@ -124,7 +124,7 @@ def deep(output, rule, accuracy, max_weights=1_000_000):
     return x, y, start, want, {"accuracy": accuracy, "rule": rule, "max_weights": max_weights}
 
 
-PROBLEMS = {f"{kind}, dimension {d + 1}": (case, d, kind) for d in range(1, 5) for kind in ("smooth", "tight", "atoms")}
+PROBLEMS = {f"{name}, dimension {d + 1}": (case, d, name) for d in range(1, 5) for name in ("smooth", "tight", "atoms")}
 PROBLEMS |= {f"ReLU, dimension {d + 1}": (case, d, "relu") for d in (1, 2)}
 PROBLEMS |= {f"float32, dimension {d + 1}": (single_precision, d) for d in (1, 2)}
 PROBLEMS |= {

@@ -212,8 +212,8 @@ def test_the_observable_tells_who_slides_and_when(sliding):
     observed = np.asarray(finest.observed["sliding"])
     observable = gf.observables.SlidingNeurons(problem, 0.005)
     np.testing.assert_array_equal(eqx.filter_jit(eqx.filter_vmap(observable))(finest.params), observed)
-    started = {(j, i): t for t, j, i, kind in log if kind == 2}
-    ended = {(j, i): t for t, j, i, kind in log if kind == 1}
+    started = {(j, i): t for t, j, i, event in log if event == 2}
+    ended = {(j, i): t for t, j, i, event in log if event == 1}
     assert set(ended) < set(started)
     columns = {0: slice(0, 3), 1: slice(3, 4)}  # the first input stands there three times
     for (j, i), began in started.items():
@@ -248,7 +248,7 @@ def test_sliding_costs_less_smoothed_and_the_energy_identity_holds(sliding):
     assert left.max() < gap.max()
     finest = computed.runs[-1]
     assert int(rough.stats["gradient_evaluations"]) > 2 * int(finest.stats["gradient_evaluations"])
-    # Chattering, the squared gradient exceeds that of the average field, whatever the tolerance.
+    # Chattering, the squared gradient exceeds that of the average field, at any tolerance.
     assert float(rough.drift["energy"]) > 0.1
     assert float(finest.drift["energy"]) < 1e-4
     assert float(finest.drift["balancedness"]) < 1e-6

@@ -217,7 +217,7 @@ def test_eigenvalues_of_a_network_against_the_dense_hessian(loss, k):
 )
 @pytest.mark.parametrize("k", [1, 3])
 def test_multiple_zero_and_negative_eigenvalues(case, k):
-    """Every eigenvalue as often as it occurs, whatever its sign, within the bound and the rounding of the products."""
+    """Every eigenvalue as often as it occurs, of either sign, within the bound and the rounding of the products."""
     exact = np.sort(np.asarray(case[1], float))[::-1]
     largest = np.max(np.abs(exact))
     values, bounds, products = with_bounds(symmetric(exact), k, rtol=1e-9, iterations=50)

@@ -72,7 +72,7 @@ def test_particles_in_the_plane_are_those_of_the_radial_reduction():
 def test_particles_in_ten_dimensions_tend_to_the_radial_reduction():
     """Mean risks of 24 networks, each on 500 inputs of its own: above the limit by `1 / N`, without that at the limit.
 
-    Networks stray from the limit like `N^-1/2`, and their risks are higher by half the square of that.
+    Networks deviate from the limit like `N^-1/2`, and their risks are higher by half the square of that.
     """
     dim, ts = 10, [1.0, 4.0]
     laws = {"first": Radius(dim, 0.3), "output": Discrete([1.0])}

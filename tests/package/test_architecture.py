@@ -21,6 +21,7 @@ import gradflow as gf
 from gradflow.studies._by_name import function_for, studies_in
 
 ROOT = pathlib.Path(gf.__file__).parent
+HERE = pathlib.Path(__file__).resolve()
 
 # A file may import from its own rank and from ranks above it. Rooms of one rank leave each other alone,
 # except that a rule names its flows.
@@ -132,7 +133,12 @@ GLOSSARY = {
     r"\bdear(er|est)?\b": "expensive",
     r"\bfor ever\b": "indefinitely",
     r"\bnobody\b": "say plainly what is meant",
-    r"\btold apart\b": "distinguished, separated",
+    r"\bt(old|ells?) apart\b": "distinguished, separated",
+    r"\bwhatever\b": "any, at any",
+    r"\bpulls?\b|\bfirst labels?\b": "residuals; residuals at the origin",
+    r"\bclass Extrapolated\b": "FilippovSolution",
+    r"\bclass Pursuit\b": "NeuronPursuitResult",
+    r"\bmild_two_layer\(": "mildly_parametrised",
     r"\bdeserted": "uncovered",
     r"\bstray(s|ed)?\b": "deviate",
     r"\basleep\b|\bwakes? up\b": "dormant, becomes active",
@@ -141,7 +147,7 @@ GLOSSARY = {
     r"(?-i:\b(GAIN|FAR|WARM|SETTLED|TROUBLE|FORGET|YOUNG|PATIENCE|EARLIEST|TAKEN)\b)": "what it bounds",
     r"\bin the air\b": "unfinished",
     r"\bflow_(cost|gradients)\b|\blate_gradients\b": "flow_gradient_evaluations",
-    r"\"(heavy-ball|gradient-descent)\"": "heavy_ball, gradient_descent as values",
+    r"\"(heavy-ball|gradient-descent)\"|\"heavy ball\" *[:\]]": "heavy_ball, gradient_descent as values",
     r"(^|[\s(\[`,=~-])\.\d+(?!f)": "0.1, with a zero, in prose and tables",
 }
 """Words that may not return, and those to use instead: one term per concept, the field's own."""
@@ -170,11 +176,37 @@ GLOSSARY_OF_SWEEPS = {
 }
 """Likewise in the room `sweeps`; upper and lower case differ."""
 
+GLOSSARY_OF_NAMES = {
+    "found": "what it is: sol, ds, result, eigenvalues",
+    "own": "what it is: diagonal, labelled, alone",
+    "moved": "displaced, stepped, shifted, velocity",
+    "kind": "what it is: dtype, solver_class, scaling",
+    "rest": "static, remaining",
+    "known": "reference, available, method",
+    "kept": "cached, chosen, identity",
+    "taken": "provenance",
+    "spent": "num_evaluations, costs",
+    "watched": "controlled",
+    "told": "description, reported",
+    "said": "message, description",
+    "pull": "residuals",
+    "pulls": "residuals",
+    "least": "min_ and what it is the minimum of",
+    "most": "max_ and what it is the maximum of",
+    "beside": "sidecar",
+    "impulse": "initial_momentum",
+}
+"""Words that may not be names of variables, and what to call these instead; in prose they are plain English."""
+
+PUBLIC_NAMES = {"kind", "least", "most"}
+"""Of those, arguments that functions take by name."""
+
 
 def test_words_are_those_of_the_field():
     top = ROOT.parent
     texts = [*ROOT.rglob("*.py"), *(top / "notebooks").glob("*.py"), *(top / "benchmarks").rglob("*.py")]
     texts += [top / "README.md", ROOT / "CHANGES.md", *(ROOT / "guide").glob("*.md")]
+    texts += [path for path in (top / "tests").rglob("*.*") if path.suffix in (".py", ".md") and path != HERE]
     used = [
         f"{path.relative_to(top)}: {computed.group().strip()!r}: {instead}"
         for path in texts
@@ -192,6 +224,50 @@ def test_words_of_sweeps_are_those_of_the_field():
         for computed in re.finditer(word, path.read_text(), re.MULTILINE)
     ]
     assert not used, "\n".join(used)
+
+
+def named(tree):
+    """Variables and arguments of the functions and of the script in a file, each with its line."""
+    fields = {id(name) for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for name in node.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AnnAssign) and id(node) in fields:
+            fields.add(id(node.target))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and id(node) not in fields:
+            yield node.lineno, node.id
+        elif isinstance(node, ast.arg) and node.arg not in PUBLIC_NAMES:
+            yield node.lineno, node.arg
+
+
+def test_variables_are_called_what_they_are():
+    top = ROOT.parent
+    used = [
+        f"{path.relative_to(top)}:{line}: {name!r}: {GLOSSARY_OF_NAMES[name]}"
+        for room in (ROOT, top / "notebooks", top / "benchmarks", top / "tests")
+        for path in sorted(room.rglob("*.py"))
+        for line, name in named(ast.parse(path.read_text()))
+        if name in GLOSSARY_OF_NAMES
+    ]
+    assert not used, "\n".join(used)
+
+
+def test_the_command_line_holds_no_science():
+    """Commands read options, call a study and report; only the list of what the package holds looks into the rooms."""
+    allowed = {
+        "cli",
+        "_checks",
+        "_solution",
+        "stores",
+        "sweeps",
+        "studies",
+        "plot",
+        "tables",
+        "gradflow",
+        "__version__",
+    }
+    for path in (ROOT / "cli").glob("*.py"):
+        if path.stem != "_info":
+            assert imported_rooms(ast.parse(path.read_text())) <= allowed, path.name
 
 
 def test_sweeps_ask_no_type_of_what_they_run():

@@ -48,9 +48,9 @@ def test_class_indices_beyond_the_outputs(run):
         ("cross_entropy", np.ones((20, 3)), "rows of probabilities that sum to one.*first 3"),
         ("cross_entropy", 2 * np.eye(4)[np.arange(20) % 4] - 1, "hold probabilities.*first -1"),
         ("cross_entropy", np.full((20, 2), np.nan), "be finite"),
-        ("logistic", np.arange(20) % 2, "hold .1 and -1 for the loss `logistic`"),
-        ("exponential", np.arange(20) % 2, "hold .1 and -1 for the loss `exponential`"),
-        ("hinge", np.arange(20) % 3 + 1, "hold .1 and -1 for the loss `hinge`"),
+        ("logistic", np.arange(20) % 2, r"hold \+1 and -1 for the loss `logistic`"),
+        ("exponential", np.arange(20) % 2, r"hold \+1 and -1 for the loss `exponential`"),
+        ("hinge", np.arange(20) % 3 + 1, r"hold \+1 and -1 for the loss `hinge`"),
         ("square", np.full(20, np.nan), "be finite"),
     ],
 )

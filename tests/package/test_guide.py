@@ -107,7 +107,7 @@ def test_pages_are_those_that_are_listed():
 @pytest.mark.parametrize("name", PAGES)
 def test_the_command_prints_a_page(name, monkeypatch, capsys):
     text = read_page(name)
-    assert text.isascii()  # plain text, whatever a terminal or a pipe takes
+    assert text.isascii()  # plain text, for terminals and pipes of any encoding
     title, summary = text.split("\n\n", 2)[:2]
     assert re.fullmatch(r"# \S.*", title)
     assert len(summary) > 40

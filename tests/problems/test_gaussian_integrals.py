@@ -100,12 +100,12 @@ def test_relu_of_two_and_three_fields_against_an_angular_integral():
 def test_relu_of_four_fields_against_simulation():
     """Within four standard errors of 10^6 samples."""
     relu, rng = activations.ReLU(), np.random.default_rng(0)
-    for kind, seed in [("regular", 0), ("regular", 1), ("coincident", 2)]:
-        C = covariance(kind, seed)
+    for name, seed in [("regular", 0), ("regular", 1), ("coincident", 2)]:
+        C = covariance(name, seed)
         x = rng.multivariate_normal(np.zeros(4), C, size=1_000_000, method="eigh")
         values = (x[:, 0] > 0) * (x[:, 1] > 0) * np.maximum(x[:, 2], 0) * np.maximum(x[:, 3], 0)
         error = np.std(values) / 1000
-        assert abs(float(relu.i4(entries(C))) - np.mean(values)) <= 4 * error, kind
+        assert abs(float(relu.i4(entries(C))) - np.mean(values)) <= 4 * error, name
 
 
 def test_relu_of_four_dependent_fields_against_an_angular_integral():
@@ -240,8 +240,8 @@ def test_kinks_count_and_are_told_of():
     for part in ("i2", "j2", "k2", "i3", "i4"):
         assert abs(float(getattr(general, part)(C) - getattr(reference, part)(C))) < general.promised, part
     assert 1e-5 < general.promised < 0.05
-    assert general.kinked
-    assert not activations.Quadrature(jnp.tanh).kinked
+    assert general.nonsmooth
+    assert not activations.Quadrature(jnp.tanh).nonsmooth
 
 
 def test_activations_with_parameters_and_under_a_trace():

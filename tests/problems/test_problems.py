@@ -266,8 +266,8 @@ def test_margin_losses_ask_for_signs(loss):
             gf.EmpiricalRisk(GOOD, y, fn, linear)
     with pytest.raises(ValueError, match="something else in 2 of 3"):
         gf.EmpiricalRisk(GOOD, np.array([True, False, False]), fn, linear)
-    for kind in ("int8", "float32"):
-        assert gf.EmpiricalRisk(GOOD, np.array([1, -1, 1], kind), fn, linear).y.dtype == kind
+    for dtype in ("int8", "float32"):
+        assert gf.EmpiricalRisk(GOOD, np.array([1, -1, 1], dtype), fn, linear).y.dtype == dtype
     # Traced targets cannot be looked at, a loss of the user's own is left alone, and so are probabilities.
     risk = jax.vmap(lambda y: gf.EmpiricalRisk(GOOD, y, fn, linear)(jnp.zeros(3)))(jnp.array([[1.0, 0, 0], [1, -1, 1]]))
     assert risk[0] == risk[1]

@@ -434,7 +434,7 @@ def dot_precisions(jaxpr):
 
 
 def test_matrix_products_run_at_full_precision(small_mlp):
-    """Whatever the device's default: in `solve`, in `iterate` and in observables called by themselves."""
+    """At any default of the device: in `solve`, in `iterate` and in observables called by themselves."""
     problem, model = small_mlp
     arrays, static = eqx.partition(model, eqx.is_array)
     observe = {"ntk": gf.observables.NTK(problem), "top": gf.observables.Sharpness(problem, iterations=3)}

@@ -12,10 +12,10 @@ from gradflow.solvers._conjugate_residual import RECALLED, conjugate_residual
 
 
 @jax.jit
-def solve_systems(matrix, r, tolerance, least=0, most=300, size=1.0):
+def solve_systems(matrix, r, tolerance, min_iterations=0, max_iterations=300, size=1.0):
     def one(matrix, r):
         norm = lambda v: jnp.sqrt(jnp.mean((v / size) ** 2))  # noqa: E731
-        unit, counts = jnp.ones((), r.dtype), (jnp.asarray(least), jnp.asarray(most))
+        unit, counts = jnp.ones((), r.dtype), (jnp.asarray(min_iterations), jnp.asarray(max_iterations))
         return conjugate_residual(lambda p: matrix @ p, unit, r, norm, tolerance, unit, *counts)
 
     return jax.vmap(one)(matrix, r)

@@ -139,7 +139,7 @@ def at(flow, t):
 
 @eqx.filter_jit
 def march(method, flow, y, history, t, h, steps):
-    """Equal steps of one order by hand, whatever the error; the state, and whether every step could be solved."""
+    """Equal steps of one order by hand, without error control; the state, and whether every step could be solved."""
     control = gf.solvers.StepControl(jnp.asarray(TIGHT), None)
     floor = jax.tree_util.tree_map(jnp.ones_like, y)
     k = history.order
@@ -241,10 +241,10 @@ def systems(draw, count=60, size=30, seed=0):
 
 
 @jax.jit
-def solve_systems(matrix, r, sizes, tolerance, smallest, least=0, most=300):
+def solve_systems(matrix, r, sizes, tolerance, smallest, min_iterations=0, max_iterations=300):
     def one(matrix, r, sizes, smallest):
         norm = lambda v: jnp.sqrt(jnp.mean((v / sizes) ** 2))  # noqa: E731
-        unit, counts = jnp.ones((), r.dtype), (jnp.asarray(least), jnp.asarray(most))
+        unit, counts = jnp.ones((), r.dtype), (jnp.asarray(min_iterations), jnp.asarray(max_iterations))
         return conjugate_gradient(lambda p: matrix @ p, unit, r, norm, tolerance, smallest, *counts)
 
     return jax.vmap(one)(matrix, r, sizes, smallest)
@@ -623,11 +623,11 @@ def test_fixed_order_is_kept():
     assert steps[3] < 1.3 * steps[1]
 
 
-def watch(flow, start, ts, solver, rtol=1e-5, most=3000):
+def watch(flow, start, ts, solver, rtol=1e-5, max_attempts=3000):
     """Runs step by step: time, whether implicit, and the method's state after each."""
     setup = AdaptiveRun(
         flow, None, start, jnp.asarray(ts), {}, solver, gf.solvers.StepControl(jnp.asarray(rtol), None), None,
-        jnp.asarray(most), False,
+        jnp.asarray(max_attempts), False,
     )  # fmt: skip
     carry, seen = begin(setup), []
     while int(carry.code) == Status.RUNNING:

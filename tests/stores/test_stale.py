@@ -15,7 +15,7 @@ import gradflow as gf
 from gradflow.programs import code_of
 from gradflow.sweeps import _identity, _scheduler
 from gradflow.sweeps._checkpoint import Checkpoint
-from gradflow.sweeps._part import kept
+from gradflow.sweeps._part import load_or_compute
 from gradflow.sweeps._slots import SlotState
 
 SOURCE = """
@@ -358,7 +358,7 @@ def test_a_part_of_a_study_is_taken_only_from_the_same_numbers(tmp_path):
 
     def take(slope, config=1):
         starts = lambda: {"vector field": jnp.asarray([1.0, slope]), "loss": jnp.asarray(1.0)}  # noqa: E731
-        return kept(tmp_path / "a.zarr", {"n": config}, compute, starts, resume=True)
+        return load_or_compute(tmp_path / "a.zarr", {"n": config}, compute, starts, resume=True)
 
     first = take(2.0)
     xr.testing.assert_equal(take(2.0 * (1 + 1e-15)), first)

@@ -30,14 +30,14 @@ def member(width, scale, seed):
     return gf.GradientFlow(CIRCLE), model
 
 
-class Tally:
+class TraceCounter:
     """Shapes with which a problem was traced. Equal to itself alone, and named alike in every process."""
 
     def __init__(self):
         self.shapes = []
 
     def __repr__(self):
-        return "Tally()"
+        return "TraceCounter()"
 
 
 class Decay(eqx.Module):
@@ -45,20 +45,20 @@ class Decay(eqx.Module):
 
     rate: jax.Array
     edge: jax.Array
-    tally: Tally = eqx.field(static=True)
+    counter: TraceCounter = eqx.field(static=True)
 
     def __call__(self, w):
-        self.tally.shapes.append(w.shape)
+        self.counter.shapes.append(w.shape)
         # Multiplied in, since a `where` around the loss would keep NaN from the gradient.
         return 0.5 * self.rate * jnp.sum(w**2) * jnp.where(w[0] < self.edge, jnp.nan, 1.0)
 
 
-ONE_FOR_ALL = Tally()
+ONE_FOR_ALL = TraceCounter()
 
 
-def decay(rate, size=3, edge=-jnp.inf, start=1.0, tally=ONE_FOR_ALL):
+def decay(rate, size=3, edge=-jnp.inf, start=1.0, counter=ONE_FOR_ALL):
     """`w' = -rate w` from `start`; a module and functions of this file, so that tests share compiled programs."""
-    problem = Decay(jnp.asarray(rate, float), jnp.asarray(edge, float), tally)
+    problem = Decay(jnp.asarray(rate, float), jnp.asarray(edge, float), counter)
     return gf.GradientFlow(problem), jnp.full(size, start)
 
 
@@ -83,7 +83,7 @@ def grouped(build, axes):
 
 
 def bitwise(a, b):
-    """Whether two data sets hold the same bits, whatever they say about how long it took."""
+    """Whether two data sets hold the same bits, their records of time aside."""
     same = all(np.array_equal(a[n].values, b[n].values, equal_nan=a[n].dtype.kind == "f") for n in a.variables)
     return set(a.variables) == set(b.variables) and same
 
@@ -162,17 +162,17 @@ def test_string_axis_and_observables_of_the_flow():
     """The observable sees the flow of its own member; coordinates reach `build` as plain Python values."""
     minima, seen = {"near": 0.5, "farther": -3.0}, []
 
-    def build(kind, start):
-        seen.append((kind, start))
-        return gf.GradientFlow(Shifted(jnp.full(2, minima[kind]))), jnp.full(2, float(start))
+    def build(label, start):
+        seen.append((label, start))
+        return gf.GradientFlow(Shifted(jnp.full(2, minima[label]))), jnp.full(2, float(start))
 
-    ds = quietly(build, {"kind": list(minima), "start": range(2)}, observe=lambda flow: {"risk": flow.problem})
-    assert seen == [(kind, start) for kind in minima for start in range(2)]
-    assert all(type(kind) is str and type(start) is int for kind, start in seen)
-    for kind, minimum in minima.items():
+    ds = quietly(build, {"label": list(minima), "start": range(2)}, observe=lambda flow: {"risk": flow.problem})
+    assert seen == [(label, start) for label in minima for start in range(2)]
+    assert all(type(label) is str and type(start) is int for label, start in seen)
+    for label, minimum in minima.items():
         for start in range(2):
             exact = (start - minimum) ** 2 * np.exp(-2 * TS)
-            np.testing.assert_allclose(ds.risk.sel(kind=kind, start=start), exact, rtol=20 * RTOL)
+            np.testing.assert_allclose(ds.risk.sel(label=label, start=start), exact, rtol=20 * RTOL)
 
 
 @pytest.mark.slow
@@ -244,12 +244,12 @@ def test_a_flow_that_starts_late_refuses_earlier_save_times():
 @pytest.mark.slow
 def test_one_program_per_shape_and_none_for_a_second_sweep():
     """How often the problem is traced does not depend on the number of members, but for the check of each shape."""
-    counter = Tally()
+    counter = TraceCounter()
 
     def run(sizes, rates):
         before = len(counter.shapes), _scheduler.run_segment._cached._cache_size()
         axes = {"size": sizes, "rate": rates}
-        quietly(lambda size, rate: decay(rate, size, tally=counter), axes, batch=2, pad=False)
+        quietly(lambda size, rate: decay(rate, size, counter=counter), axes, batch=2, pad=False)
         return len(counter.shapes) - before[0], _scheduler.run_segment._cached._cache_size() - before[1]
 
     first_two, programs = run([2, 5], [0.1, 0.2])
@@ -447,15 +447,15 @@ def test_resuming_an_interrupted_sweep_gives_the_same_bits(tmp_path, counted, sh
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.zarr"]
 
 
-@pytest.mark.parametrize("kept", [b"", b"garbage", None])
-def test_a_checkpoint_that_cannot_be_read_starts_over(tmp_path, counted, kept):
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_a_checkpoint_that_cannot_be_read_starts_over(tmp_path, counted, content):
     path = tmp_path / "a.zarr"
     whole = run_stored(None)
     counted.after = len(counted) + 5
     with pytest.raises(KeyboardInterrupt):
         run_stored(path)
     (left,) = tmp_path.glob(".a.zarr.progress/in-flight*")
-    left.unlink() if kept is None else left.write_bytes(kept)
+    left.unlink() if content is None else left.write_bytes(content)
     counted.after = None
     assert bitwise(run_stored(path), whole)
 

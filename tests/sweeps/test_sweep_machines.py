@@ -331,8 +331,8 @@ def test_members_that_fail_among_many_change_no_bit_of_the_others(slots, monkeyp
 # Memory
 
 
-@pytest.mark.parametrize("kept", [0, 500, 2**20])
-def test_members_that_are_not_kept_are_built_again(kept, monkeypatch):
+@pytest.mark.parametrize("budget", [0, 500, 2**20])
+def test_members_that_are_not_kept_are_built_again(budget, monkeypatch):
     calls = []
 
     def build(i):
@@ -341,10 +341,10 @@ def test_members_that_are_not_kept_are_built_again(kept, monkeypatch):
 
     axes = {"i": range(40)}
     plain = gf.sweep(slow_or_fast, axes, [0.0, 1.0], batch=2, **TSIT5)
-    monkeypatch.setattr(_members, "KEPT", kept)
+    monkeypatch.setattr(_members, "KEPT", budget)
     ds = gf.sweep(build, axes, [0.0, 1.0], batch=2, **TSIT5)
     assert bitwise(ds, plain)
-    assert (len(calls) == 40) == (kept == 2**20)
+    assert (len(calls) == 40) == (budget == 2**20)
 
 
 def test_a_build_that_returns_something_else_later_is_refused(monkeypatch):

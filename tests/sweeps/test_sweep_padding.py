@@ -18,15 +18,15 @@ COUNTS = ["steps", "accepted", "gradient_evaluations", "hessian_vector_products"
 
 def deep(width, seed):
     """Two hidden layers with biases, of an activation that is not zero at zero, and factors that know the width."""
-    kind = {"depth": 2, "activation": jax.nn.sigmoid, "parametrisation": "ntk", "init_scale": 0.5}
-    model = gf.models.MLP(2, width, **kind, key=jax.random.key(seed))
+    settings = {"depth": 2, "activation": jax.nn.sigmoid, "parametrisation": "ntk", "init_scale": 0.5}
+    model = gf.models.MLP(2, width, **settings, key=jax.random.key(seed))
     model = eqx.tree_at(lambda m: m.biases, model, tuple(b + 0.1 * (seed + 1) for b in model.biases))
     return gf.GradientFlow(CIRCLE), model
 
 
 def shallow(width, seed):
-    kind = {"activation": jax.nn.sigmoid, "parametrisation": "ntk", "init_scale": 0.5}
-    return gf.GradientFlow(CIRCLE), gf.models.TwoLayer(2, width, **kind, key=jax.random.key(seed))
+    settings = {"activation": jax.nn.sigmoid, "parametrisation": "ntk", "init_scale": 0.5}
+    return gf.GradientFlow(CIRCLE), gf.models.TwoLayer(2, width, **settings, key=jax.random.key(seed))
 
 
 def descent(width, seed):

@@ -113,9 +113,9 @@ def test_resuming_an_interrupted_sweep_gives_the_same_bits(tmp_path, segments, w
 
 @pytest.mark.slow
 def test_a_store_of_other_paths_is_refused(tmp_path):
-    def run(shift=0, dt=0.05, kind=gf.solvers.EulerMaruyama):
+    def run(shift=0, dt=0.05, solver_class=gf.solvers.EulerMaruyama):
         build = lambda seed: path(0.1, seed + shift)  # noqa: E731
-        return quietly(build, {"seed": [0, 1]}, solver=kind(dt), store=tmp_path / "a.zarr")
+        return quietly(build, {"seed": [0, 1]}, solver=solver_class(dt), store=tmp_path / "a.zarr")
 
     first = run()
     assert bitwise(run(), first)
@@ -124,7 +124,7 @@ def test_a_store_of_other_paths_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"solver_numbers: \[0.05\] -> \[0.025\]"):
         run(dt=0.025)
     with pytest.raises(ValueError, match=r'solver: "EulerMaruyama" -> "SmallNoise"'):
-        run(kind=gf.solvers.SmallNoise)
+        run(solver_class=gf.solvers.SmallNoise)
 
 
 @pytest.mark.slow

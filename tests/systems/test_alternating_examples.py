@@ -81,9 +81,9 @@ def test_linear_attention_learns_principal_components_in_order():
     correlation = gf.NeuralCorrelation(problem, 3)
     points = gf.theory.kkt_points(correlation, LinearAttention(jnp.ones((1, 7)), 3), every=True)
     np.testing.assert_allclose(np.unique(points.values.round(9))[::-1], predicted, rtol=1e-7)
-    assert {kind for value, kind in zip(points.values, points.kinds, strict=True) if value < 0.99 * predicted[0]} == {
-        "saddle"
-    }
+    assert {
+        point_kind for value, point_kind in zip(points.values, points.kinds, strict=True) if value < 0.99 * predicted[0]
+    } == {"saddle"}
     rows = np.random.default_rng(0).normal(size=(3, 7))
     norms = np.array([1e-2, 5e-3, 3e-3])
     model = LinearAttention(jnp.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True)), 3)

@@ -96,10 +96,10 @@ def test_every_point_of_a_relu_neuron_in_the_plane():
         points = gf.theory.kkt_points(correlation, neuron, every=True, starts=256)
         by_hand = in_the_plane(x, z)
         assert points.settled.all()
-        for value, kind, kinks in zip(points.values, points.kinds, points.kinks, strict=True):
+        for value, point_kind, kinks in zip(points.values, points.kinds, points.kinks, strict=True):
             match = [k for v, k in by_hand if abs(v - value) < 1e-7]
-            assert kind in match
-            assert kinks == 1 or kind == "maximum"
+            assert point_kind in match
+            assert kinks == 1 or point_kind == "maximum"
         assert points.values[0] == pytest.approx(by_hand[0][0], rel=1e-9)
         expected += len(by_hand)
         missed += sum(not np.any(np.abs(points.values - value) < 1e-7) for value, _ in by_hand)

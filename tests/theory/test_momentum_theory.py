@@ -128,10 +128,10 @@ def linear_problem():
     return gf.EmpiricalRisk(x, y, gf.losses.square, predict_linear), jnp.asarray(rng.normal(size=7))
 
 
-SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in (None, gf.HeavyBallFlow)]
+SLOW_FLOWS = [pytest.param(flow, marks=pytest.mark.slow) for flow in (None, gf.HeavyBallFlow)]
 
 
-@pytest.mark.parametrize("kind", [gf.NesterovFlow, *SLOW_KINDS])
+@pytest.mark.parametrize("kind", [gf.NesterovFlow, *SLOW_FLOWS])
 def test_closed_form_of_a_linear_model(linear_problem, kind):
     """Where the model is linear nothing is approximated: predictions of the flow of its parameters."""
     problem, start = linear_problem
@@ -221,14 +221,14 @@ def convex():
     return problems, jnp.asarray(np.array(minima)), jnp.asarray(rng.normal(size=(100, 3)) * 2)
 
 
-def watched(make, convex, horizon, kinds=("sharp", "published")):
+def lyapunov_along(make, convex, horizon, versions=("sharp", "published")):
     problems, minima, starts = convex
     # Step sizes of the method up to one over the sharpness, and so for the flow.
     bound = 0.25 * jnp.sum(problems.matrix**2, axis=(1, 2)) + problems.mu
     distances = jnp.exp(jnp.asarray(np.random.default_rng(1).uniform(-4, 0, size=100)))
 
     def run(problem, minimum, start, s):
-        observe = {kind: gf.observables.Lyapunov(minimum, kind=kind) for kind in kinds}
+        observe = {version: gf.observables.Lyapunov(minimum, kind=version) for version in versions}
         flow = make(problem, s)
         ts = jnp.asarray(flow.t0) + horizon * jnp.linspace(0, 1, 101)
         return gf.solve(flow, start, ts, rtol=1e-9, observe=observe, throw=False, save_params=False)
@@ -241,7 +241,7 @@ def watched(make, convex, horizon, kinds=("sharp", "published")):
 @pytest.mark.parametrize("resolution", ["high", "low"])
 def test_lyapunov_functions_of_strongly_convex_flows(convex, kind, resolution):
     """They fall at the rates stated, `exp(-sqrt(mu) t)` and `exp(-sqrt(mu) t / 4)`, on every problem."""
-    sol = watched(lambda problem, s: kind(problem, problem.mu, s, resolution), convex, 8.0)
+    sol = lyapunov_along(lambda problem, s: kind(problem, problem.mu, s, resolution), convex, 8.0)
     assert (sol.code == 0).all()
     root = np.sqrt(np.asarray(convex[0].mu))[:, None]
     for name, rate in (("sharp", root), ("published", root / 4)):
@@ -254,7 +254,9 @@ def test_lyapunov_functions_of_strongly_convex_flows(convex, kind, resolution):
 @pytest.mark.slow
 @pytest.mark.parametrize(("resolution", "alpha"), [("high", 3.0), ("low", 3.0), ("high", 5.0)])
 def test_lyapunov_function_of_the_convex_flow(convex, resolution, alpha):
-    sol = watched(lambda problem, s: gf.NesterovConvexFlow(problem, s, alpha, resolution), convex, 8.0, ("sharp",))
+    sol = lyapunov_along(
+        lambda problem, s: gf.NesterovConvexFlow(problem, s, alpha, resolution), convex, 8.0, ("sharp",)
+    )
     assert (sol.code == 0).all()
     values = np.asarray(sol.observed["sharp"])
     assert np.all(np.diff(values, axis=1) <= 1e-7 * values[:, :1])

@@ -14,7 +14,7 @@ from gradflow.programs import captured
 Entries = Float[Array, "..."]
 
 MOST = 256
-"""Nodes per field, at most: what smooth activations do not need and kinked ones do not profit from."""
+"""Nodes per field, at most: what smooth activations do not need and nonsmooth ones do not profit from."""
 
 FARTHEST = 30.0
 """Standard deviations beyond which nothing is looked at: the density is `1e-196` there."""
@@ -24,19 +24,19 @@ BEYOND = 0.01
 
 
 class Rule(NamedTuple):
-    """Equidistant nodes `h (i + 1/2)` up to `reach` standard deviations, weighted by the density.
+    """Equidistant nodes `h (i + 1/2)` up to `extent` standard deviations, weighted by the density.
 
     For integrands analytic in a strip about the real axis the error is exponential in the width of the strip over `h`,
     also where they saturate, which polynomials do not follow. No node is at zero, where many activations have kinks.
     """
 
-    reach: float
+    extent: float
     nodes: int
     finer: int  # points of a table over nodes in the same range
 
     @property
     def spacing(self) -> float:
-        return 2 * self.reach / self.nodes
+        return 2 * self.extent / self.nodes
 
     @property
     def places(self) -> np.ndarray:
@@ -62,11 +62,11 @@ UNKNOWN = Rule(6.5, 128, finer(1e-6))
 
 
 class Choice(NamedTuple):
-    """A rule, with what it is known to reach at the variance it was chosen for."""
+    """A rule, with the accuracy it has at the variance it was chosen for."""
 
     rule: Rule
     error: float
-    kinked: bool
+    nonsmooth: bool
     jumps: bool
 
 

@@ -29,8 +29,8 @@ class Quadrature(AbstractActivation):
     fields in all only `p (p - 1) (n - 2) (n - 3) / 4` take `nodes^3`: a few units at the most.
 
     Where there are kinks, expectations of `s''` are integrated by parts, so that they count as what they are. The error
-    falls only like one over the number of nodes then: such activations get 256, and a warning that tells what these
-    reach.
+    falls only like one over the number of nodes then: such activations get 256, and a warning with the accuracy that
+    they reach.
 
     A run of `gradflow.OrderParameterFlow` estimates the error at the variances it visits, in `Solution.errors`, and
     warns where it exceeds the accuracy.
@@ -54,7 +54,7 @@ class Quadrature(AbstractActivation):
     variance: float = eqx.field(static=True)
     rule: Rule = eqx.field(static=True)
     promised: float = eqx.field(static=True)
-    kinked: bool = eqx.field(static=True)
+    nonsmooth: bool = eqx.field(static=True)
 
     def __init__(self, fn: Any, accuracy: float = 1e-5, variance: float = 9.0):
         check_callable("fn", fn, "fn(array), elementwise")
@@ -69,7 +69,7 @@ class Quadrature(AbstractActivation):
             raise fail("fn", "be finite, with its moments", actual, "Does it overflow? Give a smaller variance=.")
         if chosen.jumps:
             raise fail("fn", "be continuous", "not: its derivative misses a jump", "Smooth it.")
-        self.rule, self.kinked = chosen.rule, chosen.kinked
+        self.rule, self.nonsmooth = chosen.rule, chosen.nonsmooth
         self.promised = max(self.accuracy, chosen.error)
         if chosen.error > self.accuracy:
             warnings.warn(
@@ -84,7 +84,7 @@ class Quadrature(AbstractActivation):
 
     def error(self, variances: Entries) -> Float[Array, ""]:
         error = difference(self, self.derivative, self.rule, variances)
-        return jnp.maximum(error, at_kinks(self.rule)) if self.kinked else error
+        return jnp.maximum(error, at_kinks(self.rule)) if self.nonsmooth else error
 
     def complaint(self, error: float) -> str:
         if error <= self.promised:
@@ -102,7 +102,7 @@ class Quadrature(AbstractActivation):
         return self._pair(C, self.derivative, self.derivative)
 
     def k2(self, C: Covariance) -> Entries:
-        if not self.kinked:
+        if not self.nonsmooth:
             return self._pair(C, self._second, self)
         # With x0 = a z0 and x1 = b z0 + c z1: E z0 s'(x0) s(x1) = a E s''(x0) s(x1) + b E s'(x0) s'(x1).
         (a, _), (b, _) = ((entry[..., 0] for entry in row) for row in _factor(C, 2))
@@ -184,7 +184,7 @@ class Quadrature(AbstractActivation):
         shape = L[0][0].shape[:-1]
         L = [[entry.reshape(-1, 1) for entry in row] for row in L]
         z, w = self.rule.points(L[0][0].dtype)
-        wide = self.rule.reach * jnp.sqrt(sum((entry**2 for entry in L[-1][:-1]), jnp.zeros_like(L[0][0])))
+        wide = self.rule.extent * jnp.sqrt(sum((entry**2 for entry in L[-1][:-1]), jnp.zeros_like(L[0][0])))
         points = self.rule.finer * self.rule.nodes
         spacing = 2 * wide / (points - 1)
         means = spacing * jnp.arange(points, dtype=w.dtype)[None] - wide
@@ -195,8 +195,8 @@ class Quadrature(AbstractActivation):
             (z, w),
         )[0]
         others = np.array(list(itertools.product(range(self.rule.nodes), repeat=size - 2)))
-        squared = np.asarray(self.rule.spacing * (others + 0.5) - self.rule.reach) ** 2
-        others = others[np.sum(squared, axis=1) <= self.rule.reach**2]
+        squared = np.asarray(self.rule.spacing * (others + 0.5) - self.rule.extent) ** 2
+        others = others[np.sum(squared, axis=1) <= self.rule.extent**2]
         inner, inner_weights = z[others][None], jnp.prod(w[others], axis=1)[None]
 
         def add(total: Entries, node: tuple[Entries, Entries]) -> tuple[Entries, None]:
