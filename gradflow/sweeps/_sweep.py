@@ -175,7 +175,7 @@ def sweep(
 
         try:
             for unit in units:
-                file = None if target is None else target.beside / unfinished_file(share, unit.number)
+                file = None if target is None else target.sidecar / unfinished_file(share, unit.number)
                 checkpoint = None if file is None else Checkpoint(file, tag)
                 for finished in _run_unit(unit, members, options, checkpoint, counters):
                     keep(finished)
