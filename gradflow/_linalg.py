@@ -109,10 +109,10 @@ def matrix_function(
     dtype = vector.dtype
     norm = scaled_norm(vector)
     basis = jnp.zeros((steps + 1, vector.size), dtype).at[0].set(vector / jnp.where(norm > 0, norm, 1))
-    diagonal, beside = jnp.zeros(steps, dtype), jnp.zeros(steps, dtype)
+    diagonal, off_diagonal = jnp.zeros(steps, dtype), jnp.zeros(steps, dtype)
 
     def expand(j: Int[ArrayLike, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        basis, diagonal, beside = state
+        basis, diagonal, off_diagonal = state
         image = product(basis[j])
         left = image
         for _ in range(2):
@@ -124,11 +124,11 @@ def matrix_function(
         return (
             basis.at[j + 1].set(following),
             diagonal.at[j].set(alpha),
-            beside.at[j].set(jnp.where(exhausted, 0, size)),
+            off_diagonal.at[j].set(jnp.where(exhausted, 0, size)),
         )
 
-    basis, diagonal, beside = jax.lax.fori_loop(0, steps, expand, (basis, diagonal, beside))
-    small = jnp.diag(diagonal) + jnp.diag(beside[:-1], 1) + jnp.diag(beside[:-1], -1)
+    basis, diagonal, off_diagonal = jax.lax.fori_loop(0, steps, expand, (basis, diagonal, off_diagonal))
+    small = jnp.diag(diagonal) + jnp.diag(off_diagonal[:-1], 1) + jnp.diag(off_diagonal[:-1], -1)
     values, vectors = jnp.linalg.eigh(small)
     return norm * (basis[:-1].T @ (vectors @ (function(values) * vectors[0])))
 

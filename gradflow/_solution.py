@@ -158,8 +158,8 @@ class Solution(eqx.Module):
             names = sorted({Status(int(code)).label for code in np.asarray(self.code)[bad]})
             which = f"{np.count_nonzero(bad)} of {bad.size} members: " if bad.ndim else ""
             # Under jax.jvp the status is known, while the times may not be.
-            known = not bad.ndim and is_concrete((self.t_final, self.ts))
-            where = f" at t = {float(self.t_final):.6g} of {float(self.ts[-1]):.6g}" if known else ""
+            concrete = not bad.ndim and is_concrete((self.t_final, self.ts))
+            where = f" at t = {float(self.t_final):.6g} of {float(self.ts[-1]):.6g}" if concrete else ""
             remedy = "; ".join(f"{name}: {Status.of(name).remedy}" for name in names)
             message = f"{which}{self.title} ended with status {remedy}{where}. {advice}{' ' if advice else ''}"
             raise SolveError(message + "The part computed is in `error.solution`; throw=False returns it.", self)
@@ -197,10 +197,10 @@ def load(path: str | os.PathLike[str], like: PyTree = None) -> Solution:
 
     **Raises** `ValueError` for other files, names that cannot be imported any longer, and where `like` is missing.
     """
-    found = read_pytree(path, like)
-    if not isinstance(found, Solution):
-        raise fail("path", "name a file that `Solution.save` wrote", f"one with a {type(found).__name__}")
-    return found
+    contents = read_pytree(path, like)
+    if not isinstance(contents, Solution):
+        raise fail("path", "name a file that `Solution.save` wrote", f"one with a {type(contents).__name__}")
+    return contents
 
 
 def nan_unless_ended(sol: Solution) -> Solution:
@@ -305,7 +305,7 @@ def _held(sol: Solution) -> str:
 def moving(params: PyTree, held: tuple[str, ...]) -> PyTree:
     """The leaves of parameters that flow, and `None` for all others."""
 
-    def kept(path: Any, leaf: Any) -> Any:
+    def flows(path: Any, leaf: Any) -> Any:
         return leaf if eqx.is_inexact_array(leaf) and jax.tree_util.keystr(path) not in held else None
 
-    return jax.tree_util.tree_map_with_path(kept, params)
+    return jax.tree_util.tree_map_with_path(flows, params)

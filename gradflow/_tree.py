@@ -84,8 +84,8 @@ def _variables() -> tuple[type, ...]:
 
 
 def _in_collection(params: PyTree, path: Any) -> bool:
-    known = isinstance(params, Mapping) and "params" in params and COLLECTION in params
-    return known and getattr(path[0], "key", None) == COLLECTION
+    is_collection = isinstance(params, Mapping) and "params" in params and COLLECTION in params
+    return is_collection and getattr(path[0], "key", None) == COLLECTION
 
 
 def choose(params: PyTree, trainable: Any = None) -> PyTree:
@@ -96,8 +96,8 @@ def choose(params: PyTree, trainable: Any = None) -> PyTree:
 
 def held_paths(frozen: PyTree) -> tuple[str, ...]:
     """The floating-point arrays in the frozen half of parameters, by path."""
-    rest = frozen.rest if isinstance(frozen, PaddedRest) else frozen
-    leaves = jax.tree_util.tree_flatten_with_path(rest)[0]
+    static = frozen.rest if isinstance(frozen, PaddedRest) else frozen
+    leaves = jax.tree_util.tree_flatten_with_path(static)[0]
     return tuple(jax.tree_util.keystr(path) for path, leaf in leaves if eqx.is_inexact_array(leaf))
 
 
@@ -126,12 +126,12 @@ def _wanted(params: PyTree, trainable: Any) -> PyTree:
 
 
 def _nothing_flows(params: PyTree, trainable: Any) -> ValueError:
-    kinds = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in jax.tree_util.tree_leaves(params)})
+    types = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in jax.tree_util.tree_leaves(params)})
     held = held_paths(params)
     if trainable is not None and held:
         listed = ", ".join(held[:5])
         return fail("trainable", "choose at least one floating-point array leaf", f"choosing none of {listed}")
-    actual = f"without one (leaf types: {', '.join(kinds) or 'none'})"
+    actual = f"without one (leaf types: {', '.join(types) or 'none'})"
     advice = "Convert the parameters, for instance with `jax.numpy.asarray(x, dtype=float)`."
     if held:
         actual = "without one but known buffers"
@@ -168,7 +168,7 @@ class PaddedRest(eqx.Module):
 def join(trainable: PyTree, frozen: PyTree) -> PyTree:
     """The full parameters, from the two halves of `split`.
 
-    What has been added to padded parameters is seen as zero whatever it is, so that gradients vanish along it.
+    What has been added to padded parameters is seen as zero, so that gradients vanish along it.
     """
     if isinstance(frozen, PaddedRest):
         return eqx.combine(within(trainable, frozen.extents), frozen.rest)
@@ -202,10 +202,10 @@ def within(tree: PyTree, extents: Extents) -> PyTree:
 
 
 def _cut(leaf: Array, extent: Int[Array, " axes"]) -> Array:
-    own = jnp.asarray(True)
+    inside = jnp.asarray(True)
     for axis in range(leaf.ndim):
-        own &= jax.lax.broadcasted_iota(extent.dtype, leaf.shape, axis) < extent[axis]
-    return jnp.where(own, leaf, 0)
+        inside &= jax.lax.broadcasted_iota(extent.dtype, leaf.shape, axis) < extent[axis]
+    return jnp.where(inside, leaf, 0)
 
 
 def flatten(tree: PyTree) -> tuple[Float[Array, " size"], Callable[[Array], PyTree]]:
@@ -227,8 +227,8 @@ def tree_norm(tree: PyTree) -> Float[Array, ""]:
 
 def method_of(value: Any, name: str) -> Callable[..., Any] | None:
     """The method of that name, if there is one: how models offer what not every model has."""
-    found: Any = getattr(value, name, None)
-    return found if callable(found) else None
+    method: Any = getattr(value, name, None)
+    return method if callable(method) else None
 
 
 def at_least_single(tree: PyTree) -> PyTree:
@@ -268,7 +268,7 @@ def check_start(owner: Any, params: PyTree) -> None:
 
 
 def full_precision(fn: Callable[P, R]) -> Callable[P, R]:
-    """Runs (and traces) `fn` with matrix products at full precision, whatever the device's default is.
+    """Runs (and traces) `fn` with matrix products at full precision, on devices of any default.
 
     Some accelerators multiply float32 matrices in fewer bits by default; an error-controlled integrator then takes
     the rounding for stiffness.

@@ -36,12 +36,12 @@ def captured(tree: PyTree) -> str:
     False
     """
     try:
-        found = code_of(tree)
+        code = code_of(tree)
     except RecursionError:
         return ""
     leaves = {id(leaf) for leaf in jax.tree_util.tree_leaves(tree)}
-    sums = [(array.shape, str(array.dtype), _sum_of(array)) for array in found.arrays if id(array) not in leaves]
-    return hashlib.sha256(repr((found.digest, sums)).encode()).hexdigest()[:16]
+    sums = [(array.shape, str(array.dtype), _sum_of(array)) for array in code.arrays if id(array) not in leaves]
+    return hashlib.sha256(repr((code.digest, sums)).encode()).hexdigest()[:16]
 
 
 def fresh_jit(fn: Callable[P, R]) -> Callable[P, R]:
@@ -77,11 +77,11 @@ def numbers(array: Any) -> np.ndarray:
 def _sum_of(array: Any) -> int:
     if not isinstance(array, jax.Array):
         return _checksum(array)
-    known = _SUMS.get(id(array))
-    if known is None or known[0]() is not array:
+    cached = _SUMS.get(id(array))
+    if cached is None or cached[0]() is not array:
         forget = functools.partial(_SUMS.pop, id(array), None)
-        known = _SUMS[id(array)] = (weakref.ref(array, lambda _: forget()), _checksum(array))
-    return known[1]
+        cached = _SUMS[id(array)] = (weakref.ref(array, lambda _: forget()), _checksum(array))
+    return cached[1]
 
 
 def _checksum(array: Any) -> int:

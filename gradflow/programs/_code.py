@@ -108,11 +108,11 @@ class _Reader:
 
     def _again(self, what: str, value: Any) -> bool:
         """Whether an object has been met before; it is held, so that its address stays its own."""
-        known = (what, id(value)) in self._met
+        already_met = (what, id(value)) in self._met
         place, _ = self._met.setdefault((what, id(value)), (len(self._met), value))
-        if known:
+        if already_met:
             self.put("met", place)
-        return known
+        return already_met
 
     def _one(self, value: Any) -> None:
         if isinstance(value, types.FunctionType):
@@ -146,20 +146,20 @@ class _Reader:
             self._class(type(value))
 
     def _object(self, value: Any) -> None:
-        kind = type(value)
-        if not _is_library_class(kind):
-            self._class(kind)
+        cls = type(value)
+        if not _is_library_class(cls):
+            self._class(cls)
             attributes = getattr(value, "__dict__", {})
-            slots = {name for base in kind.__mro__ for name in _names(vars(base).get("__slots__", ()))}
+            slots = {name for base in cls.__mro__ for name in _names(vars(base).get("__slots__", ()))}
             attributes = attributes | {name: getattr(value, name) for name in slots if hasattr(value, name)}
             for name in sorted(attributes):
                 self._attribute(name, attributes[name])
         elif callable(getattr(value, "__wrapped__", None)):
-            self.put("transformed", kind.__name__)
+            self.put("transformed", cls.__name__)
             for name in ("__wrapped__", "jvp", "fwd", "bwd"):
                 self.read(getattr(value, name, None))
         elif dataclasses.is_dataclass(value):
-            self.put("library", kind.__qualname__)
+            self.put("library", cls.__qualname__)
             for field in dataclasses.fields(value):
                 self._attribute(field.name, getattr(value, field.name, None))
         else:
@@ -269,19 +269,19 @@ class _Reader:
 
     def _memory(self, code: types.CodeType) -> frozenset[str]:
         """Variables in which a function keeps something, as in `calls.append(1)`; notes attributes of the kind."""
-        found: set[str] = set()
+        names: set[str] = set()
         loaded: set[str] = set()
         before, indexes = None, False
         for step in _steps(code):
             if step.opname in ("STORE_GLOBAL", "STORE_DEREF", "DELETE_GLOBAL", "DELETE_DEREF"):
-                found.add(step.argval)
+                names.add(step.argval)
             elif step.opname == "STORE_ATTR" and code.co_name not in STARTS:
                 self.written.add(step.argval)
             elif step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR"):
                 indexes = True
             elif step.opname in ("LOAD_METHOD", "LOAD_ATTR") and before is not None:
                 if step.argval in CHANGES_IN_PLACE and before.opname in ("LOAD_GLOBAL", "LOAD_DEREF"):
-                    found.add(before.argval)
+                    names.add(before.argval)
                 elif step.argval in CHANGES_IN_PLACE and before.opname == "LOAD_ATTR":
                     self.written.add(before.argval)
             if step.opname in ("LOAD_GLOBAL", "LOAD_DEREF", "LOAD_ATTR"):
@@ -292,8 +292,8 @@ class _Reader:
             self.indexed |= loaded
         for constant in code.co_consts:
             if isinstance(constant, types.CodeType):
-                found |= self._memory(constant)
-        return frozenset(found & {*code.co_names, *code.co_freevars, *code.co_cellvars})
+                names |= self._memory(constant)
+        return frozenset(names & {*code.co_names, *code.co_freevars, *code.co_cellvars})
 
     def _instructions(self, code: types.CodeType, variables: dict[str, Any], memory: frozenset[str]) -> None:
         self.put("code", code.co_argcount, code.co_kwonlyargcount, code.co_flags & 0x0C, code.co_exceptiontable)
@@ -308,8 +308,8 @@ class _Reader:
                 self._global(step.argval, variables, memory, code.co_names)
             elif step.opname == "IMPORT_NAME":
                 package = variables.get("__package__") or ""
-                found = sys.modules.get(step.argval) or sys.modules.get(f"{package}.{step.argval}")
-                self._variable(step.argval if found is None else found, False, code.co_names)
+                module = sys.modules.get(step.argval) or sys.modules.get(f"{package}.{step.argval}")
+                self._variable(step.argval if module is None else module, False, code.co_names)
             elif step.opcode in dis.hasname:
                 self.put(step.argval)
             else:

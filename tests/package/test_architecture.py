@@ -101,6 +101,15 @@ assert all(getattr(gradflow.studies, name) for name in dir(gradflow.studies))
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_former_names_of_public_objects_stay():
+    for room in (gf, gf.limits):
+        assert room.Extrapolated is gf.FilippovSolution
+        assert room.Pursuit is gf.NeuronPursuitResult
+        with pytest.raises(AttributeError, match="no_such_name"):
+            _ = room.no_such_name
+    assert gf.models.mild_two_layer is gf.models.mildly_parametrised
+
+
 def files(room):
     return {path.stem.removeprefix("_") for path in (ROOT / room).glob("_[a-z]*.py")}
 
@@ -134,7 +143,6 @@ GLOSSARY = {
     r"\bfor ever\b": "indefinitely",
     r"\bnobody\b": "say plainly what is meant",
     r"\bt(old|ells?) apart\b": "distinguished, separated",
-    r"\bwhatever\b": "any, at any",
     r"\bpulls?\b|\bfirst labels?\b": "residuals; residuals at the origin",
     r"\bclass Extrapolated\b": "FilippovSolution",
     r"\bclass Pursuit\b": "NeuronPursuitResult",
@@ -201,6 +209,12 @@ GLOSSARY_OF_NAMES = {
 PUBLIC_NAMES = {"kind", "least", "most"}
 """Of those, arguments that functions take by name."""
 
+UNREVISED = tuple(
+    f"gradflow/flows/_{name}" for name in ("base", "log_diagonal", "neuron_polar", "polar", "second_order")
+)
+UNREVISED += ("gradflow/runs/", "gradflow/solvers/")
+"""Files of the package whose variables have not been renamed yet; none may be added."""
+
 
 def test_words_are_those_of_the_field():
     top = ROOT.parent
@@ -245,6 +259,7 @@ def test_variables_are_called_what_they_are():
         f"{path.relative_to(top)}:{line}: {name!r}: {GLOSSARY_OF_NAMES[name]}"
         for room in (ROOT, top / "notebooks", top / "benchmarks", top / "tests")
         for path in sorted(room.rglob("*.py"))
+        if not str(path.relative_to(top)).startswith(UNREVISED)
         for line, name in named(ast.parse(path.read_text()))
         if name in GLOSSARY_OF_NAMES
     ]

@@ -18,6 +18,7 @@ import gradflow as gf
 from gradflow import plot, studies, tables
 from gradflow.limits._small_start import predict_small_start
 from gradflow.studies import _small_init
+from gradflow.studies._by_name import FORMER_NAMES, with_current_names
 from gradflow.sweeps import _scheduler
 
 # Whole studies, each with several programs to compile.
@@ -669,6 +670,16 @@ def test_figure_of_the_comparison(discrete, tmp_path):
             shown = [t for t in axis.get_ticklabels() if t.get_text()]
             assert len(shown) >= 2
     assert plot.save(drawn, tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_data_sets_of_earlier_versions_get_the_current_names():
+    for study, names in FORMER_NAMES.items():
+        old = xr.Dataset({name: ("x", [1.0]) for name in names} | {"risk": ("x", [2.0])}, attrs={"study": study})
+        new = with_current_names(old)
+        assert set(new) == {*names.values(), "risk"}
+        xr.testing.assert_identical(with_current_names(new), new)
+    unknown = xr.Dataset({"share": ("x", [1.0])})
+    xr.testing.assert_identical(with_current_names(unknown), unknown)
 
 
 @pytest.mark.parametrize(

@@ -45,10 +45,10 @@ def _select(params: dict[str, Any], which: Any, *cases: Any) -> Any:
 
 
 def _convert(params: dict[str, Any], x: Any) -> Any:
-    kind = np.dtype(params["new_dtype"]).kind
-    if kind == "b":
+    dtype_kind = np.dtype(params["new_dtype"]).kind
+    if dtype_kind == "b":
         return np.asarray(x) != 0
-    return np.trunc(x) if kind in "iu" else np.asarray(x, float)
+    return np.trunc(x) if dtype_kind in "iu" else np.asarray(x, float)
 
 
 OPERATIONS = {
@@ -167,8 +167,8 @@ def has_kink(program: Program) -> bool:
 
 def _probe(program: Program) -> bool:
     rng = np.random.default_rng(0)
-    known = [abs(step.value) for step in program if isinstance(step, Input) and step.value is not None]
-    reach = max([value for value in known if value < EVERYWHERE], default=0.0)
+    offsets = [abs(step.value) for step in program if isinstance(step, Input) and step.value is not None]
+    reach = max([value for value in offsets if value < EVERYWHERE], default=0.0)
     spans = np.where(np.arange(LINES) % 2, SPAN * (1 + reach), SPAN)[:, None]
     s = spans * np.linspace(-1, 1, POINTS)
     with np.errstate(all="ignore"):
@@ -208,6 +208,6 @@ def _jumps(values: np.ndarray, spacing: np.ndarray) -> bool:
 
 def _second_differences(values: np.ndarray, k: int) -> np.ndarray:
     """At every point, from points `k` apart; zero at the ends and where a value is not finite."""
-    found = np.zeros_like(values)
-    found[:, k:-k] = np.abs(values[:, 2 * k :] - 2 * values[:, k:-k] + values[:, : -2 * k])
-    return np.where(np.isfinite(found), found, 0.0)
+    differences = np.zeros_like(values)
+    differences[:, k:-k] = np.abs(values[:, 2 * k :] - 2 * values[:, k:-k] + values[:, : -2 * k])
+    return np.where(np.isfinite(differences), differences, 0.0)

@@ -18,9 +18,9 @@ def entrywise(name: str, params: dict[str, Any], inputs: list[Value], kind: str)
         return simpler
     shifts = [value for value in inputs if value.shift is not None]
     if shifts:
-        found = _shifted(name, inputs)
-        if found is not None:
-            return found
+        result = _shifted(name, inputs)
+        if result is not None:
+            return result
     varies = any(value.varies for value in inputs)
     kinks = frozenset[Any]().union(*(value.kinks for value in inputs))
     if name == "sub" and _is_variance(*inputs):
@@ -28,11 +28,13 @@ def entrywise(name: str, params: dict[str, Any], inputs: list[Value], kind: str)
     pending = frozenset[str]().union(*(value.pending for value in inputs))
     if varies and _may_have_kinks(name, inputs, kind):
         pending = pending | {"where" if name == "select_n" else name}
-    told = tuple((key, params[key]) for key in ("y", "new_dtype") if key in params)
-    found = Value(kind, varies, kinks, _is_positive(name, params, inputs), None, name, told, tuple(inputs), pending)
+    settings = tuple((key, params[key]) for key in ("y", "new_dtype") if key in params)
+    result = Value(
+        kind, varies, kinks, _is_positive(name, params, inputs), None, name, settings, tuple(inputs), pending
+    )
     if name in ("div", "mul") and not inputs[1].varies:
-        found.summed = inputs[0].summed
-    return found
+        result.summed = inputs[0].summed
+    return result
 
 
 def _simplified(name: str, params: dict[str, Any], inputs: list[Value], kind: str) -> Value | None:
@@ -68,9 +70,9 @@ def _shifted(name: str, inputs: list[Value]) -> Value | None:
     shift = marked[0].shift
     assert shift is not None
     if name in ("stop_gradient", "copy", "copy_p", "reduce_precision", "convert_element_type"):
-        found = alias(marked[0])
-        found.stopped |= name == "stop_gradient"
-        return found
+        shifted = alias(marked[0])
+        shifted.stopped |= name == "stop_gradient"
+        return shifted
     if name in ("eq", "ne", "gt", "ge", "lt", "le"):  # guards against infinity
         return None
     if name == "select_n" and len(marked) == 1 and not any(v.varies for v in inputs[1:] if v is not marked[0]):
@@ -128,11 +130,11 @@ def _squared(value: Value | None) -> Value | None:
 
 def mixing(name: str, eqn: Any, inputs: list[Value]) -> list[Value]:
     """An operation across entries."""
-    kinds = [kind_of(out.aval) for out in eqn.outvars]
+    dtype_kinds = [kind_of(out.aval) for out in eqn.outvars]
     if name in KEEPING and len(inputs) == 1:
         (only,) = inputs
         if only.number is not None:
-            return [Value(kind, number=only.number, positive=only.number >= 0) for kind in kinds]
+            return [Value(dtype_kind, number=only.number, positive=only.number >= 0) for dtype_kind in dtype_kinds]
         if only.shift is not None:
             return [alias(only)]
     varies = any(value.varies for value in inputs)
@@ -140,13 +142,13 @@ def mixing(name: str, eqn: Any, inputs: list[Value]) -> list[Value]:
     positive = name in REARRANGING and all(value.positive for value in inputs)
     if name in JUMPING and varies:
         if name in ("reduce_max", "reduce_min"):
-            found = Value(kinds[0], True, kinks, inputs[0].positive)
-            found.shift = Shift(JUMPING[name], inputs[0])
-            found.kinks = kinks | {found.shift}
-            return [found]
+            result = Value(dtype_kinds[0], True, kinks, inputs[0].positive)
+            result.shift = Shift(JUMPING[name], inputs[0])
+            result.kinks = kinks | {result.shift}
+            return [result]
         kinks = kinks | {JUMPING[name]}
         positive = inputs[0].positive
-    outs = [Value(kind, varies, kinks, positive) for kind in kinds]
+    outs = [Value(dtype_kind, varies, kinks, positive) for dtype_kind in dtype_kinds]
     if len(inputs) == 1 and name in ("reduce_sum", *KEEPING):
         outs[0].summed = inputs[0] if name == "reduce_sum" else inputs[0].summed
     return outs

@@ -92,10 +92,10 @@ def program_of(value: Value) -> Program | None:
 def kind_of(array: Any) -> str:
     """`"f"`, `"i"` or `"b"`; random keys and the like count as integers."""
     try:
-        kind = np.dtype(array.dtype).kind
+        dtype_kind = np.dtype(array.dtype).kind
     except TypeError:
         return "i"
-    return "i" if kind in "iu" else "b" if kind == "b" else "f"
+    return "i" if dtype_kind in "iu" else "b" if dtype_kind == "b" else "f"
 
 
 def constant(array: Any) -> Value:
@@ -103,12 +103,12 @@ def constant(array: Any) -> Value:
     if isinstance(array, jax.core.Tracer) or np.ndim(array) > 0 or not hasattr(array, "dtype"):
         number = float(array) if isinstance(array, int | float) else None
         return Value(kind_of(array) if hasattr(array, "dtype") else "f", number=number)
-    kind = kind_of(array)
+    dtype_kind = kind_of(array)
     try:
         number = float(np.asarray(array))
     except TypeError:
-        return Value(kind)
-    return Value(kind, number=number, positive=number >= 0)
+        return Value(dtype_kind)
+    return Value(dtype_kind, number=number, positive=number >= 0)
 
 
 def used(value: Value) -> Value:
@@ -119,9 +119,9 @@ def used(value: Value) -> Value:
 
 
 def alias(value: Value) -> Value:
-    found = Value(value.kind, value.varies, value.kinks, value.positive)
-    found.shift, found.stopped = value.shift, value.stopped
-    return found
+    copy = Value(value.kind, value.varies, value.kinks, value.positive)
+    copy.shift, copy.stopped = value.shift, value.stopped
+    return copy
 
 
 def opaque(values: Iterable[Value], kind: str, also: frozenset[Any] = frozenset()) -> Value:

@@ -53,14 +53,14 @@ def kinks_of(problem: Callable[[Any], Any], trainable: PyTree, frozen: PyTree) -
         except TypeError:  # a leaf that cannot be hashed
             key = None
     try:
-        found = _traced(abstract, structure, len(jax.tree_util.tree_leaves(trainable)))
-    except Exception:  # whatever is wrong with the problem is said where it is run
+        kinks = _traced(abstract, structure, len(jax.tree_util.tree_leaves(trainable)))
+    except Exception:  # what is wrong with the problem is said where it is run
         return None
     if key is not None:
         if len(_cached) >= KEPT:
             _cached.clear()
-        _cached[key] = found
-    return found
+        _cached[key] = kinks
+    return kinks
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -84,8 +84,8 @@ def _traced(leaves: list[Any], structure: Any, flowing: int) -> tuple[str, ...]:
     with jax.disable_jit(False):
         closed = jax.make_jaxpr(value)(*(leaves[place] for place in places))
     given = [Value(kind_of(leaves[place]), varies=place < flowing) for place in places]
-    found = frozenset[Any]().union(*(used(out).resolved() for out in walk(closed, given)))
-    names = {kink.name if isinstance(kink, Shift) else kink for kink in found if _counts(kink)}
+    kinks = frozenset[Any]().union(*(used(out).resolved() for out in walk(closed, given)))
+    names = {kink.name if isinstance(kink, Shift) else kink for kink in kinks if _counts(kink)}
     return tuple(sorted(names))
 
 
@@ -97,15 +97,15 @@ def walk(jaxpr: Any, args: Sequence[Value]) -> list[Value]:
     """The results of a program, from what is known of its arguments."""
     consts = [constant(c) for c in jaxpr.consts] if isinstance(jaxpr, ClosedJaxpr) else []
     inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-    known: dict[Any, Value] = dict(zip([*inner.constvars, *inner.invars], [*consts, *args], strict=True))
+    values: dict[Any, Value] = dict(zip([*inner.constvars, *inner.invars], [*consts, *args], strict=True))
 
     def read(atom: Any) -> Value:
-        return constant(atom.val) if isinstance(atom, Literal) else known[atom]
+        return constant(atom.val) if isinstance(atom, Literal) else values[atom]
 
     done: dict[Any, list[Value]] = {}
     for eqn in inner.eqns:
         inputs = [read(atom) for atom in eqn.invars]
-        known.update(zip(eqn.outvars, _once(done, eqn, inputs), strict=True))
+        values.update(zip(eqn.outvars, _once(done, eqn, inputs), strict=True))
     return [read(atom) for atom in inner.outvars]
 
 
