@@ -222,20 +222,20 @@ def test_words_are_those_of_the_field():
     texts += [top / "README.md", ROOT / "CHANGES.md", *(ROOT / "guide").glob("*.md")]
     texts += [path for path in (top / "tests").rglob("*.*") if path.suffix in (".py", ".md") and path != HERE]
     used = [
-        f"{path.relative_to(top)}: {computed.group().strip()!r}: {instead}"
+        f"{path.relative_to(top)}: {match.group().strip()!r}: {instead}"
         for path in texts
         for word, instead in GLOSSARY.items()
-        for computed in re.finditer(word, path.read_text(), re.MULTILINE | re.IGNORECASE)
+        for match in re.finditer(word, path.read_text(), re.MULTILINE | re.IGNORECASE)
     ]
     assert not used, "\n".join(used)
 
 
 def test_words_of_sweeps_are_those_of_the_field():
     used = [
-        f"{path.name}: {computed.group()!r}: {instead}"
+        f"{path.name}: {match.group()!r}: {instead}"
         for path in (ROOT / "sweeps").glob("*.py")
         for word, instead in GLOSSARY_OF_SWEEPS.items()
-        for computed in re.finditer(word, path.read_text(), re.MULTILINE)
+        for match in re.finditer(word, path.read_text(), re.MULTILINE)
     ]
     assert not used, "\n".join(used)
 

@@ -248,7 +248,7 @@ def test_an_interrupted_sweep_of_other_code_is_not_gone_on_with(tmp_path, monkey
 def test_unfinished_members_belong_to_one_sweep(tmp_path):
     one, none = jnp.ones(()), jnp.zeros((), int)
     ids = jnp.zeros(1, int)
-    counts = {"next": none, "num_finished": none, "steps": none, "spent": none}
+    counts = {"next": none, "num_finished": none, "steps": none, "num_evaluations": none}
     state = SlotState(per_member=one, carry=one, member_ids=ids, finished=one, finished_ids=ids, **counts)
     blank = SlotState(per_member=0 * one, carry=0 * one, member_ids=ids, finished=one, finished_ids=ids, **counts)
     Checkpoint(tmp_path / "a.npz", "this").save([state])
