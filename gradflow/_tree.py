@@ -225,12 +225,6 @@ def tree_norm(tree: PyTree) -> Float[Array, ""]:
     return scaled_norm(flatten(eqx.filter(tree, eqx.is_inexact_array))[0])
 
 
-def method_of(value: Any, name: str) -> Callable[..., Any] | None:
-    """The method of that name, if there is one: how models offer what not every model has."""
-    method: Any = getattr(value, name, None)
-    return method if callable(method) else None
-
-
 def at_least_single(tree: PyTree) -> PyTree:
     """The pytree with its arrays of half precision in float32, in which factorisations exist and gaps are resolved."""
 
@@ -258,13 +252,6 @@ def in_single(call: Callable[[Any, PyTree], R]) -> Callable[[Any, PyTree], R]:
         return call(at_least_single(self), at_least_single(params))
 
     return wrapped
-
-
-def check_start(owner: Any, params: PyTree) -> None:
-    """Lets the problem of a flow or a rule, if it has one that looks, refuse what it cannot start from."""
-    check = method_of(getattr(owner, "problem", None), "check_start")
-    if check is not None:
-        check(params)
 
 
 def full_precision(fn: Callable[P, R]) -> Callable[P, R]:

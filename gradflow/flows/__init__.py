@@ -46,3 +46,4 @@ from gradflow.flows._second_order import AbstractSecondOrderFlow as AbstractSeco
 from gradflow.flows._second_order import MomentumState as MomentumState
 from gradflow.flows._second_order import SecondOrderFlow as SecondOrderFlow
 from gradflow.flows._sgd_flow import SGDFlow as SGDFlow
+from gradflow.flows._traits import ErrorWeights as ErrorWeights

@@ -10,10 +10,11 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, fail
 from gradflow._conserved import Conserved
-from gradflow._tree import join, method_of
+from gradflow._tree import join
 from gradflow.flows._base import AbstractFlow
 from gradflow.models import Smoothed
 from gradflow.problems._kinks import kinks_of
+from gradflow.protocols import ConservesAlong, offered
 
 
 class GradientFlow(AbstractFlow):
@@ -56,9 +57,9 @@ class GradientFlow(AbstractFlow):
         gradient = jax.grad(lambda p: self.problem(join(p, frozen)))(state[0])
         return self.derivative(jax.tree_util.tree_map(jnp.negative, gradient))
 
-    def derivative(self, rate: PyTree) -> tuple[PyTree, Float[Array, ""]]:
-        leaves = jax.tree_util.tree_leaves(rate)
-        return rate, jnp.asarray(sum(jnp.sum(leaf**2) for leaf in leaves), jnp.result_type(*leaves))
+    def derivative(self, slope: PyTree) -> tuple[PyTree, Float[Array, ""]]:
+        leaves = jax.tree_util.tree_leaves(slope)
+        return slope, jnp.asarray(sum(jnp.sum(leaf**2) for leaf in leaves), jnp.result_type(*leaves))
 
     def params(self, state: PyTree) -> PyTree:
         return state[0]
@@ -82,8 +83,8 @@ class GradientFlow(AbstractFlow):
 def energy_and_balances(problem: Any, loss: Scalar, dissipated: Scalar, params: PyTree) -> dict[str, Conserved]:
     """What gradient flow conserves: the loss plus the integral of the squared gradient, and what the model knows of."""
     quantities = {"energy": Conserved(loss + dissipated, jnp.abs(loss) + jnp.abs(dissipated))}
-    conserved = method_of(problem, "conserved")
-    return quantities if conserved is None else quantities | conserved(params)
+    conserving = offered(problem, ConservesAlong)
+    return quantities if conserving is None else quantities | conserving.conserved(params)
 
 
 def check_scalar(problem: Callable[[Any], Any], params: PyTree) -> None:

@@ -12,8 +12,8 @@ from gradflow.flows._second_order import (
     AbstractSecondOrderFlow,
     MomentumState,
     check_strong_convexity,
+    displacement,
     dot,
-    excess,
     shifted,
 )
 
@@ -87,7 +87,7 @@ class HeavyBallFlow(AbstractSecondOrderFlow):
     def gradient_weight(self, t: Scalar) -> Scalar:
         return (1 + self._r()).astype(t.dtype)
 
-    def impulse(self) -> Scalar | None:
+    def initial_momentum(self) -> Scalar | None:
         if self.resolution == "low":
             return None
         factor = -2 / (1 + self._r()) if self.start == "paper" else START[self.start]
@@ -100,7 +100,7 @@ class HeavyBallFlow(AbstractSecondOrderFlow):
 
         Published: `(1 + r)(f - f*) + |V|^2 / 4 + |V + 2 sqrt(mu)(X - x*)|^2 / 4`, at least like `exp(-sqrt(mu) t / 4)`.
         """
-        away, root, v = excess(state.position, minimum), jnp.sqrt(self.mu), state.momentum
+        away, root, v = displacement(state.position, minimum), jnp.sqrt(self.mu), state.momentum
         above = (1 + self._r()) * (self.loss(state, frozen) - least)
         if kind == "sharp":
             mixed = shifted(v, root, away)

@@ -102,10 +102,12 @@ class LinearisedFlow(AbstractFlow):
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         if self.dynamics is None:
             return trainable
-        momentum = self.dynamics.impulse()
+        initial_momentum = self.dynamics.initial_momentum()
         zero = jnp.zeros_like(trainable)
         t0 = jnp.asarray(self.dynamics.t0, trainable.dtype)
-        return trainable, zero if momentum is None else momentum.astype(zero.dtype) * self._slope(t0, trainable)
+        if initial_momentum is None:
+            return trainable, zero
+        return trainable, initial_momentum.astype(zero.dtype) * self._slope(t0, trainable)
 
     def vector_field(self, t: Scalar, state: PyTree, frozen: PyTree) -> PyTree:
         if self.dynamics is None:
@@ -149,8 +151,8 @@ class LinearisedFlow(AbstractFlow):
         else:
             zero = jnp.zeros((), lam.dtype)
             a, b, g = self.dynamics.coefficients(zero)
-            momentum = self.dynamics.impulse()
-            slope = ((zero if momentum is None else momentum) - b) * lam * d
+            initial_momentum = self.dynamics.initial_momentum()
+            slope = ((zero if initial_momentum is None else initial_momentum) - b) * lam * d
             modes = oscillation(t, *(row[None] for row in (a + b * lam, (g + a * b) * lam, d, slope)))
         return y[None] + (modes @ vectors.T).reshape(-1, *self.start.shape)
 

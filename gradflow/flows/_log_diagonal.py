@@ -11,6 +11,7 @@ from gradflow._checks import fail
 from gradflow._conserved import Conserved
 from gradflow._tree import join
 from gradflow.flows._base import AbstractFlow
+from gradflow.flows._traits import ErrorWeights
 from gradflow.models import LogDiagonal
 from gradflow.problems import EmpiricalRisk
 from gradflow.problems._correlation import check_risk
@@ -50,7 +51,7 @@ class LogDiagonalFlow(AbstractFlow):
     """
 
     problem: EmpiricalRisk
-    limited: ClassVar[bool] = True
+    step_limited: ClassVar[bool] = True
 
     def __init__(self, problem: Any):
         self.problem = check_risk(problem)
@@ -71,8 +72,8 @@ class LogDiagonalFlow(AbstractFlow):
     def controlled(self, state: LogDiagonalState) -> PyTree:
         return state.model.q
 
-    def sizes(self, watched: PyTree) -> PyTree:
-        return jnp.ones_like(watched)
+    def error_weights(self, controlled: PyTree) -> ErrorWeights:
+        return ErrorWeights(jnp.ones_like(controlled))
 
     def loss(self, state: LogDiagonalState, frozen: PyTree) -> Float[Array, ""]:
         return self.problem(join(state.model, frozen))

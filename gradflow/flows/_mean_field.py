@@ -121,8 +121,8 @@ class MeanFieldFlow(AbstractFlow):
         rate = eqx.tree_at(lambda n: (n.layers, n.output), state[0], (tuple(layers), output))
         return self.derivative(rate)
 
-    def derivative(self, rate: PyTree) -> tuple[PyTree, Float[Array, ""]]:
-        return rate, jnp.sum(rate.squares(self._weights(rate.output.dtype)))
+    def derivative(self, slope: PyTree) -> tuple[PyTree, Float[Array, ""]]:
+        return slope, jnp.sum(slope.squares(self._weights(slope.output.dtype)))
 
     def kinks(self, trainable: PyTree, frozen: PyTree) -> tuple[str, ...] | None:
         return kinks_of(self.risk, trainable, frozen)

@@ -71,7 +71,7 @@ class MomentumFlow(AbstractSecondOrderFlow):
     def gradient_weight(self, t: Scalar) -> Scalar:
         return self._rate().astype(t.dtype)
 
-    def impulse(self) -> Scalar:
+    def initial_momentum(self) -> Scalar:
         # From X'(0) = -v grad f, the transient of the flow moves it by (1 - v) K eps grad f in all; a first step of
         # -first * eta grad f moves the iterates by (1/(1 - beta) - first) eps grad f, against gradient flow.
         beta = self.momentum

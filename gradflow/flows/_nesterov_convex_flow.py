@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, check_choice, check_positive
-from gradflow.flows._second_order import AbstractSecondOrderFlow, MomentumState, check_step, dot, excess, shifted
+from gradflow.flows._second_order import AbstractSecondOrderFlow, MomentumState, check_step, displacement, dot, shifted
 
 
 class NesterovConvexFlow(AbstractSecondOrderFlow):
@@ -77,7 +77,7 @@ class NesterovConvexFlow(AbstractSecondOrderFlow):
         alpha, h = self.alpha.astype(t.dtype), self._h().astype(t.dtype)
         return jnp.where(t > 0, 1 + 0.5 * alpha * h / jnp.where(t > 0, t, 1), 1 / (1 + alpha))
 
-    def impulse(self) -> None:
+    def initial_momentum(self) -> None:
         return None
 
     def lyapunov(
@@ -87,7 +87,7 @@ class NesterovConvexFlow(AbstractSecondOrderFlow):
         `alpha >= 3`; the published and the sharp one are the same."""
         time, dtype = jnp.asarray(t), least.dtype
         weight = time * (time + (0.5 * self.alpha - 1) * self._h())
-        scaled = shifted(excess(state.position, minimum), time / (self.alpha - 1), state.momentum)
+        scaled = shifted(displacement(state.position, minimum), time / (self.alpha - 1), state.momentum)
         half = 0.5 * (self.alpha - 1) ** 2
         return weight.astype(dtype) * (self.loss(state, frozen) - least) + half.astype(dtype) * dot(scaled, scaled)
 

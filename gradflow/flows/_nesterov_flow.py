@@ -14,8 +14,8 @@ from gradflow.flows._second_order import (
     AbstractSecondOrderFlow,
     MomentumState,
     check_strong_convexity,
+    displacement,
     dot,
-    excess,
     shifted,
 )
 
@@ -88,7 +88,7 @@ class NesterovFlow(AbstractSecondOrderFlow):
     def gradient_weight(self, t: Scalar) -> Scalar:
         return (1 + self._r()).astype(t.dtype)
 
-    def impulse(self) -> Scalar | None:
+    def initial_momentum(self) -> Scalar | None:
         if self.resolution == "low":
             return None
         factor = -1.5 if self.start == "matched" else -2 / (1 + self._r())
@@ -102,7 +102,7 @@ class NesterovFlow(AbstractSecondOrderFlow):
         Published: `(1 + r)(f - f*) + |X'|^2 / 4 + |V + 2 sqrt(mu)(X - x*)|^2 / 4`, at least like
         `exp(-sqrt(mu) t / 4)`; it takes a gradient, for `X' = V - sqrt(s) grad f`.
         """
-        away, root, v = excess(state.position, minimum), jnp.sqrt(self.mu), state.momentum
+        away, root, v = displacement(state.position, minimum), jnp.sqrt(self.mu), state.momentum
         above = self.loss(state, frozen)
         above = above - least.astype(above.dtype)
         if kind == "sharp":

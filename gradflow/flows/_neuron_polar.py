@@ -13,6 +13,7 @@ from gradflow._tree import join, split
 from gradflow.flows._base import AbstractFlow
 from gradflow.flows._gradient_flow import check_scalar, energy_and_balances
 from gradflow.flows._polar import SUNDMAN, bare_polar, check_longest, check_moves
+from gradflow.flows._traits import ErrorWeights
 from gradflow.models._polar import Polar, neuron_rows, unit_rows, with_rows
 from gradflow.problems import EmpiricalRisk
 from gradflow.problems._correlation import check_degree, check_risk
@@ -67,7 +68,7 @@ class NeuronPolarFlow(AbstractFlow):
     problem: EmpiricalRisk
     degree: int = eqx.field(static=True)
     longest_step: Float[Array, ""] | None
-    limited: ClassVar[bool] = True
+    step_limited: ClassVar[bool] = True
 
     def __init__(self, problem: Any, degree: int = 2, *, longest_step: Any = 0.5):
         self.problem = check_risk(problem)
@@ -113,10 +114,10 @@ class NeuronPolarFlow(AbstractFlow):
     def controlled(self, state: NeuronPolarState) -> PyTree:
         return state.shift, state.direction
 
-    def sizes(self, watched: PyTree) -> PyTree:
-        return jnp.ones_like(watched[0]), watched[1]
+    def error_weights(self, controlled: PyTree) -> ErrorWeights:
+        return ErrorWeights((jnp.ones_like(controlled[0]), controlled[1]))
 
-    def stride(self, before: PyTree, after: PyTree) -> Scalar | None:
+    def step_length_ratio(self, before: PyTree, after: PyTree) -> Scalar | None:
         if self.longest_step is None:
             return None
         return jnp.max(jnp.abs(after[0] - before[0])) / self.longest_step.astype(after[0].dtype)

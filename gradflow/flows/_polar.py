@@ -10,12 +10,14 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import check_choice, check_count, check_positive, fail, is_concrete
 from gradflow._conserved import Conserved
-from gradflow._tree import join, method_of, scaled_norm, tree_norm
+from gradflow._tree import join, scaled_norm, tree_norm
 from gradflow.flows._base import AbstractFlow
 from gradflow.flows._gradient_flow import check_scalar, energy_and_balances
+from gradflow.flows._traits import ErrorWeights
 from gradflow.models._polar import Polar, neuron_rows, normalised, with_rows
 from gradflow.problems import EmpiricalRisk
 from gradflow.problems._correlation import check_degree, check_risk, polar_rate
+from gradflow.protocols import TakesNeuronWeights, missing
 
 
 class PolarState(eqx.Module):
@@ -82,8 +84,7 @@ class PolarFlow(AbstractFlow):
     degree: int = eqx.field(static=True)
     time: str = eqx.field(static=True)
     longest_step: Float[Array, ""] | None
-    limited: ClassVar[bool] = True
-    own_sizes: ClassVar[bool] = True
+    step_limited: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -133,10 +134,11 @@ class PolarFlow(AbstractFlow):
     def controlled(self, state: PolarState) -> PyTree:
         return state.shift, state.direction
 
-    def sizes(self, watched: PyTree) -> PyTree:
-        return jnp.ones_like(watched[0]), _neuron_sizes(watched[1])
+    def error_weights(self, controlled: PyTree) -> ErrorWeights:
+        weights = jnp.ones_like(controlled[0]), _neuron_sizes(controlled[1])
+        return ErrorWeights(weights, plus_scale=False)
 
-    def stride(self, before: PyTree, after: PyTree) -> Scalar | None:
+    def step_length_ratio(self, before: PyTree, after: PyTree) -> Scalar | None:
         if self.longest_step is None:
             return None
         return jnp.abs(after[0] - before[0]) / self.longest_step.astype(after[0].dtype)
@@ -209,7 +211,7 @@ def bare_polar(direction: PyTree, log_norm: Array, clock: Array) -> Polar:
 
 def _neuron_sizes(direction: PyTree) -> PyTree:
     """For every entry, the root mean square of the weights of its neuron; of its leaf, where there are no neurons."""
-    if method_of(direction, "with_neuron_weights") is None:
+    if missing(direction, TakesNeuronWeights):
         return jax.tree_util.tree_map(lambda leaf: jnp.full_like(leaf, jnp.sqrt(jnp.mean(leaf**2))), direction)
     rows = neuron_rows(direction)
     sizes = jax.vmap(scaled_norm)(rows) / rows.shape[1] ** 0.5

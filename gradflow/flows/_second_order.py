@@ -16,11 +16,11 @@ from gradflow.flows._gradient_flow import check_scalar, field_kinks
 
 
 class MomentumState(NamedTuple):
-    """Parameters `X`, momentum `V = X' + b grad f(X)`, and the energy lost so far."""
+    """Parameters `X`, momentum `V = X' + b grad f(X)`, and the energy dissipated so far."""
 
     position: PyTree
     momentum: PyTree
-    lost: Float[Array, ""]
+    dissipated: Float[Array, ""]
 
 
 class AbstractSecondOrderFlow(AbstractFlow):
@@ -32,8 +32,8 @@ class AbstractSecondOrderFlow(AbstractFlow):
     which is the same flow, with `b'` the derivative of `b`. An evaluation costs one gradient. The form needs no second
     derivative, so it also holds for ReLU, where `Hess f X'` misses the jumps of the gradient.
 
-    The state carries `f + |V|^2 / 2` lost so far, at no extra gradient; what is left plus what is lost is constant on
-    the exact flow of any problem, and its drift stands in the `Solution` as `"energy"`.
+    The state carries how much of `f + |V|^2 / 2` is dissipated, at no extra gradient; with what is left it is constant
+    on the exact flow of any problem, and its drift stands in the `Solution` as `"energy"`.
     """
 
     problem: Callable[[Any], Any]
@@ -54,12 +54,17 @@ class AbstractSecondOrderFlow(AbstractFlow):
         """The coefficient `c(t)` of `grad f`."""
 
     @abc.abstractmethod
-    def impulse(self) -> Scalar | None:
-        """The momentum at the start, `V(t0) = impulse * grad f(x0)`; `None` for none, which saves a gradient."""
+    def initial_momentum(self) -> Scalar | None:
+        """Its coefficient, `V(t0) = initial_momentum * grad f(x0)`; `None`: at rest, which saves a gradient."""
 
     @property
     def start_cost(self) -> tuple[int, int]:
-        return (0, 0) if self.impulse() is None else (1, 0)
+        return (0, 0) if self.initial_momentum() is None else (1, 0)
+
+    @property
+    def velocity_free(self) -> bool:
+        """Whether it is `X'' = -a X' + F(X)` with constant `a`, as `gradflow.solvers.Nystrom` asks for."""
+        return False
 
     def coefficients(self, t: Scalar) -> tuple[Scalar, Scalar, Scalar]:
         """`a`, `b` and `c - b' - a b` at a time."""
@@ -68,12 +73,12 @@ class AbstractSecondOrderFlow(AbstractFlow):
         return a, b, c - rate - a * b
 
     def init(self, trainable: PyTree, frozen: PyTree) -> MomentumState:
-        impulse = self.impulse()
+        initial_momentum = self.initial_momentum()
         zero = jnp.zeros((), jnp.result_type(*jax.tree_util.tree_leaves(trainable)))
-        if impulse is None:
+        if initial_momentum is None:
             return MomentumState(trainable, jax.tree_util.tree_map(jnp.zeros_like, trainable), zero)
         gradient = jax.grad(lambda p: self.problem(join(p, frozen)))(trainable)
-        return MomentumState(trainable, scaled(impulse, gradient), zero)
+        return MomentumState(trainable, scaled(initial_momentum, gradient), zero)
 
     def vector_field(self, t: Scalar, state: MomentumState, frozen: PyTree) -> MomentumState:
         gradient = jax.grad(lambda p: self.problem(join(p, frozen)))(state.position)
@@ -89,12 +94,12 @@ class AbstractSecondOrderFlow(AbstractFlow):
             dot(state.momentum, gradient),
             dot(gradient, gradient),
         )
-        a, b, g = (one.astype(state.lost.dtype) for one in (a, b, g))
-        lost = a * squares + (g - 1) * works + b * slopes
-        return MomentumState(velocity, force, lost.astype(state.lost.dtype))
+        a, b, g = (one.astype(state.dissipated.dtype) for one in (a, b, g))
+        dissipated = a * squares + (g - 1) * works + b * slopes
+        return MomentumState(velocity, force, dissipated.astype(state.dissipated.dtype))
 
     def dissipation(self, t: Scalar, squares: Scalar, works: Scalar) -> Scalar:
-        """The derivative of `lost` without Hessian damping, from `|X'|^2` and `X' . F`, `F = -c grad f`."""
+        """The derivative of `dissipated` without Hessian damping, from `|X'|^2` and `X' . F`, `F = -c grad f`."""
         a, c = (one.astype(squares.dtype) for one in (self.damping(t), self.gradient_weight(t)))
         return a * squares + (1 / c - 1) * works
 
@@ -112,7 +117,9 @@ class AbstractSecondOrderFlow(AbstractFlow):
 
     def conserved(self, state: MomentumState, frozen: PyTree) -> dict[str, Conserved]:
         loss, motion = self.loss(state, frozen), 0.5 * dot(state.momentum, state.momentum)
-        return {"energy": Conserved(loss + motion + state.lost, jnp.abs(loss) + motion + jnp.abs(state.lost))}
+        return {
+            "energy": Conserved(loss + motion + state.dissipated, jnp.abs(loss) + motion + jnp.abs(state.dissipated))
+        }
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         check_scalar(self.problem, join(trainable, frozen))
@@ -191,7 +198,7 @@ class SecondOrderFlow(AbstractSecondOrderFlow):
     def gradient_weight(self, t: Scalar) -> Scalar:
         return _at(self.c, t)
 
-    def impulse(self) -> Scalar:
+    def initial_momentum(self) -> Scalar:
         given = self.velocity if self.initial_velocity is None else jnp.zeros_like(self.velocity)
         return given + self.hessian_damping(self.start_time)
 
@@ -200,7 +207,7 @@ class SecondOrderFlow(AbstractSecondOrderFlow):
         if self.initial_velocity is None:
             return start
         momentum = jax.tree_util.tree_map(lambda a, b: a + b.astype(a.dtype), start.momentum, self.initial_velocity)
-        return MomentumState(start.position, momentum, start.lost)
+        return MomentumState(start.position, momentum, start.dissipated)
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         super().check(trainable, frozen)
@@ -241,7 +248,7 @@ def scaled(factor: Scalar, tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map(lambda leaf: factor.astype(leaf.dtype) * leaf, tree)
 
 
-def excess(position: PyTree, minimum: PyTree) -> PyTree:
+def displacement(position: PyTree, minimum: PyTree) -> PyTree:
     """How far a position is from the minimum."""
     return jax.tree_util.tree_map(jnp.subtract, position, minimum)
 

@@ -1,6 +1,6 @@
 """Stochastic gradient descent in continuous time: an Ito equation with the covariance of the mini-batch gradient."""
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import diffrax
 import equinox as eqx
@@ -57,7 +57,6 @@ class SGDFlow(AbstractStochasticFlow):
     batch_size: int = eqx.field(static=True)
     order: int = eqx.field(static=True)
     sampling: Literal["replacement", "batch"] = eqx.field(static=True)
-    stochastic: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -13,9 +13,10 @@ from jaxtyping import Array, PyTree
 
 from gradflow import _checks
 from gradflow._solution import Solution
-from gradflow._tree import full_precision, join, method_of, split
+from gradflow._tree import full_precision, join, split
 from gradflow.models._polar import Polar
 from gradflow.programs import fresh_jit
+from gradflow.protocols import HasNeuronWeights, offered
 from gradflow.runs._record import seen
 
 LARGEST = 600
@@ -233,8 +234,8 @@ def _second(problem: Any, trainable: PyTree, frozen: PyTree) -> tuple[Array, Arr
 
 def _active(params: PyTree) -> int:
     """Neurons that are not small beside the largest, which has to be of size at least a hundredth itself."""
-    neuron_weights = method_of(params, "neuron_weights")
-    if neuron_weights is None:
+    model = offered(params, HasNeuronWeights)
+    if model is None:
         return -1
-    norms = np.linalg.norm(np.asarray(neuron_weights(), float), axis=1)
+    norms = np.linalg.norm(np.asarray(model.neuron_weights(), float), axis=1)
     return int(np.sum(norms > 0.01 * max(float(np.max(norms)), 1.0)))

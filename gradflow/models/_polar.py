@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import check_finite, fail, is_concrete
-from gradflow._tree import join, method_of, scaled_norm, split, tree_norm
+from gradflow._tree import join, scaled_norm, split, tree_norm
+from gradflow.protocols import TakesNeuronWeights, offered
 
 
 class Polar(eqx.Module):
@@ -93,17 +94,17 @@ def normalised(trainable: PyTree) -> tuple[PyTree, Float[Array, ""]]:
 
 def neuron_rows(params: PyTree) -> Float[Array, "width size"]:
     """All weights of every neuron, as rows."""
-    methods = method_of(params, "neuron_weights"), method_of(params, "with_neuron_weights")
-    if None in methods:
+    model = offered(params, TakesNeuronWeights)
+    if model is None:
         actual = f"of type {type(params).__name__}, which lacks them"
         raise fail("params", "have the methods `neuron_weights` and `with_neuron_weights`", actual)
-    return methods[0]()  # pyright: ignore[reportOptionalCall]
+    return model.neuron_weights()
 
 
 def with_rows(params: PyTree, rows: Float[Array, "width size"]) -> PyTree:
     """The same parameters with other weights of the neurons."""
-    method: Any = method_of(params, "with_neuron_weights")
-    return method(rows)
+    model: TakesNeuronWeights = params
+    return model.with_neuron_weights(rows)
 
 
 def unit_rows(rows: Float[Array, "width size"]) -> tuple[Float[Array, "width size"], Float[Array, " width"]]:

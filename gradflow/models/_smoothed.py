@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, PyTree
 from gradflow._checks import check_callable, fail, is_concrete
 from gradflow._conserved import Conserved
 from gradflow._homogeneity import degree_one_slopes
-from gradflow._tree import method_of
+from gradflow.protocols import Conserves, offered
 
 
 class Smoothed(eqx.Module):
@@ -78,8 +78,8 @@ class Smoothed(eqx.Module):
 
     def conserved(self, params: PyTree) -> dict[str, Conserved]:
         """What gradient flow of the plain model conserves: the smoothing keeps the homogeneity it rests on."""
-        method = method_of(params, "conserved")
-        return {} if method is None else method()
+        model = offered(params, Conserves)
+        return {} if model is None else model.conserved()
 
 
 def smooth(

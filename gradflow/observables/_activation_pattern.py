@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from gradflow._checks import check_finite, fail
-from gradflow._tree import full_precision, method_of
+from gradflow._tree import full_precision
+from gradflow.protocols import HasPreactivations, offered
 
 
 class ActivationPattern(eqx.Module):
@@ -41,8 +42,8 @@ class ActivationPattern(eqx.Module):
         if self.preactivations is not None:
             fn = self.preactivations
             return jax.vmap(lambda x: fn(params, x) > 0)(self.x)
-        preactivations = method_of(params, "preactivations")
-        if preactivations is None:
+        model = offered(params, HasPreactivations)
+        if model is None:
             actual = f"None for parameters of type {type(params).__name__}, which have no method of that name"
             raise fail("preactivations", "be a function of parameters and one input", actual)
-        return jax.vmap(lambda x: preactivations(x) > 0)(self.x)
+        return jax.vmap(lambda x: model.preactivations(x) > 0)(self.x)

@@ -4,7 +4,8 @@ import equinox as eqx
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import fail
-from gradflow._tree import in_single, method_of
+from gradflow._tree import in_single
+from gradflow.protocols import Balances, offered
 
 
 class Balancedness(eqx.Module):
@@ -25,7 +26,7 @@ class Balancedness(eqx.Module):
 
     @in_single
     def __call__(self, params: PyTree) -> Float[Array, "..."]:
-        imbalance = method_of(params, "imbalance")
-        if imbalance is None:
+        model = offered(params, Balances)
+        if model is None:
             raise fail("params", "have a method `imbalance`", f"of type {type(params).__name__}")
-        return imbalance()
+        return model.imbalance()

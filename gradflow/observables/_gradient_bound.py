@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import fail
-from gradflow._tree import full_precision, in_single, method_of, scaled_norm
+from gradflow._tree import full_precision, in_single, scaled_norm
 from gradflow.models._smoothed import slopes
 from gradflow.observables._neuron_partition import output_weights
 from gradflow.problems import EmpiricalRisk
+from gradflow.protocols import OneHiddenLayer, missing
 
 
 class GradientBound(eqx.Module):
@@ -50,8 +51,9 @@ class GradientBound(eqx.Module):
     @in_single
     @full_precision
     def __call__(self, params: PyTree) -> Float[Array, ""]:
-        if method_of(params, "preactivations") is None or method_of(params, "readout") is None:
-            actual = f"of type {type(params).__name__}"
+        lacking = missing(params, OneHiddenLayer)
+        if lacking:
+            actual = f"of type {type(params).__name__}, without `{lacking[0]}`"
             raise fail("params", "be a network with one hidden layer, as gradflow.models.TwoLayer is", actual)
         if slopes(params.activation) != (0.0, 1.0):
             raise fail("params", "have ReLU as its activation", "one with another", "Only ReLU has dead neurons.")

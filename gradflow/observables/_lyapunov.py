@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import check_choice, fail
-from gradflow._tree import in_single, join, method_of, split
+from gradflow._tree import in_single, join, split
+from gradflow.protocols import HasLyapunov, offered
 
 
 class Lyapunov(eqx.Module):
@@ -53,10 +54,10 @@ class Lyapunov(eqx.Module):
 
     def of_state(self, flow: Any, t: Scalar, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
         """The value at a time and a state of a flow."""
-        lyapunov = method_of(flow, "lyapunov")
-        if lyapunov is None:
+        stable = offered(flow, HasLyapunov)
+        if stable is None:
             actual = f"observing a {type(flow).__name__}, which has none"
             raise fail("observe", "hold a Lyapunov function of the flow", actual)
         minimum, _ = split(self.minimum)
         min_loss = flow.problem(join(minimum, frozen)) if self.least is None else self.least
-        return lyapunov(t, state, frozen, minimum, min_loss, self.kind)
+        return stable.lyapunov(t, state, frozen, minimum, min_loss, self.kind)

@@ -8,7 +8,8 @@ import jax
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import fail
-from gradflow._tree import in_single, method_of, scaled_norm
+from gradflow._tree import in_single, scaled_norm
+from gradflow.protocols import HasNeurons, offered
 
 
 class NeuronMovement(eqx.Module):
@@ -45,8 +46,8 @@ class NeuronMovement(eqx.Module):
     def _rows(self, params: PyTree) -> Float[Array, "width in_size"]:
         if self.neurons is not None:
             return self.neurons(params)
-        neurons = method_of(params, "neurons")
-        if neurons is None:
+        model = offered(params, HasNeurons)
+        if model is None:
             actual = f"None for parameters of type {type(params).__name__}, which have no method `neurons`"
             raise fail("neurons", "be a function of the parameters", actual, "It returns one row per neuron.")
-        return neurons()
+        return model.neurons()

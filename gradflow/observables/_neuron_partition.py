@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int8, PyTree, Shaped
 
 from gradflow._checks import check_finite, fail
-from gradflow._tree import full_precision, method_of
+from gradflow._tree import full_precision
 from gradflow.problems._labels import LabelKind, check_inputs_of_length, label_kind, towards_label
+from gradflow.protocols import OneHiddenLayer, missing
 
 FALSE_DEAD, FALSE_LIVING, TRUE_DEAD, TRUE_LIVING = range(4)
 
@@ -58,10 +59,10 @@ class NeuronPartition(eqx.Module):
 
     @full_precision
     def __call__(self, params: PyTree) -> Int8[Array, "n neurons"]:
-        for name in ("preactivations", "readout"):
-            if method_of(params, name) is None:
-                actual = f"of type {type(params).__name__}, without `{name}`"
-                raise fail("params", "be a network with one hidden layer, as gradflow.models.TwoLayer is", actual)
+        lacking = missing(params, OneHiddenLayer)
+        if lacking:
+            actual = f"of type {type(params).__name__}, without `{lacking[0]}`"
+            raise fail("params", "be a network with one hidden layer, as gradflow.models.TwoLayer is", actual)
         z = jax.vmap(params.preactivations)(self.x)
         a = output_weights(params, z.shape[1], z.dtype)
         n = self.x.shape[0]

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from gradflow._checks import check_finite, fail, is_concrete
-from gradflow._tree import in_single, method_of, scaled_norm
+from gradflow._tree import in_single, scaled_norm
+from gradflow.protocols import HasNeurons, HasNeuronWeights, offered
 
 
 class NeuronNorms(eqx.Module):
@@ -31,8 +32,7 @@ class NeuronNorms(eqx.Module):
 
     @in_single
     def __call__(self, params: PyTree) -> Float[Array, " width"]:
-        rows = self.weights(params) if self.weights is not None else _of_model(params, "neuron_weights", "weights")
-        return jax.vmap(scaled_norm)(rows)
+        return jax.vmap(scaled_norm)(self.weights(params) if self.weights is not None else _weights(params))
 
 
 class NeuronAngles(eqx.Module):
@@ -69,7 +69,7 @@ class NeuronAngles(eqx.Module):
 
     @in_single
     def __call__(self, params: PyTree) -> Float[Array, "width *k"]:
-        rows = self.neurons(params) if self.neurons is not None else _of_model(params, "neurons", "neurons")
+        rows = self.neurons(params) if self.neurons is not None else neurons_of(params)
         if self.reference is None:
             if rows.shape[1] != 2:
                 actual = f"None for inputs of size {rows.shape[1]}"
@@ -94,9 +94,21 @@ def _unit(rows: Float[Array, "rows size"]) -> Float[Array, "rows size"]:
     return scaled / jnp.linalg.norm(scaled, axis=1, keepdims=True)
 
 
-def _of_model(params: PyTree, method: str, argument: str) -> Float[Array, "width size"]:
-    quantity = method_of(params, method)
-    if quantity is None:
-        actual = f"None for parameters of type {type(params).__name__}, which have no method `{method}`"
-        raise fail(argument, "be a function of the parameters", actual, "It returns one row per neuron.")
-    return quantity()
+def neurons_of(params: PyTree) -> Float[Array, "width in_size"]:
+    """The incoming weights of the neurons of a model; refuses one without."""
+    model = offered(params, HasNeurons)
+    if model is None:
+        raise _without(params, "neurons", "neurons")
+    return model.neurons()
+
+
+def _weights(params: PyTree) -> Float[Array, "width size"]:
+    model = offered(params, HasNeuronWeights)
+    if model is None:
+        raise _without(params, "neuron_weights", "weights")
+    return model.neuron_weights()
+
+
+def _without(params: PyTree, method: str, argument: str) -> ValueError:
+    actual = f"None for parameters of type {type(params).__name__}, which have no method `{method}`"
+    return fail(argument, "be a function of the parameters", actual, "It returns one row per neuron.")

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from gradflow._checks import check_positive, fail
-from gradflow._tree import full_precision, method_of
+from gradflow._tree import full_precision
 from gradflow.models._smoothed import slopes, smooth
 from gradflow.problems import EmpiricalRisk
+from gradflow.protocols import PiecewiseLinearLayer, missing
 
 
 class SlidingNeurons(eqx.Module):
@@ -52,9 +53,9 @@ class SlidingNeurons(eqx.Module):
 
     @full_precision
     def __call__(self, params: PyTree) -> Bool[Array, "n neurons"]:
-        missing = [name for name in _NEEDED if method_of(params, name) is None]
-        if missing:
-            actual = f"of type {type(params).__name__}, without `{missing[0]}`"
+        lacking = missing(params, PiecewiseLinearLayer)
+        if lacking:
+            actual = f"of type {type(params).__name__}, without `{lacking[0]}`"
             raise fail("params", "be a network with one hidden layer, as gradflow.models.TwoLayer is", actual)
         z = jax.vmap(params.preactivations)(self.problem.x)
         size = jax.vmap(params.preactivation_bounds)(self.problem.x)
@@ -73,6 +74,3 @@ class SlidingNeurons(eqx.Module):
         left, right = slopes(params.activation)
         near = jnp.abs(z) < self.band.astype(z.dtype) * size
         return near & (others + left * diagonal > 0) & (others + right * diagonal < 0)
-
-
-_NEEDED = ("activation", "preactivations", "preactivation_bounds", "readout")

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, fail
-from gradflow._tree import flatten, method_of
+from gradflow._tree import flatten
+from gradflow.protocols import HasVectorField, offered
 
 
 class Time(eqx.Module):
@@ -81,11 +82,11 @@ class Velocity(eqx.Module):
         raise _needs_a_run("the velocity")
 
     def of_state(self, flow: Any, t: Scalar, state: PyTree, frozen: PyTree) -> Float[Array, " parameters"]:
-        field = method_of(flow, "vector_field")
-        if field is None:
+        moving = offered(flow, HasVectorField)
+        if moving is None:
             actual = f"observing a {type(flow).__name__}, which has no velocity"
             raise fail("observe", "hold the velocity of a flow", actual, "Observe it with `solve`.")
-        return flatten(jax.jvp(flow.params, (state,), (field(t, state, frozen),))[1])[0]
+        return flatten(jax.jvp(moving.params, (state,), (moving.vector_field(t, state, frozen),))[1])[0]
 
 
 def _needs_a_run(what: str) -> ValueError:

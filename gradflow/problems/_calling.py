@@ -8,7 +8,6 @@ import jax
 from jaxtyping import Array, PyTree, Shaped
 
 from gradflow._checks import fail
-from gradflow._tree import method_of
 
 
 def call_model(params: PyTree, inputs: Shaped[Array, "m ..."]) -> Any:
@@ -16,12 +15,11 @@ def call_model(params: PyTree, inputs: Shaped[Array, "m ..."]) -> Any:
 
     **Raises** `ValueError` for parameters that cannot be called, and for layers that ask for a key or a state.
     """
-    model = method_of(params, "__call__")
-    if model is None:
+    if not callable(params):
         advice = "Pass predict=..., a function (params, x) -> predictions."
         raise fail("params", "be callable when predict=None", f"of type {type(params).__name__}", advice)
     try:
-        return jax.vmap(model)(inputs)
+        return jax.vmap(params)(inputs)
     except Exception as error:
         layers = _layers_that_ask_for_more(params)
         if not layers:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from gradflow._homogeneity import degree_one_slopes
-from gradflow._tree import full_precision, join, method_of, split
+from gradflow._tree import full_precision, join, split
 from gradflow.problems._empirical_risk import EmpiricalRisk
+from gradflow.protocols import PiecewiseLinearLayer, missing
 
 ITERATIONS = 400
 """Of the accelerated projected gradient method."""
@@ -32,7 +33,7 @@ class Clarke(NamedTuple):
 
 def has_kinks(problem: EmpiricalRisk, params: PyTree) -> bool:
     """Whether the model is one layer of (leaky) ReLU neurons with a linear readout, as `TwoLayer` is."""
-    if problem.predict is not None or None in [method_of(params, name) for name in _NEEDED]:
+    if problem.predict is not None or missing(params, PiecewiseLinearLayer):
         return False
     slopes = degree_one_slopes(params.activation)
     return slopes is not None and slopes[0] != slopes[1]
@@ -100,6 +101,3 @@ def nearest_element(correlation: Any, params: PyTree, tolerance: Any) -> Clarke:
 
     jumps = jnp.where(on, (right - left) * jax.grad(readout)(activation(before)), 0)
     return Clarke(jnp.linalg.norm(off(weights)), on, jnp.where(on, weights, (before > 0).astype(flat.dtype)), jumps)
-
-
-_NEEDED = ("preactivations", "preactivation_bounds", "readout")

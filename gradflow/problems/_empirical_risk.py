@@ -11,10 +11,11 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from gradflow._checks import check_callable, check_choice, check_finite, fail, is_concrete
 from gradflow._conserved import Conserved
-from gradflow._tree import full_precision, method_of
+from gradflow._tree import full_precision
 from gradflow.problems._calling import call_model, call_predict
 from gradflow.problems._labels import check_labels, check_targets
 from gradflow.problems.losses import cross_entropy
+from gradflow.protocols import Conserves, ConservesAlong, offered
 
 
 class EmpiricalRisk(eqx.Module):
@@ -136,10 +137,10 @@ class EmpiricalRisk(eqx.Module):
         A `predict` may know as well (`predict.conserved(params)`).
         """
         if self.predict is not None:
-            method = method_of(self.predict, "conserved")
-            return {} if method is None else method(params)
-        method = method_of(params, "conserved")
-        return {} if method is None else method()
+            predict = offered(self.predict, ConservesAlong)
+            return {} if predict is None else predict.conserved(params)
+        model = offered(params, Conserves)
+        return {} if model is None else model.conserved()
 
 
 def _as_array(name: str, value: Any) -> Array:

@@ -48,21 +48,22 @@ def begin(setup: Setup) -> Carry:
     if setup.resumed is None:
         t = jnp.asarray(flow.t0, setup.ts.dtype)
         y = flow.init(setup.start, setup.frozen)
-        watched = flow.controlled(y)
-        floor = control.floor(flow.sizes(watched))
-        if flow.own_sizes:
-            floor = jax.tree_util.tree_map(jnp.zeros_like, floor)
-        whole = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree_util.tree_leaves(watched)])
+        controlled = flow.controlled(y)
+        weights, plus_scale = flow.error_weights(controlled)
+        scale = control.absolute_scale(weights)
+        if not plus_scale:
+            scale = jax.tree_util.tree_map(jnp.zeros_like, scale)
+        whole = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree_util.tree_leaves(controlled)])
         was_zero = jnp.all(whole == 0)
         loss = flow.loss(y, setup.frozen)
-        launch = start_method(setup, t, y, floor)
+        launch = start_method(setup, t, y, scale)
     else:
         t, y = setup.resumed.t.astype(setup.ts.dtype), setup.resumed.state
         loss = flow.loss(y, setup.frozen)
         known = setup.resumed.checkpoint
-        floor, was_zero = known.floor, known.was_zero
+        scale, was_zero = known.scale, known.was_zero
         now = fingerprint(flow, y, loss)
-        anew = functools.partial(start_method, setup, t, y, floor)
+        anew = functools.partial(start_method, setup, t, y, scale)
         launch = relaunch(known, t, now, anew, setup.method.name, setup.jumps, setup.oversteps)
     observe = bind(setup.observe, flow, t, y, setup.frozen)
     record = blank_record(setup.ts.size, setup.params(y), observe, setup.save_params, flow.params(y))
@@ -70,11 +71,11 @@ def begin(setup: Setup) -> Carry:
     finite = jnp.all(finite) & launch.finite
     carry = Carry(
         t=launch.t,
-        lost=launch.lost,
+        rounding_error=launch.rounding_error,
         dt=launch.dt,
         y=launch.y,
         method_state=launch.method_state,
-        floor=floor,
+        scale=scale,
         was_zero=was_zero,
         failures=jnp.asarray(0),
         finite=jnp.asarray(True),
@@ -90,7 +91,7 @@ def begin(setup: Setup) -> Carry:
         step=launch.step,
     )
     index, record = save_rows(setup, carry, launch.t, lambda s: inside(setup, launch.step, s, y))
-    met = jnp.asarray(False) if setup.until is None else setup.until.excess(setup.params(y)) >= 0
+    met = jnp.asarray(False) if setup.until is None else setup.until.event_value(setup.params(y)) >= 0
     code = jnp.where(index == setup.ts.size, Status.OK, carry.code)
     code = jnp.where(met, Status.STOPPED, code)
     code = jnp.where(finite, code, Status.NONFINITE)
@@ -136,7 +137,7 @@ def summarise(setup: Setup, carry: Carry) -> Solution:
         gradients, products = flow.start_cost
     else:
         then, (gradients, products) = setup.resumed.checkpoint.reference, (0, 0)
-    counted = setup.method.counts
+    counted = setup.method.exact_counts
     products += carry.products + flow.products_per_evaluation * carry.evaluations
     stats = {
         "steps": carry.steps,
@@ -181,11 +182,11 @@ def _checkpoint(setup: Setup, carry: Carry, code: Int[Array, ""], mark: Any, ref
         t=carry.t,
         y=carry.y,
         step=carry.step,
-        lost=carry.lost,
+        rounding_error=carry.rounding_error,
         dt=carry.dt,
         method_state=eqx.filter(carry.method_state, eqx.is_array),
         usable=(code == Status.OK) | (code == Status.MAX_STEPS) | (code == Status.INTERRUPTED),
-        floor=carry.floor,
+        scale=carry.scale,
         was_zero=carry.was_zero,
         fingerprint=mark,
         reference=reference,

@@ -14,6 +14,7 @@ from jaxtyping import ArrayLike, Bool, Float, PyTree, Scalar
 from gradflow import _checks
 from gradflow._solution import Solution
 from gradflow._tree import rest_of, split
+from gradflow.protocols import ChecksStart, offered
 from gradflow.runs._leaves import warn_of_leaves
 from gradflow.solvers import StepControl
 
@@ -41,6 +42,13 @@ def halves(
         actual = "one whose state is of another structure"
         raise _checks.fail("params", f"be parameters, or a Solution of the same {title}", actual, advice)
     return flowing, frozen
+
+
+def check_start(owner: Any, params: PyTree) -> None:
+    """Lets the problem of a flow or a rule, if it has one that looks, refuse what it cannot start from."""
+    problem = offered(getattr(owner, "problem", None), ChecksStart)
+    if problem is not None:
+        problem.check_start(params)
 
 
 def check_times(ts: ArrayLike | Sequence[float], t0: Any) -> Float[jax.Array, " T"]:

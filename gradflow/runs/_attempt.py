@@ -39,11 +39,11 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
     """One attempted step, and whatever falls due within it."""
     control, method, y, t = setup.control, setup.method, carry.y, carry.t
     end, jump = _next_end(setup, t)
-    remaining = (end - t) - carry.lost
+    remaining = (end - t) - carry.rounding_error
     last = carry.dt * (1 + 1e-3) >= remaining
     dt = jnp.where(last, remaining, carry.dt)
     field = setup.field(t, dt)
-    tried: Attempt = method.attempt(field, y, dt, control, carry.floor, carry.method_state)
+    tried: Attempt = method.attempt(field, y, dt, control, carry.scale, carry.method_state)
     outcome = _judge(carry, field, tried, dt, last)
     keep = outcome.keep
 
@@ -51,9 +51,9 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
         inside = method.interpolate(field, tried.dense, s - t)
         return jax.tree_util.tree_map(lambda a, b: jnp.where(s - t >= dt, b, a), inside, tried.y1)
 
-    moved = dt + carry.lost
+    moved = dt + carry.rounding_error
     t1 = jnp.where(last, end, t + moved)
-    lost = jnp.where(last, 0.0, moved - (t1 - t)).astype(t.dtype)
+    rounding_error = jnp.where(last, 0.0, moved - (t1 - t)).astype(t.dtype)
     stopped, t1, y1 = locate(setup.until, setup.params, keep, t, t1, at, tried.y1)
     reached = jnp.where(keep, t1, t)
     index, record = save_rows(setup, carry, reached, at)
@@ -68,11 +68,11 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
 
     after = Carry(
         t=reached,
-        lost=jnp.where(keep, lost, carry.lost),
+        rounding_error=jnp.where(keep, rounding_error, carry.rounding_error),
         dt=proposed,
         y=choose(y1, y),
         method_state=choose(tried.accepted, tried.rejected),
-        floor=choose(_raised_floor(setup, carry, field.sizes(tried.y1), outcome.crossing), carry.floor),
+        scale=choose(_raised_scale(setup, carry, tried.y1, outcome.crossing), carry.scale),
         was_zero=carry.was_zero,
         failures=outcome.failures,
         finite=whole,
@@ -107,7 +107,7 @@ def _judge(carry: Carry, field: Field, tried: Attempt, dt: Scalar, last: Bool[Ar
     # Time carries its rounding along, so it resolves more than its type does.
     eps = float(jnp.finfo(carry.t.dtype).eps)
     resolution = 8 * max(eps**2, float(jnp.finfo(jnp.float64).eps)) * jnp.abs(carry.t)
-    resting = _all_zero(carry.floor) & _all_zero(field.sizes(carry.y))
+    resting = _all_zero(carry.scale) & _all_zero(field.error_weights(carry.y))
     crossing = resting & tried.finite & (dt <= CROSSING * resolution)
     keep = (tried.ratio <= 1) | crossing
     return Outcome(dt, last, keep, resting, crossing, resolution, jnp.where(keep, 0, carry.failures + 1))
@@ -135,16 +135,17 @@ def _status_after(
     return jnp.where(stuck, jnp.where(finite, Status.STEP_UNDERFLOW, Status.NONFINITE), code)
 
 
-def _raised_floor(setup: Setup, carry: Carry, sizes: PyTree, crossing: Bool[Array, ""]) -> PyTree:
+def _raised_scale(setup: Setup, carry: Carry, y: PyTree, crossing: Bool[Array, ""]) -> PyTree:
     """The absolute scale of errors after a step that is kept."""
-    if setup.flow.own_sizes:
-        return carry.floor
+    weights, plus_scale = setup.flow.error_weights(setup.flow.controlled(y))
+    if not plus_scale:
+        return carry.scale
     control = setup.control
-    floor = control.raise_floor(carry.floor, carry.was_zero, sizes, setup.method.dormant(carry.method_state))
+    scale = control.raise_scale(carry.scale, carry.was_zero, weights, setup.method.scale_fraction(carry.method_state))
     # A crossing leaves the time of the jump, and so all that has moved in it, uncertain: no more is asked of what
     # follows than an error of that size.
     uncertain = lambda size: jnp.where(crossing, size / control.rtol.astype(size.dtype), size)  # noqa: E731
-    return jax.tree_util.tree_map(uncertain, floor)
+    return jax.tree_util.tree_map(uncertain, scale)
 
 
 def _restart(setup: Setup, carry: Carry, due: Bool[Array, ""]) -> Carry:
@@ -155,7 +156,7 @@ def _restart(setup: Setup, carry: Carry, due: Bool[Array, ""]) -> Carry:
 
     def begin_again(state: tuple) -> tuple:
         _, _, _, evaluations = state
-        new = start_method(setup, carry.t, carry.y, carry.floor)
+        new = start_method(setup, carry.t, carry.y, carry.scale)
         return jnp.asarray(False), new.dt, eqx.filter(new.method_state, eqx.is_array), evaluations + new.evaluations
 
     arrays, static = eqx.partition(carry.method_state, eqx.is_array)
@@ -174,21 +175,21 @@ def _all_zero(tree: PyTree) -> Bool[Array, ""]:
     return jnp.stack([jnp.all(leaf == 0) for leaf in jax.tree_util.tree_leaves(tree)]).all()
 
 
-def start_method(setup: Setup, t: Scalar, y: PyTree, floor: PyTree) -> Launch:
+def start_method(setup: Setup, t: Scalar, y: PyTree, scale: PyTree) -> Launch:
     """The first step size, and the state of the method before the first step."""
     field = setup.field(t, jnp.zeros_like(t))
     f0 = field(jnp.zeros_like(t), y)
 
     def moved(s: Scalar, to: PyTree) -> PyTree:
-        return field.watched(field(s.astype(t.dtype), field.replace(y, to)))
+        return field.controlled(field(s.astype(t.dtype), field.replace(y, to)))
 
     order, length = setup.method.first_order, setup.ts[-1] - jnp.asarray(setup.flow.t0, t.dtype)
-    dt, spent = setup.control.first_step(moved, field.watched(y), field.watched(f0), floor, order, length)
+    dt, spent = setup.control.first_step(moved, field.controlled(y), field.controlled(f0), scale, order, length)
     dt = setup.limited(jax.lax.stop_gradient(jnp.asarray(dt, t.dtype)))
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree_util.tree_leaves(f0)])
     method_state, step, zero = setup.method.begin(field, y, f0, dt), None, jnp.zeros_like(t)
     if setup.oversteps:
-        attempt = lambda: setup.method.attempt(field, y, dt, setup.control, floor, method_state).dense  # noqa: E731
+        attempt = lambda: setup.method.attempt(field, y, dt, setup.control, scale, method_state).dense  # noqa: E731
         dense = jax.tree_util.tree_map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), eqx.filter_eval_shape(attempt))
         step = Step(t, zero, y, dense)
     return Launch(t, y, step, zero, dt, method_state, 1 + spent, jnp.all(finite))

@@ -30,11 +30,11 @@ class Checkpoint(eqx.Module):
     t: Scalar  # where the method stands, which may be ahead of the end of the run
     y: PyTree
     step: Step | None
-    lost: Scalar
+    rounding_error: Scalar
     dt: Scalar
     method_state: PyTree  # its arrays
     usable: Bool[Array, ""]  # whether the method's state belongs to the state that the run ended with
-    floor: PyTree
+    scale: PyTree
     was_zero: Bool[Array, ""]
     fingerprint: Float[Array, " numbers"]  # of the flow, at the end of the run
     reference: dict[str, Conserved]  # conserved quantities at the start of the first run
@@ -55,7 +55,7 @@ class Launch(eqx.Module):
     t: Scalar
     y: PyTree
     step: Step | None
-    lost: Scalar
+    rounding_error: Scalar
     dt: Scalar
     method_state: PyTree
     evaluations: Int[Array, ""]
@@ -81,7 +81,7 @@ def relaunch(
     step = Step(known.t, jnp.zeros_like(known.t), known.y, None if fresh.step is None else fresh.step.dense)
     if fresh.step is not None:
         step = known.step if known.step is not None else jax.tree_util.tree_map(_blank, step)
-    parts = known.t, known.y, None if fresh.step is None else step, known.lost, known.dt, known.method_state
+    parts = known.t, known.y, None if fresh.step is None else step, known.rounding_error, known.dt, known.method_state
     kept = Launch(*parts, jnp.asarray(0), jnp.asarray(True))
     if known.method != method or not _alike((kept, known.fingerprint), (arrays, now)):
         return anew()

@@ -252,7 +252,7 @@ def _steps_to(run: AbstractCountedRun, carry: CountedCarry, k: Int[Array, ""]) -
 
 def _met(until: Until, run: AbstractCountedRun, state: PyTree, code: Int[Array, ""]) -> Int[Array, ""]:
     """The status at a state, where a run in good order ends if its condition is met."""
-    met = until.excess(run.params(state)) >= 0
+    met = until.event_value(run.params(state)) >= 0
     return jnp.where((code == Status.RUNNING) & met, Status.STOPPED, code)
 
 

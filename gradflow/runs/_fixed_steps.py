@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int, Key, PyTree, Scalar
 
 from gradflow import _checks
 from gradflow._solution import Solution, Status
-from gradflow._tree import Extents, check_start, join
+from gradflow._tree import Extents, join
 from gradflow.flows import AbstractStochasticFlow
-from gradflow.runs._arguments import halves, valid_times
+from gradflow.runs._arguments import check_start, halves, valid_times
 from gradflow.runs._counted import AbstractCountedRun, CountedCarry, ResumedRule, RuleCheckpoint
 from gradflow.runs._record import bind, check_observe
 from gradflow.runs._run import DERIVATIVE, STEP, Point
@@ -112,7 +112,7 @@ class FixedStepRun(AbstractCountedRun):
         return {DERIVATIVE: self.flow.vector_field(t, state, self.frozen), STEP: step}
 
     def _time_at(self, where: Point) -> Scalar:
-        return self.edges[0] + where.share * (self.edges[-1] - self.edges[0])
+        return self.edges[0] + where.progress * (self.edges[-1] - self.edges[0])
 
     def _moved(self, k: Int[Array, ""], t: Scalar, dt: Scalar, state: PyTree) -> PyTree:
         """The state after one step of this size, with the increments of step `k`."""

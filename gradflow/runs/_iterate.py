@@ -9,9 +9,10 @@ from jaxtyping import Array, Int, PyTree
 
 from gradflow import _checks
 from gradflow._solution import Solution, ended
-from gradflow._tree import check_start, join, method_of
+from gradflow._tree import join
+from gradflow.protocols import ExplainsFailure, offered
 from gradflow.rules import AbstractRule
-from gradflow.runs._arguments import halves
+from gradflow.runs._arguments import check_start, halves
 from gradflow.runs._counted import ResumedRule, RuleCheckpoint
 from gradflow.runs._discrete import DiscreteRun
 from gradflow.runs._drive import drive
@@ -100,8 +101,10 @@ def iterate_to(
 
 def _advice(run: DiscreteRun) -> str:
     """What helps a run that failed, beyond what its status says."""
-    why = method_of(getattr(run.rule, "problem", None), "why_not_finite")
-    return "" if why is None or not _checks.is_concrete(run) else why(join(run.start, run.frozen))
+    problem = offered(getattr(run.rule, "problem", None), ExplainsFailure)
+    if problem is None or not _checks.is_concrete(run):
+        return ""
+    return problem.why_not_finite(join(run.start, run.frozen))
 
 
 def prepare_rule(

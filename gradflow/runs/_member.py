@@ -295,7 +295,7 @@ def default_for(members: Sequence[AbstractMember], rtol: float) -> Solver | None
     found = [(flow, member.params) for member in members if (flow := member.adaptive_flow()) is not None]
     if not found:
         return None
-    suited, _ = max(found, key=lambda pair: pair[0].oscillatory or pair[0].limited)
+    suited, _ = max(found, key=lambda pair: pair[0].oscillatory or pair[0].step_limited)
     return default_solver(rtol, suited, any(flow.kinked(*split(params)) for flow, params in found))
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from gradflow._checks import check_callable, fail, is_concrete
 from gradflow._solution import Solution, moving
-from gradflow._tree import method_of
+from gradflow.protocols import KnowsOrdinary, SeesState, offered
 
 
 def seen(fn: Callable[[Any], Any], params: PyTree) -> PyTree:
@@ -25,8 +25,8 @@ def seen(fn: Callable[[Any], Any], params: PyTree) -> PyTree:
     Coordinates other than the parameters themselves, such as `gradflow.Polar`, know their `ordinary()` parameters.
     These are shown to every function but those with an attribute `sees_coordinates` that is true.
     """
-    ordinary = method_of(params, "ordinary")
-    return params if ordinary is None or getattr(fn, "sees_coordinates", False) else ordinary()
+    coordinates = offered(params, KnowsOrdinary)
+    return params if coordinates is None or getattr(fn, "sees_coordinates", False) else coordinates.ordinary()
 
 
 class Record(eqx.Module):
@@ -40,10 +40,10 @@ def bind(
     observe: dict[str, Callable[[Any], Any]], flow: Any, t: Any, state: PyTree, frozen: PyTree
 ) -> dict[str, Callable[[Any], Any]]:
     """Observables as functions of the parameters alone; those with a method `of_state` get time and state."""
-    found = {name: (fn, method_of(fn, "of_state")) for name, fn in observe.items()}
+    found = {name: (fn, offered(fn, SeesState)) for name, fn in observe.items()}
     return {
-        name: fn if of_state is None else (lambda _, of_state=of_state: of_state(flow, t, state, frozen))
-        for name, (fn, of_state) in found.items()
+        name: fn if seeing is None else (lambda _, seeing=seeing: seeing.of_state(flow, t, state, frozen))
+        for name, (fn, seeing) in found.items()
     }
 
 

@@ -20,14 +20,14 @@ ErrorCounts = tuple[Int[Array, "..."], ...] | None
 class Point(eqx.Module):
     """Where a run is looked at without being run."""
 
-    share: Float[Array, ""]  # of the time of a flow
+    progress: Float[Array, ""]  # of the time of a flow
     first: Int[Array, ""]  # step of a run in counted steps
     steps: Int[Array, ""]  # that such a run goes on from there
     push: Float[Array, ""]  # of the whole state, velocities and the like included, over the size of the parameters
 
 
-def point(share: float = 0.0, first: int = 0, steps: int = 1, push: float = 0.0) -> Point:
-    return Point(jnp.asarray(share, float), jnp.asarray(first), jnp.asarray(steps), jnp.asarray(push, float))
+def point(progress: float = 0.0, first: int = 0, steps: int = 1, push: float = 0.0) -> Point:
+    return Point(jnp.asarray(progress, float), jnp.asarray(first), jnp.asarray(steps), jnp.asarray(push, float))
 
 
 class AbstractRun(eqx.Module):

@@ -69,7 +69,7 @@ class Setup(AbstractRun):
         return self.flow.errors(state, self.frozen)
 
     def time_at(self, where: Point) -> Scalar:
-        return self.flow.t0 + where.share * (self.ts[-1] - self.flow.t0)
+        return self.flow.t0 + where.progress * (self.ts[-1] - self.flow.t0)
 
     def observables(self, where: Point, state: PyTree) -> dict[str, Callable[[Any], Any]]:
         return bind(self.observe, self.flow, self.time_at(where), state, self.frozen)
@@ -82,11 +82,11 @@ class Setup(AbstractRun):
         return self.flow.vector_field(self.ts[0], self.initial(), self.frozen)
 
     def error_counts(self) -> tuple[int, ...]:
-        controlled = self.flow.sizes(self.flow.controlled(self.initial()))
+        controlled = self.flow.error_weights(self.flow.controlled(self.initial())).weights
         return tuple(leaf.size for leaf in jax.tree_util.tree_leaves(controlled))
 
     def padded(self, widths: Extents, extents: Extents, counts: ErrorCounts) -> "Setup":
-        frozen, control = PaddedRest(self.frozen, widths), dataclasses.replace(self.control, counts=counts)
+        frozen, control = PaddedRest(self.frozen, widths), dataclasses.replace(self.control, num_entries=counts)
         return dataclasses.replace(self, frozen=frozen, extents=extents, control=control)
 
     def running(self, carry: "Carry") -> bool:
@@ -103,8 +103,8 @@ class Setup(AbstractRun):
         length = end - begin
         if self.continued:  # it is likely to go on for as long as it has gone on so far
             length = jnp.maximum(length, 2 * (t + dt - begin))
-        share = jnp.where(length > 0, (t + dt - begin) / jnp.where(length > 0, length, 1), 1)
-        return Field(self.flow, self.frozen, t, share, self.extents, *self.beside(t))
+        progress = jnp.where(length > 0, (t + dt - begin) / jnp.where(length > 0, length, 1), 1)
+        return Field(self.flow, self.frozen, t, progress, self.extents, *self.beside(t))
 
     def beside(self, t: Scalar) -> tuple[Scalar | None, Scalar | None]:
         """The last jump up to time `t` and the first one beyond it."""
@@ -123,11 +123,11 @@ class Carry(eqx.Module):
     """What changes from step to step."""
 
     t: Scalar
-    lost: Scalar  # rounding lost in `t`, added back at the next step (Kahan)
+    rounding_error: Scalar  # rounding lost in `t`, added back at the next step (Kahan)
     dt: Scalar
     y: PyTree
     method_state: PyTree
-    floor: PyTree
+    scale: PyTree
     was_zero: Bool[Array, ""]
     failures: Int[Array, ""]
     finite: Bool[Array, ""]  # at the last rejected attempt

@@ -13,14 +13,16 @@ from jaxtyping import ArrayLike, Int, PyTree
 
 from gradflow import _checks
 from gradflow._solution import Solution, ended
-from gradflow._tree import check_start, join, method_of, tree_norm
+from gradflow._tree import join, tree_norm
 from gradflow.flows import AbstractFlow, AbstractStochasticFlow
+from gradflow.protocols import ExplainsFailure, offered
 from gradflow.runs._adaptive import AdaptiveRun
 from gradflow.runs._arguments import (
     check_jumps,
     check_longest_step,
     check_memory,
     check_size,
+    check_start,
     check_times,
     check_tolerances,
     halves,
@@ -154,8 +156,10 @@ def _advice(setup: AdaptiveRun) -> str:
         return SLIDING
     if setup.flow.remedy:
         return setup.flow.remedy
-    why = method_of(getattr(setup.flow, "problem", None), "why_not_finite")
-    return "" if why is None or not _checks.is_concrete(setup) else why(seen(why, join(setup.start, setup.frozen)))
+    problem = offered(getattr(setup.flow, "problem", None), ExplainsFailure)
+    if problem is None or not _checks.is_concrete(setup):
+        return ""
+    return problem.why_not_finite(seen(problem.why_not_finite, join(setup.start, setup.frozen)))
 
 
 SLIDING = (
@@ -185,9 +189,6 @@ def prepare(
     if not isinstance(flow, AbstractFlow):
         advice = "Wrap a loss as gradflow.GradientFlow(loss)."
         raise _checks.fail("flow", "be a gradflow flow", f"of type {type(flow).__name__}", advice)
-    if flow.stochastic:
-        advice = "Derive it from gradflow.flows.AbstractStochasticFlow."
-        raise _checks.fail("flow", "be deterministic", f"a {type(flow).__name__}, which is not", advice)
     if key is not None:
         raise _checks.fail("key", "be None for a deterministic flow", "a key", "Only stochastic flows draw numbers.")
     flowing, frozen = halves(flow, params, trainable, type(flow).__name__, Checkpoint)
@@ -219,7 +220,7 @@ def prepare(
         solver = default_solver(tolerance, flow, flow.kinked(flowing, frozen))
         choice = describe_choice(tolerance, flow, flow.kinks(flowing, frozen))
     method = _prepare_solver(solver, control, flowing)
-    if flow.limited and not isinstance(method, OneStep):
+    if flow.step_limited and not isinstance(method, OneStep):
         advice = "Use one such as gradflow.solvers.Tsit5() or, where it is stiff, Hybrid()."
         raise _checks.fail("solver", f"be an explicit method for a {type(flow).__name__}", method.name, advice)
 
@@ -271,8 +272,9 @@ def _prepare_solver(solver: Any, control: StepControl, trainable: PyTree) -> Abs
     size = tree_norm(trainable)
     rough = control.rtol.astype(size.dtype) * size if control.atol is None else control.atol
     own: dict[str, Any] = {"rtol": control.rtol, "atol": rough, "norm": optimistix.rms_norm}
-    # A root finder of diffrax leaves a marker where it wants the tolerances of the run.
+    # A root finder of diffrax leaves a marker where it wants the tolerances of the run; its class has no public name.
+    marker = type(diffrax.with_stepsize_controller_tols(optimistix.Newton)().rtol)
     finder = solver.root_finder
-    open_ones = [n for n in own if hasattr(finder, n) and "UseStepSizeTol" in type(getattr(finder, n)).__name__]
+    open_ones = [name for name in own if isinstance(getattr(finder, name, None), marker)]
     where = lambda s: [getattr(s.root_finder, name) for name in open_ones]  # noqa: E731
     return OneStep(eqx.tree_at(where, solver, [own[name] for name in open_ones]) if open_ones else solver)

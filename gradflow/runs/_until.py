@@ -55,7 +55,7 @@ class Until(eqx.Module):
         self.sign = 1 if below is None else -1
         self.value = jnp.asarray(above if below is None else below, float)
 
-    def excess(self, params: PyTree) -> Float[Array, ""]:
+    def event_value(self, params: PyTree) -> Float[Array, ""]:
         """How far beyond the value the function is; the run ends when this is not negative."""
         return self.sign * (jnp.asarray(self.fn(seen(self.fn, params)), self.value.dtype) - self.value)
 
@@ -79,11 +79,11 @@ def locate(
     """Where in the step the condition `until` is met, if it is: bisection and secant steps in turn, to rounding."""
     if until is None:
         return jnp.asarray(False), t1, y1
-    beyond = until.excess(params(y1))
+    beyond = until.event_value(params(y1))
     met = keep & (beyond >= 0)
 
     def excess(t: Scalar) -> Scalar:
-        return until.excess(params(at(t)))
+        return until.event_value(params(at(t)))
 
     def wide(state: tuple[Scalar, ...]) -> Bool[Array, ""]:
         low, high, _, _, count = state

@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from gradflow._checks import fail
 from gradflow._tree import flatten, scaled_norm
-from gradflow.solvers._control import DORMANT, StepControl
+from gradflow.solvers._control import SCALE_FRACTION, StepControl
 from gradflow.solvers._method import AbstractMethod, Attempt, Field
-from gradflow.solvers._ndf import NDF, ROWS, History, split_state
+from gradflow.solvers._ndf import NDF, History
 
 WARM_UP_STEPS = 3
 """Explicit steps after which their length is taken at its word."""
@@ -80,7 +80,7 @@ class Automatic(AbstractMethod):
             raise fail("implicit", "be a gradflow.solvers.NDF", f"of type {type(implicit).__name__}")
 
     @property
-    def counts(self) -> bool:
+    def exact_counts(self) -> bool:
         return True
 
     @property
@@ -91,11 +91,11 @@ class Automatic(AbstractMethod):
     def first_order(self) -> int:
         return int(self.explicit.order(None))
 
-    def begin(self, field: Field, y: PyTree, rate: PyTree, dt: Scalar) -> Mode:
-        history = self.implicit.begin(field, y, rate, dt)
+    def begin(self, field: Field, y: PyTree, slope: PyTree, dt: Scalar) -> Mode:
+        history = self.implicit.begin(field, y, slope, dt)
         zero, no = jnp.zeros_like(history.spacing), jnp.asarray(False)
-        slope = flatten(rate)[0]
-        return Mode(no, slope, jnp.asarray(True), zero + 1, no, history, jnp.asarray(0), zero, zero + 1)
+        derivative = flatten(slope)[0]
+        return Mode(no, derivative, jnp.asarray(True), zero + 1, no, history, jnp.asarray(0), zero, zero + 1)
 
     def attempt(
         self,
@@ -103,12 +103,12 @@ class Automatic(AbstractMethod):
         y: PyTree,
         dt: Scalar,
         control: StepControl,
-        floor: PyTree,
+        scale: PyTree,
         state: Any,
     ) -> Attempt:
         mode: Mode = state
-        one = self._explicit(field, y, dt, control, floor, mode)
-        other = self._implicit(field, y, dt, control, floor, mode)
+        one = self._explicit(field, y, dt, control, scale, mode)
+        other = self._implicit(field, y, dt, control, scale, mode)
 
         def choose(a: Any, b: Any) -> Any:
             return jnp.where(mode.implicit, a, b)
@@ -120,8 +120,8 @@ class Automatic(AbstractMethod):
         products = jnp.where(mode.implicit, other.products, 0)
         return Attempt(y1, ratio, factor, accepted, rejected, dense, finite, evaluations, products)
 
-    def dormant(self, state: Any) -> Scalar:
-        return jnp.where(state.budget > 1, DORMANT, 0.0)
+    def scale_fraction(self, state: Any) -> Scalar:
+        return jnp.where(state.budget > 1, SCALE_FRACTION, 0.0)
 
     def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
         implicit, one, other = dense
@@ -129,11 +129,11 @@ class Automatic(AbstractMethod):
         return jax.tree_util.tree_map(lambda a, b: jnp.where(implicit, b, a), *inside)
 
     def _explicit(
-        self, field: Field, y: PyTree, dt: Scalar, control: StepControl, floor: PyTree, mode: Mode
+        self, field: Field, y: PyTree, dt: Scalar, control: StepControl, scale: PyTree, mode: Mode
     ) -> Attempt:
         """A step of the explicit method; no evaluations where the other one is at work."""
         # Where the field is not smooth, cost grows like one over the tolerance: no tightening there.
-        given, control = control, control.tightened(jnp.where(mode.budget > 1, 1, field.share))
+        given, control = control, control.tightened(jnp.where(mode.budget > 1, 1, field.progress))
         tableau = _Tableau(type(self.explicit).tableau)
         start, unflatten = flatten(y)
         h = dt.astype(start.dtype)
@@ -150,18 +150,18 @@ class Automatic(AbstractMethod):
         _, k = jax.lax.while_loop(lambda state: state[0] < stop, stage, (first, k))
         y1 = unflatten(start + jnp.asarray(tableau.solution, start.dtype) @ k)
         error = unflatten(jnp.asarray(tableau.error, start.dtype) @ k)
-        ratio = control.ratio(field.watched(error), field.watched(y), field.watched(y1), floor)
+        ratio = control.ratio(field.controlled(error), field.controlled(y), field.controlled(y1), scale)
         finite = jnp.all(jnp.isfinite(k))
         ratio = jax.lax.stop_gradient(jnp.where(finite, ratio, jnp.inf)).astype(mode.ratio.dtype)
         factor = control.factor(ratio, mode.ratio, mode.failed, self.first_order)
         dense = (y, y1, jax.vmap(unflatten)(k), dt)
 
-        remaining = (1 - field.share) * self._whole(field, dt)
+        remaining = (1 - field.progress) * self._whole(field, dt)
         ahead = (tableau.stages - 1) * remaining / (dt * factor.astype(dt.dtype))
         held = cost_if_held(field, unflatten, tableau, k).astype(dt.dtype) * remaining / dt
         budget = mode.budget.astype(dt.dtype) * (given.rtol ** (-1 / 6)).astype(dt.dtype)
         switch = (mode.steps + 1 >= WARM_UP_STEPS) & (ahead * held > (BUDGET * budget) ** 2)
-        history = self._recent(field, y, dense, mode.history)
+        history = self._recent(field, dense, mode.history)
         factor = jnp.where((ratio <= 1) & switch, (history.spacing / h).astype(factor.dtype), factor)
         history = jax.tree_util.tree_map(lambda a, b: jnp.where(switch, a, b), history, mode.history)
         yes, no, steps = jnp.asarray(True), jnp.asarray(False), jnp.where(switch, 0, mode.steps + 1)
@@ -171,10 +171,10 @@ class Automatic(AbstractMethod):
         return Attempt(y1, ratio, factor, accepted, rejected, dense, finite, stop - first, jnp.asarray(0))
 
     def _implicit(
-        self, field: Field, y: PyTree, dt: Scalar, control: StepControl, floor: PyTree, mode: Mode
+        self, field: Field, y: PyTree, dt: Scalar, control: StepControl, scale: PyTree, mode: Mode
     ) -> Attempt:
         """A step of the implicit method; no evaluations where the other one is at work."""
-        tried = self.implicit.step(field, y, dt, control, floor, mode.history, mode.implicit)
+        tried = self.implicit.step(field, y, dt, control, scale, mode.history, mode.implicit)
         keep = tried.ratio <= 1
         rejections = REJECTION_MEMORY * mode.rejections + jnp.where(
             keep | (mode.steps < TRUSTED_STEPS), 0, 1 - REJECTION_MEMORY
@@ -194,7 +194,7 @@ class Automatic(AbstractMethod):
 
     def _whole(self, field: Field, dt: Scalar) -> Scalar:
         """The length of the run."""
-        return (field.t + dt - field.flow.t0) / jnp.where(field.share > 0, field.share, 1)
+        return (field.t + dt - field.flow.t0) / jnp.where(field.progress > 0, field.progress, 1)
 
     def _inside(self, dense: PyTree, s: Scalar) -> PyTree:
         y0, y1, k, dt = dense
@@ -202,23 +202,14 @@ class Automatic(AbstractMethod):
         known = self.explicit.interpolation_cls(t0=jnp.zeros((), dtype), t1=dt.astype(dtype), y0=y0, y1=y1, k=k)
         return known.evaluate(s.astype(dtype))
 
-    def _recent(self, field: Field, y: PyTree, dense: PyTree, old: History) -> History:
+    def _recent(self, field: Field, dense: PyTree, old: History) -> History:
         """A table of order four from the dense output of the step just taken, with an eighth of it as the spacing."""
-        points = 5
         _, y1, _, dt = dense
-        s = dt * (1 - jnp.arange(points) / 8)
-        rows = jax.vmap(lambda s: split_both(field, self._inside(dense, s)))(s)
-        rows = rows.at[0].set(split_both(field, y1))
-        table = [rows[0]]
-        while rows.shape[0] > 1:
-            rows = rows[:-1] - rows[1:]
-            table.append(rows[0])
-        whole = jnp.concatenate([jnp.stack(table), jnp.zeros((ROWS - points, rows.shape[1]), rows.dtype)])
-        size = old.table.shape[1]
-        fresh = self.implicit.begin(field, y, y, dt / 8)
-        order = jnp.asarray(min(points - 1, self.implicit.max_order))
-        where = lambda h: (h.table, h.quadratures, h.order, h.age)  # noqa: E731
-        return eqx.tree_at(where, fresh, (whole[:, :size], whole[:, size:], order, old.age + 1))
+
+        def point(j: Scalar) -> PyTree:
+            return self._inside(dense, dt * (1 - j / 8))
+
+        return self.implicit.resume(field, point, y1, dt / 8, old.age + 1)
 
 
 class _Tableau:
@@ -248,13 +239,8 @@ def cost_if_held(field: Field, unflatten: Any, tableau: _Tableau, k: Float[Array
     """
 
     def size(vector: Float[Array, " size"]) -> Scalar:
-        return scaled_norm(flatten(field.watched(unflatten(vector)))[0])
+        return scaled_norm(flatten(field.controlled(unflatten(vector)))[0])
 
     apart, changed = size(jnp.asarray(tableau.rows[-1] - tableau.rows[-2], k.dtype) @ k), size(k[-1] - k[-2])
     stiffness = jnp.where(apart > 0, changed / jnp.where(apart > 0, apart, 1), 0)
     return (tableau.stages - 1) / tableau.limit * stiffness
-
-
-def split_both(field: Field, y: PyTree) -> Float[Array, " size"]:
-    """The watched part of a state and the rest, as one vector."""
-    return jnp.concatenate(split_state(field, y))

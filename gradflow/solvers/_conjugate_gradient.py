@@ -17,7 +17,7 @@ class Solved(eqx.Module):
     x: Float[Array, " size"]
     residual: Float[Array, " size"]
     products: Int[Array, ""]
-    met: Bool[Array, ""]
+    converged: Bool[Array, ""]
     negative: Bool[Array, ""]
     finite: Bool[Array, ""]  # all products were
     curvature: Scalar
@@ -31,8 +31,8 @@ def conjugate_gradient(
     norm: Callable[[Float[Array, " size"]], Scalar],
     tolerance: float | Scalar,
     smallest: Scalar,
-    least: Int[Array, ""],
-    most: Int[Array, ""],
+    min_products: Int[Array, ""],
+    max_products: Int[Array, ""],
 ) -> Solved:
     """Solves `(I + c H) x = r` until the error of `x`, measured with `norm`, is at most `tolerance`.
 
@@ -43,26 +43,27 @@ def conjugate_gradient(
     From there it is carried over to `norm` by their ratio for `x`.
 
     `negative` tells that a direction of (nearly) negative curvature of `I + c H` was met; `x` is then not a solution.
-    Neither is it where `met` is false: `most` products were spent before. `least` products are spent in any case.
+    Neither is it where `converged` is false: that would have taken more than `max_products` products. At least
+    `min_products` are made in any case.
     """
     scale = jnp.max(jnp.abs(r), initial=0.0)
     scale = jax.lax.stop_gradient(jnp.where((scale > 0) & jnp.isfinite(scale), scale, 1))
     residual = r / scale
     squares = residual @ residual
     length = jnp.sqrt(squares)
-    share = norm(r) / (scale * jnp.where(length > 0, length, 1))
+    relative = norm(r) / (scale * jnp.where(length > 0, length, 1))
     start = (
-        jnp.zeros_like(r), residual, residual, squares, 1 / smallest, share, jnp.asarray(0),
+        jnp.zeros_like(r), residual, residual, squares, 1 / smallest, relative, jnp.asarray(0),
         jnp.asarray(False), jnp.asarray(True), jnp.zeros((), r.dtype), jnp.zeros((), r.dtype),
     )  # fmt: skip
 
-    def error(squares: Scalar, gamma: Scalar, share: Scalar) -> Scalar:
-        return jax.lax.stop_gradient(jnp.sqrt(jnp.maximum(gamma * squares, 0) / smallest) * share * scale)
+    def error(squares: Scalar, gamma: Scalar, relative: Scalar) -> Scalar:
+        return jax.lax.stop_gradient(jnp.sqrt(jnp.maximum(gamma * squares, 0) / smallest) * relative * scale)
 
     def wanted(state: tuple) -> Bool[Array, ""]:
-        _, _, _, squares, gamma, share, count, negative, *_ = state
-        unfinished = (error(squares, gamma, share) > tolerance) | ((count < least) & (squares > 0))
-        return unfinished & (count < most) & ~negative
+        _, _, _, squares, gamma, relative, count, negative, *_ = state
+        unfinished = (error(squares, gamma, relative) > tolerance) | ((count < min_products) & (squares > 0))
+        return unfinished & (count < max_products) & ~negative
 
     def iterate(state: tuple) -> tuple:
         x, residual, p, squares, gamma, _, count, _, _, curvature, stiffest = state
@@ -79,19 +80,19 @@ def conjugate_gradient(
         ahead = gamma - alpha
         gamma = jnp.where(ahead > 0, ahead / jnp.where(ahead > 0, smallest * ahead + beta, 1), alpha)
         length = jnp.sqrt(x @ x)
-        share = norm(x * scale) / (scale * jnp.where(length > 0, length, 1))
+        relative = norm(x * scale) / (scale * jnp.where(length > 0, length, 1))
         along = jnp.where(jnp.isfinite(along), along / pp, 0)
         curvature, stiffest = jnp.minimum(curvature, along), jnp.maximum(stiffest, along)
-        return x, residual, residual + beta * p, new, gamma, share, count + 1, negative, finite, curvature, stiffest
+        return x, residual, residual + beta * p, new, gamma, relative, count + 1, negative, finite, curvature, stiffest
 
     final = jax.lax.while_loop(wanted, iterate, start)
-    x, residual, _, squares, gamma, share, count, negative, finite, curvature, stiffest = final
-    met = error(squares, gamma, share) <= tolerance
+    x, residual, _, squares, gamma, relative, count, negative, finite, curvature, stiffest = final
+    converged = error(squares, gamma, relative) <= tolerance
     return Solved(
         scale * x,
         scale * residual,
         count,
-        met & ~negative,
+        converged & ~negative,
         negative,
         finite,
         -jax.lax.stop_gradient(curvature),

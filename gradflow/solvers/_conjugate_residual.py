@@ -19,8 +19,8 @@ def conjugate_residual(
     norm: Callable[[Float[Array, " size"]], Scalar],
     tolerance: float | Scalar,
     smallest: Scalar,
-    least: Int[Array, ""],
-    most: Int[Array, ""],
+    min_products: Int[Array, ""],
+    max_products: Int[Array, ""],
 ) -> Solved:
     """Solves `(I + c H) x = r` until the residual, measured with `norm`, is at most `tolerance`.
 
@@ -34,8 +34,8 @@ def conjugate_residual(
     del smallest
     scale = jnp.max(jnp.abs(r), initial=0.0)
     scale = jax.lax.stop_gradient(jnp.where((scale > 0) & jnp.isfinite(scale), scale, 1))
-    kept = min(RECALLED, r.size)
-    nothing = jnp.zeros((kept, r.size), r.dtype)
+    num_kept = min(RECALLED, r.size)
+    nothing = jnp.zeros((num_kept, r.size), r.dtype)
     zero = jnp.zeros((), r.dtype)
     start = (
         jnp.zeros_like(r), r / scale, nothing, nothing, jnp.asarray(0),
@@ -47,8 +47,8 @@ def conjugate_residual(
 
     def wanted(state: tuple) -> Bool[Array, ""]:
         _, residual, _, _, count, negative, *_ = state
-        unfinished = (error(residual) > tolerance) | ((count < least) & jnp.any(residual != 0))
-        return unfinished & (count < most) & ~negative
+        unfinished = (error(residual) > tolerance) | ((count < min_products) & jnp.any(residual != 0))
+        return unfinished & (count < max_products) & ~negative
 
     def iterate(state: tuple) -> tuple:
         x, residual, inputs, outputs, count, _, _, curvature, stiffest = state
@@ -64,7 +64,7 @@ def conjugate_residual(
         output, p = output / jnp.where(usable, length, 1), p / jnp.where(usable, length, 1)
         alpha = jnp.where(usable, output @ residual, 0)
         x, residual = jnp.where(usable, x + alpha * p, x), jnp.where(usable, residual - alpha * output, residual)
-        place = count % kept
+        place = count % num_kept
         inputs, outputs = inputs.at[place].set(p), outputs.at[place].set(output)
         along = jnp.where(finite, along, 0)
         curvature, stiffest = jnp.minimum(curvature, along), jnp.maximum(stiffest, along)

@@ -4,14 +4,14 @@ The local error `e` of a step from `y0` to `y1` is measured as
 
     ratio = rms_i( e_i / (atol + rtol max(|y0_i|, |y1_i|)) ),     accepted when ratio <= 1.
 
-With `atol=None` the absolute part is `rtol` times a floor: the size of the *initial* values of the leaf that entry `i`
+With `atol=None` the absolute part is `rtol` times a scale: the size of the *initial* values of the leaf that entry `i`
 belongs to or, for explicit methods, a hundredth of their present size once that is larger. A fixed absolute tolerance
 gets the escape from a small initialisation wrong as soon as the initial values fall below it, and reports success;
 this one resolves a start of size 1e-10 as well as one of size 1. The hundredth keeps neurons that are still small
 under control while others have grown; on ReLU networks, where entries cross zero late and steps are short, following
 only the initial size would cost more, at no gain in accuracy. Stability keeps explicit steps short enough for the small
 neurons in any case. Implicit ones it does not: with a hundredth, later features would escape at the wrong time, so
-there the floor stays.
+there the scale stays.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from gradflow._tree import scaled_norm
 
-DORMANT = 0.01
+SCALE_FRACTION = 0.01
 """Share of the present size of a leaf below which an explicit method holds its entries to an absolute error."""
 
 FIRST_ERROR = 1.0
@@ -39,50 +39,50 @@ FIRST_TOLERANCE_SHARE = 0.05
 class StepControl(eqx.Module):
     """Accepts or rejects steps and proposes the next (proportional-integral).
 
-    **Arguments**: `rtol`, `atol` (scalar, or `None`: scaled to the state); `counts`: the number of entries
+    **Arguments**: `rtol`, `atol` (scalar, or `None`: scaled to the state); `num_entries`: the number of entries
     of each leaf of the state, where zeros have been added to it that are to count for nothing (default: all). Growth
     per step lies in `[0.1, 10]`; there is none right after a rejection.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> control = gf.solvers.StepControl(jnp.array(1e-3), None)
     >>> y = jnp.array([1e-8, -1e-8])
-    >>> round(float(control.ratio(1e-11 * jnp.ones(2), y, y, control.floor(y))), 3)
+    >>> round(float(control.ratio(1e-11 * jnp.ones(2), y, y, control.absolute_scale(y))), 3)
     0.5
     """
 
     rtol: Float[Array, ""]
     atol: Float[Array, ""] | None
-    counts: tuple[Int[Array, "..."], ...] | None = None
+    num_entries: tuple[Int[Array, "..."], ...] | None = None
 
-    def tightened(self, share: Scalar) -> "StepControl":
-        """For a step that ends when this share of the run lies behind: early errors are carried through all of it."""
-        factor = jnp.clip(share, FIRST_TOLERANCE_SHARE, 1).astype(self.rtol.dtype)
+    def tightened(self, progress: Scalar) -> "StepControl":
+        """For a step that ends when this part of the run lies behind: early errors are carried through all of it."""
+        factor = jnp.clip(progress, FIRST_TOLERANCE_SHARE, 1).astype(self.rtol.dtype)
         atol = None if self.atol is None else factor * self.atol
-        return StepControl(factor * self.rtol, atol, self.counts)
+        return StepControl(factor * self.rtol, atol, self.num_entries)
 
-    def floor(self, y: PyTree) -> PyTree:
+    def absolute_scale(self, y: PyTree) -> PyTree:
         """Size below which entries of each leaf are held to an absolute error: the root mean square of the leaf.
 
-        Leaves of zeros take the size of the whole state. A state of zeros has no size yet: the floor is zero, and
-        `raise_floor` lifts it as the state grows.
+        Leaves of zeros take the size of the whole state. A state of zeros has no size yet: the scale is zero, and
+        `raise_scale` lifts it as the state grows.
         """
         leaves, structure = jax.tree_util.tree_flatten(y)
-        norms, counts = [scaled_norm(jnp.ravel(leaf)) for leaf in leaves], self._counts(leaves)
+        norms, counts = [scaled_norm(jnp.ravel(leaf)) for leaf in leaves], self._sizes_of(leaves)
         sizes = [norm / jnp.sqrt(count).astype(norm.dtype) for norm, count in zip(norms, counts, strict=True)]
         total = jnp.sqrt(sum(counts)).astype(norms[0].dtype)
         whole = scaled_norm(jnp.stack([norm.astype(norms[0].dtype) for norm in norms])) / total
-        floors = [jnp.where(size > 0, size, whole.astype(size.dtype)) for size in sizes]
-        return jax.tree_util.tree_unflatten(structure, floors)
+        scales = [jnp.where(size > 0, size, whole.astype(size.dtype)) for size in sizes]
+        return jax.tree_util.tree_unflatten(structure, scales)
 
-    def raise_floor(self, floor: PyTree, was_zero: Bool[Array, ""], y: PyTree, dormant: float | Scalar) -> PyTree:
-        """The floor after a step to `y`: it follows the state upwards, at a distance unless the run started at zero."""
+    def raise_scale(self, scale: PyTree, was_zero: Bool[Array, ""], y: PyTree, fraction: float | Scalar) -> PyTree:
+        """The scale after a step to `y`: it follows the state upwards, at a distance unless the run started at zero."""
 
         def follow(old: Array, size: Array) -> Array:
-            return jnp.maximum(old, jnp.where(was_zero, 1.0, dormant).astype(size.dtype) * size)
+            return jnp.maximum(old, jnp.where(was_zero, 1.0, fraction).astype(size.dtype) * size)
 
-        return jax.tree_util.tree_map(follow, floor, self.floor(y))
+        return jax.tree_util.tree_map(follow, scale, self.absolute_scale(y))
 
-    def sizes(self, y: PyTree, floor: PyTree) -> PyTree:
+    def error_weights(self, y: PyTree, scale: PyTree) -> PyTree:
         """What the error of each entry is compared with: `rtol` times this is the tolerance."""
 
         def size(a: Array, low: Array) -> Array:
@@ -92,9 +92,9 @@ class StepControl(eqx.Module):
                 both = jnp.abs(a) + self.atol.astype(a.dtype) / self.rtol.astype(a.dtype)
             return jnp.where(both > 0, both, 1)
 
-        return jax.tree_util.tree_map(size, y, floor)
+        return jax.tree_util.tree_map(size, y, scale)
 
-    def ratio(self, error: PyTree, y0: PyTree, y1: PyTree, floor: PyTree) -> Scalar:
+    def ratio(self, error: PyTree, y0: PyTree, y1: PyTree, scale: PyTree) -> Scalar:
         """Error of a step over the tolerance; NaN or infinity where the step is not finite."""
 
         def squares(e: Array, a: Array, b: Array, low: Array) -> Scalar:
@@ -108,24 +108,24 @@ class StepControl(eqx.Module):
                 scaled = e / (self.atol.astype(e.dtype) + rtol * largest)
             return jnp.sum(jnp.where(e == 0, e, scaled) ** 2)
 
-        total = sum(jax.tree_util.tree_leaves(jax.tree_util.tree_map(squares, error, y0, y1, floor)))
+        total = sum(jax.tree_util.tree_leaves(jax.tree_util.tree_map(squares, error, y0, y1, scale)))
         return jnp.sqrt(jnp.asarray(total) / self.entries(error))
 
     def entries(self, y: PyTree) -> int | Scalar:
         """The number of entries of a state that count."""
-        return sum(self._counts(jax.tree_util.tree_leaves(y)))
+        return sum(self._sizes_of(jax.tree_util.tree_leaves(y)))
 
-    def _counts(self, leaves: list[Any]) -> list[Any]:
-        if self.counts is None:
+    def _sizes_of(self, leaves: list[Any]) -> list[Any]:
+        if self.num_entries is None:
             return [max(leaf.size, 1) for leaf in leaves]
-        return [jnp.maximum(count, 1) for count in self.counts]
+        return [jnp.maximum(count, 1) for count in self.num_entries]
 
     def first_step(
         self,
         field: Callable[[Scalar, PyTree], PyTree],
         y0: PyTree,
         f0: PyTree,
-        floor: PyTree,
+        scale: PyTree,
         order: int,
         length: Scalar | float = 1.0,
     ) -> tuple[Scalar, Scalar]:
@@ -136,7 +136,7 @@ class StepControl(eqx.Module):
         """
 
         def size(tree: PyTree) -> Scalar:
-            return self.ratio(tree, y0, y0, floor)
+            return self.ratio(tree, y0, y0, scale)
 
         d0, d1 = size(y0), size(f0)
         span = jnp.asarray(length, d0.dtype)
@@ -150,8 +150,8 @@ class StepControl(eqx.Module):
         unit = jnp.minimum(unit, jnp.where(moving & (d0 > 0), d0 / jnp.where(moving, d1, 1), jnp.inf))
         usable = moving & jnp.isfinite(unit)
         unit = jnp.where(usable, unit, 1)
-        share = (FIRST_ERROR / (unit * jnp.where(usable, d1, 1))) ** (1 / order)
-        h1 = jnp.where(usable, unit * share, 100 * h0)
+        fraction = (FIRST_ERROR / (unit * jnp.where(usable, d1, 1))) ** (1 / order)
+        h1 = jnp.where(usable, unit * fraction, 100 * h0)
         step = jnp.minimum(100 * h0, h1)
         return jnp.where(jnp.isfinite(step) & (step > 0), step, small), jnp.asarray(1)
 

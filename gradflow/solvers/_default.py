@@ -4,6 +4,7 @@ from typing import Any
 
 import diffrax
 
+from gradflow.protocols import lacking_for_second_order
 from gradflow.solvers._automatic import Automatic
 from gradflow.solvers._hybrid import Hybrid
 from gradflow.solvers._method import AbstractMethod
@@ -41,11 +42,11 @@ def default_solver(rtol: float, flow: Any = None, kinked: bool = False) -> diffr
     """
     oscillates = getattr(flow, "oscillatory", False)
     explicit = diffrax.Tsit5() if rtol >= (OSCILLATING if oscillates else TIGHT) else diffrax.Dopri8()
-    if oscillates and not kinked and flow.velocity_free:
+    if oscillates and not kinked and not lacking_for_second_order(flow):
         return Nystrom()
     if oscillates and rtol >= LOOSE:
         explicit = diffrax.Bosh3()
-    if oscillates or getattr(flow, "limited", False):
+    if oscillates or getattr(flow, "step_limited", False):
         return explicit
     return Hybrid() if kinked and rtol >= KINKED else Automatic(explicit)
 
@@ -60,7 +61,7 @@ def describe_choice(rtol: float, flow: Any, kinks: tuple[str, ...] | None) -> st
     ('kinks: max', 'smooth')
     """
     words = ["oscillates"] if getattr(flow, "oscillatory", False) else []
-    words += ["limits its steps"] if getattr(flow, "limited", False) else []
+    words += ["limits its steps"] if getattr(flow, "step_limited", False) else []
     if kinks:
         words.append(f"kinks: {', '.join(kinks)}")
         if rtol < KINKED and len(words) == 1:

@@ -10,12 +10,12 @@ from gradflow.solvers._rock2 import AbstractROCK2
 
 
 class Hybrid(AbstractROCK2):
-    """An ordinary explicit method on short steps, `ROCK2` on long ones.
+    """An explicit method without stabilisation on short steps, `ROCK2` on long ones.
 
     The default for ReLU networks. A step with `h rho <= 2.5`, where `rho` is the spectral radius, is taken by the
     method of Bogacki and Shampine, of order three and three evaluations; a longer one by `ROCK2`, of as many stages as
     it takes. So what limits the steps decides. Early in training, in the escape from a small initialisation and where a
-    field jumps often, that is the error, and the ordinary method is the cheaper one; late in training it is stability.
+    field jumps often, that is the error, and the nonstiff method is the cheaper one; late in training it is stability.
     In `gradflow.solve` the first four steps do without the spectral radius. Not for oscillatory flows.
 
     **Arguments** and **Raises**: as for `ROCK2`.
@@ -28,7 +28,7 @@ class Hybrid(AbstractROCK2):
     True
     """
 
-    ordinary: ClassVar[float] = 2.5
+    nonstiff: ClassVar[float] = 2.5
 
     spectral_radius: Callable[[Any, PyTree, Any], Scalar] | None = None
     refresh: int = eqx.field(default=25, static=True)

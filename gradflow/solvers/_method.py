@@ -18,7 +18,7 @@ ROUNDINGS = 16
 class Field(eqx.Module):
     """A flow as a method sees it, in time counted from the beginning of the step.
 
-    A step keeps its digits however far the run has come. `share` is the part of the run that lies behind at the end of
+    A step keeps its digits however far the run has come. `progress` is the part of the run that is done at the end of
     the step, between 0 and 1. Where states have been padded to a common shape, `extents` tells how far along every
     axis their leaves are their own: beyond, nothing moves. Where the field jumps in time, `before` and `after` are the
     jumps that bound the step: the field is evaluated strictly between them, on the right side of each.
@@ -27,7 +27,7 @@ class Field(eqx.Module):
     flow: Any
     frozen: PyTree
     t: Scalar
-    share: Scalar
+    progress: Scalar
     extents: Extents | None = None
     before: Scalar | None = None  # the last jump up to the start of the step; minus infinity where there is none
     after: Scalar | None = None  # the first one beyond it; infinity where there is none
@@ -43,24 +43,24 @@ class Field(eqx.Module):
         """A state, or a derivative of one, with zeros for the padding."""
         return y if self.extents is None else within(y, self.extents)
 
-    def watched(self, y: PyTree) -> PyTree:
+    def controlled(self, y: PyTree) -> PyTree:
         """The part of a state, or of its derivative, that the error control sees."""
         return self.flow.controlled(y)
 
-    def sizes(self, y: PyTree) -> PyTree:
-        """What errors of the watched part are measured against."""
-        return self.flow.sizes(self.flow.controlled(y))
+    def error_weights(self, y: PyTree) -> PyTree:
+        """What errors of the controlled part are measured against."""
+        return self.flow.error_weights(self.flow.controlled(y)).weights
 
-    def stride(self, y0: PyTree, y1: PyTree) -> Scalar | None:
+    def step_length_ratio(self, y0: PyTree, y1: PyTree) -> Scalar | None:
         """How far a step went, over the farthest that the flow allows; `None` for no limit."""
-        return self.flow.stride(self.flow.controlled(y0), self.flow.controlled(y1))
+        return self.flow.step_length_ratio(self.flow.controlled(y0), self.flow.controlled(y1))
 
-    def replace(self, y: PyTree, watched: PyTree) -> PyTree:
-        """The state `y` with its watched part, or each of its watched parts, replaced."""
+    def replace(self, y: PyTree, controlled: PyTree) -> PyTree:
+        """The state `y` with its controlled part, or each of its controlled parts, replaced."""
         parts = self.flow.controlled(y)
-        if watched is None and type(parts) is tuple:
-            watched = (None,) * len(parts)
-        return eqx.tree_at(self.flow.controlled, y, watched, is_leaf=lambda x: x is None)
+        if controlled is None and type(parts) is tuple:
+            controlled = (None,) * len(parts)
+        return eqx.tree_at(self.flow.controlled, y, controlled, is_leaf=lambda x: x is None)
 
 
 def _next_to(jump: Scalar, side: int) -> Scalar:
@@ -94,7 +94,7 @@ class AbstractMethod(eqx.Module):
 
     @property
     @abc.abstractmethod
-    def counts(self) -> bool:
+    def exact_counts(self) -> bool:
         """Whether `Attempt.evaluations` and `Attempt.products` are exact."""
 
     @property
@@ -108,7 +108,7 @@ class AbstractMethod(eqx.Module):
         """Exponent by which the error of the first step depends on its size."""
 
     @abc.abstractmethod
-    def begin(self, field: Field, y: PyTree, rate: PyTree, dt: Scalar) -> PyTree:
+    def begin(self, field: Field, y: PyTree, slope: PyTree, dt: Scalar) -> PyTree:
         """State of the method before the first step, from `y`, its derivative and the size of that step."""
 
     @abc.abstractmethod
@@ -118,12 +118,12 @@ class AbstractMethod(eqx.Module):
         y: PyTree,
         dt: Scalar,
         control: StepControl,
-        floor: PyTree,
+        scale: PyTree,
         state: Any,
     ) -> Attempt:
         """One attempted step of size `dt`."""
 
-    def dormant(self, state: Any) -> float | Scalar:
+    def scale_fraction(self, state: Any) -> float | Scalar:
         """Share of their present size below which small entries are held to an absolute error only."""
         return 0.0
 

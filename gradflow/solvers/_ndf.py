@@ -1,7 +1,8 @@
 """NDF: implicit multistep method of orders one to five, matrix-free."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,7 +14,7 @@ from gradflow._tree import flatten
 from gradflow.solvers._control import FIRST_TOLERANCE_SHARE, StepControl
 from gradflow.solvers._differences import append, change_of_spacing, weights
 from gradflow.solvers._method import AbstractMethod, Attempt, Field
-from gradflow.solvers._newton import newton
+from gradflow.solvers._newton import Equation, ErrorMeasure, LinearSolver, Newton, Vector, newton
 
 HIGHEST = 5
 ROWS = HIGHEST + 3
@@ -28,19 +29,34 @@ SHARPER, POWER = 1e-4, 0.1
 """Tolerance below which that share falls, and how: a run of more steps adds up more errors."""
 LOOSEST = 2.5e-3
 """Tolerance beyond which steps cost more again: Newton's method takes more iterations, and fails more often."""
+RESUMED_ORDER = 4
+"""Order of the history that is read off a step of another method: that of its dense output."""
 START_UP_STEPS = 10
 """Number of steps within which the step may grow tenfold at once; later it at most doubles."""
+
+
+MAX_TREND = 5.0
+"""Growth of the error from one step to the next, at the most, that is taken to go on."""
+GROWTH_LIMIT = 0.7
+"""Length of a step over the time in which the fastest instability seen grows by a factor e: at one `I + c H` is
+singular, and the solution of the implicit equation is another one."""
+CURVATURE_MEMORY, STIFFNESS_MEMORY = 0.7, 0.9
+"""What is left after a step of the extreme curvatures seen before."""
+CONTRACTION_AGEING = 1.1
+"""By how much a contraction of Newton's method that was not seen anew is trusted less at every step."""
+FAILED_FACTOR = 0.3
+"""What a step is shortened by where Newton's method failed, with no sign of an instability to tell by how much."""
 
 
 class History(eqx.Module):
     """What the method keeps from step to step."""
 
-    table: Float[Array, "rows size"]  # backward differences of the watched part of the state
+    table: Float[Array, "rows size"]  # backward differences of the controlled part of the state
     quadratures: Float[Array, "rows rest"]  # and of the quadratures that ride along
     spacing: Scalar
     order: Int[Array, ""]
     equal: Int[Array, ""]  # steps since the spacing or the order changed
-    rate: Scalar  # by how much a Newton iteration shrank the error when last observed; grows with its age
+    contraction: Scalar  # by how much a Newton iteration shrank the error when last observed; grows with its age
     curvature: Scalar  # most negative curvature met lately, as a positive number
     age: Int[Array, ""]  # accepted steps
     error: Scalar  # of the last accepted step, over its tolerance; zero after a rejection
@@ -105,7 +121,7 @@ class NDF(AbstractMethod):
         self.max_products = max_products
 
     @property
-    def counts(self) -> bool:
+    def exact_counts(self) -> bool:
         return True
 
     @property
@@ -116,16 +132,36 @@ class NDF(AbstractMethod):
     def first_order(self) -> int:
         return 2
 
-    def begin(self, field: Field, y: PyTree, rate: PyTree, dt: Scalar) -> History:
-        value, slope = split_state(field, y), split_state(field, rate)
+    def begin(self, field: Field, y: PyTree, slope: PyTree, dt: Scalar) -> History:
+        value, change = split_state(field, y), split_state(field, slope)
         tables = []
-        for now, change in zip(value, slope, strict=True):
+        for now, moving in zip(value, change, strict=True):
             rows = jnp.zeros((ROWS, now.size), now.dtype)
-            tables.append(rows.at[0].set(now).at[1].set(dt.astype(now.dtype) * change))
+            tables.append(rows.at[0].set(now).at[1].set(dt.astype(now.dtype) * moving))
         one = jnp.ones((), value[0].dtype)
         table, quadratures = tables
         zero, count = jnp.zeros_like(one), jnp.asarray(0)
         return History(table, quadratures, dt.astype(one.dtype), jnp.asarray(1), count, one, zero, count, zero, zero)
+
+    def resume(
+        self, field: Field, points: Callable[[Scalar], PyTree], newest: PyTree, spacing: Scalar, age: Int[Array, ""]
+    ) -> History:
+        """State of the method after a step of another one, of order four.
+
+        From the state `newest` and `points`, which gives the states `j` spacings before it, `j = 0 ... 4`.
+        """
+        behind = jax.vmap(lambda j: jnp.concatenate(split_state(field, points(j))))(jnp.arange(RESUMED_ORDER + 1))
+        rows = behind.at[0].set(jnp.concatenate(split_state(field, newest)))
+        table = [rows[0]]
+        while rows.shape[0] > 1:
+            rows = rows[:-1] - rows[1:]
+            table.append(rows[0])
+        padding = jnp.zeros((ROWS - len(table), rows.shape[1]), rows.dtype)
+        whole = jnp.concatenate([jnp.stack(table), padding])
+        fresh = self.begin(field, newest, newest, spacing)
+        size = fresh.table.shape[1]
+        order = jnp.asarray(min(RESUMED_ORDER, self.max_order))
+        return dataclasses.replace(fresh, table=whole[:, :size], quadratures=whole[:, size:], order=order, age=age)
 
     def attempt(
         self,
@@ -133,10 +169,10 @@ class NDF(AbstractMethod):
         y: PyTree,
         dt: Scalar,
         control: StepControl,
-        floor: PyTree,
+        scale: PyTree,
         state: Any,
     ) -> Attempt:
-        return self.step(field, y, dt, control, floor, state, jnp.asarray(True))
+        return self.step(field, y, dt, control, scale, state, jnp.asarray(True))
 
     def step(
         self,
@@ -144,7 +180,7 @@ class NDF(AbstractMethod):
         y: PyTree,
         dt: Scalar,
         control: StepControl,
-        floor: PyTree,
+        scale: PyTree,
         history: History,
         active: Bool[Array, ""],
     ) -> Attempt:
@@ -152,102 +188,65 @@ class NDF(AbstractMethod):
 
         All that is squared within is in units of the state, for squares of small states underflow.
         """
-        k, dtype = history.order, history.table.dtype
-        h = dt.astype(dtype)
-        ready = change_of_spacing(h / history.spacing, k, ROWS)
-        quadratures = ready.astype(history.quadratures.dtype) @ history.quadratures
-        sizes = flatten(control.sizes(field.watched(y), floor))[0]
-        unit = _power_of_two(jnp.max(sizes, initial=0.0))
-        table, sizes = ready @ (history.table / unit), sizes / unit
-        index = jnp.arange(ROWS)
-        extrapolate = (index <= k).astype(dtype)
-        alpha = jnp.asarray(ALPHA, dtype)[k]
-        sums = jnp.where((index >= 1) & (index <= k), jnp.asarray(SUMS + (0.0,) * 2, dtype)[index], 0) / alpha
-        c = h / alpha
+        step = _prepare(field, y, dt, control, scale, history)
 
-        grade = jnp.clip(field.share.astype(dtype), FIRST_TOLERANCE_SHARE, 1.0)
-        entries = jnp.asarray(control.entries(field.watched(y)), dtype)
-        rtol = jnp.minimum(control.rtol, LOOSEST).astype(dtype)
-        accuracy = SHARE * rtol * jnp.minimum(rtol / SHARPER, 1) ** POWER * grade
+        def derivative(w: Vector) -> Vector:
+            inside = field.replace(y, step.unflatten(step.unit * w))
+            return flatten(field.controlled(field(dt, inside)))[0] / step.unit
 
-        def norm(v: Float[Array, " size"]) -> Scalar:
-            return jax.lax.stop_gradient(jnp.sqrt(jnp.sum((v / sizes) ** 2) / entries) / accuracy)
-
-        unflatten = flatten(field.watched(y))[1]
-
-        def derivative(w: Float[Array, " size"]) -> Float[Array, " size"]:
-            return flatten(field.watched(field(dt, field.replace(y, unflatten(unit * w)))))[0] / unit
-
-        constant = jnp.asarray(ERROR, dtype)[k]
         found = newton(
-            derivative,
-            extrapolate @ table,
-            sums @ table,
-            c,
-            norm=norm,
-            constant=constant,
-            accuracy=accuracy,
-            rate=history.rate,
+            Equation(derivative, step.extrapolated, step.known, step.c),
+            ErrorMeasure(step.norm, step.constant, step.accuracy),
+            LinearSolver(field.flow.symmetric_jacobian, self.linearise, self.max_products),
+            contraction=history.contraction,
             curvature=history.curvature,
             active=active,
-            symmetric=field.flow.symmetric_jacobian,
-            linearise=self.linearise,
-            max_products=self.max_products,
         )
-        error = constant * norm(found.correction)
+        error = step.constant * step.norm(found.correction)
         finite = found.finite & jnp.all(jnp.isfinite(found.correction))
         ratio = jnp.where(found.converged & finite, error, jnp.inf)
-
-        scaled = append(table, found.correction, k)
-        moved, rates = unit * scaled, unit * ((sums @ table + found.correction) / c)
-        carried, extra = self._carry_quadratures(field, y, dt, unflatten, moved[0], rates, quadratures, sums, c, k)
-        comparable = (h == history.spacing) & (history.error > 0)
-        trend = jnp.where(comparable, error / jnp.where(comparable, history.error, 1), 1)
-        expected = error * jnp.clip(trend, 1, 5)
-        order, factor, changed = self._next(scaled, k, history.equal + 1, error, expected, norm)
-        curvature = jnp.maximum(found.curvature, 0.7 * history.curvature)
-        stiffest = jnp.maximum(found.stiffest, 0.9 * history.stiffest)
-        longest = 0.7 * alpha / jnp.where(curvature > 0, curvature, 1) / h
-        factor = jnp.where(curvature > 0, jnp.minimum(factor, jnp.maximum(longest, 0.5)), factor)
-        factor = jnp.minimum(factor, jnp.where(history.age < START_UP_STEPS, 10.0, 2.0))
-        equal = jnp.where(changed, 0, jnp.where(h == history.spacing, history.equal + 1, 1))
-        rate = jnp.minimum(1, jnp.where(found.observed, found.rate, 1.1 * history.rate))
-        accepted = History(moved, carried, h, order, equal, rate, curvature, history.age + 1, error, stiffest)
-
-        unstable = jnp.clip(0.5 * alpha / jnp.where(curvature > 0, curvature, 1) / h, 0.1, 0.5)
-        failed = jnp.where(found.negative & (curvature > 0), unstable, 0.3)
-        shorter = jnp.clip(0.8 * error ** (-1 / (k + 1)).astype(error.dtype), 0.2, 0.8)
-        shrink = jnp.where(found.converged & finite, shorter, failed)
-        distrust = jnp.where(found.converged, history.rate, 1)
-        rejected = History(
-            history.table,
-            history.quadratures,
-            history.spacing,
-            k,
-            jnp.zeros_like(k),
-            distrust,
-            curvature,
-            history.age,
-            jnp.zeros_like(error),
-            stiffest,
-        )
-        y1 = _assemble(field, y, unflatten(moved[0]), carried[0])
+        accepted, growth, extra = self._accept(field, y, dt, step, history, found, error)
+        rejected, shrinkage = _reject(step, history, found, error, finite)
+        y1 = _assemble(field, y, step.unflatten(accepted.table[0]), accepted.quadratures[0])
         return Attempt(
             y1=y1,
             ratio=jax.lax.stop_gradient(ratio),
-            factor=jax.lax.stop_gradient(jnp.where(ratio <= 1, factor, shrink)),
+            factor=jax.lax.stop_gradient(jnp.where(ratio <= 1, growth, shrinkage)),
             accepted=accepted,
             rejected=rejected,
-            dense=(moved, carried, h, k, y),
+            dense=(accepted.table, accepted.quadratures, step.h, step.order, y),
             finite=finite,
             evaluations=found.evaluations + extra,
             products=found.products,
         )
 
+    def _accept(
+        self, field: Field, y: PyTree, dt: Scalar, step: "_Step", history: History, found: Newton, error: Scalar
+    ) -> tuple[History, Scalar, Int[Array, ""]]:
+        """The history after the step, the factor of the next one, and the evaluations that the quadratures took."""
+        h = step.h
+        scaled = append(step.table, found.correction, step.order)
+        table, slopes = step.unit * scaled, step.unit * ((step.known + found.correction) / step.c)
+        quadratures, extra = _carry_quadratures(field, y, dt, step, table[0], slopes)
+        comparable = (h == history.spacing) & (history.error > 0)
+        trend = jnp.where(comparable, error / jnp.where(comparable, history.error, 1), 1)
+        expected = error * jnp.clip(trend, 1, MAX_TREND)
+        order, factor, changed = self._next(scaled, step.order, history.equal + 1, error, expected, step.norm)
+        curvature, stiffest = _curvatures(history, found)
+        longest = GROWTH_LIMIT * step.alpha / jnp.where(curvature > 0, curvature, 1) / h
+        factor = jnp.where(curvature > 0, jnp.minimum(factor, jnp.maximum(longest, 0.5)), factor)
+        factor = jnp.minimum(factor, jnp.where(history.age < START_UP_STEPS, 10.0, 2.0))
+        equal = jnp.where(changed, 0, jnp.where(h == history.spacing, history.equal + 1, 1))
+        aged = CONTRACTION_AGEING * history.contraction
+        contraction = jnp.minimum(1, jnp.where(found.observed, found.contraction, aged))
+        age = history.age + 1
+        after = History(table, quadratures, h, order, equal, contraction, curvature, age, error, stiffest)
+        return after, factor, extra
+
     def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
         table, quadratures, h, order, y = dense
         row = weights((s.astype(h.dtype) - h) / h, order, ROWS)
-        unflatten = flatten(field.watched(y))[1]
+        unflatten = flatten(field.controlled(y))[1]
         return _assemble(field, y, unflatten(row @ table), row.astype(quadratures.dtype) @ quadratures)
 
     def _next(
@@ -286,29 +285,104 @@ class NDF(AbstractMethod):
         factor = jnp.where(change, factor, jnp.where(hurry, jnp.minimum(0.9 * longest(k, expected), 1), 1))
         return order, factor, change | hurry
 
-    def _carry_quadratures(
-        self,
-        field: Field,
-        y: PyTree,
-        dt: Scalar,
-        unflatten: Callable[[Array], PyTree],
-        w: Float[Array, " size"],
-        rate: Float[Array, " size"],
-        quadratures: Float[Array, "rows rest"],
-        sums: Float[Array, " rows"],
-        c: Scalar,
-        k: Int[Array, ""],
-    ) -> tuple[Float[Array, "rows rest"], Int[Array, ""]]:
-        """The table of the quadratures after the step, and the evaluations that took."""
-        if quadratures.shape[1] == 0:
-            return quadratures, jnp.asarray(0)
-        whole = field.flow.derivative(unflatten(rate))
-        spent = jnp.asarray(0)
-        if whole is None:
-            whole, spent = field(dt, field.replace(y, unflatten(w))), jnp.asarray(1)
-        slope = split_state(field, whole)[1]
-        known = sums.astype(quadratures.dtype) @ quadratures
-        return append(quadratures, c.astype(quadratures.dtype) * slope - known, k), spent
+
+class _Step(NamedTuple):
+    """One step in the units in which it is solved: those of the state, a power of two."""
+
+    h: Scalar
+    order: Int[Array, ""]
+    alpha: Scalar  # (1 - kappa_k) g_k
+    c: Scalar  # h / alpha
+    unit: Scalar
+    table: Float[Array, "rows size"]  # at this spacing
+    quadratures: Float[Array, "rows rest"]  # in their own units
+    sums: Float[Array, " rows"]  # weights of the rows in what is known of the equation
+    extrapolated: Vector
+    known: Vector
+    constant: Scalar  # of the error
+    accuracy: Scalar
+    norm: Callable[[Vector], Scalar]  # of an error, over its tolerance
+    unflatten: Callable[[Array], PyTree]  # of the controlled part
+
+
+def _prepare(field: Field, y: PyTree, dt: Scalar, control: StepControl, scale: PyTree, history: History) -> _Step:
+    k, dtype = history.order, history.table.dtype
+    h = dt.astype(dtype)
+    ready = change_of_spacing(h / history.spacing, k, ROWS)
+    quadratures = ready.astype(history.quadratures.dtype) @ history.quadratures
+    unflatten = flatten(field.controlled(y))[1]
+    allowed = flatten(control.error_weights(field.controlled(y), scale))[0]
+    unit = _power_of_two(jnp.max(allowed, initial=0.0))
+    table, allowed = ready @ (history.table / unit), allowed / unit
+    index = jnp.arange(ROWS)
+    extrapolate = (index <= k).astype(dtype)
+    alpha = jnp.asarray(ALPHA, dtype)[k]
+    sums = jnp.where((index >= 1) & (index <= k), jnp.asarray(SUMS + (0.0,) * 2, dtype)[index], 0) / alpha
+    grade = jnp.clip(field.progress.astype(dtype), FIRST_TOLERANCE_SHARE, 1.0)
+    entries = jnp.asarray(control.entries(field.controlled(y)), dtype)
+    rtol = jnp.minimum(control.rtol, LOOSEST).astype(dtype)
+    accuracy = SHARE * rtol * jnp.minimum(rtol / SHARPER, 1) ** POWER * grade
+
+    def norm(v: Vector) -> Scalar:
+        return jax.lax.stop_gradient(jnp.sqrt(jnp.sum((v / allowed) ** 2) / entries) / accuracy)
+
+    return _Step(
+        h=h,
+        order=k,
+        alpha=alpha,
+        c=h / alpha,
+        unit=unit,
+        table=table,
+        quadratures=quadratures,
+        sums=sums,
+        extrapolated=extrapolate @ table,
+        known=sums @ table,
+        constant=jnp.asarray(ERROR, dtype)[k],
+        accuracy=accuracy,
+        norm=norm,
+        unflatten=unflatten,
+    )
+
+
+def _reject(
+    step: _Step, history: History, found: Newton, error: Scalar, finite: Bool[Array, ""]
+) -> tuple[History, Scalar]:
+    """The history to try again from, and the factor of the next attempt."""
+    curvature, stiffest = _curvatures(history, found)
+    unstable = jnp.clip(0.5 * step.alpha / jnp.where(curvature > 0, curvature, 1) / step.h, 0.1, 0.5)
+    failed = jnp.where(found.negative & (curvature > 0), unstable, FAILED_FACTOR)
+    shorter = jnp.clip(0.8 * error ** (-1 / (step.order + 1)).astype(error.dtype), 0.2, 0.8)
+    after = dataclasses.replace(
+        history,
+        equal=jnp.zeros_like(step.order),
+        contraction=jnp.where(found.converged, history.contraction, 1),
+        curvature=curvature,
+        error=jnp.zeros_like(error),
+        stiffest=stiffest,
+    )
+    return after, jnp.where(found.converged & finite, shorter, failed)
+
+
+def _curvatures(history: History, found: Newton) -> tuple[Scalar, Scalar]:
+    """The most negative and the largest curvature met lately, as positive numbers."""
+    curvature = jnp.maximum(found.curvature, CURVATURE_MEMORY * history.curvature)
+    return curvature, jnp.maximum(found.stiffest, STIFFNESS_MEMORY * history.stiffest)
+
+
+def _carry_quadratures(
+    field: Field, y: PyTree, dt: Scalar, step: _Step, w: Vector, slope: Vector
+) -> tuple[Float[Array, "rows rest"], Int[Array, ""]]:
+    """The table of the quadratures after the step to `w`, and the evaluations that took."""
+    quadratures = step.quadratures
+    if quadratures.shape[1] == 0:
+        return quadratures, jnp.asarray(0)
+    whole = field.flow.derivative(step.unflatten(slope))
+    num_evaluations = jnp.asarray(0)
+    if whole is None:
+        whole, num_evaluations = field(dt, field.replace(y, step.unflatten(w))), jnp.asarray(1)
+    rest = split_state(field, whole)[1]
+    known = step.sums.astype(quadratures.dtype) @ quadratures
+    return append(quadratures, step.c.astype(quadratures.dtype) * rest - known, step.order), num_evaluations
 
 
 def _power_of_two(x: Scalar) -> Scalar:
@@ -319,13 +393,13 @@ def _power_of_two(x: Scalar) -> Scalar:
 
 
 def split_state(field: Field, y: PyTree) -> tuple[Float[Array, " size"], Float[Array, " rest"]]:
-    """The watched part of a state and the rest, each as one vector."""
-    watched = flatten(field.watched(y))[0]
+    """The controlled part of a state and the rest, each as one vector."""
+    controlled = flatten(field.controlled(y))[0]
     rest = flatten(field.replace(y, None))[0]
-    return watched, rest.astype(watched.dtype)
+    return controlled, rest.astype(controlled.dtype)
 
 
-def _assemble(field: Field, y: PyTree, watched: PyTree, rest: Float[Array, " rest"]) -> PyTree:
+def _assemble(field: Field, y: PyTree, controlled: PyTree, rest: Float[Array, " rest"]) -> PyTree:
     """The state of the structure of `y` with these two parts."""
     unflatten = flatten(field.replace(y, None))[1]
-    return field.replace(unflatten(rest), watched)
+    return field.replace(unflatten(rest), controlled)

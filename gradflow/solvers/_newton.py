@@ -1,7 +1,7 @@
 """Newton's method with a Krylov method for the linear systems, for one step of an implicit method."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,19 +12,67 @@ from gradflow._tree import scaled_norm
 from gradflow.solvers._conjugate_gradient import Solved, conjugate_gradient
 from gradflow.solvers._conjugate_residual import conjugate_residual
 
+Vector = Float[Array, " size"]
+
 SOLVE = 0.05
 """Error of a linear solve, as a share of the tolerance on the error of the step."""
 NEWTON = 0.1
 """What the next Newton iteration may still change, as a share of that tolerance."""
+MAX_ITERATIONS = 4
+"""Newton iterations in a step: where these do not converge, a shorter step is cheaper than another one."""
+DIVERGING = 0.9
+"""Ratio of two changes in a row from which on the iteration is given up."""
+CONTRACTION_MEMORY = 0.3
+"""What is left of the contraction seen before, as a bound from below on that of the present iteration."""
+DIFFERENCE = 3.0
+"""Length of the step of a difference of gradients, over the root of the rounding unit times the size of the state."""
+MIN_EIGENVALUE, MAX_EIGENVALUE = 0.1, 0.9
+"""Between these lies the bound from below on the eigenvalues of `I + c H` by which linear solves stop."""
+
+
+class Equation(NamedTuple):
+    """`d + known = c f(start + d)`, for the correction `d`."""
+
+    derivative: Callable[[Vector], Vector]
+    start: Vector
+    known: Vector
+    c: Scalar
+
+    def residual(self, slope: Vector, correction: Vector) -> Vector:
+        """What is left of the equation, where `f` is `slope`."""
+        return self.c * slope - self.known - correction
+
+
+class ErrorMeasure(NamedTuple):
+    """`constant norm(d)` is the error of the step over its tolerance, `accuracy` the relative tolerance itself."""
+
+    norm: Callable[[Vector], Scalar]
+    constant: Scalar
+    accuracy: Scalar
+
+    def of(self, vector: Vector) -> Scalar:
+        return self.constant * self.norm(vector)
+
+
+class LinearSolver(NamedTuple):
+    """How linear systems are solved: with what is known of the Jacobian, by differences or exact products, how long."""
+
+    symmetric: bool
+    linearise: bool
+    max_products: int
+
+    @property
+    def method(self) -> Callable[..., Solved]:
+        return conjugate_gradient if self.symmetric else conjugate_residual
 
 
 class Newton(eqx.Module):
     """Progress of a Newton iteration."""
 
-    correction: Float[Array, " size"]
-    residual: Float[Array, " size"]  # of the last linear solve
+    correction: Vector
+    residual: Vector  # of the last linear solve
     change: Scalar
-    rate: Scalar
+    contraction: Scalar
     observed: Bool[Array, ""]
     converged: Bool[Array, ""]
     failed: Bool[Array, ""]
@@ -38,92 +86,63 @@ class Newton(eqx.Module):
 
 
 def newton(
-    derivative: Callable[[Float[Array, " size"]], Float[Array, " size"]],
-    start: Float[Array, " size"],
-    known: Float[Array, " size"],
-    c: Scalar,
+    equation: Equation,
+    measure: ErrorMeasure,
+    linear: LinearSolver,
     *,
-    norm: Callable[[Float[Array, " size"]], Scalar],
-    constant: Scalar,
-    accuracy: Scalar,
-    rate: Scalar,
+    contraction: Scalar,
     curvature: Scalar,
     active: Bool[Array, ""],
-    symmetric: bool,
-    linearise: bool,
-    max_products: int,
 ) -> Newton:
-    """Solves `d + known = c f(start + d)` for the correction `d`, to a share of the tolerance.
+    """Solves for the correction, to a share of the tolerance.
 
-    The change that the next iteration would make is predicted by the rate seen last, so that most steps take one
+    The change that the next iteration would make is predicted by the contraction seen last, so that most steps take one
     iteration, with no evaluation to check it. Where one is checked, what counts is by how much the residual
     differs from what the linear model says.
 
-    `constant norm(d)` is the error of the step over its tolerance, `accuracy` the relative tolerance itself; `rate` and
-    `curvature` are those of the steps before. `symmetric` tells that the Jacobian is. Nothing is evaluated unless
-    `active`.
+    `contraction` and `curvature` are those of the steps before. Nothing is evaluated unless `active`.
     """
-    dtype = start.dtype
-    krylov = conjugate_gradient if symmetric else conjugate_residual
-    smallest = jnp.clip(0.9 * (1 - c * curvature), 0.1, 0.9)
-    root = 3 * jnp.sqrt(jnp.finfo(dtype).eps).astype(dtype)
-    zero, nought, no = jnp.zeros((), dtype), jnp.asarray(0), jnp.asarray(False)
-
-    def iterate(now: Newton) -> Newton:
-        point = start + now.correction
-        if linearise:
-            slope, tangent = jax.linearize(derivative, point)
-        else:
-            slope, tangent = derivative(point), None
-        length = scaled_norm(point)
-        length = root * jnp.where(length > 0, length, 1)
-
-        def product(p: Float[Array, " size"]) -> Float[Array, " size"]:
-            if tangent is not None:
-                return -tangent(p)
-            step = length / jnp.sqrt(p @ p)
-            return (slope - derivative(point + step * p)) / step
-
-        residual = c * slope - known - now.correction
-        bent = constant * norm(residual - now.residual)
-        first = now.iterations == 0
-        settled = ~first & (bent <= NEWTON)
-        usable = jnp.all(jnp.isfinite(residual))
-        most = jnp.where(settled | ~usable, 0, max_products)
-        solved: Solved = krylov(product, c, residual, norm, SOLVE / constant, smallest, jnp.where(first, 1, 0), most)
-        change = constant * norm(solved.x)
-        divisor = jnp.where(now.change > 0, now.change, 1)
-        ratio = bent / divisor
-        observed = jnp.where(first, now.rate, jnp.maximum(0.3 * now.rate, jnp.where(settled, ratio, change / divisor)))
-        diverged = ~first & ~settled & (change > 0.9 * now.change)
-        broken = ~usable | (~solved.met & ~settled) | diverged
-        spent = solved.products
-        return Newton(
-            correction=now.correction + jnp.where(broken | settled, 0, solved.x),
-            residual=solved.residual,
-            change=change,
-            rate=observed,
-            observed=~first,
-            converged=~broken & (settled | (change * jnp.minimum(observed, 1) <= NEWTON)),
-            failed=broken,
-            finite=usable & solved.finite,
-            negative=now.negative | solved.negative,
-            curvature=jnp.maximum(now.curvature, solved.curvature),
-            stiffest=jnp.maximum(now.stiffest, solved.stiffest),
-            iterations=now.iterations + 1,
-            evaluations=now.evaluations + 1 + (0 if linearise else spent),
-            products=now.products + (spent if linearise else 0),
-        )
+    dtype, c = equation.start.dtype, equation.c
+    smallest = jnp.clip(0.9 * (1 - c * curvature), MIN_EIGENVALUE, MAX_EIGENVALUE)
+    begin = _begin(equation.start, contraction)
 
     def running(now: Newton) -> Bool[Array, ""]:
-        return active & ~now.converged & ~now.failed & (now.iterations < 4)
+        return active & ~now.converged & ~now.failed & (now.iterations < MAX_ITERATIONS)
 
-    nowhere = jnp.zeros_like(start)
-    begin = Newton(
+    def iterate(now: Newton) -> Newton:
+        return _iterate(equation, measure, linear, smallest, now)
+
+    def residual(d: Vector) -> Vector:
+        return equation.residual(equation.derivative(equation.start + d), d)
+
+    def solve(_: Any, __: Any) -> tuple[Array, Newton]:
+        final = jax.lax.while_loop(running, iterate, begin)
+        # As numbers: whatever comes along with the solution of `custom_root` must have a derivative.
+        return final.correction, jax.tree_util.tree_map(lambda a: a.astype(dtype), final)
+
+    def solve_tangent(slope: Callable[[Array], Array], b: Vector) -> Vector:
+        size = scaled_norm(b)
+        relative = lambda v: scaled_norm(v) / jnp.where(size > 0, size, 1)  # noqa: E731
+        max_products = jnp.where(active, linear.max_products, 0)
+        product = lambda p: -(slope(p) + p) / c  # noqa: E731
+        tolerance = SOLVE * measure.accuracy
+        return linear.method(product, c, -b, relative, tolerance, smallest, jnp.asarray(0), max_products).x
+
+    # Derivatives are those of the equation at its solution; those of the iterations would be noise.
+    nowhere = jnp.zeros_like(equation.start)
+    correction, found = jax.lax.custom_root(residual, nowhere, solve, solve_tangent, has_aux=True)
+    found = jax.tree_util.tree_map(lambda a, b: a.astype(b.dtype), found, begin)
+    return eqx.tree_at(lambda n: n.correction, found, correction)
+
+
+def _begin(start: Vector, contraction: Scalar) -> Newton:
+    """Before the first iteration."""
+    nowhere, zero, count, no = jnp.zeros_like(start), jnp.zeros((), start.dtype), jnp.asarray(0), jnp.asarray(False)
+    return Newton(
         correction=nowhere,
         residual=nowhere,
         change=zero,
-        rate=rate,
+        contraction=contraction,
         observed=no,
         converged=no,
         failed=no,
@@ -131,27 +150,61 @@ def newton(
         negative=no,
         curvature=zero,
         stiffest=zero,
-        iterations=nought,
-        evaluations=nought,
-        products=nought,
+        iterations=count,
+        evaluations=count,
+        products=count,
     )
 
-    def equation(d: Float[Array, " size"]) -> Float[Array, " size"]:
-        return c * derivative(start + d) - known - d
 
-    def solve(_: Any, __: Any) -> "tuple[Array, Newton]":
-        final = jax.lax.while_loop(running, iterate, begin)
-        # As numbers: whatever comes along with the solution of `custom_root` must have a derivative.
-        return final.correction, jax.tree_util.tree_map(lambda a: a.astype(dtype), final)
+def _iterate(equation: Equation, measure: ErrorMeasure, linear: LinearSolver, smallest: Scalar, now: Newton) -> Newton:
+    slope, product = _linear_model(equation.derivative, equation.start + now.correction, linear.linearise)
+    residual = equation.residual(slope, now.correction)
+    nonlinearity = measure.of(residual - now.residual)
+    first = now.iterations == 0
+    settled = ~first & (nonlinearity <= NEWTON)
+    usable = jnp.all(jnp.isfinite(residual))
+    max_products = jnp.where(settled | ~usable, 0, linear.max_products)
+    solved = linear.method(
+        product, equation.c, residual, measure.norm, SOLVE / measure.constant, smallest,
+        jnp.where(first, 1, 0), max_products,
+    )  # fmt: skip
+    change = measure.of(solved.x)
+    divisor = jnp.where(now.change > 0, now.change, 1)
+    seen = jnp.where(settled, nonlinearity / divisor, change / divisor)
+    contraction = jnp.where(first, now.contraction, jnp.maximum(CONTRACTION_MEMORY * now.contraction, seen))
+    diverged = ~first & ~settled & (change > DIVERGING * now.change)
+    failed = ~usable | (~solved.converged & ~settled) | diverged
+    return Newton(
+        correction=now.correction + jnp.where(failed | settled, 0, solved.x),
+        residual=solved.residual,
+        change=change,
+        contraction=contraction,
+        observed=~first,
+        converged=~failed & (settled | (change * jnp.minimum(contraction, 1) <= NEWTON)),
+        failed=failed,
+        finite=usable & solved.finite,
+        negative=now.negative | solved.negative,
+        curvature=jnp.maximum(now.curvature, solved.curvature),
+        stiffest=jnp.maximum(now.stiffest, solved.stiffest),
+        iterations=now.iterations + 1,
+        evaluations=now.evaluations + 1 + (0 if linear.linearise else solved.products),
+        products=now.products + (solved.products if linear.linearise else 0),
+    )
 
-    def solve_tangent(slope: Callable[[Array], Array], b: Float[Array, " size"]) -> Float[Array, " size"]:
-        size = scaled_norm(b)
-        relative = lambda v: scaled_norm(v) / jnp.where(size > 0, size, 1)  # noqa: E731
-        most = jnp.where(active, max_products, 0)
-        product = lambda p: -(slope(p) + p) / c  # noqa: E731
-        return krylov(product, c, -b, relative, SOLVE * accuracy, smallest, nought, most).x
 
-    # Derivatives are those of the equation at its solution; those of the iterations would be noise.
-    correction, found = jax.lax.custom_root(equation, jnp.zeros_like(start), solve, solve_tangent, has_aux=True)
-    found = jax.tree_util.tree_map(lambda a, b: a.astype(b.dtype), found, begin)
-    return eqx.tree_at(lambda n: n.correction, found, correction)
+def _linear_model(
+    derivative: Callable[[Vector], Vector], point: Vector, linearise: bool
+) -> tuple[Vector, Callable[[Vector], Vector]]:
+    """The field at a point, and products with minus its Jacobian there: exact ones, or by differences."""
+    if linearise:
+        slope, tangent = jax.linearize(derivative, point)
+        return slope, lambda p: -tangent(p)
+    slope, length = derivative(point), scaled_norm(point)
+    root = DIFFERENCE * jnp.sqrt(jnp.finfo(point.dtype).eps).astype(point.dtype)
+    length = root * jnp.where(length > 0, length, 1)
+
+    def product(p: Vector) -> Vector:
+        step = length / jnp.sqrt(p @ p)
+        return (slope - derivative(point + step * p)) / step
+
+    return slope, product

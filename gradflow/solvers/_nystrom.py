@@ -22,14 +22,15 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, Scalar
 
 from gradflow._checks import fail
 from gradflow._tree import flatten, scaled_norm
-from gradflow.solvers._control import DORMANT, StepControl
+from gradflow.protocols import SecondOrderForm, SecondOrderState, lacking_for_second_order
+from gradflow.solvers._control import SCALE_FRACTION, StepControl
 from gradflow.solvers._method import AbstractMethod, Attempt, Field
 
 TIGHTEST = (3e-4, 1e-6)
 """Tolerances below which the first pair gives way to the second, and that to the third."""
 LENIENT = 20.0
 """Times the tolerance that the result of order six is held to; that of order eight, which is kept, errs by about it."""
-STABLE_REACH = 3.4
+STABILITY_LIMIT = 3.4
 """`h w` up to which a step of order eight does not amplify an oscillation."""
 MIN_ERROR_RATIO = 0.1
 """Error ratio below which a step tells the next but one nothing but that it was short."""
@@ -64,7 +65,7 @@ class Nystrom(AbstractMethod):
     Dense output integrates a polynomial through the accelerations of the stages. Forward-mode differentiation works;
     reverse mode does not.
 
-    In `solve` it **raises** `ValueError` for a flow that is not of this form (`flow.velocity_free` is false).
+    In `solve` it **raises** `ValueError` for a flow that is not of this form: see `gradflow.protocols.SecondOrderForm`.
 
     Sources: J. R. Dormand, M. E. A. El-Mikkawy and P. J. Prince (1987), IMA J. Numer. Anal. 7, 423-430, for the pair of
     orders 8 and 6. The idea of spending free coefficients on the phase is that of P. J. van der Houwen and B. P.
@@ -80,7 +81,7 @@ class Nystrom(AbstractMethod):
     """
 
     @property
-    def counts(self) -> bool:
+    def exact_counts(self) -> bool:
         return True
 
     @property
@@ -91,11 +92,13 @@ class Nystrom(AbstractMethod):
     def first_order(self) -> int:
         return 7
 
-    def begin(self, field: Field, y: PyTree, rate: PyTree, dt: Scalar) -> NystromState:
-        if not getattr(field.flow, "velocity_free", False):
+    def begin(self, field: Field, y: PyTree, slope: PyTree, dt: Scalar) -> NystromState:
+        lacking = lacking_for_second_order(field.flow)
+        if lacking:
             advice = "Use one such as gradflow.solvers.Dopri8(), which takes any flow."
-            raise fail("solver", f"be one for a {type(field.flow).__name__}", self.name, advice)
-        force = flatten(rate.momentum)[0]
+            actual = f"{self.name}: the flow {lacking}"
+            raise fail("solver", f"be one for a {type(field.flow).__name__}", actual, advice)
+        force = flatten(slope.momentum)[0]
         velocity = flatten(y.momentum)[0]
         one = jnp.ones((), force.dtype)
         force = force + self._damping(field, velocity) * velocity
@@ -107,7 +110,7 @@ class Nystrom(AbstractMethod):
         y: PyTree,
         dt: Scalar,
         control: StepControl,
-        floor: PyTree,
+        scale: PyTree,
         state: Any,
     ) -> Attempt:
         which = jnp.searchsorted(-jnp.asarray(TIGHTEST), -control.rtol)
@@ -117,13 +120,15 @@ class Nystrom(AbstractMethod):
         losses = step.dissipation(accelerations, forces)
         shift = h * step.velocity + h**2 * (table.position @ accelerations)
         speed = step.velocity + h * (table.velocity @ accelerations)
-        y1 = step.state(h, shift, speed, y.lost + h * (table.velocity @ losses))
+        y1 = step.state(h, shift, speed, y.dissipated + h * (table.velocity @ losses))
         errors = h**2 * (table.position_error @ accelerations), h * (table.velocity_error @ accelerations)
         position, velocity = step.back(h, *errors)
         error = y._replace(
-            position=step.unflatten(position), momentum=step.unflatten(velocity), lost=jnp.zeros_like(y.lost)
+            position=step.unflatten(position),
+            momentum=step.unflatten(velocity),
+            dissipated=jnp.zeros_like(y.dissipated),
         )
-        ratio = control.ratio(field.watched(error), field.sizes(y), field.sizes(y1), floor)
+        ratio = control.ratio(field.controlled(error), field.error_weights(y), field.error_weights(y1), scale)
         finite = jnp.all(jnp.isfinite(accelerations))
         ratio = jax.lax.stop_gradient(jnp.where(finite, ratio, jnp.inf)).astype(state.ratio.dtype)
         seen = jax.lax.stop_gradient(step.squared_frequency(accelerations, forces)).astype(state.highest.dtype)
@@ -131,7 +136,7 @@ class Nystrom(AbstractMethod):
         factor = control.factor(ratio, jnp.maximum(state.ratio, MIN_ERROR_RATIO), state.failed, step.table.order)
         tiny = jnp.finfo(h.dtype).tiny
         longest = jnp.minimum(
-            table.reach / jnp.sqrt(jnp.maximum(highest, tiny)), OVERDAMPED / jnp.maximum(step.damping, tiny)
+            table.stability_limit / jnp.sqrt(jnp.maximum(highest, tiny)), OVERDAMPED / jnp.maximum(step.damping, tiny)
         )
         return Attempt(
             y1=y1,
@@ -145,24 +150,28 @@ class Nystrom(AbstractMethod):
             products=jnp.asarray(0),
         )
 
-    def dormant(self, state: Any) -> float:
-        return DORMANT
+    def scale_fraction(self, state: Any) -> float:
+        return SCALE_FRACTION
 
     def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
         y, dt, which, accelerations, losses = dense
         step = _Step(field, y, dt, self._damping(field, accelerations), which)
         now = s.astype(step.h.dtype)
         shift, speed, weights = step.inside(now / step.h, accelerations)
-        return step.state(now, shift, speed, y.lost + step.h * (weights @ losses))
+        return step.state(now, shift, speed, y.dissipated + step.h * (weights @ losses))
 
     def _damping(self, field: Field, like: Array) -> Scalar:
-        return field.flow.damping(field.t).astype(like.dtype)
+        return _form(field).damping(field.t).astype(like.dtype)
+
+
+def _form(field: Field) -> SecondOrderForm:
+    return field.flow
 
 
 class _Step:
     """One step in the coordinates `Y`, `Y'`."""
 
-    def __init__(self, field: Field, y: PyTree, dt: Scalar, damping: Scalar, which: Int[Array, ""]):
+    def __init__(self, field: Field, y: SecondOrderState, dt: Scalar, damping: Scalar, which: Int[Array, ""]):
         self.field, self.y, self.dt, self.damping = field, y, dt, damping
         self.position, self.unflatten = flatten(y.position)
         self.velocity = flatten(y.momentum)[0]
@@ -174,17 +183,19 @@ class _Step:
         shrunk = jnp.exp(-0.5 * self.damping * s)
         return shrunk * shift, shrunk * (speed - 0.5 * self.damping * shift)
 
-    def state(self, s: Scalar, shift: Array, speed: Array, lost: Scalar) -> PyTree:
+    def state(self, s: Scalar, shift: Array, speed: Array, dissipated: Scalar) -> PyTree:
         moved, velocity = self.back(s, shift, speed)
         position, velocity = self.unflatten(self.position + moved), self.unflatten(velocity)
-        return self.y._replace(position=position, momentum=velocity, lost=lost.astype(self.y.lost.dtype))
+        return self.y._replace(
+            position=position, momentum=velocity, dissipated=dissipated.astype(self.y.dissipated.dtype)
+        )
 
-    def inside(self, share: Scalar, accelerations: Float[Array, "stages size"]) -> tuple[Array, Array, Array]:
-        """`Y` and `Y'` after a share of the step, and the weights of the stages in the integral up to there."""
+    def inside(self, fraction: Scalar, accelerations: Float[Array, "stages size"]) -> tuple[Array, Array, Array]:
+        """`Y` and `Y'` after a fraction of the step, and the weights of the stages in the integral up to there."""
         once, twice = self.table.dense
-        powers = share ** jnp.arange(1, once.shape[1] + 2, dtype=self.h.dtype)
+        powers = fraction ** jnp.arange(1, once.shape[1] + 2, dtype=self.h.dtype)
         speed, shift = once @ powers[:-1], twice @ powers[1:]
-        moved = share * self.h * self.velocity + self.h**2 * (shift @ accelerations)
+        moved = fraction * self.h * self.velocity + self.h**2 * (shift @ accelerations)
         return moved, self.velocity + self.h * (speed @ accelerations), speed
 
     def stages(self, force: Float[Array, " size"]) -> tuple[Float[Array, "stages size"], Float[Array, "stages size"]]:
@@ -230,7 +241,7 @@ class _Step:
         def one(node: Scalar, force: Array) -> Scalar:
             shift, speed, _ = self.inside(node, accelerations)
             velocity = self.back(node * self.h, shift, speed)[1]
-            return self.field.flow.dissipation(self.field.t, jnp.sum(velocity**2), jnp.sum(velocity * force))
+            return _form(self.field).dissipation(self.field.t, jnp.sum(velocity**2), jnp.sum(velocity * force))
 
         return jax.vmap(one)(self.table.nodes, forces).astype(self.h.dtype)
 
@@ -247,7 +258,7 @@ class Coefficients(NamedTuple):
     order: np.ndarray  # (3,): of the estimate
     fast: np.ndarray  # weights to which slow motion contributes nothing
     dense: tuple[np.ndarray, np.ndarray]  # (3, 9, 10) each: powers of s/h in the integrals, once and twice, of stages
-    reach: np.ndarray  # (3,): `h w` up to which oscillations are followed
+    stability_limit: np.ndarray  # (3,): `h w` up to which oscillations are followed
 
 
 @functools.cache
@@ -301,5 +312,5 @@ def _published(data: dict[str, Any]) -> Coefficients:
         np.array(7),
         velocity - vectors["velocity_embedded"],
         (lagrange / (k + 1), lagrange / ((k + 1) * (k + 2))),
-        np.array(STABLE_REACH),
+        np.array(STABILITY_LIMIT),
     )

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree, Scalar
 
-from gradflow.solvers._control import DORMANT, StepControl
+from gradflow.solvers._control import SCALE_FRACTION, StepControl
 from gradflow.solvers._cost import counts_evaluations, evaluations_per_step
 from gradflow.solvers._method import AbstractMethod, Attempt, Field, PaddedTerm
 from gradflow.solvers._stabilised import AbstractStabilised
 
-LONGEST_STRIDE = 2.0
+MAX_STEP_LENGTH_RATIO = 2.0
 """Times the farthest that a flow lets its steps go, beyond which a step is taken again."""
 
 
@@ -27,7 +27,7 @@ class OneStep(AbstractMethod):
     solver: diffrax.AbstractSolver
 
     @property
-    def counts(self) -> bool:
+    def exact_counts(self) -> bool:
         return counts_evaluations(self.solver)
 
     @property
@@ -39,11 +39,11 @@ class OneStep(AbstractMethod):
         order = self.solver.error_order(diffrax.ODETerm(_nothing))
         return 2 if order is None else int(order)
 
-    def begin(self, field: Field, y: PyTree, rate: PyTree, dt: Scalar) -> PyTree:
+    def begin(self, field: Field, y: PyTree, slope: PyTree, dt: Scalar) -> PyTree:
         zero = jnp.zeros((), state_dtype(y))
         inner = self.solver.init(_terms(field), zero, dt.astype(zero.dtype), y, field.frozen)
         if isinstance(self.solver, AbstractStabilised):
-            inner = self.solver.patient(inner)
+            inner = self.solver.warm_up(inner)
         return inner, jnp.ones((), zero.dtype), jnp.asarray(False), zero
 
     def attempt(
@@ -52,7 +52,7 @@ class OneStep(AbstractMethod):
         y: PyTree,
         dt: Scalar,
         control: StepControl,
-        floor: PyTree,
+        scale: PyTree,
         state: Any,
     ) -> Attempt:
         inner, previous, failed, fastest = state
@@ -61,7 +61,7 @@ class OneStep(AbstractMethod):
         y1, error, dense, moved, result = self.solver.step(
             _terms(field), start, stop, y, field.frozen, inner, made_jump=jnp.asarray(False)
         )
-        ratio = control.ratio(field.watched(error), field.sizes(y), field.sizes(y1), floor)
+        ratio = control.ratio(field.controlled(error), field.error_weights(y), field.error_weights(y1), scale)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree_util.tree_leaves(y1)]))
         usable = finite & (result == diffrax.RESULTS.successful)
         ratio = jax.lax.stop_gradient(jnp.where(usable, ratio, jnp.inf))
@@ -69,16 +69,16 @@ class OneStep(AbstractMethod):
         kept = self.solver.rejected(moved, inner) if isinstance(self.solver, AbstractStabilised) else inner
         factor = control.factor(ratio, previous, failed, self.first_order)
         if isinstance(self.solver, AbstractStabilised):
-            factor = (self.solver.suited_step(moved, factor.astype(dt.dtype) * dt) / dt).astype(factor.dtype)
+            factor = (self.solver.propose_step(moved, factor.astype(dt.dtype) * dt) / dt).astype(factor.dtype)
             bound = (self.solver.longest_step(moved).astype(dt.dtype) / dt).astype(factor.dtype)
             factor = jnp.where(bound < 1, bound, jnp.minimum(factor, bound))
-        stride, seen = field.stride(y, y1), fastest
-        if stride is not None:
+        step_length_ratio, seen = field.step_length_ratio(y, y1), fastest
+        if step_length_ratio is not None:
             # The fastest growth met so far limits all later steps: what is still small goes on at a like rate while
             # the state as a whole rests.
-            stride = jax.lax.stop_gradient(stride).astype(ratio.dtype)
-            ratio = jnp.where(stride > LONGEST_STRIDE, jnp.maximum(ratio, stride), ratio)
-            seen = jnp.maximum(fastest, (stride.astype(dt.dtype) / dt).astype(fastest.dtype))
+            step_length_ratio = jax.lax.stop_gradient(step_length_ratio).astype(ratio.dtype)
+            ratio = jnp.where(step_length_ratio > MAX_STEP_LENGTH_RATIO, jnp.maximum(ratio, step_length_ratio), ratio)
+            seen = jnp.maximum(fastest, (step_length_ratio.astype(dt.dtype) / dt).astype(fastest.dtype))
             factor = jnp.minimum(factor, (1 / jnp.maximum(seen.astype(dt.dtype) * dt, 1e-30)).astype(factor.dtype))
         return Attempt(
             y1=y1,
@@ -92,8 +92,8 @@ class OneStep(AbstractMethod):
             products=jnp.asarray(0),
         )
 
-    def dormant(self, state: Any) -> float:
-        return DORMANT
+    def scale_fraction(self, state: Any) -> float:
+        return SCALE_FRACTION
 
     def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
         start, stop, known = dense

@@ -28,7 +28,7 @@ class RKC2(AbstractStabilised):
     """Stabilised explicit Runge-Kutta of order 2, as many stages as it takes.
 
     For stiff fields with real spectrum, gradient flows first of all: a step costs `~ sqrt(1.54 h rho)` evaluations,
-    where an ordinary explicit method takes `~ h rho / 3`. Its error estimate
+    where an explicit method without stabilisation takes `~ h rho / 3`. Its error estimate
     `0.8 (y_n - y_{n+1}) + 0.4 h (f_n + f_{n+1})` is of third order, so errors fall like `rtol^(2/3)`. Not for
     oscillatory flows. `ROCK2` reaches further with as many stages; `RKC2` damps fast modes better.
 
@@ -75,7 +75,7 @@ class RKC2(AbstractStabilised):
         needed = 1 + jnp.floor(jnp.sqrt(1 + 1.54 * product))
         return jnp.clip(needed, 2, most).astype(int)
 
-    def reach(self, most: int) -> float:
+    def stability_limit(self, most: int) -> float:
         return (most**2 - 1) / 1.54
 
     def advance(

@@ -26,7 +26,7 @@ from gradflow.solvers._stabilised import AbstractStabilised, combine, loop
 
 
 class AbstractROCK2(AbstractStabilised):
-    """What methods have in common that take long steps by ROCK2, and by an ordinary method what is short for them."""
+    """What methods have in common that take long steps by ROCK2, and by a nonstiff method what is short for them."""
 
     def __check_init__(self):
         _checks.check_count("refresh", self.refresh)
@@ -38,7 +38,7 @@ class AbstractROCK2(AbstractStabilised):
         index = jnp.sum(jnp.asarray(stability_interval(known), product.dtype) < product)
         return jnp.asarray(known)[jnp.minimum(index, len(known) - 1)].astype(int)
 
-    def reach(self, most: int) -> float:
+    def stability_limit(self, most: int) -> float:
         return float(stability_interval(available(most))[-1])
 
     def advance(
@@ -52,8 +52,8 @@ class AbstractROCK2(AbstractStabilised):
     ) -> tuple[PyTree, PyTree, PyTree]:
         most = self._most_stages(h.dtype)
         first = row_of(stages)
-        if self.ordinary:
-            first = jnp.where(product <= self.ordinary, load().ordinary, first)
+        if self.nonstiff:
+            first = jnp.where(product <= self.nonstiff, load().nonstiff, first)
         return recur(field, y, f, h, first, stages, most if self.bounded else None)
 
 
@@ -61,8 +61,8 @@ class ROCK2(AbstractROCK2):
     """Stabilised explicit Runge-Kutta of order 2, of 3 to 200 stages.
 
     For stiff fields with real spectrum, gradient flows first of all: a step costs `~ sqrt(1.23 h rho)` evaluations,
-    where an ordinary explicit method takes `~ h rho / 3`. Errors fall in proportion to the tolerance. At loose
-    tolerances it damps fast modes less than `RKC2`, which shows in the loss. Not for oscillatory flows.
+    where an explicit method without stabilisation takes `~ h rho / 3`. Errors fall in proportion to the tolerance. At
+    loose tolerances it damps fast modes less than `RKC2`, which shows in the loss. Not for oscillatory flows.
 
     **Arguments**
 
@@ -105,13 +105,13 @@ class Table(NamedTuple):
     A row is `(c, r, g, q, e)`: `K_{i+1} = (1 - g) K_i + g K_{i-1} + r h f_i + q h (f_i - f_{i-1})`, with
     `f_i = f(t + c h, K_i)`, and the error is the sum of `e h f_i`. The finish is of this form too, and a last row
     without a step is the field at the end. So is the method of P. Bogacki and L. F. Shampine, A 3(2) pair of
-    Runge-Kutta formulas, Appl. Math. Lett. 2 (1989) 321-325, of order three; its rows, from `ordinary` on, come last.
+    Runge-Kutta formulas, Appl. Math. Lett. 2 (1989) 321-325, of order three; its rows, from `nonstiff` on, come last.
     """
 
     stages: Int[np.ndarray, " methods"]
     starts: Int[np.ndarray, " methods"]
     rows: Float[np.ndarray, "rows 5"]
-    ordinary: int
+    nonstiff: int
 
 
 BOGACKI_SHAMPINE = np.array(

@@ -1,6 +1,6 @@
 """What stabilised explicit Runge-Kutta methods share: state, spectral radius, number of stages, cost.
 
-A method with `s` stages is stable for real eigenvalues within `[-reach(s), 0] / h`, with `reach(s) ~ s^2`: a step of
+A method with `s` stages is stable for real eigenvalues within `[-limit(s), 0] / h`, with `limit(s) ~ s^2`: a step of
 length `h` on a field of spectral radius `rho` takes about `sqrt(h rho)` evaluations instead of `h rho`.
 """
 
@@ -23,9 +23,9 @@ from gradflow.solvers._spectral_radius import estimate_spectral_radius
 SAFETY = 1.2
 """By how much an estimated spectral radius is enlarged: it is a lower bound, and it ages."""
 STEPS_BEFORE_ESTIMATE = 4
-"""Ordinary steps before the first estimate of the spectral radius, in `gradflow.solve`."""
+"""Nonstiff steps before the first estimate of the spectral radius, in `gradflow.solve`."""
 NONSTIFF_STEP_RATIO = 1.5
-"""How much longer an ordinary step is for the same error."""
+"""How much longer a nonstiff step is for the same error."""
 
 
 class StabilisedState(eqx.Module):
@@ -50,8 +50,8 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
     term_structure: ClassVar = diffrax.ODETerm
     interpolation_cls: ClassVar = diffrax.ThirdOrderHermitePolynomialInterpolation
 
-    ordinary: ClassVar[float] = 0.0
-    """`h rho` up to which steps are taken by an ordinary method, for which the spectral radius hardly matters."""
+    nonstiff: ClassVar[float] = 0.0
+    """`h rho` up to which steps are taken by a nonstiff method, for which the spectral radius hardly matters."""
 
     spectral_radius: AbstractVar[Callable[[Any, PyTree, Any], Scalar] | None]
     refresh: AbstractVar[int]
@@ -63,7 +63,7 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         """The fewest stages, of at most `most`, that are stable for `h rho = product`."""
 
     @abc.abstractmethod
-    def reach(self, most: int) -> float:
+    def stability_limit(self, most: int) -> float:
         """The largest `h rho` for which at most `most` stages suffice."""
 
     @abc.abstractmethod
@@ -117,7 +117,7 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         state = self._survey(field, begin, y0, args, h, solver_state, known, extents)
         most = self._most_stages(h.dtype)
         product = jnp.abs(jax.lax.stop_gradient(h)) * state.radius
-        fits = product <= self.reach(most)
+        fits = product <= self.stability_limit(most)
         stages = jnp.where(fits, self.stages(product, most), 0)
         y1, f1, error = self.advance(field, y0, state.field, h, product, stages)
         nan, infinite = jnp.asarray(jnp.nan), jnp.asarray(jnp.inf)
@@ -140,38 +140,38 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         """The state to try again from, after an attempt from `old` ended in `new` and was turned down.
 
         It keeps what was spent and what was learnt of the spectral radius, and asks for a new estimate unless the
-        attempt made one, or was an ordinary one, which is turned down for other reasons. `gradflow.solve` calls it;
+        attempt made one, or was a nonstiff one, which is turned down for other reasons. `gradflow.solve` calls it;
         plain diffrax goes back to `old`, so that an estimate made in an attempt that fails is made again in the next
         one, and one that has aged is kept until its time is up.
         """
         age = jnp.where(new.age == 1, 0, self.refresh).astype(new.age.dtype)
-        if self.ordinary:
-            age = jnp.where(new.product <= self.ordinary, new.age - 1, age)
+        if self.nonstiff:
+            age = jnp.where(new.product <= self.nonstiff, new.age - 1, age)
         return StabilisedState(old.field, old.known, new.radius, new.direction, age, new.product, new.evaluations)
 
-    def patient(self, state: StabilisedState) -> StabilisedState:
-        """A first state for runs with error control: ordinary steps can do without the spectral radius for a while."""
-        age = max(self.refresh - STEPS_BEFORE_ESTIMATE, 0) if self.ordinary else self.refresh
+    def warm_up(self, state: StabilisedState) -> StabilisedState:
+        """A first state for runs with error control: nonstiff steps can do without the spectral radius for a while."""
+        age = max(self.refresh - STEPS_BEFORE_ESTIMATE, 0) if self.nonstiff else self.refresh
         return dataclasses.replace(state, age=jnp.asarray(age))
 
     def longest_step(self, state: StabilisedState) -> Scalar:
         """The longest step for which the stages suffice, by the last estimate of the spectral radius."""
-        reach = 0.999 * self.reach(self._most_stages(state.radius.dtype))
-        return jnp.where(state.radius > 0, reach / jnp.where(state.radius > 0, state.radius, 1), jnp.inf)
+        limit = 0.999 * self.stability_limit(self._most_stages(state.radius.dtype))
+        return jnp.where(state.radius > 0, limit / jnp.where(state.radius > 0, state.radius, 1), jnp.inf)
 
-    def suited_step(self, state: StabilisedState, step: Scalar) -> Scalar:
+    def propose_step(self, state: StabilisedState, step: Scalar) -> Scalar:
         """The step to go on with, where the error suggests one, from the method of the last attempt.
 
-        For the same error an ordinary step may be `NONSTIFF_STEP_RATIO` times longer than a stabilised one. It is held
+        For the same error a nonstiff step may be `NONSTIFF_STEP_RATIO` times longer than a stabilised one. It is held
         within its stability, until a stabilised one is longer.
         """
-        if not self.ordinary:
+        if not self.nonstiff:
             return step
         radius = state.radius.astype(step.dtype)
-        edge = jnp.where(radius > 0, self.ordinary / jnp.where(radius > 0, radius, 1), jnp.inf)
-        after_ordinary = jnp.where(step <= edge, step, jnp.maximum(step / NONSTIFF_STEP_RATIO, edge))
+        edge = jnp.where(radius > 0, self.nonstiff / jnp.where(radius > 0, radius, 1), jnp.inf)
+        after_nonstiff = jnp.where(step <= edge, step, jnp.maximum(step / NONSTIFF_STEP_RATIO, edge))
         after_stabilised = jnp.where(step < edge, jnp.minimum(NONSTIFF_STEP_RATIO * step, edge), step)
-        return jnp.where(state.product <= self.ordinary, after_ordinary, after_stabilised)
+        return jnp.where(state.product <= self.nonstiff, after_nonstiff, after_stabilised)
 
     def _most_stages(self, dtype: Any) -> int:
         if self.max_stages is not None:

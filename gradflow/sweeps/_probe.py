@@ -32,7 +32,7 @@ def probe(member: AbstractMember, options: Options, padding: Padding | None, whe
     full = run.params(state)
     values |= {f"the observable {name!r}": fn(seen(fn, full)) for name, fn in run.observables(where, state).items()}
     if options.until is not None:
-        values["the condition `until`"] = options.until.excess(full)
+        values["the condition `until`"] = options.until.event_value(full)
     return values
 
 

@@ -56,7 +56,7 @@ def generic(problem, flow, t=0.0):
     """A flow with constant coefficients, with these as leaves: one program serves them all."""
     t = jnp.asarray(t)
     a, b, c = flow.damping(t), flow.hessian_damping(t), flow.gradient_weight(t)
-    initial = flow.impulse()
+    initial = flow.initial_momentum()
     return gf.SecondOrderFlow(problem, a, b, c, velocity=0.0 if initial is None else initial - b)
 
 

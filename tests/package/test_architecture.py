@@ -29,6 +29,7 @@ RANKS = [
     ["_checks"],
     ["stores", "programs"],
     ["_tree", "_linalg", "_solution", "_conserved", "_homogeneity"],
+    ["protocols"],
     ["problems"],
     ["models"],
     ["data"],
@@ -86,6 +87,16 @@ def test_imports_obey_the_order_of_the_rooms(module):
 def test_modules_without_a_room_are_the_few_that_all_rooms_build_on():
     outside = {path.stem for path in ROOT.glob("*.py")} - {"__init__", "__main__"}
     assert outside == {"_checks", "_tree", "_linalg", "_solution", "_conserved", "_homogeneity"}
+
+
+def test_a_flow_is_asked_for_little():
+    members = [name for name in vars(gf.AbstractFlow) if not name.startswith("_")]
+    assert len(members) <= 9, members
+
+
+def test_rooms_ask_for_methods_by_their_protocols():
+    for path in ROOT.rglob("*.py"):
+        assert "method_of(" not in path.read_text(), path
 
 
 def test_rooms_do_without_the_imports_that_run_up():

@@ -49,7 +49,7 @@ def test_residual_meets_the_tolerance_and_bounds_the_error_of_a_contraction(name
     for tolerance in (1e-1, 1e-3, 1e-8):
         computed = solve_systems(matrix, r, jnp.asarray(tolerance))
         residual = r - computed.x - np.einsum("nij,nj->ni", matrix, computed.x)
-        fine = np.asarray(computed.met & ~computed.negative)
+        fine = np.asarray(computed.converged & ~computed.negative)
         # A step along the residual may run into a direction that is not positive where the basis is not orthogonal.
         assert np.mean(fine) > (0.99 if name == "oscillations" else 0.8)
         np.testing.assert_allclose(computed.residual, residual, rtol=0, atol=1e-9 * np.abs(matrix).max())
@@ -77,7 +77,7 @@ def test_iterates_are_the_best_of_the_krylov_space():
 def test_more_directions_than_are_kept():
     matrix, r, x = systems(*SPECTRA["real"], count=10, size=4 * RECALLED)
     computed = solve_systems(matrix, r, jnp.asarray(1e-6))
-    fine = np.asarray(computed.met)
+    fine = np.asarray(computed.converged)
     assert np.mean(fine) > 0.8
     assert np.max(computed.products) > RECALLED
     np.testing.assert_allclose(np.asarray(computed.x)[fine], x[fine], rtol=0, atol=1e-4)
@@ -98,27 +98,27 @@ def test_directions_that_are_not_positive_are_flagged(lowest):
     for tolerance in (0.3, 0.1, 0.01):
         computed = solve_systems(matrix, r, jnp.asarray(tolerance))
         error = np.sqrt(np.mean((np.asarray(computed.x) - x) ** 2, axis=1))
-        assert np.all(error[np.asarray(computed.met)] <= 3 * tolerance)
+        assert np.all(error[np.asarray(computed.converged)] <= 3 * tolerance)
 
 
 def test_at_the_edges():
     matrix, r, _ = systems(*SPECTRA["real"], count=5)
     for min_iterations in (0, 1):
         computed = solve_systems(matrix, 0 * r, jnp.asarray(1e-6), min_iterations)
-        assert np.all(computed.met)
+        assert np.all(computed.converged)
         assert not np.any(computed.x)
         assert not np.any(computed.products)
     computed = solve_systems(matrix, r, jnp.asarray(1e-6), 0, 3)
     assert np.all(computed.products == 3)
-    assert not np.any(computed.met)
+    assert not np.any(computed.converged)
     failed = solve_systems(np.nan * matrix, r, jnp.asarray(1e-6))
-    assert not np.any(failed.met | failed.finite)
+    assert not np.any(failed.converged | failed.finite)
     single = [jnp.asarray(a, jnp.float32) for a in (matrix, 1e-30 * r)]
     small = solve_systems(*single, jnp.asarray(1e-3, jnp.float32), size=jnp.asarray(1e-30, jnp.float32))
     assert small.x.dtype == jnp.float32
     residual = 1e-30 * r - np.einsum("nij,nj->ni", np.eye(20) + matrix, np.asarray(small.x, float))
-    assert np.all(np.sqrt(np.mean(residual[np.asarray(small.met)] ** 2, axis=1)) < 2e-33)
-    assert np.mean(small.met) >= 0.8
+    assert np.all(np.sqrt(np.mean(residual[np.asarray(small.converged)] ** 2, axis=1)) < 2e-33)
+    assert np.mean(small.converged) >= 0.8
 
 
 class Linear(AbstractFlow):

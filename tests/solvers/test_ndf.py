@@ -141,12 +141,12 @@ def at(flow, t):
 def march(method, flow, y, history, t, h, steps):
     """Equal steps of one order by hand, without error control; the state, and whether every step could be solved."""
     control = gf.solvers.StepControl(jnp.asarray(TIGHT), None)
-    floor = jax.tree_util.tree_map(jnp.ones_like, y)
+    scale = jax.tree_util.tree_map(jnp.ones_like, y)
     k = history.order
 
     def step(i, carry):
         y, history, solved = carry
-        tried = method.step(at(flow, t + i * h), y, h, control, floor, history, jnp.asarray(True))
+        tried = method.step(at(flow, t + i * h), y, h, control, scale, history, jnp.asarray(True))
         return tried.y1, eqx.tree_at(lambda s: s.order, tried.accepted, k), solved & jnp.isfinite(tried.ratio)
 
     return jax.lax.fori_loop(0, steps, step, (y, history, jnp.asarray(True)))
@@ -189,7 +189,7 @@ def test_local_error_and_its_estimate_have_their_published_constants(order):
     constant, term = KAPPA[k] * gamma + 1 / (k + 1), h ** (k + 1)
     error = constant / ((1 - KAPPA[k]) * gamma) * term
     assert float(tried.y1[0] - np.exp(h)) == pytest.approx(error, rel=0.1, abs=0)
-    # What is compared with one: the estimate over 0.3 rtol (rtol / 1e-4)^0.1 (|y| + floor). The new point lies off by
+    # What is compared with one: the estimate over 0.3 rtol (rtol / 1e-4)^0.1 (|y| + scale). The new point lies off by
     # its own error too.
     tolerance = 0.3 * 1e-5 * 0.1**0.1 * 2
     assert float(tried.ratio) == pytest.approx(constant * (term + error) / tolerance, rel=0.1, abs=0)
@@ -269,7 +269,7 @@ def test_conjugate_gradients_bound_their_error(name):
     for tolerance in (1e-1, 1e-2, 1e-4, 1e-8):
         for sizes in (np.ones_like(r), weights):
             computed = solve_systems(matrix, r, sizes, jnp.asarray(tolerance), 0.9 * smallest)
-            assert np.all(computed.met & ~computed.negative)
+            assert np.all(computed.converged & ~computed.negative)
             ratio = np.sqrt(np.mean(((computed.x - x) / sizes) ** 2, axis=1)) / tolerance
             spread = sizes.max(axis=1) / sizes.min(axis=1)
             assert np.max(ratio / spread) <= 1 + 1e-6
@@ -294,7 +294,7 @@ def test_conjugate_gradients_flag_indefinite_matrices(lowest):
     matrix, r, _, _ = systems(draw, count=100)
     computed = solve_systems(matrix, r, np.ones_like(r), jnp.asarray(1e-6), np.full(len(r), 0.1))
     assert np.all(computed.negative)
-    assert not np.any(computed.met)
+    assert not np.any(computed.converged)
     assert np.all((computed.curvature > 0.95 - 1e-9) & (computed.curvature <= -lowest + 1e-9))
 
 
@@ -304,21 +304,21 @@ def test_conjugate_gradients_at_the_edges():
     ones, tolerance = np.ones_like(r), jnp.asarray(1e-6)
     for min_iterations in (0, 1):
         computed = solve_systems(matrix, 0 * r, ones, tolerance, smallest, min_iterations)
-        assert np.all(computed.met)
+        assert np.all(computed.converged)
         assert not np.any(computed.x)
         assert not np.any(computed.products)
     computed = solve_systems(matrix, 1e-9 * r, ones, tolerance, smallest, 1)
-    assert np.all(computed.met)
+    assert np.all(computed.converged)
     assert np.all(computed.products == 1)
     computed = solve_systems(matrix, r, ones, tolerance, smallest, 0, 3)
     assert np.all(computed.products == 3)
-    assert not np.any(computed.met | computed.negative)
+    assert not np.any(computed.converged | computed.negative)
     none = solve_systems(matrix, r, ones, tolerance, smallest, 1, 0)
-    assert not np.any(none.met)
+    assert not np.any(none.converged)
     assert not np.any(none.products)
     np.testing.assert_allclose(none.residual, r)
     failed = solve_systems(np.nan * matrix, r, ones, tolerance, smallest)
-    assert not np.any(failed.met)
+    assert not np.any(failed.converged)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
@@ -328,7 +328,7 @@ def test_conjugate_gradients_in_float32_at_any_size(size):
     matrix, r, sizes, smallest = single
     computed = solve_systems(matrix, r, sizes, jnp.asarray(1e-3, jnp.float32), 0.9 * smallest)
     assert computed.x.dtype == jnp.float32
-    assert np.all(computed.met)
+    assert np.all(computed.converged)
     assert np.sqrt(np.mean((np.asarray(computed.x, float) / size - x) ** 2, axis=1)).max() <= 1e-3
 
 
@@ -711,7 +711,7 @@ def test_history_at_the_switch_is_that_of_the_explicit_step(max_order):
     field, y, h = at(flow, 1.0), jnp.ones(1), jnp.asarray(0.4)
     control, rate = gf.solvers.StepControl(jnp.asarray(1e-2), None), jnp.full(1, 4.0)
     mode = method.begin(field, y, rate, h)
-    field = eqx.tree_at(lambda f: f.share, field, jnp.asarray(1e-4))  # nearly all of the run lies ahead
+    field = eqx.tree_at(lambda f: f.progress, field, jnp.asarray(1e-4))  # nearly all of the run lies ahead
     mode = eqx.tree_at(lambda m: m.steps, mode, jnp.asarray(10))
     attempt = eqx.filter_jit(lambda mode: method.attempt(field, y, h, control, y, mode))
     tried = attempt(mode)

@@ -52,8 +52,8 @@ def take(flow, y, rate, dt, rtol):
     field = gf.solvers.Field(flow, None, zero, zero)
     control = gf.solvers.StepControl(rtol, jnp.asarray(1.0))
     state = METHOD.begin(field, y, rate, dt)
-    floor = jax.tree_util.tree_map(jnp.zeros_like, flow.controlled(y))
-    tried = METHOD.attempt(field, y, dt, control, floor, state)
+    scale = jax.tree_util.tree_map(jnp.zeros_like, flow.controlled(y))
+    tried = METHOD.attempt(field, y, dt, control, scale, state)
     return tried.y1, tried.ratio, METHOD.interpolate(field, tried.dense, 0.37 * dt), tried.accepted
 
 
@@ -156,7 +156,7 @@ def turn(pair, z, share=1.0):
 )
 def test_oscillations_are_followed_as_far_as_said(pair, reach, error, inside, growth):
     """The error of a step stays small up to `reach`, at its end and inside, and explodes beyond."""
-    assert coefficients().reach[pair] == reach
+    assert coefficients().stability_limit[pair] == reach
     steps = [turn(pair, z) for z in np.linspace(0.05, reach, 300)]
     assert max(gap for _, gap in steps) < error
     assert max(np.abs(np.linalg.eigvals(matrix)).max() for matrix, _ in steps) < 1 + growth
@@ -322,9 +322,9 @@ def test_who_gets_it():
     corrected = gf.NesterovFlow(smooth, 0.1, 0.1)
     methods = [gf.solve(corrected, tanh, [0.1], rtol=rtol).method for rtol in (1e-3, 1e-4, 1e-6)]
     assert methods == ["Bosh3", "Tsit5", "Dopri8"]
-    with pytest.raises(ValueError, match="`solver` must be one for a NesterovFlow, but is Nystrom"):
+    with pytest.raises(ValueError, match="one for a NesterovFlow, but is Nystrom: the flow has velocities"):
         gf.solve(corrected, tanh, [0.1], solver=METHOD)
-    with pytest.raises(ValueError, match="`solver` must be one for a GradientFlow, but is Nystrom"):
+    with pytest.raises(ValueError, match="one for a GradientFlow, but is Nystrom: the flow has no `damping` and no"):
         gf.solve(gf.GradientFlow(smooth), tanh, [0.1], solver=METHOD)
 
 

@@ -23,7 +23,7 @@ def given_radius(t, y, args):
 
 def product_for(solver, stages):
     """An `h rho` for which a method takes so many stages."""
-    return solver.reach(stages) * (1 - 1e-9)
+    return solver.stability_limit(stages) * (1 - 1e-9)
 
 
 def march(solver, field, y0, h, steps, radius):
@@ -381,7 +381,7 @@ def test_capped_stages_still_arrive(method):
     flow = gf.GradientFlow(Bowl(jnp.array([1.0, 1e4])))
     sol = gf.solve(flow, jnp.ones(2), [1.0], solver=method(max_stages=10), rtol=1e-3)
     assert float(sol.final[0]) == pytest.approx(np.exp(-1), rel=1e-2)
-    min_evaluations = 1e4 / method().reach(10)
+    min_evaluations = 1e4 / method().stability_limit(10)
     assert min_evaluations < int(sol.stats["accepted"]) < 2 * min_evaluations
     assert int(sol.stats["rejected"]) <= 3
 
@@ -474,7 +474,7 @@ def test_table_is_whole():
     table = _rock2.load()
     ends = table.starts + table.stages
     assert table.rows.shape == (int(ends[-1]) + 1 + len(_rock2.BOGACKI_SHAMPINE), 5)
-    assert table.ordinary == ends[-1] + 1
+    assert table.nonstiff == ends[-1] + 1
     assert np.all(table.rows[table.starts, 0] == 0)
     assert np.all(table.rows[ends, 0] == 1)
     np.testing.assert_allclose(table.rows[ends - 1, 0] + table.rows[ends - 1, 1], 1, rtol=0, atol=1e-13)
