@@ -26,6 +26,13 @@ from gradflow._checks import fail
 VERSION = 1
 """Of the format; a file of a later one is refused."""
 
+FORMER_FIELDS = {
+    "gradflow.flows._second_order:MomentumState": {"lost": "dissipated"},
+    "gradflow.runs._continue:Checkpoint": {"lost": "rounding_error", "floor": "scale"},
+    "gradflow.solvers._ndf:History": {"rate": "contraction"},
+}
+"""Fields of saved classes that have changed their names, so that older files can be read."""
+
 
 def write_pytree(path: str | os.PathLike[str], tree: PyTree) -> None:
     """Writes a pytree of concrete values; the file is there whole or not at all.
@@ -166,7 +173,8 @@ class _Reader:
             return functools.partial(function, *args, **keywords)
         if tag == "node":
             return self._node(described)
-        cls, fields = _imported(content), {name: self.build(part) for name, part in described["fields"].items()}
+        cls, former = _imported(content), FORMER_FIELDS.get(content, {})
+        fields = {former.get(name, name): self.build(part) for name, part in described["fields"].items()}
         if tag == "namedtuple":
             return cls(**fields)
         return _assembled(cls, fields)

@@ -1,6 +1,7 @@
 """Solutions on disk: what is read is what was written, in another process too, without pickle."""
 
 import functools
+import json
 import pickle
 import subprocess
 import sys
@@ -137,3 +138,41 @@ print(float(gf.load({str(tmp_path / "a.gf")!r}).final[0]).hex())
     single = script.replace("True)", "False)")
     failed = subprocess.run([sys.executable, "-c", single], capture_output=True, text=True, check=False)
     assert "Enable float64" in failed.stderr
+
+
+@pytest.mark.parametrize("flow", ["descent", "momentum"])
+def test_files_with_former_names_of_fields(tmp_path, flow):
+    """A file as an earlier version wrote it is read, and its run continued."""
+    flows = {"descent": gf.GradientFlow(bowl), "momentum": gf.MomentumFlow(bowl, 0.1, 0.9)}
+    sol = gf.solve(flows[flow], jnp.ones(2), [1.0, 2.0], solver=gf.solvers.NDF() if flow == "descent" else None)
+    sol.save(tmp_path / "now.npz")
+    with zipfile.ZipFile(tmp_path / "now.npz") as now, zipfile.ZipFile(tmp_path / "then.npz", "w") as then:
+        for name in now.namelist():
+            content = now.read(name)
+            then.writestr(name, json.dumps(with_former_names(json.loads(content))) if name == "tree.json" else content)
+    again = gf.load(tmp_path / "then.npz")
+    assert eqx.tree_equal(again.checkpoint, sol.checkpoint)
+    assert eqx.tree_equal(again.state, sol.state)
+    np.testing.assert_array_equal(gf.solve(flows[flow], again, [3.0]).final, gf.solve(flows[flow], sol, [3.0]).final)
+
+
+def bowl(w):
+    return 0.5 * jnp.sum(w**2)
+
+
+def with_former_names(described):
+    """A description of a pytree in which fields have the names that version 0.1 gave them."""
+    if isinstance(described, list):
+        return [with_former_names(part) for part in described]
+    if not isinstance(described, dict):
+        return described
+    former = {
+        "gradflow.flows._second_order:MomentumState": {"dissipated": "lost"},
+        "gradflow.runs._continue:Checkpoint": {"rounding_error": "lost", "scale": "floor"},
+        "gradflow.solvers._ndf:History": {"contraction": "rate"},
+    }
+    names = former.get(described.get("dataclass", described.get("namedtuple", "")), {})
+    parts = {key: with_former_names(part) for key, part in described.items()}
+    if names:
+        parts["fields"] = {names.get(name, name): part for name, part in parts["fields"].items()}
+    return parts
