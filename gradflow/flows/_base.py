@@ -6,8 +6,18 @@ from typing import Any
 import diffrax
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from gradflow._checks import fail
 from gradflow._conserved import Conserved
 from gradflow.flows._traits import ControlsErrors, DeclaresCost, DeclaresSpectrum, ReportsErrors
+
+FORMER = {
+    "sizes": "error_weights",
+    "own_sizes": "error_weights, which returns ErrorWeights(weights, plus_scale=False)",
+    "stride": "step_length_ratio",
+    "limited": "step_limited",
+    "stochastic": "the base class AbstractStochasticFlow",
+}
+"""Declarations of flows that have changed their names; under the former ones they would be ignored."""
 
 
 class AbstractFlow(DeclaresSpectrum, ControlsErrors, DeclaresCost, ReportsErrors):
@@ -22,6 +32,11 @@ class AbstractFlow(DeclaresSpectrum, ControlsErrors, DeclaresCost, ReportsErrors
     `products_per_evaluation`), and for the end of a run (`errors`, `complaint`, `remedy`). A flow with noise derives
     from `AbstractStochasticFlow`.
     """
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        for name in FORMER.keys() & vars(cls).keys():
+            raise fail(name, f"be called {FORMER[name]}", f"declared by {cls.__name__} under its former name")
 
     @property
     def t0(self) -> float | Scalar:

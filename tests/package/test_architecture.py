@@ -94,6 +94,14 @@ def test_a_flow_is_asked_for_little():
     assert len(members) <= 9, members
 
 
+def test_former_declarations_of_flows_are_refused():
+    with pytest.raises(ValueError, match="`stride` must be called step_length_ratio"):
+
+        class Short(gf.AbstractFlow):
+            def stride(self, before, after):
+                return None
+
+
 def test_rooms_ask_for_methods_by_their_protocols():
     for path in ROOT.rglob("*.py"):
         assert "method_of(" not in path.read_text(), path
