@@ -64,6 +64,9 @@ class Status(enum.IntEnum):
         return tuple(member.label for member in cls if member >= 0)
 
 
+DISCRETE = "discrete steps"
+"""The `method` of a run of a rule, whose rows are iterates."""
+
 LISTED = 8
 """Leaves that are named as held fixed, at most."""
 
@@ -106,6 +109,7 @@ class Solution(eqx.Module):
       the new part, `drift` is measured from the start of the first one.
     - `method`, `choice`: the method, and why it was chosen where none was given: kinks of the problem, or none.
     - `held`: paths of the floating-point arrays that did not flow. Those have no leading axis `T` in `params`.
+    - `time_unit`: how `ts` count iterations, as the flow or the rule says it, such as `"t = k * learning_rate"`.
     - `errors`: name -> estimated error, the largest over the run, where one is looked for: of the observables of
       `gradflow.infinite_width`, of the activation of an order-parameter flow as `"quadrature"`; `None` from all others.
 
@@ -135,6 +139,7 @@ class Solution(eqx.Module):
     checkpoint: PyTree = None
     choice: str = eqx.field(static=True, default="")
     held: tuple[str, ...] = eqx.field(static=True, default=())
+    time_unit: str = eqx.field(static=True, default="")
 
     @property
     def status(self) -> Any:
