@@ -65,9 +65,12 @@ from gradflow.runs import solve as solve
 
 if TYPE_CHECKING:
     from gradflow import plot as plot
+    from gradflow import reports as reports
     from gradflow import studies as studies
     from gradflow import sweeps as sweeps
     from gradflow import tables as tables
+    from gradflow.plot import animate as animate
+    from gradflow.reports import report as report
     from gradflow.studies import compare as compare
     from gradflow.sweeps import sweep as sweep
 
@@ -75,8 +78,11 @@ __version__ = "0.1.0"
 
 # These need xarray, zarr and matplotlib, whose import takes as long as that of all the rest: they come on first use.
 _ON_FIRST_USE = {
+    "animate": "gradflow.plot",
     "compare": "gradflow.studies",
     "plot": "gradflow.plot",
+    "report": "gradflow.reports",
+    "reports": "gradflow.reports",
     "studies": "gradflow.studies",
     "sweep": "gradflow.sweeps",
     "sweeps": "gradflow.sweeps",

@@ -64,6 +64,9 @@ class Status(enum.IntEnum):
         return tuple(member.label for member in cls if member >= 0)
 
 
+DISCRETE = "discrete steps"
+"""The `method` of a run of a rule, whose rows are iterates."""
+
 LISTED = 8
 """Leaves that are named as held fixed, at most."""
 
@@ -106,6 +109,7 @@ class Solution(eqx.Module):
       the new part, `drift` is measured from the start of the first one.
     - `method`, `choice`: the method, and why it was chosen where none was given: kinks of the problem, or none.
     - `held`: paths of the floating-point arrays that did not flow. Those have no leading axis `T` in `params`.
+    - `time_unit`: how `ts` count iterations, as the flow or the rule says it, such as `"t = k * learning_rate"`.
     - `errors`: name -> estimated error, the largest over the run, where one is looked for: of the observables of
       `gradflow.infinite_width`, of the activation of an order-parameter flow as `"quadrature"`; `None` from all others.
 
@@ -135,6 +139,7 @@ class Solution(eqx.Module):
     checkpoint: PyTree = None
     choice: str = eqx.field(static=True, default="")
     held: tuple[str, ...] = eqx.field(static=True, default=())
+    time_unit: str = eqx.field(static=True, default="")
 
     @property
     def status(self) -> Any:
@@ -180,10 +185,35 @@ class Solution(eqx.Module):
         """
         write_pytree(path, self)
 
-    def __repr__(self) -> str:
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(self)):
-            return f"Solution({self.title}, traced)"
+    def plot(self, **options: Any) -> Any:
+        """The figure of this run, the loss and every observable over time: `gradflow.plot.solution(self, **options)`.
+
+        >>> import gradflow as gf, jax.numpy as jnp
+        >>> loss = lambda w: 0.5 * w**2
+        >>> sol = gf.solve(gf.GradientFlow(loss), jnp.array(1.0), [0.0, 0.5, 1.0], observe={"loss": loss})
+        >>> [ax.get_ylabel() for ax in sol.plot().axes]
+        ['loss']
+        """
+        from gradflow import plot
+
+        return plot.solution(self, **options)
+
+    def describe(self) -> list[tuple[str, str]]:
+        """What `print` shows, as pairs of a name and a text."""
         return _summary(self) if np.ndim(self.code) == 0 else _batch_summary(self)
+
+    def _repr_html_(self) -> str | None:
+        # Notebooks ask for this; `None` leaves them to the text.
+        if not is_concrete(self):
+            return None
+        from gradflow import reports
+
+        return reports.fragment(self)
+
+    def __repr__(self) -> str:
+        if not is_concrete(self):
+            return f"Solution({self.title}, traced)"
+        return "Solution\n" + "\n".join(f"  {name:<9}{text}" for name, text in self.describe())
 
     def __str__(self) -> str:
         return repr(self)
@@ -245,7 +275,7 @@ def ended(sol: Solution, throw: bool, advice: Callable[[], str] = str) -> Soluti
     return eqx.combine(eqxi.nondifferentiable_backward(arrays, msg=REVERSE_MODE), static)
 
 
-def _summary(sol: Solution) -> str:
+def _summary(sol: Solution) -> list[tuple[str, str]]:
     leaves = jax.tree_util.tree_leaves(moving(sol.final, sol.held))
     size = sum(leaf.size for leaf in leaves)
     dtypes = "/".join(sorted({str(leaf.dtype) for leaf in leaves}))
@@ -273,10 +303,10 @@ def _summary(sol: Solution) -> str:
     if sol.observed:
         shapes = ", ".join(f"{name} {_shapes(value)}" for name, value in sol.observed.items())
         lines.append(("observed", shapes))
-    return "Solution\n" + "\n".join(f"  {name:<9}{text}" for name, text in lines)
+    return lines
 
 
-def _batch_summary(sol: Solution) -> str:
+def _batch_summary(sol: Solution) -> list[tuple[str, str]]:
     names, counts = np.unique(sol.status, return_counts=True)
     ended = ", ".join(f"{count} {name}" for name, count in zip(names, counts, strict=True))
     cost = np.asarray(sol.stats["gradient_evaluations"])
@@ -284,7 +314,7 @@ def _batch_summary(sol: Solution) -> str:
     if sol.held:
         text.insert(2, ("held fixed:", f" {_held(sol)}"))
     text.append(("steps", f"gradient evaluations {cost.min()} ... {cost.max()}, {cost.sum()} in all"))
-    return "Solution\n" + "\n".join(f"  {name:<9}{line}" for name, line in text)
+    return text
 
 
 def _shapes(value: PyTree) -> str:

@@ -9,6 +9,7 @@ PAGES = (
     "choosing-times-and-tolerances",
     "own-models",
     "saving-and-continuing",
+    "pictures",
     "solvers",
     "momentum",
     "small-initialisation",

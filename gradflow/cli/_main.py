@@ -27,6 +27,19 @@ def plot_store(
     print(f"figure: {plot.save(plot.draw(open_store(store)), target)}")
 
 
+@app.command("report", short_help="One page of a stored study, sweep or run, to send on.")
+def report_store(
+    store: Annotated[pathlib.Path, typer.Argument(help="A zarr store, or a file that Solution.save wrote.")],
+    out: Annotated[pathlib.Path | None, typer.Option("--out", help="File to write; .html.")] = None,
+) -> None:
+    """Writes one self-contained page of HTML: question, command, figure, results with errors, failures, cost."""
+    from gradflow.cli._process import configure_jax
+    from gradflow.reports import report
+
+    configure_jax()
+    print(f"report: {report(store, store.with_suffix('.html') if out is None else out)}")
+
+
 @app.command("info", short_help="Versions and everything on offer, or what a store holds.")
 def info(
     store: Annotated[pathlib.Path | None, typer.Argument(help="A zarr store, to be described.")] = None,

@@ -2,6 +2,7 @@
 
 import contextlib
 import pathlib
+import shlex
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -309,7 +310,7 @@ def _chunk(given: str | None) -> tuple[int, int] | None:
 
 def _again() -> str:
     """The command that goes on with this one."""
-    return " ".join(["gradflow", *(word for word in sys.argv[1:] if word != "--fresh")])
+    return shlex.join(["gradflow", *(word for word in sys.argv[1:] if word != "--fresh")])
 
 
 def _say_what_is_there(store: pathlib.Path, fresh: bool) -> None:
@@ -327,7 +328,9 @@ def _say_what_is_there(store: pathlib.Path, fresh: bool) -> None:
 def _report(ds: Any, store: pathlib.Path, target: pathlib.Path) -> None:
     """Prints the table of a study, draws its figure, and says where both lie."""
     from gradflow import plot, tables
+    from gradflow.stores._zarr_group import annotate
 
+    annotate(store, command=_again())
     figure = plot.save(plot.draw(ds), target)
     print(tables.text(ds))
     print(f"\nstore:  {store}  ({', '.join(f'{size} {dim}' for dim, size in ds.sizes.items())})")

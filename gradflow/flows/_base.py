@@ -43,6 +43,11 @@ class AbstractFlow(DeclaresSpectrum, ControlsErrors, DeclaresCost, ReportsErrors
         """Time at which the flow starts."""
         return 0.0
 
+    @property
+    def time_unit(self) -> str:
+        """How its time counts the iterations of what it idealises, for the axes of figures; empty if it counts none."""
+        return ""
+
     @abc.abstractmethod
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         """State at `t0` for the given parameters."""

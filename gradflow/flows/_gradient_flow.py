@@ -49,6 +49,10 @@ class GradientFlow(AbstractFlow):
         check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
         self.problem = problem
 
+    @property
+    def time_unit(self) -> str:
+        return "t = k * learning_rate"
+
     def init(self, trainable: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         dtype = jnp.result_type(*jax.tree_util.tree_leaves(trainable))
         return trainable, jnp.zeros((), dtype)

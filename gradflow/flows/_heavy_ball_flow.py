@@ -75,6 +75,10 @@ class HeavyBallFlow(AbstractSecondOrderFlow):
         self.mu, self.s = jnp.asarray(mu, float), jnp.asarray(s, float)
 
     @property
+    def time_unit(self) -> str:
+        return "t = k sqrt(s)"
+
+    @property
     def velocity_free(self) -> bool:
         return True
 

@@ -95,6 +95,10 @@ class LinearisedFlow(AbstractFlow):
         return 0.0 if self.dynamics is None else self.dynamics.t0
 
     @property
+    def time_unit(self) -> str:
+        return "t = k * learning_rate" if self.dynamics is None else self.dynamics.time_unit
+
+    @property
     def eigenvalues(self) -> Float[Array, " rows"]:
         """Of the kernel, over `n` for mean reduction, increasing: the rates of gradient flow for the square loss."""
         return jnp.linalg.eigvalsh(self.kernel) * self._weight()

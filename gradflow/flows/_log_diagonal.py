@@ -56,6 +56,10 @@ class LogDiagonalFlow(AbstractFlow):
     def __init__(self, problem: Any):
         self.problem = check_risk(problem)
 
+    @property
+    def time_unit(self) -> str:
+        return "t = k * learning_rate"
+
     def init(self, trainable: PyTree, frozen: PyTree) -> LogDiagonalState:
         return LogDiagonalState(trainable, jnp.zeros_like(trainable.q[0]))
 

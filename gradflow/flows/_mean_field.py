@@ -108,6 +108,10 @@ class MeanFieldFlow(AbstractFlow):
         """The risk, without the penalty that belongs to weight decay."""
         return self.problem.of_predictions(self.predictions(params)).astype(params.output.dtype)
 
+    @property
+    def time_unit(self) -> str:
+        return "t = k / N1"
+
     def init(self, trainable: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         return trainable, jnp.zeros((), trainable.output.dtype)
 

@@ -94,6 +94,10 @@ class ModifiedFlow(AbstractFlow):
         return self.order <= 2
 
     @property
+    def time_unit(self) -> str:
+        return "t = k * learning_rate / (1 - momentum)"
+
+    @property
     def products_per_evaluation(self) -> int:
         return (0, 1, 3)[self.order - 1]
 

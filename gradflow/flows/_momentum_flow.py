@@ -59,6 +59,10 @@ class MomentumFlow(AbstractSecondOrderFlow):
         self.learning_rate, self.momentum = jnp.asarray(learning_rate, float), jnp.asarray(momentum, float)
 
     @property
+    def time_unit(self) -> str:
+        return "t = k * learning_rate / (1 - momentum)"
+
+    @property
     def velocity_free(self) -> bool:
         return not self.nesterov
 

@@ -63,6 +63,10 @@ class NesterovConvexFlow(AbstractSecondOrderFlow):
         self.s, self.alpha = jnp.asarray(s, float), jnp.asarray(alpha, float)
 
     @property
+    def time_unit(self) -> str:
+        return "t = (k + alpha/2) sqrt(s)"
+
+    @property
     def t0(self) -> Scalar:
         return 0.5 * self.alpha * self._h()
 

@@ -75,6 +75,10 @@ class NeuronPolarFlow(AbstractFlow):
         check_count("degree", degree, least=2)
         self.longest_step, self.degree = check_longest(longest_step), degree
 
+    @property
+    def time_unit(self) -> str:
+        return "t = k * learning_rate"
+
     def init(self, trainable: PyTree, frozen: PyTree) -> NeuronPolarState:
         if isinstance(trainable, Polar):
             direction, logs, clock = trainable.direction, trainable.log_norm, trainable.clock

@@ -117,6 +117,10 @@ class FluctuationFlow(AbstractFlow):
         return Fluctuations(params, vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :])
 
     @property
+    def time_unit(self) -> str:
+        return self.flow.time_unit
+
+    @property
     def jumps(self) -> Float[Array, " n"] | None:
         return self.flow.jumps
 

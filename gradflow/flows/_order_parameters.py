@@ -170,6 +170,10 @@ class OrderParameterFlow(AbstractFlow):
         self.allow_float32 = bool(allow_float32)
 
     @property
+    def time_unit(self) -> str:
+        return "t = steps * gamma / (p d)"
+
+    @property
     def jumps(self) -> Float[Array, " n"] | None:
         return schedule_jumps(self.schedule)
 

@@ -85,6 +85,10 @@ class OverparametrisedFlow(AbstractFlow):
         Q = M @ jnp.linalg.solve(self.P.astype(M.dtype), M.T) + jnp.diag(params.perp)
         return OrderParameters((Q + Q.T) / 2, M)
 
+    @property
+    def time_unit(self) -> str:
+        return "t = steps * gamma / (p d)"
+
     def init(self, trainable: ReducedOverlaps, frozen: PyTree) -> ReducedOverlaps:
         return trainable
 

@@ -100,6 +100,10 @@ class PolarFlow(AbstractFlow):
         self.longest_step = check_longest(longest_step)
         self.degree, self.time = degree, time
 
+    @property
+    def time_unit(self) -> str:
+        return "tau, d tau = exp((k - 2) rho) dt" if self.time == "sundman" else "t = k * learning_rate"
+
     def init(self, trainable: PyTree, frozen: PyTree) -> PolarState:
         if isinstance(trainable, Polar):
             zero = jnp.zeros_like(trainable.log_norm)

@@ -57,6 +57,10 @@ class PrincipalFlow(AbstractFlow):
     def products_per_evaluation(self) -> int:
         return self.iterations
 
+    @property
+    def time_unit(self) -> str:
+        return "t = k * learning_rate"
+
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         return trainable
 

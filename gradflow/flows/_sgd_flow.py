@@ -90,6 +90,10 @@ class SGDFlow(AbstractStochasticFlow):
     def time_step(self) -> Scalar:
         return self.learning_rate
 
+    @property
+    def time_unit(self) -> str:
+        return "t = k * learning_rate"
+
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         return trainable
 

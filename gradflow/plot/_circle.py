@@ -5,6 +5,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from gradflow.plot._legends import clear_legends
 from gradflow.plot._style import STYLE, figure
 
 
@@ -42,4 +43,4 @@ def circle(ds: xr.Dataset) -> Figure:
         norm.set(title="norm of the weights", xlabel="iterations", ylabel=r"$\|w\|$", yscale="log")
         angles.set(title="angles of the neurons", xlabel="iterations", ylabel="degrees", ylim=(-180, 180))
         angles.set_yticks([-180, -90, 0, 90, 180])
-        return drawn
+        return clear_legends(drawn)

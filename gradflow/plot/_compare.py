@@ -6,6 +6,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gradflow.plot._legends import clear_legends
 from gradflow.plot._style import STYLE, figure, label_decades, shades
 
 
@@ -25,7 +26,7 @@ def compare(ds: xr.Dataset) -> Figure:
         left, right = drawn.subplots(1, 2)
         _against_rate(left, ds)
         _against_cost(right, ds)
-        return drawn
+        return clear_legends(drawn)
 
 
 def _against_rate(ax: Axes, ds: xr.Dataset) -> None:

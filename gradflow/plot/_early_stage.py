@@ -6,6 +6,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gradflow.plot._legends import clear_legends, legend_below
 from gradflow.plot._style import STYLE, figure, label_decades, shades
 
 MARKERS = ["o", "s", "^", "D", "v"]
@@ -30,7 +31,7 @@ def early_stage(ds: xr.Dataset) -> Figure:
         _violations(panels[5], ds)
         _bound(panels[6], ds)
         _late(panels[7], ds)
-        return drawn
+        return clear_legends(drawn)
 
 
 def _drop(ax: Axes, ds: xr.Dataset, dim: str, label: str) -> None:
@@ -95,7 +96,7 @@ def _partition(ax: Axes, ds: xr.Dataset) -> None:
     ax.stackplot(t, fractions, labels=list(PARTS), colors=list(PARTS.values()), linewidth=0)
     ax.set(xscale="log", title=f"partition along the flow, width {ds.attrs['middle_width']}", xlabel="flow time $t$")
     ax.set(ylabel="fraction of pairs (neuron, sample)", ylim=(0, 1), xlim=(t[0], t[-1]))
-    ax.legend(loc="center right", frameon=True, framealpha=0.8)
+    legend_below(ax, ncols=2)
 
 
 def _violations(ax: Axes, ds: xr.Dataset) -> None:

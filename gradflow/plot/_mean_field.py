@@ -6,6 +6,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gradflow.plot._legends import clear_legends
 from gradflow.plot._style import STYLE, figure, label_decades, shades
 
 MARKERS = ["o", "s", "^", "D"]
@@ -25,7 +26,7 @@ def mean_field(ds: xr.Dataset) -> Figure:
         _rules(axes[1, 0], ds)
         _particles(axes[1, 1], ds)
         _predictions(axes[1, 2], ds)
-        return drawn
+        return clear_legends(drawn)
 
 
 def _risk(ax: Axes, ds: xr.Dataset) -> None:

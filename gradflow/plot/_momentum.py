@@ -8,6 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gradflow.plot._legends import clear_legends
 from gradflow.plot._style import STYLE, figure, label_decades, shades
 from gradflow.theory import momentum_rates
 
@@ -21,7 +22,7 @@ def momentum(ds: xr.Dataset) -> Figure:
     **Arguments**: `ds`: what `gradflow.studies.momentum` returned. **Returns** a matplotlib figure; see `save`.
     """
     with matplotlib.rc_context(STYLE):
-        drawn = figure(figsize=(10, 5.2))
+        drawn = figure(figsize=(10, 6.2))
         axes = np.asarray(drawn.subplots(2, 3))
         colours = dict(zip(MARKERS, shades(3), strict=True))
         middle = ds.isel(ratio=ds.sizes["ratio"] // 2)
@@ -30,9 +31,9 @@ def momentum(ds: xr.Dataset) -> Figure:
         _rates(axes[0, 2], middle, colours)
         _winners(axes[1, 0], ds, colours)
         _against_width(axes[1, 1], middle, "movement", "largest movement of a neuron", colours)
-        _against_width(axes[1, 2], middle, "linear_error", "distance from the linearised flow / $|D(0)|$", colours)
+        _against_width(axes[1, 2], middle, "linear_error", "distance from the\nlinearised flow / $|D(0)|$", colours)
         drawn.suptitle(f"{ds.attrs['data']}, {ds.attrs['samples']} samples, two-layer ReLU", fontsize=9)
-        return drawn
+        return clear_legends(drawn)
 
 
 def _losses(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
@@ -69,9 +70,11 @@ def _winners(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
     values, s = ds.eigenvalue.values, ds.attrs["learning_rate"]
     ratios = np.geomspace(ds.ratio.values[0], ds.ratio.values[-1], 200)
     methods: tuple[Literal["heavy_ball", "nesterov"], ...] = ("heavy_ball", "nesterov")
+    top = float(np.nanmax(ds.final_rate))
     for name in methods:
-        rates = momentum_rates(values, values[0] * ratios[:, None], s, name, "discrete")
-        ax.semilogx(ratios, np.min(rates, axis=1), "-", color=colours[name])
+        slowest = np.min(momentum_rates(values, values[0] * ratios[:, None], s, name, "discrete"), axis=1)
+        top = max(top, float(np.max(slowest)))
+        ax.semilogx(ratios, slowest, "-", color=colours[name])
         style = {"color": colours[name], "marker": MARKERS[name], "markersize": 4, "linestyle": "none"}
         ax.semilogx(ds.ratio, ds.final_rate.sel(momentum=name), label=f"{LABELS[name]}, measured", **style)
     ax.axvline(1, color="0.5", linestyle=":", linewidth=0.8)
@@ -80,7 +83,7 @@ def _winners(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
     ]
     ax.set(xlabel=r"$\mu / \lambda_{\min}$", ylabel="rate of the residuals", title="faster at " + ", ".join(lines))
     ax.plot([], [], "-", color="black", label="predicted")
-    ax.set_ylim(0, 1.6 * float(np.nanmax(ds.final_rate)))
+    ax.set_ylim(0, 1.1 * top)
     ax.legend(loc="upper left")
 
 

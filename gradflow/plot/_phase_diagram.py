@@ -8,6 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gradflow.plot._legends import clear_legends
 from gradflow.plot._style import STYLE, figure, label_decades, shades
 
 
@@ -37,7 +38,7 @@ def phase_diagram(ds: xr.Dataset) -> Figure:
         for row in axes[1:]:
             for ax in row[3:]:
                 ax.axis("off")
-        return drawn
+        return clear_legends(drawn)
 
 
 def _region(ax: Axes, ds: xr.Dataset, i: int) -> None:

@@ -6,6 +6,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gradflow.plot._legends import clear_legends
 from gradflow.plot._style import STYLE, figure, shades
 
 
@@ -34,7 +35,7 @@ def small_init(ds: xr.Dataset) -> Figure:
             _escape(row[3], part)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         drawn.legend(handles, labels, loc="outside lower center", ncols=len(labels), title="initial scale")
-        return drawn
+        return clear_legends(drawn)
 
 
 def _curves(ax: Axes, member: xr.Dataset, name: str, title: str, label: str, *, log: bool) -> None:

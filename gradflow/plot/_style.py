@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 STYLE: dict[Any, Any] = {
     "font.size": 8,
@@ -36,7 +36,8 @@ def label_decades(ax: Axes) -> None:
     """Ticks of logarithmic axes with labels that do not run into one another, however short the axis is."""
     for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
         if high < 100 * low:
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            # Over less than a factor of five, three marks in a decade may leave a single one on the axis.
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 5 * low else MaxNLocator(4))
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
 

@@ -6,6 +6,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gradflow.plot._legends import clear_legends
 from gradflow.plot._style import STYLE, figure, label_decades, shades
 
 
@@ -27,7 +28,7 @@ def two_directions(ds: xr.Dataset) -> Figure:
         shown = last.scaled_time.values > 1e-2
         law = last.predicted_risk[shown]
         losses.plot(last.scaled_time[shown], law, "k:", label="predicted")
-        losses.axhline(plateau, color="0.5", linewidth=0.8, linestyle="--")
+        losses.axhline(plateau, color="0.5", linewidth=0.8, linestyle="--", label="plateau")
         losses.set(xscale="log", yscale="log", title="loss of the flow", xlabel=r"$D^2 t$", ylabel="loss")
         losses.legend(loc="lower left")
 
@@ -42,7 +43,7 @@ def two_directions(ds: xr.Dataset) -> Figure:
         times.legend()
         _phases(phases, ds)
         _stuck(stuck, ds, plateau)
-        return drawn
+        return clear_legends(drawn)
 
 
 def _phases(ax: Axes, ds: xr.Dataset) -> None:
@@ -65,7 +66,7 @@ def _stuck(ax: Axes, ds: xr.Dataset, plateau: float) -> None:
     t = ds.descent_time.values[1:]
     ax.plot(t, ds.descent_risk[1:], color="tab:red", label=f"descent, step {ds.attrs['learning_rate']:g}")
     ax.plot(t, ds.flow_risk[1:], color="black", label="flow")
-    ax.axhline(plateau, color="0.5", linewidth=0.8, linestyle="--")
+    ax.axhline(plateau, color="0.5", linewidth=0.8, linestyle="--", label="plateau")
     ax.axhline(1 / (1 + ds.attrs["ratio"]), color="0.5", linewidth=0.8, linestyle=":", label="$1/(1+p)$")
     ax.set(xscale="log", yscale="log", title=f"large steps kill sliding neurons, $D={float(ds.angle[0]):g}$")
     ax.set(xlabel="flow time $t$", ylabel="loss")

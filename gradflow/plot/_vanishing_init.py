@@ -6,6 +6,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gradflow.plot._legends import clear_legends
 from gradflow.plot._style import STYLE, figure, shades
 
 MARKERS = ["o", "s", "^", "D", "v", "P"]
@@ -26,7 +27,7 @@ def vanishing_init(ds: xr.Dataset) -> Figure:
         _off(off, ds)
         _angles(angles, ds)
         _staircase(loss, ds)
-        return drawn
+        return clear_legends(drawn)
 
 
 def _logs(ds: xr.Dataset) -> np.ndarray:

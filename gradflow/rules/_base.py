@@ -24,6 +24,11 @@ class AbstractRule(eqx.Module):
         return type(self).__name__
 
     @property
+    def time_unit(self) -> str:
+        """How flow time counts the iterates `k`, for the axes of figures; empty if that is not said."""
+        return ""
+
+    @property
     def orders(self) -> tuple[int, ...]:
         """Orders of the continuous limits that `flow` knows."""
         return ()

@@ -26,6 +26,10 @@ class AbstractDescent(AbstractRule):
         loss, gradient = jax.value_and_grad(lambda p: problem(join(p, frozen)))(state)
         return jax.tree_util.tree_map(lambda p, g: p - self.learning_rate.astype(p.dtype) * g, state, gradient), loss
 
+    @property
+    def time_unit(self) -> str:
+        return "t = k * learning_rate"
+
     def time(self, k: Any) -> Any:
         return jnp.asarray(k, self.learning_rate.dtype) * self.learning_rate
 

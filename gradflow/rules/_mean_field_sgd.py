@@ -76,6 +76,10 @@ class MeanFieldSGD(AbstractRule):
     def orders(self) -> tuple[int, ...]:
         return (1,)
 
+    @property
+    def time_unit(self) -> str:
+        return "t = k * learning_rate"
+
     def time(self, k: Any) -> Any:
         return jnp.asarray(k, self.learning_rate.dtype) * self.learning_rate
 

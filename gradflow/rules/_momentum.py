@@ -38,6 +38,10 @@ class AbstractMomentumRule(AbstractRule):
         """Flow time of one step: that of gradient flow for fixed momentum, `sqrt(s)` otherwise."""
         return jnp.sqrt(self.learning_rate) if self.momentum is None else self.learning_rate / (1 - self.momentum)
 
+    @property
+    def time_unit(self) -> str:
+        return "t = k sqrt(s)" if self.momentum is None else "t = k s / (1 - momentum)"
+
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         return trainable, trainable
 

@@ -88,6 +88,10 @@ class Nesterov(AbstractMomentumRule):
             return count / (count + self.alpha)
         return self.coefficient()
 
+    @property
+    def time_unit(self) -> str:
+        return "t = (k + alpha/2) sqrt(s)" if self.convex else super().time_unit
+
     def time(self, k: Any) -> Any:
         shift = 0.5 * self.alpha if self.convex else 0.0
         unit = self.unit_of_time()

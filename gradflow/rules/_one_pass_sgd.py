@@ -81,6 +81,10 @@ class OnePassSGD(AbstractRule):
     def orders(self) -> tuple[int, ...]:
         return (1,)
 
+    @property
+    def time_unit(self) -> str:
+        return "t = steps * gamma / (p d)"
+
     def time(self, k: Any) -> Any:
         return jnp.asarray(k, self.gamma_over_p.dtype) * (self.gamma_over_p / self.problem.dim)
 

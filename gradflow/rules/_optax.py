@@ -65,6 +65,10 @@ class OptaxRule(AbstractRule):
     def orders(self) -> tuple[int, ...]:
         return () if self.limit is None else (1,)
 
+    @property
+    def time_unit(self) -> str:
+        return "t = k * learning_rate"
+
     def time(self, k: Any) -> Any:
         return jnp.asarray(k, self.learning_rate.dtype) * self.learning_rate
 

@@ -166,6 +166,7 @@ def summarise(setup: Setup, carry: Carry) -> Solution:
         checkpoint=_checkpoint(setup, carry, code, fingerprint(flow, y, final), then),
         choice=setup.choice,
         held=held_paths(setup.frozen),
+        time_unit=flow.time_unit,
     )
 
 

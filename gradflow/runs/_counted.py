@@ -97,6 +97,11 @@ class AbstractCountedRun(AbstractRun):
     def method_name(self) -> str:
         """What the result calls the method."""
 
+    @property
+    @abc.abstractmethod
+    def time_unit(self) -> str:
+        """How its time counts steps."""
+
     @abc.abstractmethod
     def random_key(self) -> Key[Array, ""] | None:
         """The key that a run which continues this one goes on with."""
@@ -313,6 +318,7 @@ def summarise(run: AbstractCountedRun, carry: CountedCarry) -> Solution:
         state=carry.state,
         checkpoint=RuleCheckpoint(carry.k, carry.largest_loss, run.random_key()),
         held=held_paths(run.frozen),
+        time_unit=run.time_unit,
     )
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from gradflow._solution import Status
+from gradflow._solution import DISCRETE, Status
 from gradflow._tree import Extents
 from gradflow.rules import AbstractRule
 from gradflow.runs._counted import AbstractCountedRun, CountedCarry, ResumedRule
@@ -35,8 +35,12 @@ class DiscreteRun(AbstractCountedRun):
         return self.rule.title
 
     @property
+    def time_unit(self) -> str:
+        return self.rule.time_unit
+
+    @property
     def method_name(self) -> str:
-        return "discrete steps"
+        return DISCRETE
 
     @property
     def rounds_times(self) -> bool:

@@ -45,6 +45,10 @@ class FixedStepRun(AbstractCountedRun):
         return type(self.flow).__name__
 
     @property
+    def time_unit(self) -> str:
+        return self.flow.time_unit
+
+    @property
     def method_name(self) -> str:
         return self.method.name
 

@@ -12,6 +12,7 @@ import zarr
 
 from gradflow._checks import fail
 from gradflow.stores._identity import Identity
+from gradflow.stores._installation import installation
 
 FORMAT = "gradflow-1"
 IDENTITY = "identity"
@@ -49,8 +50,25 @@ def write_dataset(ds: xr.Dataset, path: str | os.PathLike[str]) -> pathlib.Path:
     target = pathlib.Path(path)
     refuse_foreign(target)
     check_writable("store", target)
-    create(ds.assign_attrs(format=FORMAT), target, {})
+    # What computed a sweep is known already; what a study puts together is computed by this process.
+    create(ds.assign_attrs({**installation(), **ds.attrs, "format": FORMAT}), target, {})
     return target
+
+
+def annotate(path: str | os.PathLike[str], **attrs: Any) -> None:
+    """Adds attributes to a store of ours, such as the command that wrote it.
+
+    >>> import gradflow as gf, pathlib, tempfile, xarray as xr
+    >>> from gradflow.stores._zarr_group import annotate
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = gf.sweeps.write_dataset(xr.Dataset({"a": ("x", [1.0])}), pathlib.Path(folder) / "a.zarr")
+    ...     annotate(path, command="gradflow compare")
+    ...     gf.sweeps.open_store(path).attrs["command"]
+    'gradflow compare'
+    """
+    group: Any = zarr.open_group(path, mode="r+")
+    group.attrs.update(attrs)
+    zarr.consolidate_metadata(str(path))
 
 
 def discard(path: str | os.PathLike[str]) -> None:

@@ -2,9 +2,10 @@
 
 They compute, and return an `xarray.Dataset`. A new study `x` is a function `x` in one file `_x.py` here, whose data set
 carries the attribute `study`; a function of that name in `plot/_x.py`, its figure, and one in `tables/_x.py`, its text;
-and one line in each `__init__.py`. By that name `gf.plot.draw`, `gf.tables.text` and `gradflow plot` find them. A quick
-version, `QUICK`, and the data sets, `load_data`, stand beside the study; a command for it, whose options and sentences
-no name can tell, is one function in `cli/_studies.py`. Tests compare a study with a closed form or another integrator.
+and one line in each `__init__.py`. By that name `gf.plot.draw`, `gf.tables.text` and `gradflow plot` find them. What it
+asks, `QUESTION`, a quick version, `QUICK`, and the data sets, `load_data`, stand beside the study; a command for it,
+whose options and sentences no name can tell, is one function in `cli/_studies.py`. Tests compare a study with a closed
+form or another integrator.
 
 For instance, how a quadratic decays from starts of several sizes:
 

@@ -48,5 +48,19 @@ def with_current_names(ds: xr.Dataset) -> xr.Dataset:
     return ds.rename({old: new for old, new in former.items() if old in ds})
 
 
+def question_of(ds: xr.Dataset) -> str:
+    """What the study asks that wrote a data set; empty for a data set that no study wrote.
+
+    >>> import xarray as xr
+    >>> from gradflow.studies._by_name import question_of
+    >>> question_of(xr.Dataset().assign_attrs(study="momentum"))
+    'Which is faster, heavy ball or Nesterov, and do their flows tell?'
+    """
+    study = str(ds.attrs.get("study", "")).replace("-", "_")
+    if f"_{study}" not in _files(__package__):
+        return ""
+    return str(importlib.import_module(f"{__package__}._{study}").QUESTION)
+
+
 def _files(room: str | None) -> set[str]:
     return {info.name for info in pkgutil.iter_modules(importlib.import_module(str(room)).__path__)}

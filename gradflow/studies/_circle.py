@@ -18,6 +18,9 @@ from gradflow.rules import GradientDescent
 from gradflow.runs._iterate import iterate
 from gradflow.runs._solve import solve
 
+QUESTION = "Does gradient descent from small weights follow its flow, and do neurons point to the KKT points?"
+"""What the study asks; the heading of its report."""
+
 SMALL = 1e-2
 """Norm of the weights up to which directions are those of the first phase."""
 

@@ -18,6 +18,9 @@ from gradflow.rules import AbstractRule
 from gradflow.runs._iterate import iterate_to
 from gradflow.runs._solve import solve
 
+QUESTION = "How far is a discrete rule from its flow, at which order, and what does an accuracy cost?"
+"""What the study asks; the heading of its report."""
+
 
 def compare(
     rule: AbstractRule,

@@ -23,6 +23,9 @@ from gradflow.runs._iterate import iterate, iterate_to
 from gradflow.runs._solve import solve
 from gradflow.solvers import RKC2, Tsit5
 
+QUESTION = "How far does the loss fall in 1/eta steps, which neurons die, and what is left of the loss late?"
+"""What the study asks; the heading of its report."""
+
 LOSSES: dict[str, Callable[..., Any]] = {
     "exponential": losses.exponential,
     "logistic": losses.logistic,

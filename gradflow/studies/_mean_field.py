@@ -25,6 +25,9 @@ from gradflow.rules import MeanFieldSGD
 from gradflow.runs._solve import solve
 from gradflow.sweeps import sweep
 
+QUESTION = "What becomes of networks as their width grows, and how accurate is width infinity?"
+"""What the study asks; the heading of its report."""
+
 RULES = ("Gauss-Legendre", "Sobol", "Monte Carlo")
 PARTICLES = np.stack(np.meshgrid([-0.9, -0.3, 0.3, 0.9], [-0.8, 0.8], indexing="ij"), axis=-1).reshape(-1, 2)
 """Labels of the test particles, in units of the half-width of the law of the first layer."""

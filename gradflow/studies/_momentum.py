@@ -24,6 +24,9 @@ from gradflow.solvers import Bosh3
 from gradflow.studies._compare import run_distance
 from gradflow.theory import faster_method, momentum_rates, relu_gram
 
+QUESTION = "Which is faster, heavy ball or Nesterov, and do their flows tell?"
+"""What the study asks; the heading of its report."""
+
 METHODS: dict[Literal["heavy_ball", "nesterov"], Any] = {
     "heavy_ball": (HeavyBall, HeavyBallFlow),
     "nesterov": (Nesterov, NesterovFlow),

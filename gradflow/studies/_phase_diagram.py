@@ -23,6 +23,9 @@ from gradflow.studies._phase_map import phase_map, plateaus
 from gradflow.sweeps._part import load_or_compute
 from gradflow.theory import PhaseRegion, finite_dim_plateau, phase_region, plateau
 
+QUESTION = "What does one-pass SGD learn in high dimension, and at which learning rates?"
+"""What the study asks; the heading of its report."""
+
 HORIZONS = {"green": 20.0, "blue": 100.0, "orange": 200.0}
 """Time to which each region is run beside SGD."""
 

@@ -21,6 +21,9 @@ from gradflow.solvers import Tsit5
 from gradflow.studies._compare import extrapolate_steps
 from gradflow.sweeps import sweep
 
+QUESTION = "How do networks leave a small initialisation, and in which directions?"
+"""What the study asks; the heading of its report."""
+
 ESCAPED = 0.1
 """Share of the initial loss whose disappearance counts as the escape."""
 

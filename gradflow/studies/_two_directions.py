@@ -24,6 +24,9 @@ from gradflow.solvers import NDF
 PLATEAU, ESCAPED = 0.01, 0.1
 """The plateau begins when the loss is within a hundredth above it; it is escaped a tenth below."""
 
+QUESTION = "How long do two nearby inputs of opposite labels hold a network on a plateau, and which neurons slide?"
+"""What the study asks; the heading of its report."""
+
 QUICK: dict[str, Any] = {"angles": (0.1, 0.05, 0.025), "steps": 20_000, "saves": 201}
 """Arguments of `two_directions` that take about 20 seconds."""
 

@@ -25,6 +25,9 @@ from gradflow.runs._until import Until
 from gradflow.solvers import Tsit5
 from gradflow.sweeps import sweep
 
+QUESTION = "What happens from weights of norm 1e-4 down to 1e-300, and what does theory predict?"
+"""What the study asks; the heading of its report."""
+
 ESCAPED = 1e-2
 """Norm of the weights at which a network counts as escaped: the loss takes part in a ten-thousandth of the rate."""
 

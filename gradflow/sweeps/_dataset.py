@@ -1,11 +1,7 @@
 """The data set of a sweep: its variables before anything has run, the values of one member, its provenance."""
 
-import datetime
 import hashlib
 import json
-import pathlib
-import platform
-from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -22,6 +18,7 @@ from gradflow._tree import flatten, split
 from gradflow.runs._member import AbstractMember, Options
 from gradflow.runs._record import value_of
 from gradflow.runs._run import point
+from gradflow.stores._installation import installation
 from gradflow.stores._zarr_group import FORMAT
 from gradflow.sweeps._members import Members
 from gradflow.sweeps._padding import corner
@@ -212,23 +209,16 @@ def solvers_of(members: Members, options: Options) -> dict[str, Any]:
 
 
 def _provenance(members: Members, options: Options, config: dict[str, Any]) -> dict[str, Any]:
-    import importlib.metadata
-
-    device = jax.local_devices()[0]
-    packages = ("gradflow-jax", "jax", "jaxlib", "diffrax", "equinox", "numpy")
     return {
         "format": FORMAT,
         "config": json.dumps(config),
         "flow": "/".join(sorted({type(shape_group.first.what).__name__ for shape_group in members.shape_groups})),
+        "time_unit": "/".join(sorted({shape_group.first.what.time_unit for shape_group in members.shape_groups})),
         "solver": config["solver"],
         "rtol": config["rtol"],
         "atol": "scaled to the state" if options.control.atol is None else float(options.control.atol),
         "dtype": config["dtype"],
-        "device": f"{device.platform}: {device.device_kind}",
-        "python": platform.python_version(),
-        "versions": json.dumps({name: _version(importlib.metadata.version, name) for name in packages}),
-        "commit": _commit(),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **installation(),
     }
 
 
@@ -237,29 +227,6 @@ def _dtype(members: Members) -> str:
     return "/".join(sorted({str(leaf.dtype) for leaves in flowing for leaf in leaves}))
 
 
-def _commit() -> str:
-    """The commit that is checked out where this package lies, or "unknown": an installed one does not know."""
-    folder = pathlib.Path(__file__).resolve().parents[2] / ".git"
-    try:
-        head = (folder / "HEAD").read_text().strip()
-        if not head.startswith("ref: "):
-            return head
-        name = head.removeprefix("ref: ")
-        if (folder / name).exists():
-            return (folder / name).read_text().strip()
-        packed = (folder / "packed-refs").read_text().splitlines()
-    except OSError:
-        return "unknown"
-    return next((line.split()[0] for line in packed if line.endswith(f" {name}")), "unknown")
-
-
 def _times(ts: np.ndarray) -> list[Any]:
     """First, last and number of the save times, and a hash of them all."""
     return [float(ts[0]), float(ts[-1]), int(ts.size), hashlib.sha256(ts.tobytes()).hexdigest()[:16]]
-
-
-def _version(lookup: Callable[[str], str], name: str) -> str:
-    try:
-        return lookup(name)
-    except ModuleNotFoundError:
-        return "unknown"

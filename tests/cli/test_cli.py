@@ -1,6 +1,7 @@
 """The command line: what it writes and prints, how it resumes, and how it complains."""
 
 import contextlib
+import html
 import importlib
 import inspect
 import os
@@ -57,6 +58,7 @@ COMMANDS = [
     "vanishing-init",
     "early-stage",
     "plot",
+    "report",
     "export",
     "info",
     "guide",
@@ -100,6 +102,7 @@ def test_help_lists_every_command(gradflow):
             ["--quick", "--data", "--path", "--samples", "--classes", "--all-classes", "--out", "--seed"],
         ),
         ("plot", ["--out", "STORE"]),
+        ("report", ["--out", "STORE"]),
         ("export", ["STORE", "FILE"]),
         ("info", ["STORE"]),
         ("guide", ["PAGE"]),
@@ -231,6 +234,13 @@ def test_compare_plot_and_info(gradflow, out):
     assert "runs: 4 ok" in output
     assert "study: compare" in output
     assert "4 learning_rate" in output
+    command = f"gradflow compare --quick --out {out} --samples 20 --horizon 4 --width 3"
+    assert ds.attrs["command"] == command
+    code, output, _ = gradflow("report", store)
+    assert (code, output) == (0, f"report: {store.with_suffix('.html')}\n")
+    page = store.with_suffix(".html").read_text()
+    assert command in page
+    assert html.escape(gf.tables.compare(ds)) in page
     code, output, err = gradflow("plot", store, "--out", out / "a.xyz")
     assert code == 2
     assert one_line(err).startswith("gradflow: Format 'xyz' is not supported")

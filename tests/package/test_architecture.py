@@ -38,6 +38,7 @@ RANKS = [
     ["limits", "sweeps"],
     ["studies"],
     ["plot", "tables"],
+    ["reports"],
     ["cli"],
     ["__main__"],
 ]
@@ -49,8 +50,13 @@ def room_of(module):
     return module.split(".")[1]
 
 
-OLD_NAMES = {("gradflow.studies", "tables")}
-"""The only imports that run up: in the `__getattr__` of a room, for users of names that have moved to a later one."""
+RUN_UP = {
+    ("gradflow.studies", "__getattr__", "tables"),
+    ("gradflow._solution", "Solution.plot", "plot"),
+    ("gradflow._solution", "Solution._repr_html_", "reports"),
+}
+"""The only imports that run up, each within one function: for users of names that have moved to a later room, and for a
+result that shows itself."""
 
 
 def path_of(module):
@@ -72,15 +78,24 @@ def imported_rooms(tree):
     return computed
 
 
+def parts_of(tree):
+    """Statements of a module, and of the classes in it, each with the name of the function that it is."""
+    for part in tree.body:
+        if isinstance(part, ast.ClassDef):
+            yield from ((f"{part.name}.{getattr(inner, 'name', '')}", inner) for inner in part.body)
+        else:
+            yield getattr(part, "name", ""), part
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_obey_the_order_of_the_rooms(module):
     room, tree = room_of(module), ast.parse(path_of(module).read_text())
     assert room in RANK, f"{room} has no rank: give it one"
-    for part in tree.body:
+    for name, part in parts_of(tree):
         for other in imported_rooms(part) - {room}:
             allowed = RANK[other] < RANK[room] or (room, other) == ("rules", "flows")
             allowed |= room.startswith("_") and RANK[other] == RANK[room]
-            allowed |= getattr(part, "name", "") == "__getattr__" and (module, other) in OLD_NAMES
+            allowed |= (module, name, other) in RUN_UP
             assert allowed, f"{module} imports {other}"
 
 
@@ -108,11 +123,11 @@ def test_rooms_ask_for_methods_by_their_protocols():
 
 
 def test_rooms_do_without_the_imports_that_run_up():
-    """What a room has for users of old names, it does not need: it is loaded without, and gives the names on use."""
+    """What is imported on use alone is not needed: modules are loaded without, and give it on use."""
     script = """
 import sys
 import gradflow.studies
-assert "gradflow.tables" not in sys.modules and "gradflow.plot" not in sys.modules
+assert not {"gradflow.tables", "gradflow.plot", "gradflow.reports"} & set(sys.modules)
 from gradflow.studies import compare_table
 assert compare_table is gradflow.tables.compare
 assert all(getattr(gradflow.studies, name) for name in dir(gradflow.studies))
@@ -296,6 +311,7 @@ def test_the_command_line_holds_no_science():
         "studies",
         "plot",
         "tables",
+        "reports",
         "gradflow",
         "__version__",
     }
@@ -490,6 +506,9 @@ def test_every_public_class_documents_itself():
     rooms = vars(gf.flows) | vars(gf.rules)
     for name in [name for name in public_classes() if name in rooms and name not in STARTS]:
         assert "**Time unit**" in inspect.getdoc(public_classes()[name])
+        base = gf.AbstractFlow if issubclass(public_classes()[name], gf.AbstractFlow) else gf.AbstractRule
+        overridden = public_classes()[name].time_unit is not base.time_unit
+        assert overridden or name == "SecondOrderFlow", f"{name} does not say how its time counts iterations"
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 import gradflow as gf
 from gradflow import plot, studies
+from gradflow.plot._legends import covering
 from gradflow.studies._early_stage import _within_span
 
 
@@ -53,7 +54,7 @@ def test_large_steps_kill_the_sliding_neurons_and_get_stuck(toy):
     assert toy.descent_risk.values[-1] > stuck
     assert toy.flow_risk.values[-1] < 0.5 * stuck
     assert "negative neurons left" in studies.two_directions_table(toy)
-    assert isinstance(plot.draw(toy), Figure)
+    assert covering(plot.draw(toy)) == []
 
 
 @pytest.mark.slow
@@ -112,6 +113,7 @@ def test_the_study_is_told_and_drawn(early, tmp_path):
     table = studies.early_stage_table(early)
     assert "given: descent 0 of" in table
     drawn = plot.draw(early)
+    assert covering(drawn) == []
     assert isinstance(drawn, Figure)
     assert plot.save(drawn, tmp_path / "a.png").stat().st_size > 10_000
 
@@ -128,7 +130,7 @@ def test_the_study_takes_classes_and_data_that_cannot_be_told_apart():
     table = studies.early_stage_table(ds)
     assert "not separated" in table
     assert "two classes only" in table
-    assert isinstance(plot.draw(ds), Figure)
+    assert covering(plot.draw(ds)) == []
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 import gradflow as gf
 from gradflow import plot, studies
 from gradflow.cli import main
+from gradflow.plot._legends import covering
 
 LINE = np.linspace(-1, 1, 8)
 SINE = gf.data.Dataset(np.stack([LINE, np.ones(8)], axis=1), np.sin(np.pi * LINE), name="sine")
@@ -55,7 +56,9 @@ def test_command(ds, tmp_path, monkeypatch, capsys):
     assert (given["seeds"], given["widths"], given["resume"]) == (8, (16,), True)
     assert capsys.readouterr().out.startswith(studies.mean_field_table(ds))
     ds = gf.sweeps.open_store(tmp_path / "mean-field-digits-quick.zarr")
-    assert plot.save(plot.draw(ds), tmp_path / "again.pdf").exists()
+    drawn = plot.draw(ds)
+    assert covering(drawn) == []
+    assert plot.save(drawn, tmp_path / "again.pdf").exists()
     assert (tmp_path / "mean-field-digits-quick.png").read_bytes()[:4] == b"\x89PNG"
 
 

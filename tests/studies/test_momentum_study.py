@@ -8,6 +8,7 @@ import pytest
 
 import gradflow as gf
 from gradflow import plot, studies
+from gradflow.plot._legends import covering
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,7 @@ def test_table_and_figure(ds):
     assert "nan" not in table
     assert f"width^{float(studies.movement_slope(ds.isel(ratio=1))[1]):.2f}" in table
     drawn = plot.draw(ds)
+    assert covering(drawn) == []
     assert len(drawn.axes) == 6
     assert all(ax.get_xlabel() and ax.get_ylabel() and ax.get_title() for ax in drawn.axes)
     single = studies.momentum_table(ds.isel(width=[1]))

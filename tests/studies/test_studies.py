@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 import gradflow as gf
 from gradflow import plot, studies, tables
 from gradflow.limits._small_start import predict_small_start
+from gradflow.plot._legends import covering
 from gradflow.studies import _small_init
 from gradflow.studies._by_name import FORMER_NAMES, with_current_names
 from gradflow.sweeps import _scheduler
@@ -369,6 +370,7 @@ def test_a_rule_that_diverges_is_reported(least_squares):
     line = studies.compare_table(ds).splitlines()[1].split()
     assert line[2:] == ["diverged", "-"]
     drawn = plot.compare(ds)
+    assert covering(drawn) == []
     assert any(text.get_text() == "diverged" for text in drawn.axes[0].texts)
     # Only one rate is left: no order, no steps.
     ds = studies.compare(rule, start, rates[:2], 200 * rates[0], rtol=1e-6)
@@ -600,6 +602,7 @@ def overlapping(drawn, axis):
 @pytest.mark.slow
 def test_figure_of_small_init(small, tmp_path):
     drawn = plot.draw(small)
+    assert covering(drawn) == []
     check_figure(drawn)
     assert len(drawn.axes) == 8
     for row, loss in enumerate(LOSSES):

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 import gradflow as gf
 from gradflow import plot, studies
+from gradflow.plot._legends import covering
 
 pytestmark = pytest.mark.slow
 
@@ -109,6 +110,7 @@ def test_study_resumes_and_is_told_and_drawn(study, tmp_path):
     assert "1e-300" in table
     assert "logistic loss" in table
     drawn = plot.draw(ds)
+    assert covering(drawn) == []
     assert isinstance(drawn, Figure)
     assert plot.save(drawn, tmp_path / "a.png").stat().st_size > 10_000
 
@@ -120,7 +122,7 @@ def test_circle_in_the_settings_of_the_source():
     gap = np.max(np.abs(ds.risk.values[0] - ds.risk.values[1])) / ds.risk.values[1, 0]
     assert gap < 0.03
     assert "KKT points" in studies.circle_table(ds)
-    assert isinstance(plot.draw(ds), Figure)
+    assert covering(plot.draw(ds)) == []
     small = np.flatnonzero(ds.norm.values[1] < 0.1)[-1]
 
     def away(row):
