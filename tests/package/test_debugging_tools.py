@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import pathlib
 
 import equinox as eqx
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import surface
+from jax.experimental.compilation_cache import compilation_cache
 
 import gradflow as gf
 
@@ -40,6 +42,31 @@ LONG = {
 ROUNDING = 1e-13
 """What is left of differences of numbers of order one, such as a drift, is compared with nothing finer than this."""
 UNSET = {"jax_numpy_dtype_promotion": "standard"}
+MOST_MAPS = 10_000
+"""Memory maps, of the 65,530 that Linux allows a process, from which on programs are dropped."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def kept_programs(tmp_path_factory):
+    """Settings change what JAX remembers a program by, not the program: it is taken from a file then."""
+    cache = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in cache}
+    for settings in (cache, before):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if settings is cache:
+            yield
+
+
+def drop_programs():
+    """Without `jit` every operation is a program of its own, which entries share as far as memory maps allow."""
+    maps = pathlib.Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
 
 
 @contextlib.contextmanager
@@ -102,8 +129,7 @@ def test_everything_runs(settings, room, name):
         assert a.dtype == b.dtype
         size = np.max(np.abs(b), initial=0.0, where=np.isfinite(b))
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6 * size + ROUNDING)
-    if settings == WITHOUT_JIT:
-        jax.clear_caches()  # every operation is a program of its own there
+    drop_programs()
 
 
 @pytest.mark.slow
