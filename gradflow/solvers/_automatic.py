@@ -125,7 +125,8 @@ class Automatic(AbstractMethod):
 
     def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
         implicit, one, other = dense
-        inside = self._inside(one, s), self.implicit.interpolate(field, other, s)
+        unflatten = flatten(one[0])[1]
+        inside = unflatten(self._inside(one, s)), self.implicit.interpolate(field, other, s)
         return jax.tree_util.tree_map(lambda a, b: jnp.where(implicit, b, a), *inside)
 
     def _explicit(
@@ -148,13 +149,14 @@ class Automatic(AbstractMethod):
 
         k = jnp.zeros((tableau.stages, start.size), start.dtype).at[0].set(h * mode.slope)
         _, k = jax.lax.while_loop(lambda state: state[0] < stop, stage, (first, k))
-        y1 = unflatten(start + jnp.asarray(tableau.solution, start.dtype) @ k)
+        end = start + jnp.asarray(tableau.solution, start.dtype) @ k
+        y1 = unflatten(end)
         error = unflatten(jnp.asarray(tableau.error, start.dtype) @ k)
         ratio = control.ratio(field.controlled(error), field.controlled(y), field.controlled(y1), scale)
         finite = jnp.all(jnp.isfinite(k))
         ratio = jax.lax.stop_gradient(jnp.where(finite, ratio, jnp.inf)).astype(mode.ratio.dtype)
         factor = control.factor(ratio, mode.ratio, mode.failed, self.first_order)
-        dense = (y, y1, jax.vmap(unflatten)(k), dt)
+        dense = (y, end, k, dt)
 
         remaining = (1 - field.progress) * self._whole(field, dt)
         ahead = (tableau.stages - 1) * remaining / (dt * factor.astype(dt.dtype))
@@ -196,20 +198,22 @@ class Automatic(AbstractMethod):
         """The length of the run."""
         return (field.t + dt - field.flow.t0) / jnp.where(field.progress > 0, field.progress, 1)
 
-    def _inside(self, dense: PyTree, s: Scalar) -> PyTree:
-        y0, y1, k, dt = dense
-        dtype = jnp.result_type(*jax.tree_util.tree_leaves(y0))
-        known = self.explicit.interpolation_cls(t0=jnp.zeros((), dtype), t1=dt.astype(dtype), y0=y0, y1=y1, k=k)
+    def _inside(self, dense: PyTree, s: Scalar) -> Float[Array, " size"]:
+        """The state at time `s` of the explicit step that gave `dense`, as one vector."""
+        y, end, k, dt = dense
+        start, dtype = flatten(y)[0], end.dtype
+        known = self.explicit.interpolation_cls(t0=jnp.zeros((), dtype), t1=dt.astype(dtype), y0=start, y1=end, k=k)
         return known.evaluate(s.astype(dtype))
 
     def _recent(self, field: Field, dense: PyTree, old: History) -> History:
         """A table of order four from the dense output of the step just taken, with an eighth of it as the spacing."""
-        _, y1, _, dt = dense
+        y, end, _, dt = dense
+        unflatten = flatten(y)[1]
 
         def point(j: Scalar) -> PyTree:
-            return self._inside(dense, dt * (1 - j / 8))
+            return unflatten(self._inside(dense, dt * (1 - j / 8)))
 
-        return self.implicit.resume(field, point, y1, dt / 8, old.age + 1)
+        return self.implicit.resume(field, point, unflatten(end), dt / 8, old.age + 1)
 
 
 class _Tableau:
