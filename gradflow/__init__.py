@@ -8,6 +8,7 @@ from gradflow import models as models
 from gradflow import observables as observables
 from gradflow import solvers as solvers
 from gradflow import theory as theory
+from gradflow._checks import DerivativeWarning as DerivativeWarning
 from gradflow._checks import PrecisionWarning as PrecisionWarning
 from gradflow._checks import TheoryWarning as TheoryWarning
 from gradflow._solution import Solution as Solution

@@ -24,6 +24,10 @@ class TheoryWarning(UserWarning):
     """What is asked for can be computed, but lies outside of the theory that gives it its meaning."""
 
 
+class DerivativeWarning(UserWarning):
+    """A derivative misses what it should hold: its trajectory meets a kink in a way that is not followed."""
+
+
 def fail(argument: str, must: str, actual: Any, advice: str = "") -> ValueError:
     """The error "Argument `argument` must `must`, but is `actual`. `advice`", to be raised by the caller."""
     message = f"Argument `{argument}` must {must}, but is {actual}."

@@ -52,6 +52,8 @@ class LogDiagonalFlow(AbstractFlow):
 
     problem: EmpiricalRisk
     step_limited: ClassVar[bool] = True
+    # The Jacobian is the negative product of the Hessian in `beta` and of the positive diagonal `d beta / d q`.
+    real_spectrum: ClassVar[bool] = True
 
     def __init__(self, problem: Any):
         self.problem = check_risk(problem)

@@ -22,10 +22,12 @@ class DeclaresSpectrum(eqx.Module):
     """What the choice of a solver goes by.
 
     - `symmetric_jacobian`: `dF/dy` of the controlled part of the state is symmetric, so its spectrum is real;
+    - `real_spectrum`: its spectrum is real where it is not symmetric, and stabilised methods are safe;
     - `oscillatory`: eigenvalues far from the real axis are to be expected.
     """
 
     symmetric_jacobian: ClassVar[bool] = False
+    real_spectrum: ClassVar[bool] = False
     oscillatory: ClassVar[bool] = False
 
     @property

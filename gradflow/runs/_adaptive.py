@@ -21,6 +21,7 @@ from gradflow.runs._arguments import valid_times
 from gradflow.runs._attempt import attempt, inside, save_rows, start_method
 from gradflow.runs._continue import Checkpoint, fingerprint, relaunch
 from gradflow.runs._record import bind, blank_record
+from gradflow.runs._saltation import reported
 from gradflow.runs._setup import Carry, Setup
 
 
@@ -34,7 +35,7 @@ class AdaptiveRun(Setup):
         return advance(dataclasses.replace(self, resumed=None), carry, budget)
 
     def attempt(self, carry: Carry, max_steps: Int[Array, ""]) -> Carry:
-        return attempt(self, carry)
+        return attempt(self, carry, None)
 
     def summarise(self, carry: Carry) -> Solution:
         return summarise(self, carry)
@@ -89,6 +90,7 @@ def begin(setup: Setup) -> Carry:
         first_loss=loss,
         errors=flow.errors(y, setup.frozen),
         step=launch.step,
+        missed=jnp.asarray(0) if setup.traced else None,
     )
     index, record = save_rows(setup, carry, launch.t, lambda s: inside(setup, launch.step, s, y))
     met = jnp.asarray(False) if setup.until is None else setup.until.event_value(setup.params(y)) >= 0
@@ -109,6 +111,9 @@ def begin(setup: Setup) -> Carry:
 def advance(setup: Setup, carry: Carry, budget: Int[Array, ""]) -> Carry:
     """At most `budget` attempted steps."""
     last = carry.steps + budget
+    switches = setup.switches(carry.t, carry.y)
+    if setup.traced and carry.missed is None:
+        carry = dataclasses.replace(carry, missed=jnp.asarray(0))
     dynamic, static = eqx.partition(carry, eqx.is_array)
 
     def running(state: PyTree) -> Bool[Array, ""]:
@@ -116,7 +121,7 @@ def advance(setup: Setup, carry: Carry, budget: Int[Array, ""]) -> Carry:
         return (now.code == Status.RUNNING) & (now.steps < last)
 
     def body(state: PyTree) -> PyTree:
-        return eqx.filter(attempt(setup, eqx.combine(state, static)), eqx.is_array)
+        return eqx.filter(attempt(setup, eqx.combine(state, static), switches), eqx.is_array)
 
     return strong(eqx.combine(jax.lax.while_loop(running, body, dynamic), static))
 
@@ -129,6 +134,9 @@ def summarise(setup: Setup, carry: Carry) -> Solution:
     if setup.oversteps:
         done, t = carry.code == Status.OK, jnp.minimum(carry.t, setup.ts[-1])
         y = jax.tree_util.tree_map(lambda a, b: jnp.where(done, a, b), inside(setup, carry.step, t, y), y)
+    kinked = setup.kinked_field(t, y)
+    if kinked is not None and carry.missed is not None:
+        y = reported(y, carry.missed, lost=kinked.plan.lost)
     first, final = carry.first_loss, flow.loss(y, setup.frozen)
     losses = None if first is None or final is None else (first, final)
     now = flow.conserved(y, setup.frozen)

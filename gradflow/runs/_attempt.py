@@ -9,8 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from gradflow._solution import Status
+from gradflow.problems._switching import Switching
 from gradflow.runs._continue import Launch, Step
+from gradflow.runs._passage import Passage, Passed
 from gradflow.runs._record import Record, bind, write_row
+from gradflow.runs._saltation import passed, renewed
 from gradflow.runs._setup import Carry, Setup
 from gradflow.runs._until import locate
 from gradflow.solvers import Attempt, Field
@@ -35,8 +38,8 @@ class Outcome(NamedTuple):
     failures: Int[Array, ""]  # in a row
 
 
-def attempt(setup: Setup, carry: Carry) -> Carry:
-    """One attempted step, and whatever falls due within it."""
+def attempt(setup: Setup, carry: Carry, switches: Switching | None) -> Carry:
+    """One attempted step, and whatever falls due within it. Derivatives jump at `switches`."""
     control, method, y, t = setup.control, setup.method, carry.y, carry.t
     end, jump = _next_end(setup, t)
     remaining = (end - t) - carry.rounding_error
@@ -47,19 +50,24 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
     outcome = _judge(carry, field, tried, dt, last)
     keep = outcome.keep
 
+    whole, accepted, missed = _across(setup, carry, field, tried, dt, keep, switches)
+
     def at(s: Scalar) -> PyTree:
         inside = method.interpolate(field, tried.dense, s - t)
-        return jax.tree_util.tree_map(lambda a, b: jnp.where(s - t >= dt, b, a), inside, tried.y1)
+        if switches is not None:
+            passage = Passage(switches, method, field, carry.method_state, y, tried.y1, tried.dense, dt, s - t, keep)
+            inside, _ = passed(inside, Passed.nothing(), passage)
+        return jax.tree_util.tree_map(lambda a, b: jnp.where(s - t >= dt, b, a), inside, whole)
 
     moved = dt + carry.rounding_error
     t1 = jnp.where(last, end, t + moved)
     rounding_error = jnp.where(last, 0.0, moved - (t1 - t)).astype(t.dtype)
-    stopped, t1, y1 = locate(setup.until, setup.params, keep, t, t1, at, tried.y1)
+    stopped, t1, y1 = locate(setup.until, setup.params, keep, t, t1, at, whole)
     reached = jnp.where(keep, t1, t)
     index, record = save_rows(setup, carry, reached, at)
     proposed = _propose(setup, carry, tried, outcome)
-    whole = jnp.where(keep, carry.finite, tried.finite)
-    code = _status_after(setup, carry, outcome, proposed, whole)
+    finite = jnp.where(keep, carry.finite, tried.finite)
+    code = _status_after(setup, carry, outcome, proposed, finite)
     code = jnp.where(keep & (index == setup.ts.size), Status.OK, code)
     code = jnp.where(stopped, Status.STOPPED, code)
 
@@ -71,11 +79,11 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
         rounding_error=jnp.where(keep, rounding_error, carry.rounding_error),
         dt=proposed,
         y=choose(y1, y),
-        method_state=choose(tried.accepted, tried.rejected),
+        method_state=choose(accepted, tried.rejected),
         scale=choose(_raised_scale(setup, carry, tried.y1, outcome.crossing), carry.scale),
         was_zero=carry.was_zero,
         failures=outcome.failures,
-        finite=whole,
+        finite=finite,
         index=index,
         record=record,
         steps=carry.steps + 1,
@@ -85,9 +93,31 @@ def attempt(setup: Setup, carry: Carry) -> Carry:
         code=code,
         first_loss=carry.first_loss,
         errors=choose(_largest(carry.errors, setup.flow.errors(y1, setup.frozen)), carry.errors),
-        step=choose(Step(t, dt, tried.y1, tried.dense), carry.step) if setup.oversteps else None,
+        step=choose(Step(t, dt, whole, tried.dense), carry.step) if setup.oversteps else None,
+        missed=missed,
     )
     return after if jump is None else _restart(setup, after, keep & last & (t1 == jump))
+
+
+def _across(
+    setup: Setup,
+    carry: Carry,
+    field: Field,
+    tried: Attempt,
+    dt: Scalar,
+    keep: Bool[Array, ""],
+    switches: Switching | None,
+) -> tuple[PyTree, PyTree, Int[Array, ""] | None]:
+    """The state after a step and that of the method, with derivatives that jump at the switches crossed, and how many
+    jumps have been missed so far."""
+    if switches is None or carry.missed is None:
+        return tried.y1, tried.accepted, carry.missed
+    start = carry.method_state, carry.y
+    passage = Passage(switches, setup.method, field, *start, tried.y1, tried.dense, dt, dt, keep)
+    y1, found = passed(tried.y1, Passed.nothing(), passage)
+    arrays, static = eqx.partition(tried.accepted, eqx.is_array)
+    accepted = eqx.combine(renewed(arrays, y1, found.crossed, passage), static)
+    return y1, accepted, carry.missed + found.missed
 
 
 def _next_end(setup: Setup, t: Scalar) -> tuple[Scalar, Scalar | None]:
@@ -199,7 +229,13 @@ def inside(setup: Setup, step: Step | None, s: Scalar, y: PyTree) -> PyTree:
     """The state at a time within a step; `y` where there is none."""
     if step is None:
         return y
-    inside = setup.method.interpolate(setup.field(step.t, step.dt), step.dense, s - step.t)
+    field = setup.field(step.t, step.dt)
+    inside = setup.method.interpolate(field, step.dense, s - step.t)
+    switches = setup.switches(step.t, step.y1)
+    if switches is not None:
+        y0, yes = setup.method.interpolate(field, step.dense, jnp.zeros_like(step.dt)), jnp.asarray(True)
+        passage = Passage(switches, setup.method, field, None, y0, step.y1, step.dense, step.dt, s - step.t, yes)
+        inside, _ = passed(inside, Passed.nothing(), passage)
     return jax.tree_util.tree_map(lambda a, b: jnp.where(s - step.t >= step.dt, b, a), inside, step.y1)
 
 

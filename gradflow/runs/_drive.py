@@ -30,11 +30,11 @@ def drive(run: AbstractRun, show: bool) -> Solution:
 
     **Raises** `SolveInterrupted`, with the partial solution.
     """
-    if is_concrete(run):
-        run = dataclasses.replace(run, code=captured(run))
+    run = dataclasses.replace(run, code=captured(run)) if is_concrete(run) else run.under_trace()
     before = time.perf_counter()
     carry = run.begin()
     if not is_concrete((run, carry)):
+        run = run.under_trace()  # functions may have captured what is not concrete
         return run.finish(run.advance(carry, jnp.asarray(ENDLESS)))
     bar = _Bar(run.title) if show else None
     try:

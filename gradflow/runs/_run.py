@@ -48,6 +48,10 @@ class AbstractRun(eqx.Module):
     def title(self) -> str:
         """What the progress bar is labelled with."""
 
+    def under_trace(self) -> "AbstractRun":
+        """The run as it is taken where values are not concrete, so that derivatives may be asked for."""
+        return self
+
     @abc.abstractmethod
     def begin(self) -> Any:
         """What there is before the first step. Compiled."""

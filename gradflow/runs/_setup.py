@@ -13,6 +13,7 @@ from gradflow._conserved import Conserved
 from gradflow._solution import Status
 from gradflow._tree import Extents, PaddedRest, join
 from gradflow.flows import AbstractFlow
+from gradflow.problems._switching import Switching, switching
 from gradflow.runs._continue import Resumed, Step
 from gradflow.runs._record import Record, bind
 from gradflow.runs._run import CONSERVED, DERIVATIVE, AbstractRun, ErrorCounts, Point
@@ -39,6 +40,7 @@ class Setup(AbstractRun):
     longest_step: Scalar | None = None
     resumed: Resumed | None = None
     continued: bool = eqx.field(static=True, default=False)
+    traced: bool = eqx.field(static=True, default=False)  # whether derivatives may be asked for
 
     @property
     def oversteps(self) -> bool:
@@ -106,6 +108,23 @@ class Setup(AbstractRun):
         progress = jnp.where(length > 0, (t + dt - begin) / jnp.where(length > 0, length, 1), 1)
         return Field(self.flow, self.frozen, t, progress, self.extents, *self.beside(t))
 
+    def under_trace(self) -> "Setup":
+        return dataclasses.replace(self, traced=True)
+
+    def switches(self, t: Scalar, y: PyTree) -> Switching | None:
+        """The switches at which derivatives jump, if any can be asked for."""
+        found = self.kinked_field(t, y)
+        return found if found is not None and found.plan.count else None
+
+    def kinked_field(self, t: Scalar, y: PyTree) -> Switching | None:
+        """The program of the field, where it has switches, followed or not, and derivatives can be asked for."""
+        kinks = self.flow.kinks(self.start, self.frozen) if self.traced and self.extents is None else ()
+        if kinks is not None and not kinks:
+            return None
+        found = switching(lambda flow, *rest: flow.vector_field(*rest), self.flow, t, y, self.frozen)
+        # Of a field whose kinks are not known, what is not followed may well be smooth.
+        return found if found is None or kinks else found.without_opaque()
+
     def beside(self, t: Scalar) -> tuple[Scalar | None, Scalar | None]:
         """The last jump up to time `t` and the first one beyond it."""
         if self.jumps is None:
@@ -141,3 +160,4 @@ class Carry(eqx.Module):
     first_loss: Scalar | None
     errors: dict[str, Scalar]  # the largest so far
     step: Step | None = None
+    missed: Int[Array, ""] | None = None  # jumps that a derivative misses; there are none where none is taken

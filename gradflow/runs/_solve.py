@@ -97,10 +97,12 @@ def solve(
     Functions may take variables from elsewhere, such as globals of a notebook. Where one has changed since a call
     before, the run is compiled anew.
 
-    **Returns** a `gradflow.Solution`. Works inside `jax.jit` and `jax.vmap` and under forward-mode differentiation;
-    where a trajectory crosses a kink, as of ReLU, the derivative of the exact flow jumps, and this one misses the jump.
+    **Returns** a `gradflow.Solution`. Works inside `jax.jit` and `jax.vmap` and under forward-mode differentiation.
+    Where a trajectory crosses a kink, as of ReLU, the derivative of the exact flow jumps, and this one with it; a
+    trajectory that slides along kinks, grazes them or begins on them is told of at run time, by a `DerivativeWarning`.
     The second call with arrays of the same shapes compiles nothing. For reverse mode, hand `flow.terms()` to
-    `diffrax.diffeqsolve` with a diffrax solver or with `gradflow.solvers.RKC2(bounded=True)`.
+    `diffrax.diffeqsolve` with a diffrax solver or with `gradflow.solvers.RKC2(bounded=True)`; it misses the jumps at
+    kinks.
 
     **Raises** `ValueError` for bad input, before anything runs; `SolveError` and `SolveInterrupted` as above.
 

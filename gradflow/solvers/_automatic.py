@@ -123,6 +123,22 @@ class Automatic(AbstractMethod):
     def scale_fraction(self, state: Any) -> Scalar:
         return jnp.where(state.budget > 1, SCALE_FRACTION, 0.0)
 
+    def piece(self, field: Field, dt: Scalar, y: PyTree, state: Any) -> tuple[PyTree, Bool[Array, ""]]:
+        tableau = _Tableau(type(self.explicit).tableau)
+        start, unflatten = flatten(y)
+        h = dt.astype(start.dtype)
+        rows, nodes = jnp.asarray(tableau.rows, start.dtype), jnp.asarray(tableau.nodes, dt.dtype)
+
+        def stage(i: Int[Array, ""], k: Array) -> Array:
+            return k.at[i].set(h * flatten(field(nodes[i] * dt, unflatten(start + rows[i] @ k)))[0])
+
+        k = jax.lax.fori_loop(0, tableau.stages, stage, jnp.zeros((tableau.stages, start.size), start.dtype))
+        return unflatten(start + jnp.asarray(tableau.solution, start.dtype) @ k), ~state.implicit
+
+    def renewed(self, field: Field, dt: Scalar, y: PyTree, state: Any) -> Any:
+        history = self.implicit.renewed(field, dt, y, state.history)
+        return eqx.tree_at(lambda m: (m.slope, m.history), state, (flatten(field(dt, y))[0], history))
+
     def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
         implicit, one, other = dense
         unflatten = flatten(one[0])[1]

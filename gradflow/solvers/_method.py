@@ -37,7 +37,11 @@ class Field(eqx.Module):
         if self.before is not None and self.after is not None:
             low, high = _next_to(self.before, 1), _next_to(self.after, -1)
             t = jnp.where(t < low, low, jnp.where(t > high, high, t))
-        return self.inside(self.flow.vector_field(t, y, self.frozen))
+        return self.inside(self.slope(t, y))
+
+    def slope(self, t: Scalar, y: PyTree) -> PyTree:
+        """The derivative of a state at a time of the flow."""
+        return self.flow.vector_field(t, y, self.frozen)
 
     def inside(self, y: PyTree) -> PyTree:
         """A state, or a derivative of one, with zeros for the padding."""
@@ -126,6 +130,16 @@ class AbstractMethod(eqx.Module):
     def scale_fraction(self, state: Any) -> float | Scalar:
         """Share of their present size below which small entries are held to an absolute error only."""
         return 0.0
+
+    def piece(self, field: Field, dt: Scalar, y: PyTree, state: PyTree) -> tuple[PyTree, Bool[Array, ""]] | None:
+        """The state after a step of size `dt` that knows of none before, and whether the method takes such steps where
+        it stands, in `state`; `None` where it never does."""
+        return None
+
+    def renewed(self, field: Field, dt: Scalar, y: PyTree, state: PyTree) -> PyTree:
+        """The state of the method after a step of size `dt` that was accepted, with what it holds of the new state `y`
+        and of the field there worked out again. It is the same, but for its derivatives where those of `y` jump."""
+        return state
 
     @abc.abstractmethod
     def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:

@@ -153,6 +153,11 @@ class Nystrom(AbstractMethod):
     def scale_fraction(self, state: Any) -> float:
         return SCALE_FRACTION
 
+    def renewed(self, field: Field, dt: Scalar, y: PyTree, state: Any) -> Any:
+        velocity = flatten(y.momentum)[0]
+        force = flatten(field(dt, y).momentum)[0] + self._damping(field, velocity) * velocity
+        return eqx.tree_at(lambda s: s.force, state, force)
+
     def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
         y, dt, which, accelerations, losses = dense
         step = _Step(field, y, dt, self._damping(field, accelerations), which)

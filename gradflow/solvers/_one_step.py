@@ -3,9 +3,10 @@
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree, Scalar
+from jaxtyping import Array, Bool, PyTree, Scalar
 
 from gradflow.solvers._control import SCALE_FRACTION, StepControl
 from gradflow.solvers._cost import counts_evaluations, evaluations_per_step
@@ -94,6 +95,22 @@ class OneStep(AbstractMethod):
 
     def scale_fraction(self, state: Any) -> float:
         return SCALE_FRACTION
+
+    def piece(self, field: Field, dt: Scalar, y: PyTree, state: Any) -> tuple[PyTree, Bool[Array, ""]]:
+        zero, stop = jnp.zeros((), state_dtype(y)), dt.astype(state_dtype(y))
+        terms = _terms(field)
+        inner = self.solver.init(terms, zero, stop, y, field.frozen)
+        y1, *_ = self.solver.step(terms, zero, stop, y, field.frozen, inner, made_jump=jnp.asarray(False))
+        return y1, jnp.asarray(True)
+
+    def renewed(self, field: Field, dt: Scalar, y: PyTree, state: Any) -> Any:
+        inner, *rest = state
+        if isinstance(self.solver, AbstractStabilised):
+            return eqx.tree_at(lambda s: s.field, inner, field(dt, y)), *rest
+        tableau = getattr(self.solver, "tableau", None)
+        if isinstance(self.solver, diffrax.AbstractERK) and getattr(tableau, "fsal", False) and inner is not None:
+            return (inner[0], field(dt, y)), *rest
+        return state
 
     def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
         start, stop, known = dense

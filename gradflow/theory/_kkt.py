@@ -20,6 +20,12 @@ CERTAIN = 1e-6
 """Relative residual at which a point counts as one."""
 
 
+COPY_RESIDUALS = 2.0
+"""Times the distance from a settled point that the residual of a row tells, to first order: within, it is a copy."""
+FARTHEST_COPY = 0.1
+"""Distance from which on the residual tells nothing of the kind."""
+
+
 class KKTPoints(NamedTuple):
     """KKT points, best first: directions that a network may take while it is small.
 
@@ -159,7 +165,8 @@ def _kkt_points(
     elif every:
         table = _with(table, stationary(target, degree, drawn, 80), degree)
     resting = np.append(resting, np.zeros(len(table.values) - len(resting), bool))
-    chosen, hits = _distinct(table.units, table.values, tolerance)
+    settled = (table.residuals <= CERTAIN * degree * table.values) | resting
+    chosen, hits = _distinct(table, settled, degree, tolerance)
     if not chosen.size:
         raise fail("correlation", "be positive somewhere", f"not in {starts} starts", "Are there starts enough?")
     units, values, residuals, spectra, kinks, rising = (part[chosen] for part in table)
@@ -167,28 +174,40 @@ def _kkt_points(
     top = np.max(np.where(np.isfinite(spectra), spectra, -np.inf), axis=1)
     curvatures = np.where(rising > 0, np.inf, top)
     classes = tuple(_kind(*row) for row in zip(spectra, size, kinks, rising, strict=True))
-    settled = (residuals <= CERTAIN * size) | resting[chosen]
     rates = size - curvatures
-    return KKTPoints(units, values, hits, residuals, settled, kinks, curvatures, rates, classes, dead, model)
+    return KKTPoints(units, values, hits, residuals, settled[chosen], kinks, curvatures, rates, classes, dead, model)
 
 
 def _floor(values: np.ndarray) -> float:
     return 1e-10 * float(np.max(np.abs(values), initial=0.0, where=np.isfinite(values)))
 
 
-def _distinct(units: np.ndarray, values: np.ndarray, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of distinct points of positive value, best first, and how many rows share each."""
+def _distinct(table: Settled, settled: np.ndarray, degree: int, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of distinct points of positive value, best first, and how many rows share each.
+
+    Where both are there, a point is represented by a row that has settled. One that has not is a poor copy of a settled
+    one if it is as close to it as its residual says: `|grad N - degree N u| = |(Hessian - degree N) (u - v)|` near `v`.
+    """
+    units, values = np.asarray(table.units), np.asarray(table.values)
     candidates = np.flatnonzero(np.isfinite(values) & (values > _floor(values)))
     chosen: list[int] = []
     hits: list[int] = []
-    for row in candidates[np.argsort(-values[candidates], kind="stable")]:
-        near = np.flatnonzero(np.linalg.norm(units[chosen] - units[row], axis=1) < tolerance)
+    reach: list[float] = []  # from a settled row, over the residual of a poor copy of it
+    for row in candidates[np.lexsort((-values[candidates], ~settled[candidates]))]:
+        distances = np.linalg.norm(units[chosen] - units[row], axis=1)
+        copies = np.minimum(COPY_RESIDUALS * table.residuals[row] * np.array(reach), FARTHEST_COPY)
+        near = np.flatnonzero(distances < (tolerance if settled[row] else np.maximum(tolerance, copies)))
         if near.size:
-            hits[near[0]] += 1
-        else:
-            chosen.append(int(row))
-            hits.append(1)
-    return np.array(chosen, int), np.array(hits, int)
+            hits[near[np.argmin(distances[near])]] += 1
+            continue
+        gaps = np.abs(table.spectra[row] - degree * values[row])
+        least = np.min(gaps, initial=np.inf, where=np.isfinite(gaps))
+        separate = settled[row] and np.isfinite(least) and least > CERTAIN * degree * values[row]
+        chosen.append(int(row))
+        hits.append(1)
+        reach.append(float(1 / least) if separate else 0.0)
+    order = np.argsort(-values[chosen], kind="stable")
+    return np.array(chosen, int)[order], np.array(hits, int)[order]
 
 
 def _kind(spectrum: np.ndarray, size: Any, kinks: Any, rising: Any) -> str:

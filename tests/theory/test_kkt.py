@@ -11,6 +11,8 @@ import scipy.optimize
 import gradflow as gf
 from gradflow.observables import KKTResidual
 from gradflow.problems._clarke import nearest_element
+from gradflow.theory._kinks import Settled
+from gradflow.theory._kkt import _distinct
 
 SUM = {"reduction": "sum"}
 
@@ -43,6 +45,21 @@ def test_every_eigenvector_of_a_quadratic_form_with_its_kind():
     assert np.all(points.rates[2:] < 0)
     few = gf.theory.kkt_points(gf.NeuralCorrelation(problem), jnp.ones(4))
     assert few.kinds == ("maximum",) * 2
+
+
+def test_poor_copies_of_a_point_are_not_points_of_their_own():
+    """`N = w^T diag(3, 2, 1) w`: rows near its saddle `e_2`, which may lie higher, and one that belongs to no point."""
+    m = np.diag([3.0, 2.0, 1.0])
+    rows = np.array([[0.001, 1, 0], [0, 1, 0], [0, 1, 0.02], [1, 0, 0], [0.6, 0.8, 0.5]])
+    units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    values = np.einsum("ki,ij,kj->k", units, m, units)
+    residuals = np.linalg.norm(2 * units @ m - 2 * values[:, None] * units, axis=1)
+    spectra = np.array([[6.0, 2.0], [6.0, 2.0], [6.0, 2.0], [4.0, 2.0], [5.0, 2.0]])
+    table = Settled(units, values, residuals, spectra, np.zeros(5, int), np.zeros(5, int))
+    assert values[0] > values[1]
+    chosen, found = _distinct(table, residuals < 1e-9, 2, 1e-4)
+    assert chosen.tolist() == [3, 4, 1]
+    assert found.tolist() == [1, 1, 3]
 
 
 @pytest.mark.slow
