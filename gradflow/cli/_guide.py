@@ -11,6 +11,7 @@ PAGES = (
     "saving-and-continuing",
     "solvers",
     "momentum",
+    "edge-of-stability",
     "small-initialisation",
     "high-dimension",
     "mean-field",

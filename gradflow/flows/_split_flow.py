@@ -191,8 +191,8 @@ def probe(gradient: Gradient, centre: Vector, direction: Vector, scale: Scalar) 
 
 def rounding_error(centre: Vector, unit: Scalar | None) -> Scalar:
     """The root mean square of what rounding adds to iterates at each step, along any one direction."""
-    unit = jnp.finfo(centre.dtype).eps if unit is None else unit.astype(centre.dtype)
-    return jax.lax.stop_gradient(ROUNDING * unit * scaled_norm(centre) / centre.size**0.5)
+    each = jnp.asarray(jnp.finfo(centre.dtype).eps if unit is None else unit, centre.dtype)
+    return jax.lax.stop_gradient(ROUNDING * each * scaled_norm(centre) / centre.size**0.5)
 
 
 def iterates_from(
