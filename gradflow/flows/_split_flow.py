@@ -23,9 +23,9 @@ LARGEST_PROBE = 3e-4
 """An amplitude below this share of the centre, or below the cube root of the rounding, is probed at that size: the
 difference of two gradients keeps its digits, and what is left out is of the square of this share."""
 
-LARGEST_ROUNDING = 1e-5
+LARGEST_ROUNDING = 1e-4
 """Uncertainty of the growth of an amplitude, per step of descent, from which on a run complains: over a thousand steps
-it is that of a hundredth of a unit of the logarithm."""
+it is that of a tenth of a unit of the logarithm."""
 
 ROUNDING = 0.2
 """Root mean square of rounding errors over the unit of rounding times the number that is rounded: `1/sqrt(12)` of the

@@ -41,8 +41,8 @@ class Variance(eqx.Module):
     >>> import gradflow as gf, jax.numpy as jnp
     >>> flow = gf.DescentAscentFlow(lambda w: jnp.sum(w**2), learning_rate=0.5, order=1)
     >>> sol = gf.solve(flow, jnp.ones(1), [0.0], observe={"variance": gf.observables.Variance()})
-    >>> float(sol.observed["variance"][0])  # of a(0) = (eta/2) g
-    0.25
+    >>> float(sol.observed["variance"][0])  # of a(0) = (eta H / 2)^2 w_0 = 1/4
+    0.0625
     """
 
     def __call__(self, params: PyTree) -> Float[Array, ""]:
@@ -62,8 +62,8 @@ class MeanLoss(eqx.Module):
     >>> import gradflow as gf, jax.numpy as jnp
     >>> flow = gf.DescentAscentFlow(lambda w: jnp.sum(w**2), learning_rate=0.5, order=1)
     >>> sol = gf.solve(flow, jnp.ones(1), [0.0], observe={"loss": gf.observables.MeanLoss()})
-    >>> float(sol.observed["loss"][0])  # of w_0 = 1, w_1 = 0
-    0.5
+    >>> float(sol.observed["loss"][0])  # of c + a = 1 and c - a = 1/2
+    0.625
     """
 
     def __call__(self, params: PyTree) -> Float[Array, ""]:
