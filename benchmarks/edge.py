@@ -52,8 +52,8 @@ def sharpness(problem, model):
     """That of the start, and the largest that gradient flow reaches."""
     see = {"sharpness": gf.observables.Sharpness(problem)}
     ts = np.linspace(0, HORIZON, 11)
-    found = gf.solve(gf.GradientFlow(problem), model, ts, rtol=1e-3, observe=see, save_params=False)
-    values = np.asarray(found.observed["sharpness"])
+    sol = gf.solve(gf.GradientFlow(problem), model, ts, rtol=1e-3, observe=see, save_params=False)
+    values = np.asarray(sol.observed["sharpness"])
     return float(values[0]), float(values.max())
 
 
@@ -85,9 +85,9 @@ def follow(name, problem, model, eta, steps, rtol, solver=None):
 
 def gap(run, descent, steps):
     """Distances at every step, and the row of the table."""
-    middle, losses, moved = descent
+    middle, losses, travelled = descent
     distance = np.linalg.norm(path(run.params, steps)[1:-1] - middle, axis=1)
-    row = {"status": run.status, "moved": moved, "mean": float(distance.mean()), "last": float(distance[-1])}
+    row = {"status": run.status, "travelled": travelled, "mean": float(distance.mean()), "last": float(distance[-1])}
     row["gradients"] = float(run.stats["gradient_evaluations"] / steps)
     row["products"] = float(run.stats["hessian_vector_products"] / steps)
     if "loss" in run.observed:
@@ -122,24 +122,24 @@ def measure_gaps(quick):
 def measure_costs(quick):
     """Gradients per step of descent at an error of 1e-2, for the default method and for `Hybrid`."""
     problem, model = network("tanh", 0, quick)
-    steps, found = 40 if quick else 600, []
+    steps, costs = 40 if quick else 600, []
     eta = 2 / (EDGE * sharpness(problem, model)[1])
     for order in (1, 2):
         name = f"descent-ascent {order}"
         exact = path(follow(name, problem, model, eta, steps, 1e-6).params, steps)
-        moved = np.linalg.norm(exact[-1] - exact[0])
+        travelled = np.linalg.norm(exact[-1] - exact[0])
         for method, solver in {"default": None, "Hybrid": gf.solvers.Hybrid()}.items():
             row = {"flow": name, "method": method, "gradients": [], "largest": [], "mean": []}
             for rtol in (1e-1, 1e-2) if quick else (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3):
                 run = follow(name, problem, model, eta, steps, rtol, solver)
-                error = np.linalg.norm(path(run.params, steps) - exact, axis=1) / moved
+                error = np.linalg.norm(path(run.params, steps) - exact, axis=1) / travelled
                 row["gradients"].append(float(run.stats["gradient_evaluations"] / steps))
                 row["largest"].append(float(error.max()))
                 row["mean"].append(float(error.mean()))
-            for kind in ("largest", "mean"):
-                row[f"at a {kind} error of 1e-2"] = float(curves.cost_at(1e-2, row["gradients"], row[kind])[0])
-            found.append(row)
-    return found
+            for measure in ("largest", "mean"):
+                row[f"at a {measure} error of 1e-2"] = float(curves.cost_at(1e-2, row["gradients"], row[measure])[0])
+            costs.append(row)
+    return costs
 
 
 def table(rows, costs):
@@ -152,16 +152,18 @@ def table(rows, costs):
             f"{'flow':<18} {'ratio':>7} {'range':>15} {'mean loss':>10} {'gradients':>10} {'products':>9}  status"
         )
         for name in FLOWS:
-            own = [row for row in part if row["flow"] == name]
-            ratio = [row["mean"] / base[row["seed"]] for row in own]
-            median = lambda key, own=own: float(np.median([row.get(key, np.nan) for row in own]))  # noqa: E731
+            per_seed = [row for row in part if row["flow"] == name]
+            ratio = [row["mean"] / base[row["seed"]] for row in per_seed]
+            median = lambda key, per_seed=per_seed: float(np.median([row.get(key, np.nan) for row in per_seed]))  # noqa: E731
             ends = f"{min(ratio):.3f} ... {max(ratio):.3f}"
-            off, states = f"{median('mean loss off by'):+.3f}", sorted({row["status"] for row in own})
+            off, states = f"{median('mean loss off by'):+.3f}", sorted({row["status"] for row in per_seed})
             cost = f"{median('gradients'):10.2f} {median('products'):9.2f}"
             lines.append(f"{name:<18} {np.median(ratio):7.3f} {ends:>15} {off:>10} {cost}  {', '.join(states)}")
     lines.append("\ngradients per step of descent at an error of 1e-2 of the distance travelled, tanh, edge, seed 0")
     for row in costs:
-        numbers = ", ".join(f"{row[f'at a {kind} error of 1e-2']:.2f} ({kind} error)" for kind in ("largest", "mean"))
+        numbers = ", ".join(
+            f"{row[f'at a {measure} error of 1e-2']:.2f} ({measure} error)" for measure in ("largest", "mean")
+        )
         lines.append(f"{row['flow']:<18} {row['method']:<8} {numbers}")
     return "\n".join(lines)
 
@@ -185,7 +187,7 @@ def main():
     costs = measure_costs(arguments.quick)
     print(table(rows, costs))
     name = "descent-ascent 2"
-    found = []
+    comparisons = []
     for case in drawn:
         mean = {
             flow: np.median([row["mean"] for row in rows if (row["case"], row["flow"]) == (case, flow)])
@@ -194,7 +196,7 @@ def main():
         found.append(
             records.comparison(f"{name}, {case}", "gradient flow", mean["gradient flow"] / mean[name], "distance")
         )
-    record = {"benchmark": "edge", "quick": arguments.quick, "rows": rows, "costs": costs, "comparisons": found}
+    record = {"benchmark": "edge", "quick": arguments.quick, "rows": rows, "costs": costs, "comparisons": comparisons}
     target = records.write(record, arguments.out)
     print(f"\nwritten: {target}, {plot.save(draw(drawn), arguments.out / 'edge.png')}")
 

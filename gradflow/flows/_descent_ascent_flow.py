@@ -163,10 +163,10 @@ class DescentAscentFlow(AbstractSplitFlow):
             return jnp.stack([-eta * seen.mean, eta * seen.slope - 2 * z[1]])
 
         z = jnp.stack([centre, direction])
-        found = [increment(z)]
+        increments = [increment(z)]
         for place in places:
-            found.append(increment(z + sum(x * f for x, f in zip(place, found, strict=True))))
-        total = sum((x * f for x, f in zip(weights, found, strict=True)), start=jnp.zeros_like(z))
+            increments.append(increment(z + sum(x * f for x, f in zip(place, increments, strict=True))))
+        total = sum((x * f for x, f in zip(weights, increments, strict=True)), start=jnp.zeros_like(z))
         return total[0], total[1]
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:

@@ -81,8 +81,8 @@ class AbstractSplitFlow(AbstractFlow):
         some = (size > 0) & jnp.isfinite(size)
         safe = jnp.where(some, size, 1)
         # A size that is not finite stays in the direction, where it ends the run.
-        least = jnp.where(some, rounding_error(flatten(centre)[0], self.rounding), 0)
-        return SplitState(centre, unflatten(vector / safe), jnp.log(jnp.maximum(safe, least)))
+        min_size = jnp.where(some, rounding_error(flatten(centre)[0], self.rounding), 0)
+        return SplitState(centre, unflatten(vector / safe), jnp.log(jnp.maximum(safe, min_size)))
 
     def vector_field(self, t: Scalar, state: SplitState, frozen: PyTree) -> SplitState:
         centre, unflatten = flatten(state.centre)
@@ -178,9 +178,9 @@ def probe_scale(centre: Vector, direction: Vector, log_size: Scalar) -> Scalar:
     """
     share = min(float(jnp.finfo(centre.dtype).eps) ** (1 / 3), LARGEST_PROBE)
     size = scaled_norm(direction)
-    least = share * scaled_norm(centre) / jnp.where(size > 0, size, 1)
-    least = jnp.maximum(least, jnp.finfo(centre.dtype).tiny)
-    return jax.lax.stop_gradient(jnp.maximum(jnp.exp(log_size).astype(centre.dtype), least))
+    min_scale = share * scaled_norm(centre) / jnp.where(size > 0, size, 1)
+    min_scale = jnp.maximum(min_scale, jnp.finfo(centre.dtype).tiny)
+    return jax.lax.stop_gradient(jnp.maximum(jnp.exp(log_size).astype(centre.dtype), min_scale))
 
 
 def probe(gradient: Gradient, centre: Vector, direction: Vector, scale: Scalar) -> Probe:
@@ -199,8 +199,8 @@ def iterates_from(
     gradient: Callable[[PyTree], PyTree], start: PyTree, learning_rate: Scalar, steps: int
 ) -> list[PyTree]:
     """The start and that many steps of gradient descent."""
-    found = [start]
+    iterates = [start]
     for _ in range(steps):
         step = lambda w, g: w - learning_rate.astype(w.dtype) * g  # noqa: E731
-        found.append(jax.tree_util.tree_map(step, found[-1], gradient(found[-1])))
-    return found
+        iterates.append(jax.tree_util.tree_map(step, iterates[-1], gradient(iterates[-1])))
+    return iterates

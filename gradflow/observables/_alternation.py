@@ -74,12 +74,12 @@ class MeanLoss(eqx.Module):
 
 
 def _ask(flow: Any, protocol: type[P]) -> P:
-    found = offered(flow, protocol)
-    if found is None:
+    predicting = offered(flow, protocol)
+    if predicting is None:
         actual = f"observing a {type(flow).__name__}"
         advice = "Such is gradflow.DescentAscentFlow."
         raise fail("observe", "hold what alternates only along a flow that has it", actual, advice)
-    return found
+    return predicting
 
 
 def _needs_a_flow() -> ValueError:

@@ -159,9 +159,9 @@ def test_an_amplitude_keeps_its_growth_however_small(size):
     state = gf.flows.SplitState(centre, direction, jnp.log(jnp.asarray(size)))
     rate = flow.vector_field(jnp.zeros(()), state, None)
     hessian = np.array([[6.5 + 3 * 0.1, 0.1], [0.1, 0.0]])
-    moved = (0.3 * hessian - 2 * np.eye(2)) @ direction / 0.3
-    np.testing.assert_allclose(rate.log_size, direction @ moved, rtol=1e-5)
-    np.testing.assert_allclose(rate.direction, moved - (direction @ moved) * direction, rtol=1e-5)
+    velocity = (0.3 * hessian - 2 * np.eye(2)) @ direction / 0.3
+    np.testing.assert_allclose(rate.log_size, direction @ velocity, rtol=1e-5)
+    np.testing.assert_allclose(rate.direction, velocity - (direction @ velocity) * direction, rtol=1e-5)
 
 
 def test_float32_grows_from_what_underflows_and_says_what_it_resolves():
@@ -225,10 +225,10 @@ def test_vmap_equals_a_loop_and_a_continued_run_the_whole():
     alone = [gf.solve(gf.DescentAscentFlow(problem, eta), start, [30.0], rtol=1e-4, solver=solver) for eta in etas]
     np.testing.assert_allclose(last(etas), jnp.stack([sol.final for sol in alone]), rtol=1e-9)
     half = gf.solve(gf.DescentAscentFlow(problem, etas[1]), start, [15.0], rtol=1e-4, solver=solver)
-    rest = gf.solve(gf.DescentAscentFlow(problem, etas[1]), half, [30.0], rtol=1e-4, solver=solver)
+    continued = gf.solve(gf.DescentAscentFlow(problem, etas[1]), half, [30.0], rtol=1e-4, solver=solver)
     # The half way point cuts a step, so that the two runs differ by their tolerance.
-    np.testing.assert_allclose(rest.final, alone[1].final, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(rest.state.log_size, alone[1].state.log_size, rtol=1e-2)
+    np.testing.assert_allclose(continued.final, alone[1].final, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(continued.state.log_size, alone[1].state.log_size, rtol=1e-2)
 
 
 @pytest.mark.slow
@@ -275,14 +275,14 @@ def test_arguments_that_are_refused():
     flow = gf.DescentAscentFlow
     with pytest.raises(ValueError, match=r"`order` must be 1, 2 or 3, but is 4"):
         flow(QUADRATIC, 1.0, order=4)
-    for kind in (flow, gf.RodFlow, gf.EdgeFlow):
+    for flow_class in (flow, gf.RodFlow, gf.EdgeFlow):
         for rate in (0.0, -1.0, np.inf, np.ones(2)):
             with pytest.raises(ValueError, match="`learning_rate` must be"):
-                kind(QUADRATIC, rate)
+                flow_class(QUADRATIC, rate)
         with pytest.raises(ValueError, match="`problem` must be"):
-            kind(gf.GradientDescent(QUADRATIC, 0.1), 0.1)
+            flow_class(gf.GradientDescent(QUADRATIC, 0.1), 0.1)
         with pytest.raises(ValueError, match="`problem` must"):
-            gf.solve(kind(lambda w: w, 0.1), jnp.ones(2), [1.0])
+            gf.solve(flow_class(lambda w: w, 0.1), jnp.ones(2), [1.0])
     data = gf.EmpiricalRisk(np.eye(2), np.ones(2), gf.losses.square)
     noisy = gf.SGD(data, 0.1, batch_size=1, key=jax.random.key(0))
     with pytest.raises(ValueError, match="`problem` must be"):
