@@ -18,6 +18,8 @@ from gradflow._solution import load as load
 from gradflow._tree import join_params as join_params
 from gradflow._tree import split_params as split_params
 from gradflow.flows import AbstractFlow as AbstractFlow
+from gradflow.flows import DescentAscentFlow as DescentAscentFlow
+from gradflow.flows import EdgeFlow as EdgeFlow
 from gradflow.flows import GradientFlow as GradientFlow
 from gradflow.flows import HeavyBallFlow as HeavyBallFlow
 from gradflow.flows import LinearisedFlow as LinearisedFlow
@@ -31,6 +33,7 @@ from gradflow.flows import NeuronPolarFlow as NeuronPolarFlow
 from gradflow.flows import OrderParameterFlow as OrderParameterFlow
 from gradflow.flows import PolarFlow as PolarFlow
 from gradflow.flows import PrincipalFlow as PrincipalFlow
+from gradflow.flows import RodFlow as RodFlow
 from gradflow.flows import SecondOrderFlow as SecondOrderFlow
 from gradflow.flows import SGDFlow as SGDFlow
 from gradflow.limits import FilippovSolution as FilippovSolution

@@ -92,6 +92,9 @@ def flows(dtype):
         "SecondOrderFlow": lambda: gradient(lambda p: gf.SecondOrderFlow(p, 1.0)),
         "ModifiedFlow": lambda: gradient(lambda p: gf.ModifiedFlow(p, 0.1)),
         "PrincipalFlow": lambda: gradient(lambda p: gf.PrincipalFlow(p, 0.1)),
+        "DescentAscentFlow": lambda: gradient(lambda p: gf.DescentAscentFlow(p, 0.1)),
+        "EdgeFlow": lambda: gradient(lambda p: gf.EdgeFlow(p, 0.1)),
+        "RodFlow": lambda: gradient(lambda p: gf.RodFlow(p, 0.1)),
         "LinearisedFlow": linearised,
         "LogDiagonalFlow": lambda: gf.solve(
             gf.LogDiagonalFlow(diagonal), gf.models.LogDiagonal(2, log_scale=-9.0, dtype=dtype), TS, rtol=1e-3

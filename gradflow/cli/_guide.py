@@ -12,6 +12,7 @@ PAGES = (
     "pictures",
     "solvers",
     "momentum",
+    "edge-of-stability",
     "small-initialisation",
     "high-dimension",
     "mean-field",

@@ -24,6 +24,9 @@ the traits by which a solver is chosen. With weight decay, for instance:
 
 from gradflow.flows._base import AbstractFlow as AbstractFlow
 from gradflow.flows._base import AbstractStochasticFlow as AbstractStochasticFlow
+from gradflow.flows._descent_ascent_flow import DescentAscentFlow as DescentAscentFlow
+from gradflow.flows._descent_ascent_flow import split_iterates as split_iterates
+from gradflow.flows._edge_flow import EdgeFlow as EdgeFlow
 from gradflow.flows._gradient_flow import GradientFlow as GradientFlow
 from gradflow.flows._heavy_ball_flow import HeavyBallFlow as HeavyBallFlow
 from gradflow.flows._linearised_flow import LinearisedFlow as LinearisedFlow
@@ -41,9 +44,12 @@ from gradflow.flows._order_parameters_reduced import OverparametrisedFlow as Ove
 from gradflow.flows._order_parameters_reduced import ReducedOverlaps as ReducedOverlaps
 from gradflow.flows._polar import PolarFlow as PolarFlow
 from gradflow.flows._principal_flow import PrincipalFlow as PrincipalFlow
+from gradflow.flows._rod_flow import RodFlow as RodFlow
 from gradflow.flows._schedule import InterpolatedSchedule as InterpolatedSchedule
 from gradflow.flows._second_order import AbstractSecondOrderFlow as AbstractSecondOrderFlow
 from gradflow.flows._second_order import MomentumState as MomentumState
 from gradflow.flows._second_order import SecondOrderFlow as SecondOrderFlow
 from gradflow.flows._sgd_flow import SGDFlow as SGDFlow
+from gradflow.flows._split_flow import AbstractSplitFlow as AbstractSplitFlow
+from gradflow.flows._split_flow import SplitState as SplitState
 from gradflow.flows._traits import ErrorWeights as ErrorWeights

@@ -29,8 +29,8 @@ class AbstractFlow(DeclaresSpectrum, ControlsErrors, DeclaresCost, ReportsErrors
     A flow gives `init`, `vector_field` and `params`. What it may declare besides comes from four classes, each with
     defaults: for the choice of a solver (`symmetric_jacobian`, `oscillatory`, `jumps`, `kinks`), for the error control
     (`controlled`, `error_weights`, `step_length_ratio`, `step_limited`, `derivative`), for the counts (`start_cost`,
-    `products_per_evaluation`), and for the end of a run (`errors`, `complaint`, `remedy`). A flow with noise derives
-    from `AbstractStochasticFlow`.
+    `gradients_per_evaluation`, `products_per_evaluation`), and for the end of a run (`errors`, `complaint`, `remedy`).
+    A flow with noise derives from `AbstractStochasticFlow`.
     """
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -54,7 +54,7 @@ class AbstractFlow(DeclaresSpectrum, ControlsErrors, DeclaresCost, ReportsErrors
 
     @abc.abstractmethod
     def vector_field(self, t: Scalar, state: PyTree, frozen: PyTree) -> PyTree:
-        """Time derivative of the state. Costs one gradient of the problem."""
+        """Time derivative of the state. Costs one gradient of the problem, unless the flow says otherwise."""
 
     @abc.abstractmethod
     def params(self, state: PyTree) -> PyTree:

@@ -80,8 +80,13 @@ class DeclaresCost(eqx.Module):
         return 0, 0
 
     @property
+    def gradients_per_evaluation(self) -> int:
+        """Gradients that an evaluation of the vector field takes."""
+        return 1
+
+    @property
     def products_per_evaluation(self) -> int:
-        """Hessian-vector products that an evaluation of the vector field takes, besides its gradient."""
+        """Hessian-vector products that an evaluation of the vector field takes, besides its gradients."""
         return 0
 
 

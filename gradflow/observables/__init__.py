@@ -16,6 +16,9 @@ frozen)` as well, see `Velocity`.
 """
 
 from gradflow.observables._activation_pattern import ActivationPattern as ActivationPattern
+from gradflow.observables._alternation import Amplitude as Amplitude
+from gradflow.observables._alternation import MeanLoss as MeanLoss
+from gradflow.observables._alternation import Variance as Variance
 from gradflow.observables._balancedness import Balancedness as Balancedness
 from gradflow.observables._correlation import Aligned as Aligned
 from gradflow.observables._correlation import Correlation as Correlation

@@ -14,8 +14,10 @@ from gradflow.protocols._offered import offered as offered
 from gradflow.protocols._problems import ChecksStart as ChecksStart
 from gradflow.protocols._problems import ConservesAlong as ConservesAlong
 from gradflow.protocols._problems import ExplainsFailure as ExplainsFailure
+from gradflow.protocols._runs import HasAmplitude as HasAmplitude
 from gradflow.protocols._runs import HasLyapunov as HasLyapunov
 from gradflow.protocols._runs import HasVectorField as HasVectorField
+from gradflow.protocols._runs import PredictsAverages as PredictsAverages
 from gradflow.protocols._runs import SeesState as SeesState
 from gradflow.protocols._second_order import SecondOrderForm as SecondOrderForm
 from gradflow.protocols._second_order import SecondOrderState as SecondOrderState

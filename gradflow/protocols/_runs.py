@@ -36,3 +36,25 @@ class SeesState(Protocol):
     def of_state(self, flow: Any, t: Scalar, state: PyTree, frozen: PyTree) -> Any:
         """Its value at a time and a state of a flow or rule."""
         ...
+
+
+@runtime_checkable
+class HasAmplitude(Protocol):
+    """A flow of a centre, about which iterates alternate."""
+
+    def amplitude(self, state: PyTree) -> PyTree:
+        """How far, in the structure of the parameters that flow."""
+        ...
+
+
+@runtime_checkable
+class PredictsAverages(Protocol):
+    """A flow that stands for averages of iterates, and knows how these scatter."""
+
+    def predicted_variance(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
+        """The variance of the iterates, summed over all parameters."""
+        ...
+
+    def predicted_loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
+        """The mean of the loss over the iterates."""
+        ...

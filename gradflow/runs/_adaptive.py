@@ -145,13 +145,13 @@ def summarise(setup: Setup, carry: Carry) -> Solution:
         gradients, products = flow.start_cost
     else:
         then, (gradients, products) = setup.resumed.checkpoint.reference, (0, 0)
-    counted = setup.method.exact_counts
-    products += carry.products + flow.products_per_evaluation * carry.evaluations
+    counted, each = setup.method.exact_counts, flow.gradients_per_evaluation
+    products += each * carry.products + flow.products_per_evaluation * carry.evaluations
     stats = {
         "steps": carry.steps,
         "accepted": carry.accepted,
         "rejected": carry.steps - carry.accepted,
-        "gradient_evaluations": gradients + carry.evaluations if counted else jnp.asarray(-1),
+        "gradient_evaluations": gradients + each * carry.evaluations if counted else jnp.asarray(-1),
         "hessian_vector_products": products if counted else jnp.asarray(-1),
     }
     code = jnp.where(carry.code == Status.RUNNING, Status.INTERRUPTED, carry.code)

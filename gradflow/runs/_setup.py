@@ -97,7 +97,8 @@ class Setup(AbstractRun):
     def progress(self, carry: "Carry") -> tuple[float, str]:
         start = float(self.flow.t0 if self.resumed is None else self.resumed.t)
         done = (float(carry.t) - start) / max(float(self.ts[-1]) - start, 1e-300)
-        return done, f"t = {float(carry.t):.4g}, {int(carry.evaluations)} gradients"
+        gradients = int(carry.evaluations) * self.flow.gradients_per_evaluation
+        return done, f"t = {float(carry.t):.4g}, {gradients} gradients"
 
     def field(self, t: Scalar, dt: Scalar) -> Field:
         """The flow in time counted from `t`, for a step of size `dt`."""
