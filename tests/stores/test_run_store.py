@@ -187,9 +187,8 @@ import test_run_store as tests
 tests.stiff_run()  # compiles
 _drive.SEGMENT, _drive.COST_OF_STEP, _state_file.COST = 1e-9, 1e9, np.inf
 for path in sys.argv[2:]:
-    threading.Thread(target=tests.stiff_run, kwargs={"store": path}).start()
-    print("running", flush=True)
-    time.sleep(0.3)
+    slowly = {"store": path, "callback": lambda snapshot: time.sleep(0.02)}
+    threading.Thread(target=tests.stiff_run, kwargs=slowly).start()
 time.sleep(600)  # until the process is killed
 """
 
@@ -201,12 +200,13 @@ def test_a_run_killed_at_twenty_moments_ends_in_the_same_bits(tmp_path):
     for child in range(20 // RUNS_OF_A_CHILD):
         paths = [tmp_path / f"{child}-{i}.zarr" for i in range(RUNS_OF_A_CHILD)]
         command = [sys.executable, "-c", CHILD, os.path.dirname(__file__), *map(str, paths)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for _ in paths:
-            assert process.stdout.readline() == "running\n"
-        time.sleep(rng.uniform(0.3, 1.5))
+        process = subprocess.Popen(command)
+        while not all((path / ".state.npz").exists() for path in paths):
+            assert process.poll() is None
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0.0, 1.0))
         process.kill()
-        process.communicate()
+        process.wait()
         for path in paths:
             stored_steps = int(gf.sweeps.open_store(path).steps) if path.exists() else 0
             seen = []
