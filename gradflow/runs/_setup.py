@@ -102,7 +102,7 @@ class Setup(AbstractRun):
 
     def position(self, carry: "Carry") -> Position:
         spent = (0 if self.resumed is not None else self.flow.start_cost[0]) + carry.evaluations
-        counted = spent if self.method.counts else jnp.asarray(-1)
+        counted = spent if self.method.exact_counts else jnp.asarray(-1)
         return Position(t=carry.t, rows=carry.index, steps=carry.steps, gradient_evaluations=counted)
 
     def save_times(self) -> Float[Array, " T"]:
