@@ -63,6 +63,7 @@ from gradflow.rules import MeanFieldSGD as MeanFieldSGD
 from gradflow.rules import Nesterov as Nesterov
 from gradflow.rules import OnePassSGD as OnePassSGD
 from gradflow.rules import OptaxRule as OptaxRule
+from gradflow.runs import Snapshot as Snapshot
 from gradflow.runs import Until as Until
 from gradflow.runs import iterate as iterate
 from gradflow.runs import solve as solve

@@ -41,7 +41,10 @@ class Status(enum.IntEnum):
         "the state or its derivative stopped being finite: look for overflow, log(0) or NaN in the problem",
     )
     DIVERGED = 5, "the loss grew by a factor of a million: lower the learning rate"
-    INTERRUPTED = 6, "stopped from the keyboard"
+    INTERRUPTED = (
+        6,
+        "was stopped before its end: from the keyboard, by `callback`, or since `store` could not be written",
+    )
     INACCURATE = (
         7,
         "the accuracy asked for was not reached, `errors` tells what was: ask for less, allow more nodes,"

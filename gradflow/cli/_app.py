@@ -9,7 +9,6 @@ from gradflow.cli._process import Commands
 app = typer.Typer(
     cls=Commands,
     help="Neural-network training as a dynamical system: exact gradient flows beside the optimisers they idealise.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

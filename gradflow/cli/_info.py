@@ -59,7 +59,8 @@ def describe_store(path: pathlib.Path) -> str:
     lines = [f"{path}: " + ", ".join(f"{size} {dim}" for dim, size in ds.sizes.items())]
     if "status" in ds:
         codes, counts = np.unique(ds.status.values, return_counts=True)
-        named = {-1: "missing", **dict(enumerate(Status.labels()))}
+        about, named = ds.status.attrs, {-1: "missing", **dict(enumerate(Status.labels()))}
+        named |= dict(zip(about.get("flag_values", ()), about.get("flag_meanings", "").split(), strict=True))
         ended = ", ".join(f"{count} {named[int(code)]}" for code, count in zip(codes, counts, strict=True))
         lines.append(f"runs: {ended}")
     for name, value in ds.attrs.items():

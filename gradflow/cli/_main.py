@@ -14,12 +14,12 @@ def main() -> None:
     app()
 
 
-@app.command("plot", short_help="Draws the figure of a stored study again.")
+@app.command("plot", short_help="Draws the figure of a stored study or run.")
 def plot_store(
-    store: Annotated[pathlib.Path, typer.Argument(help="A zarr store that a study wrote.")],
+    store: Annotated[pathlib.Path, typer.Argument(help="A zarr store that a study or a run wrote.")],
     out: Annotated[pathlib.Path | None, typer.Option("--out", help="File to write; .png, .pdf or .svg.")] = None,
 ) -> None:
-    """Draws the figure of a stored study again."""
+    """Draws the figure of a stored study again, or that of a run in a store, which may still go on."""
     from gradflow import plot
     from gradflow.sweeps import open_store
 

@@ -20,7 +20,13 @@ SAME = {"name": "data", "n": "samples", "axes['seed']": "seeds"}
 
 
 class Commands(TyperGroup):
-    """Ends with one line: code 2 for complaints about input, 1 for failed runs, 130 for interruptions."""
+    """Ends with one line: code 2 for complaints about input, 1 for failed runs, 130 for interruptions.
+
+    Without a command it prints the help, which is no complaint.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or ["--help"])
 
     def invoke(self, ctx: Any) -> Any:
         warnings.showwarning = _warn

@@ -27,6 +27,7 @@ from gradflow.plot._phase import phase as phase
 from gradflow.plot._phase_diagram import phase_diagram as phase_diagram
 from gradflow.plot._small_init import small_init as small_init
 from gradflow.plot._solution import solution as solution
+from gradflow.plot._stored_run import stored_run as stored_run
 from gradflow.plot._style import save as save
 from gradflow.plot._two_directions import two_directions as two_directions
 from gradflow.plot._vanishing_init import vanishing_init as vanishing_init

@@ -18,7 +18,7 @@ from gradflow._conserved import Conserved
 from gradflow._solution import Solution, Status
 from gradflow._tree import Extents, PaddedRest, full_precision, held_paths, join, strong, within
 from gradflow.runs._record import Record, blank_record, write_row
-from gradflow.runs._run import AbstractRun, ErrorCounts
+from gradflow.runs._run import AbstractRun, ErrorCounts, Position
 from gradflow.runs._until import Until
 
 GROWTH = 1e6
@@ -85,10 +85,6 @@ class AbstractCountedRun(AbstractRun):
         """Time after `k` steps."""
 
     @abc.abstractmethod
-    def save_times(self) -> Float[Array, " rows"]:
-        """The times that the result gives for its rows."""
-
-    @abc.abstractmethod
     def cost(self, carry: "CountedCarry") -> dict[str, Array]:
         """Gradients and Hessian-vector products that the run has taken, by the names of the result."""
 
@@ -131,6 +127,17 @@ class AbstractCountedRun(AbstractRun):
     def progress(self, carry: "CountedCarry") -> tuple[float, str]:
         first, last = int(self.first), int(self.ks[-1])
         return (int(carry.k) - first) / max(last - first, 1), f"step {int(carry.k)}"
+
+    def state(self, carry: "CountedCarry") -> PyTree:
+        return carry.state
+
+    def position(self, carry: "CountedCarry") -> Position:
+        return Position(
+            t=jnp.asarray(self.clock(carry.k), float),
+            rows=carry.row,
+            steps=carry.attempted,
+            gradient_evaluations=self.cost(carry)["gradient_evaluations"],
+        )
 
     def summarise(self, carry: "CountedCarry") -> Solution:
         return summarise(self, carry)

@@ -1,5 +1,6 @@
 """`iterate`: runs a discrete rule and returns the same `Solution` as `solve`, on the rule's own clock."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from gradflow._tree import join
 from gradflow.protocols import ExplainsFailure, offered
 from gradflow.rules import AbstractRule
 from gradflow.runs._arguments import check_start, halves
+from gradflow.runs._callback import Callback
 from gradflow.runs._counted import ResumedRule, RuleCheckpoint
 from gradflow.runs._discrete import DiscreteRun
 from gradflow.runs._drive import drive
@@ -32,15 +34,19 @@ def iterate(
     progress: bool = False,
     throw: bool = True,
     trainable: Any = None,
+    store: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    callback: Callback | None = None,
 ) -> Solution:
     """Runs `steps` steps of a discrete rule.
 
     **Arguments**
 
     - `rule`: such as `gradflow.GradientDescent(problem, learning_rate=0.1)`.
-    - `params`, `observe`, `save_params`, `until`, `progress`, `throw`, `trainable`: as for `solve`; `until` is looked
-      at at every iterate. A `Solution` of the same rule in place of `params` is continued from its iterate, with the
-      memory of the optimiser, the count of steps and so the random numbers that a run without a break would draw.
+    - `params`, `observe`, `save_params`, `until`, `progress`, `throw`, `trainable`, `store`, `resume`, `callback`: as
+      for `solve`; `until` is looked at at every iterate. A `Solution` of the same rule in place of `params` is
+      continued from its iterate, with the memory of the optimiser, the count of steps and so the random numbers that a
+      run without a break would draw.
     - `steps`: number of steps, at least one.
     - `save_every`: save iterates `0, save_every, 2 save_every, ...` and the last, counted from where the run starts; by
       default about a hundred of them.
@@ -78,6 +84,9 @@ def iterate(
         progress=progress,
         throw=throw,
         trainable=trainable,
+        store=store,
+        resume=resume,
+        callback=callback,
     )
 
 
@@ -92,11 +101,15 @@ def iterate_to(
     progress: bool = False,
     throw: bool = True,
     trainable: Any = None,
+    store: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    callback: Callback | None = None,
 ) -> Solution:
     """As `iterate`, saving the iterates `ks`, which increase from the first on. One compilation per number of them."""
     saved: dict[str, Any] = {"observe": observe, "save_params": save_params, "until": until}
     run = prepare_rule(rule, params, jnp.asarray(ks), **saved, trainable=trainable)
-    return ended(drive(run, progress), throw, lambda: _advice(run))
+    found = drive(run, progress, store=store, resume=resume, callback=callback)
+    return ended(found, throw, lambda: _advice(run))
 
 
 def _advice(run: DiscreteRun) -> str:

@@ -30,6 +30,15 @@ def point(progress: float = 0.0, first: int = 0, steps: int = 1, push: float = 0
     return Point(jnp.asarray(progress, float), jnp.asarray(first), jnp.asarray(steps), jnp.asarray(push, float))
 
 
+class Position(eqx.Module):
+    """How far a run is. Counts are those of the result so far."""
+
+    t: Scalar
+    rows: Int[Array, ""]
+    steps: Int[Array, ""]
+    gradient_evaluations: Int[Array, ""]
+
+
 class AbstractRun(eqx.Module):
     """A run that can be taken further by a number of steps; `carry` is all that changes on the way.
 
@@ -71,6 +80,22 @@ class AbstractRun(eqx.Module):
     @abc.abstractmethod
     def progress(self, carry: Any) -> tuple[float, str]:
         """The part of the run that is done, between 0 and 1, and a remark for the bar."""
+
+    @abc.abstractmethod
+    def state(self, carry: Any) -> PyTree:
+        """The state that has been reached."""
+
+    @abc.abstractmethod
+    def position(self, carry: Any) -> Position:
+        """How far that is. Compiled."""
+
+    @abc.abstractmethod
+    def save_times(self) -> Float[Array, " rows"]:
+        """The times that the result gives for its rows."""
+
+    def reopened(self, carry: Any) -> Any:
+        """The carry of a run that ended for want of steps, where it may take more now."""
+        return carry
 
     @abc.abstractmethod
     def summarise(self, carry: Any) -> Solution:

@@ -16,7 +16,7 @@ from gradflow.flows import AbstractFlow
 from gradflow.problems._switching import Switching, switching
 from gradflow.runs._continue import Resumed, Step
 from gradflow.runs._record import Record, bind
-from gradflow.runs._run import CONSERVED, DERIVATIVE, AbstractRun, ErrorCounts, Point
+from gradflow.runs._run import CONSERVED, DERIVATIVE, AbstractRun, ErrorCounts, Point, Position
 from gradflow.runs._until import Until
 from gradflow.solvers import AbstractMethod, Field, StepControl
 
@@ -99,6 +99,21 @@ class Setup(AbstractRun):
         done = (float(carry.t) - start) / max(float(self.ts[-1]) - start, 1e-300)
         gradients = int(carry.evaluations) * self.flow.gradients_per_evaluation
         return done, f"t = {float(carry.t):.4g}, {gradients} gradients"
+
+    def state(self, carry: "Carry") -> PyTree:
+        return carry.y
+
+    def position(self, carry: "Carry") -> Position:
+        spent = (0 if self.resumed is not None else self.flow.start_cost[0]) + carry.evaluations
+        counted = spent if self.method.exact_counts else jnp.asarray(-1)
+        return Position(t=carry.t, rows=carry.index, steps=carry.steps, gradient_evaluations=counted)
+
+    def save_times(self) -> Float[Array, " T"]:
+        return self.ts
+
+    def reopened(self, carry: "Carry") -> "Carry":
+        more = (carry.code == Status.MAX_STEPS) & (carry.steps < self.max_steps)
+        return eqx.tree_at(lambda c: c.code, carry, jnp.where(more, Status.RUNNING, carry.code))
 
     def field(self, t: Scalar, dt: Scalar) -> Field:
         """The flow in time counted from `t`, for a step of size `dt`."""

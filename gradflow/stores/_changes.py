@@ -25,11 +25,11 @@ def changes(old: str, new: str) -> list[str]:
     return [_change(name, before.get(name), after.get(name)) for name in changed]
 
 
-def refuse(changes: list[str], path: Any) -> None:
-    """Complains about a store if anything has changed."""
+def refuse(changes: list[str], path: Any, what: str = "sweep") -> None:
+    """Complains about a store if anything has changed. `what`: the kind of computation."""
     if changes:
         actual = f"{str(path)!r} with changes ({'; '.join(changes)})"
-        raise fail("store", "hold the same sweep in order to be resumed", actual, AFRESH)
+        raise fail("store", f"hold the same {what} in order to be resumed", actual, AFRESH)
 
 
 def _change(name: str, before: Any, after: Any) -> str:

@@ -15,9 +15,17 @@ import xarray as xr
 import zarr
 
 from gradflow._checks import fail
-from gradflow.stores._changes import changes, refuse, unknown
-from gradflow.stores._identity import VERSION, Identity
-from gradflow.stores._zarr_group import IDENTITY, check_writable, create, is_ours, open_store, refuse_foreign, sidecar
+from gradflow.stores._changes import changes, refuse
+from gradflow.stores._identity import Identity
+from gradflow.stores._zarr_group import (
+    check_writable,
+    create,
+    identity_in,
+    is_ours,
+    open_store,
+    refuse_foreign,
+    sidecar,
+)
 
 CHUNK = 64
 """Members along the last axis in one chunk, at most."""
@@ -74,7 +82,7 @@ class Store:
             raise fail("store", "hold a sweep in order to be resumed", actual)
         if alone and not np.any(stored["status"].values != stored["status"].attrs["flag_values"][0]):
             return False
-        identity = _identity_in(self.path)
+        identity = identity_in(self.path)
         old, new = stored.attrs["config"], template.attrs["config"]
         # Members of other grids are not the same ones.
         comparable = json.loads(old)["axes"] == json.loads(new)["axes"]
@@ -124,15 +132,3 @@ def provenance(records: list[dict[str, Any]]) -> dict[str, Any]:
         "evaluations_spent": sum(record["evaluations_spent"] for record in records),
         "runs": json.dumps(records),
     }
-
-
-def _identity_in(path: pathlib.Path) -> Identity:
-    """What a store keeps about what it holds; complains about stores that do not."""
-    try:
-        group: Any = zarr.open_group(path / IDENTITY, mode="r")
-        identity = Identity(json.loads(group.attrs["record"]), group["sketches"][...])
-    except (OSError, ValueError, KeyError):
-        identity = None
-    if identity is None or identity.record["version"] != VERSION:
-        raise unknown(path)
-    return identity

@@ -11,7 +11,8 @@ import xarray as xr
 import zarr
 
 from gradflow._checks import fail
-from gradflow.stores._identity import Identity
+from gradflow.stores._changes import unknown
+from gradflow.stores._identity import VERSION, Identity
 from gradflow.stores._installation import installation
 
 FORMAT = "gradflow-1"
@@ -129,6 +130,18 @@ def create(
     except OSError:
         shutil.rmtree(unfinished)
         raise
+
+
+def identity_in(path: pathlib.Path) -> Identity:
+    """What a store keeps about what it holds; complains about stores that do not."""
+    try:
+        group: Any = zarr.open_group(path / IDENTITY, mode="r")
+        identity = Identity(json.loads(group.attrs["record"]), group["sketches"][...])
+    except (OSError, ValueError, KeyError):
+        identity = None
+    if identity is None or identity.record["version"] != VERSION:
+        raise unknown(path)
+    return identity
 
 
 def is_ours(path: pathlib.Path) -> bool:

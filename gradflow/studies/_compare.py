@@ -16,6 +16,7 @@ from gradflow.flows import AbstractFlow
 from gradflow.programs import fresh_jit
 from gradflow.rules import AbstractRule
 from gradflow.runs._iterate import iterate_to
+from gradflow.runs._progress import Bar
 from gradflow.runs._solve import solve
 
 QUESTION = "How far is a discrete rule from its flow, at which order, and what does an accuracy cost?"
@@ -81,15 +82,14 @@ def compare(
     counts = _whole_steps(tuned, rates, horizon)
     rows = min(saves, *counts)
 
-    from tqdm import tqdm
-
     how: dict[str, Any] = {"rtol": rtol, "solver": solver, "throw": False, "max_steps": 1_000_000}
     how |= {"trainable": trainable}
-    bar = tqdm(tuned, desc="learning rates", unit="run", disable=not progress)
     columns = []
-    for current, count in zip(bar, counts, strict=True):
-        ks = np.round(np.linspace(0, count, rows + 1)).astype(int)
-        columns.append(_measure_gap(current, params, ks, flows, after, how))
+    with Bar("learning rates", len(tuned), unit="run", show=progress) as bar:
+        for current, count in zip(tuned, counts, strict=True):
+            ks = np.round(np.linspace(0, count, rows + 1)).astype(int)
+            columns.append(_measure_gap(current, params, ks, flows, after, how))
+            bar.advance()
     about = {"rule": type(rule).__name__, "horizon": float(horizon), "rtol": float(rtol), "after": float(after)}
     return _dataset({name: np.stack([one[name] for one in columns]) for name in columns[0]}, rates, list(flows), about)
 

@@ -19,6 +19,7 @@ from gradflow.observables import NeuronMovement
 from gradflow.problems import EmpiricalRisk, losses
 from gradflow.rules import GradientDescent, HeavyBall, Nesterov
 from gradflow.runs._iterate import iterate_to
+from gradflow.runs._progress import Bar
 from gradflow.runs._solve import solve
 from gradflow.solvers import Bosh3
 from gradflow.studies._compare import run_distance
@@ -108,9 +109,7 @@ def momentum(
     setting = _Setting(problem, models, s, mus, np.arange(0, steps + 1, max(1, steps // saves)), steps)
     results = _blank(len(sizes), len(multiples), setting.ks.size, len(values))
 
-    from tqdm import tqdm
-
-    with tqdm(total=3 * len(sizes) + 4 * len(multiples), unit="run", disable=not progress) as bar:
+    with Bar("momentum", 3 * len(sizes) + 4 * len(multiples), unit="run", show=progress) as bar:
         paths = _run_methods(setting, modes, results, bar)
         _run_flows(setting, paths, rtol, results, bar)
     forecasts = [faster_method(values, mu, s, "discrete") for mu in mus]
@@ -169,7 +168,7 @@ def _coefficients(grams: list[Any], min_eigenvalue: float, ratios: list[float]) 
     return SHARE / max_eigenvalue, mus
 
 
-def _run_methods(setting: _Setting, modes: np.ndarray, results: dict[str, np.ndarray], bar: Any) -> dict[str, Any]:
+def _run_methods(setting: _Setting, modes: np.ndarray, results: dict[str, np.ndarray], bar: Bar) -> dict[str, Any]:
     """Fills in what the methods do in every network; returns their paths in the narrowest one."""
     problem, models, s, mus, ks, steps = setting
     paths: dict[str, Any] = {}
@@ -192,11 +191,11 @@ def _run_methods(setting: _Setting, modes: np.ndarray, results: dict[str, np.nda
             if j == len(models) - 1 and method in METHODS:
                 results["measured_rate"][i - 1] = _rates((every - y) @ modes, rows, s)
                 results["final_rate"][i - 1] = _final_rate(u - y, ks, s)
-            bar.update()
+            bar.advance()
     return paths
 
 
-def _run_flows(setting: _Setting, paths: dict[str, Any], rtol: float, results: dict[str, np.ndarray], bar: Any) -> None:
+def _run_flows(setting: _Setting, paths: dict[str, Any], rtol: float, results: dict[str, np.ndarray], bar: Bar) -> None:
     """Fills in how far the methods are from their flows, in the narrowest network."""
     problem, models, s, mus, ks, _ = setting
     for i, (method, (_, flow)) in enumerate(METHODS.items()):
@@ -207,7 +206,7 @@ def _run_flows(setting: _Setting, paths: dict[str, Any], rtol: float, results: d
                 distance, travelled = run_distance(path, exact.params)
                 results["flow_gap"][i, j, k] = np.asarray(distance) / float(travelled)
                 results["flow_gradient_evaluations"][i, j, k] = int(exact.stats["gradient_evaluations"])
-                bar.update()
+                bar.advance()
 
 
 def load_data(

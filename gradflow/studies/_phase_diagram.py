@@ -16,6 +16,7 @@ from gradflow.flows import OrderParameterFlow
 from gradflow.problems import TeacherStudent
 from gradflow.rules import OnePassSGD
 from gradflow.runs._iterate import iterate_to
+from gradflow.runs._progress import Bar
 from gradflow.runs._solve import solve
 from gradflow.solvers import Tsit5
 from gradflow.studies._exponent_map import exponent_map
@@ -200,10 +201,8 @@ def _against_sgd(
     progress: bool,
 ) -> xr.Dataset:
     """Runs of SGD, the full system at the same `g`, and the terms that survive."""
-    from tqdm import tqdm
-
     rows = []
-    with tqdm(total=len(regions) * len(dims), desc="SGD", unit="cell", disable=not progress) as bar:
+    with Bar("SGD", len(regions) * len(dims), unit="cell", show=progress) as bar:
         for region, span in zip(regions, spans, strict=True):
             row = []
             for dim in map(int, dims):
@@ -212,7 +211,7 @@ def _against_sgd(
                 problem = TeacherStudent.orthogonal(dim, size.units, noise=size.noise)
                 begun = functools.partial(_begun, problem, size.width, region.gamma_over_p(dim), True)
                 row.append(parts.get(f"sgd-{region.exponent:g}-{dim}", config, compute, begun))
-                bar.update()
+                bar.advance()
             rows.append(xr.concat(row, "dim", combine_attrs="drop"))
     ds = xr.concat(rows, "exponent", combine_attrs="drop")
     # Names of one length in memory and on disk.

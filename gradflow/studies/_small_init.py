@@ -17,6 +17,7 @@ from gradflow.observables import Accuracy, Loss, NeuronAngles, ParameterNorm
 from gradflow.problems import EmpiricalRisk, losses
 from gradflow.rules import GradientDescent
 from gradflow.runs._iterate import iterate_to
+from gradflow.runs._progress import Bar
 from gradflow.solvers import Tsit5
 from gradflow.studies._compare import extrapolate_steps
 from gradflow.sweeps import sweep
@@ -268,8 +269,6 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
 
 def _against_descent(build: Any, ds: xr.Dataset, observe: Any, rtol: float, progress: bool) -> xr.Dataset:
     """Error and cost of the flow, and the steps of gradient descent for the same error, per loss and scale."""
-    from tqdm import tqdm
-
     width, seed = int(ds.width.values[ds.sizes["width"] // 2]), int(ds.seed.values[0])
     scales, ts = ds.scale.values, ds.time.values
     axes = {"loss": ds.loss.values, "width": [width], "scale": scales, "seed": [seed]}
@@ -278,18 +277,20 @@ def _against_descent(build: Any, ds: xr.Dataset, observe: Any, rtol: float, prog
     dims, shape = ("loss", "scale"), (ds.sizes["loss"], scales.size)
     error, cost, steps = np.full(shape, np.nan), np.zeros(shape, np.int64), np.full(shape, np.nan)
     cells = list(np.ndindex(shape))
-    for i, j in tqdm(cells, desc="gradient descent", unit="cell", disable=not progress):
-        ours = ds.sel(width=width, seed=seed).isel(loss=i, scale=j)
-        reference = exact.risk.values[i, 0, j, 0]
-        error[i, j], cost[i, j] = _gap(ours.risk.values, reference), int(ours.gradient_evaluations)
-        flow, params = build(str(ds.loss.values[i]), width, float(scales[j]), seed)
-        gaps = []
-        for every in (8, 16):
-            rule = GradientDescent(flow.problem, (ts[1] - ts[0]) / every)
-            ks = every * np.arange(ts.size)
-            run = iterate_to(rule, params, ks, observe={"risk": Loss(flow.problem)}, save_params=False, throw=False)
-            gaps.append(_gap(np.asarray(run.observed["risk"]), reference))
-        steps[i, j] = extrapolate_steps(16 * (ts.size - 1), gaps[1], np.log2(gaps[0] / gaps[1]), float(error[i, j]))
+    with Bar("gradient descent", len(cells), unit="cell", show=progress) as bar:
+        for i, j in cells:
+            ours = ds.sel(width=width, seed=seed).isel(loss=i, scale=j)
+            reference = exact.risk.values[i, 0, j, 0]
+            error[i, j], cost[i, j] = _gap(ours.risk.values, reference), int(ours.gradient_evaluations)
+            flow, params = build(str(ds.loss.values[i]), width, float(scales[j]), seed)
+            gaps = []
+            for every in (8, 16):
+                rule = GradientDescent(flow.problem, (ts[1] - ts[0]) / every)
+                ks = every * np.arange(ts.size)
+                run = iterate_to(rule, params, ks, observe={"risk": Loss(flow.problem)}, save_params=False, throw=False)
+                gaps.append(_gap(np.asarray(run.observed["risk"]), reference))
+            steps[i, j] = extrapolate_steps(16 * (ts.size - 1), gaps[1], np.log2(gaps[0] / gaps[1]), float(error[i, j]))
+            bar.advance()
     coordinates = {name: ds[name] for name in dims}
     about = {"width": width, "seed": seed}
     return xr.Dataset(

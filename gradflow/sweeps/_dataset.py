@@ -10,39 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from gradflow._checks import fail
-from gradflow._solution import Solution, Status
+from gradflow._solution import Solution
 from gradflow._tree import flatten, split
 from gradflow.runs._member import AbstractMember, Options
 from gradflow.runs._record import value_of
 from gradflow.runs._run import point
+from gradflow.runs._variables import ATTRIBUTES, COUNTS, MISSING, OF_RUNS, PER_RUN, named_arrays, numbers_of
 from gradflow.stores._installation import installation
 from gradflow.stores._zarr_group import FORMAT
 from gradflow.sweeps._members import Members
 from gradflow.sweeps._padding import corner
 
-MISSING = -1
-COUNTS = ("steps", "accepted", "rejected", "gradient_evaluations", "hessian_vector_products")
-PER_MEMBER = ("t_final", "loss_first", "loss_last")
-OF_RUNS = ("drift_", "error_")
-"""How the variables begin that hold one number for each quantity of a run."""
-RESERVED = frozenset({"time", "params", "status", "saved_time", *PER_MEMBER, *COUNTS})
-ATTRIBUTES: dict[str, dict[str, Any]] = {
-    "status": {
-        "long_name": "how the run ended",
-        "flag_values": list(range(MISSING, len(Status.labels()))),
-        "flag_meanings": " ".join(("missing", *Status.labels())),
-    },
-    "t_final": {"long_name": "time that the run reached", "units": "1"},
-    "saved_time": {"long_name": "time of the saved state: that of the nearest iterate for a rule", "units": "1"},
-    "gradient_evaluations": {"long_name": "gradients evaluated, rejected steps included", "units": "1"},
-    "hessian_vector_products": {"long_name": "Hessian-vector products evaluated", "units": "1"},
-    "steps": {"long_name": "attempted steps", "units": "1"},
-    "loss_first": {"long_name": "loss at the start"},
-    "loss_last": {"long_name": "loss where the run ended"},
-}
+RESERVED = frozenset({"time", "params", "status", "saved_time", *PER_RUN, *COUNTS})
 
 
 class Row(dict[str, Any]):
@@ -82,25 +64,6 @@ def row_of(member: AbstractMember, options: Options) -> Row:
     return Row(columns, observed, shapes)
 
 
-def named_arrays(observed: dict[str, PyTree]) -> dict[str, Array]:
-    """Observables as variables: those of a pytree are called by the name of the observable and their place in it.
-
-    >>> import jax.numpy as jnp
-    >>> from gradflow.sweeps._dataset import named_arrays
-    >>> list(named_arrays({"norm": {"first": jnp.ones(2), "layers": [jnp.ones(3)]}, "loss": jnp.ones(())}))
-    ['norm_first', 'norm_layers_0', 'loss']
-    """
-    arrays = {}
-    for name, value in observed.items():
-        for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
-            place = jax.tree_util.keystr(path, simple=True, separator="_")
-            called = f"{name}_{place}" if place else name
-            if called in arrays:
-                raise fail("observe", "have names of its own", f"with two arrays called {called!r}", "Rename one.")
-            arrays[called] = leaf
-    return arrays
-
-
 def put(
     arrays: dict[str, np.ndarray], grid_indices: list[tuple[int, ...]], results: Solution, which: np.ndarray, row: Row
 ) -> None:
@@ -115,14 +78,9 @@ def put(
 
 def _values_of(results: Solution, row: Row) -> dict[str, np.ndarray]:
     """The variables of a batch of members, padded as they are; all but the saved parameters, which are cut."""
-    columns: dict[str, Any] = {f"drift_{name}": value for name, value in results.drift.items()}
-    columns |= {f"error_{name}": value for name, value in (results.errors or {}).items()}
-    columns |= {name: results.stats[name] for name in COUNTS}
+    columns = numbers_of(results)
     observed = named_arrays(results.observed)
     columns |= {name: _unreached_as_nan(value, results.reached) for name, value in observed.items()}
-    columns |= {"status": results.code, "t_final": results.t_final}
-    if results.loss is not None:
-        columns |= {"loss_first": results.loss[0], "loss_last": results.loss[1]}
     if "saved_time" in row:
         columns["saved_time"] = np.where(results.reached, results.ts, np.nan)
     if "params" in row:
@@ -162,7 +120,7 @@ def template(
     sizes = tuple(len(values) for values in grid.values())
     variables = {}
     for name, shape in shapes.items():
-        inner = [] if name in PER_MEMBER or name.startswith(OF_RUNS) else ["time"]
+        inner = [] if name in PER_RUN or name.startswith(OF_RUNS) else ["time"]
         dims = (*grid, *inner, *(f"{name}_{i}" for i in range(len(shape) - len(inner))))
         empty = np.nan if np.issubdtype(dtypes[name], np.inexact) else 0
         variables[name] = (dims, np.full(sizes + shape, empty, dtypes[name]), ATTRIBUTES.get(name, {}))

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from gradflow._checks import fail
+from gradflow.programs._digest import arrays_of, equal
 from gradflow.runs._member import Options
-from gradflow.sweeps._digest import arrays_of, equal
 from gradflow.sweeps._members import Members, ShapeGroup, Signature
 from gradflow.sweeps._padding import padding_of, stacked, what_changes
 from gradflow.sweeps._program import Padding, PerMember

@@ -14,8 +14,6 @@ under another version of Python numbers alone decide.
 
 import functools
 import json
-import os
-import platform
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -26,11 +24,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from gradflow._tree import join, split
-from gradflow.programs import DIALECT, code_of
+from gradflow.programs import DIALECT, code_of, numbers
+from gradflow.programs._digest import Digest, measure
+from gradflow.runs._identity import close, machine, probes_that_differ, spacing
 from gradflow.runs._member import AbstractMember, Options
 from gradflow.runs._run import CONSERVED, DERIVATIVE, STEP, point
 from gradflow.stores._identity import VERSION, Identity
-from gradflow.sweeps._digest import Digest, measure, numbers
 from gradflow.sweeps._members import PARTS, Members
 from gradflow.sweeps._probe import elsewhere, probe
 
@@ -42,12 +41,6 @@ MANY = 64
 
 LATER = 0.37, 17, 3, 0.1
 """The second look, at no special moment: fraction of the time, iterate, steps, push of the state."""
-
-ROUNDING = 8
-"""Rounding errors, in units of the last place, by which the same numbers differ from machine to machine."""
-
-SENSITIVE = 100
-"""Times the change under a change of the parameters by rounding that a quantity may differ by."""
 
 NAMES = {DERIVATIVE: "vector field", STEP: "step", CONSERVED: "conserved quantities"}
 """Of what a probe finds, in messages about stores."""
@@ -88,7 +81,7 @@ def identity_of(members: Members, options: Options, codes: Codes) -> Identity:
     record = {
         "version": VERSION,
         "dialect": DIALECT,
-        "machine": _machine(),
+        "machine": machine(),
         "code": codes.parts,
         "captured": [codes.arrays, *codes.sketch],
         "members": members.hashes,
@@ -100,10 +93,10 @@ def identity_of(members: Members, options: Options, codes: Codes) -> Identity:
 def differences(old: Identity, new: Identity, members: Members, options: Options) -> list[str]:
     """What differs between two sweeps, in words."""
     before, after = old.record, new.record
-    changed = _probes_that_differ(before["probes"], after["probes"])
+    changed = probes_that_differ(before["probes"], after["probes"])
     if changed:
         # What comes out different each time that it is traced says nothing.
-        again = _probes_that_differ(after["probes"], _probes(members, options, afresh=True))
+        again = probes_that_differ(after["probes"], _probes(members, options, afresh=True))
         restless = {name for name, _ in again}
         changed = [(name, where) for name, where in changed if name not in restless]
     changes = [f"{name} at {members.describe(int(where[0]))}: {where[1]}" for name, where in _first_of_each(changed)]
@@ -134,25 +127,6 @@ def _first_of_each(changed: Iterable[tuple[str, tuple[str, str]]]) -> list[tuple
 def _probes(members: Members, options: Options, *, afresh: bool = False) -> dict[str, Any]:
     """What is found at a few members, by number. `afresh`: with everything traced again."""
     return {str(number): _looks(members.member(number), options, afresh) for number in _looked_at(members)}
-
-
-def _machine() -> dict[str, Any]:
-    """Where and how numbers are computed to the bit."""
-    import importlib.metadata
-
-    device = next(iter(jnp.zeros(()).devices()))
-    versions = {
-        name: importlib.metadata.version(name)
-        for name in ("gradflow-jax", "jax", "jaxlib", "diffrax", "equinox", "numpy")
-    }
-    settings = [str(getattr(jax.config, f"jax_{name}")) for name in ("default_prng_impl", "default_matmul_precision")]
-    return {
-        "node": platform.node(),
-        "device": f"{device.platform}: {device.device_kind}",
-        "flags": os.environ.get("XLA_FLAGS", ""),
-        "settings": settings,
-        "versions": versions,
-    }
 
 
 def _looked_at(members: Members) -> list[int]:
@@ -187,31 +161,12 @@ def _looks(member: AbstractMember, options: Options, afresh: bool) -> dict[str, 
                     pairs = zip(*map(jax.tree_util.tree_leaves, (value, near[name])), strict=True)
                     called = NAMES.get(name) or name.removeprefix("the ")
                     looks.setdefault(called, []).append(
-                        [[*measure(a), _change(a, b), max(eps, _spacing(a)) ** 0.5] for a, b in pairs]
+                        [[*measure(a), _change(a, b), max(eps, spacing(a)) ** 0.5] for a, b in pairs]
                     )
     except Exception:
         # A function of the user's may refuse a point that no run comes to; the rest has to tell.
         return None
     return looks
-
-
-def measured(quantities: dict[str, PyTree]) -> dict[str, Any]:
-    """Measures of quantities that a computation starts from, to be kept beside its results."""
-    eps = float(jnp.finfo(jnp.result_type(float)).eps)
-    return {
-        name: [[[*measure(a), 0.0, max(eps, _spacing(a)) ** 0.5] for a in jax.tree_util.tree_leaves(value)]]
-        for name, value in quantities.items()
-    }
-
-
-def measured_changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """What differs between two of these, in words."""
-    changed = _probes_that_differ({"0": before}, {"0": after})
-    return [f"{name}: {change}" for name, (_, change) in changed]
-
-
-def _spacing(a: Any) -> float:
-    return float(jnp.finfo(a.dtype).eps) if jnp.issubdtype(a.dtype, jnp.inexact) else 0.0
 
 
 def _change(a: Any, b: Any) -> float:
@@ -223,39 +178,10 @@ def _change(a: Any, b: Any) -> float:
     return float(np.linalg.norm(gap[np.isfinite(gap)]))
 
 
-def _probes_that_differ(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, tuple[str, str]]]:
-    """Names of quantities with the member and what has become of their size."""
-    names = []
-    for number in sorted({*before} & {*after}, key=int):
-        old, new = before[number], after[number]
-        if old is None or new is None:
-            continue
-        for name in {**old, **new}:
-            change = _difference(old.get(name, []), new.get(name, []))
-            if change is not None:
-                names.append((name, (number, change)))
-    return names
-
-
-def _difference(old: list[Any], new: list[Any]) -> str | None:
-    """The sizes of the first leaf that differs, at any of the points."""
-    if [len(leaves) for leaves in old] != [len(leaves) for leaves in new]:
-        return "another structure"
-    for i in range(len(old[0]) if old else 0):
-        sizes = [max(a[i][0], b[i][0]) for a, b in zip(old, new, strict=True)]
-        for a, b in zip((look[i] for look in old), (look[i] for look in new), strict=True):
-            slack = max(a[5], b[5])
-            room = slack * max(a[0], b[0]) + slack**2 * max(sizes) + SENSITIVE * max(a[4], b[4])
-            gap = max(abs(x - y) for x, y in zip(a[:3], b[:3], strict=True))
-            if gap > room or a[3] != b[3]:
-                return f"size {a[0]:.6g} -> {b[0]:.6g}"
-    return None
-
-
 def _close(a: np.ndarray, b: np.ndarray, members: Members) -> bool:
     """Whether sketches are the same within rounding."""
     eps = max(_eps(shape_group.first.params) for shape_group in members.shape_groups)
-    return bool(np.all(np.abs(a - b) <= ROUNDING * eps * (1 + np.abs(a) + np.abs(b))))
+    return close(a, b, eps)
 
 
 def _eps(params: PyTree) -> float:

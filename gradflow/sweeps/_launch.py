@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from gradflow._checks import check_count, fail
+from gradflow.runs._progress import Bar
 from gradflow.stores._store import CHUNK
 from gradflow.stores._zarr_group import discard, open_store
 
@@ -99,12 +100,9 @@ def _run_chunk(
 
 
 def _wait(submitted: list[Any], store: Any, progress: bool) -> None:
-    from tqdm import tqdm
-
-    with tqdm(unit="flow", disable=not progress) as bar:
+    with Bar("jobs", None, unit="members", show=progress) as bar:
         while not all(job.done() for job in submitted):
             time.sleep(POLL)
             with contextlib.suppress(ValueError, OSError, KeyError):
                 status = open_store(store)["status"].values
-                bar.total = status.size
-                bar.update(int(np.sum(status != -1)) - bar.n)
+                bar.reach(int(np.sum(status != -1)), total=status.size)

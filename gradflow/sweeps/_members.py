@@ -18,8 +18,8 @@ from jaxtyping import PyTree
 from gradflow._checks import fail
 from gradflow._tree import choose, split
 from gradflow.models._parametrisation import Multipliers
+from gradflow.programs._digest import HELD, Digest, arrays_of, equal, with_arrays
 from gradflow.runs._member import AbstractMember, can_be_run, member_of
-from gradflow.sweeps._digest import HELD, Digest, arrays_of, equal, with_arrays
 
 KEPT = 256 * 2**20
 """Bytes of members that are kept rather than built again."""
@@ -112,15 +112,16 @@ class Members:
 
     def describe(self, number: int) -> str:
         """The coordinates of a member, for messages."""
-        return ", ".join(f"{name}={value}" for name, value in self._point(number).items())
+        return ", ".join(f"{name}={value}" for name, value in self.coordinates(number).items())
 
-    def _point(self, number: int) -> dict[str, Any]:
+    def coordinates(self, number: int) -> dict[str, Any]:
+        """The values of the axes at a member."""
         return {name: self._axes[name][i] for name, i in zip(self._axes, self.grid_indices[number], strict=True)}
 
     def _make(self, number: int) -> tuple[Template, list[Any]]:
         """What `build` gives for a member, checked: its template and its arrays."""
         try:
-            built = self._build(**self._point(number))
+            built = self._build(**self.coordinates(number))
             member = self._member(built)
             given, structure = jax.tree_util.tree_flatten(member)
             given = [self._as_jax(leaf) for leaf in given]

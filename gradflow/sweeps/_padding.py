@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from gradflow._tree import Extents
+from gradflow.programs._digest import arrays_of, numbers, with_arrays
 from gradflow.runs._member import AbstractMember, Options
 from gradflow.runs._run import CONSERVED, point
-from gradflow.sweeps._digest import arrays_of, numbers, with_arrays
 from gradflow.sweeps._probe import START, elsewhere, probe
 from gradflow.sweeps._program import Padding
 

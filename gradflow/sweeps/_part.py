@@ -8,9 +8,9 @@ from typing import Any
 
 import xarray as xr
 
+from gradflow.runs._identity import measured, measured_changes
 from gradflow.stores._changes import changes, refuse, unknown
 from gradflow.stores._zarr_group import check_writable, is_ours, open_store, refuse_foreign, write_dataset
-from gradflow.sweeps._identity import measured, measured_changes
 
 
 def load_or_compute(

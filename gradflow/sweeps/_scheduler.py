@@ -8,7 +8,7 @@ for its loop. All else happens in the thread of the caller.
 import concurrent.futures
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -54,8 +54,8 @@ def run_queue(
     mesh: Mesh | None,
     checkpoint: Checkpoint | None,
     counters: dict[str, Any],
-) -> Iterator[Finished]:
-    """Runs members, by number; yields what has finished, segment by segment.
+) -> Generator[Finished]:
+    """Runs members, by number; yields what has finished, segment by segment, be it nothing.
 
     They are admitted in the order of `missing`, after the unfinished ones of the checkpoint. `per_member_of(numbers)`
     gives what these have of their own. `counters["evaluations"]` gets, by device, how many were made, slots that only
@@ -81,7 +81,12 @@ def run_queue(
             for worker in workers:
                 if (warm or not busy) and worker not in busy.values() and worker.load(waiting, fill):
                     busy[threads.submit(start, worker)] = worker
-            yield from (finished for finished in results if finished.member_ids.size)
+            try:
+                yield from results
+            except GeneratorExit:  # the sweep is stopped by its caller
+                if checkpoint is not None:
+                    checkpoint.save([worker.state for worker in workers])
+                raise
             if not busy and warm:
                 break
             # After the results are out, for finished members are not kept; busy workers are, as their segment began.

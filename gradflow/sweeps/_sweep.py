@@ -1,10 +1,11 @@
 """`sweep`: a grid of flows or rules, run a few at a time and returned as one labelled data set."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,14 +14,18 @@ import numpy as np
 import xarray as xr
 
 from gradflow import _checks
+from gradflow._solution import Status
 from gradflow._tree import split
 from gradflow.runs._arguments import check_jumps, check_longest_step, check_times, check_tolerances
 from gradflow.runs._member import Options, Solver, default_for
+from gradflow.runs._progress import Bar
 from gradflow.runs._record import check_observe
 from gradflow.runs._until import Until, check_until
+from gradflow.runs._variables import MISSING
 from gradflow.stores._store import Store, provenance
+from gradflow.sweeps._callback import SweepSnapshot
 from gradflow.sweeps._checkpoint import Checkpoint, unfinished_file
-from gradflow.sweeps._dataset import MISSING, RESERVED, configuration, put, row_of, solvers_of, template
+from gradflow.sweeps._dataset import RESERVED, configuration, put, row_of, solvers_of, template
 from gradflow.sweeps._groups import Group, group_members, stack
 from gradflow.sweeps._identity import codes_of, differences, identity_of
 from gradflow.sweeps._launch import check_share, launch_jobs
@@ -54,6 +59,7 @@ def sweep(
     jobs: int = 8,
     progress: bool = True,
     trainable: Any = None,
+    callback: Callable[[SweepSnapshot], Any] | None = None,
 ) -> xr.Dataset:
     """Solves a flow, or runs a rule, at every point of a grid.
 
@@ -90,7 +96,9 @@ def sweep(
       `jax.distributed` run share the grid in this way by themselves.
     - `launch`: an executor with `submit`, such as `submitit.AutoExecutor`: runs the sweep as that many `jobs`, each
       with a chunk, waits for them, and returns everything.
-    - `progress`: show a bar.
+    - `progress`: show a bar; a line every 30 seconds where standard error is no terminal.
+    - `callback`: called with a `gradflow.sweeps.SweepSnapshot` after each segment. An exception that it raises stops
+      the sweep as an interruption does, and reaches the caller with what has finished as its attribute `dataset`.
 
     All local devices are used, each with a loop of its own. A CPU is one device, on whose cores members run side by
     side, unless they are tiny; `jax.config.update("jax_num_cpu_devices", n)` at the start of a program divides it.
@@ -123,8 +131,12 @@ def sweep(
     if batch is not None:
         _checks.check_count("batch", batch)
     check_until(until)
+    if callback is not None:
+        _checks.check_callable("callback", callback, "fn(snapshot), see gradflow.sweeps.SweepSnapshot")
     share = check_share(chunk, store, resume)
     if launch is not None:
+        if callback is not None:
+            raise _checks.fail("callback", "be None where jobs are launched", "given", "They run in other processes.")
         how = {"observe": observe, "solver": solver, "rtol": rtol, "atol": atol, "save_params": save_params}
         how |= {"until": until, "max_steps": max_steps, "batch": batch, "pad": pad, "store": store, "resume": resume}
         how |= {"jumps": jumps, "longest_step": longest_step, "trainable": trainable}
@@ -156,29 +168,36 @@ def sweep(
         if missing:
             units.append(Unit(number, group, missing, size, _plan(members, group, options, batch, size, empty.nbytes)))
 
-    from tqdm import tqdm
-
     notice = announcement([unit.plan for unit in units]) if units and progress else None
-    if notice is not None:
-        tqdm.write(notice)
-    with tqdm(total=len(mine), initial=len(mine) - len(todo), unit="flow", disable=not progress) as bar:
+    done = len(mine) - len(todo)
+    with Bar("sweep", len(mine), unit="members", done=done, show=progress) as bar:
+        if notice is not None:
+            bar.write(notice)
 
         def keep(finished: Finished) -> None:
+            nonlocal done
             indices = [members.grid_indices[number] for number in finished.member_ids]
             groups_of = np.array([members.shape_group_of[number] for number in finished.member_ids])
             for i in np.unique(groups_of):
                 which = np.flatnonzero(groups_of == i)
                 put(arrays, [indices[j] for j in which], finished.results, which, rows[i])
-            if target is not None:
+            if target is not None and indices:
                 target.write(sorted(indices), arrays)
-            bar.update(len(indices))
+            done += len(indices)
+            bar.reach(done)
+            if callback is not None:
+                callback(_snapshot(members, finished, done, len(mine)))
 
         try:
             for unit in units:
                 file = None if target is None else target.sidecar / unfinished_file(share, unit.number)
                 checkpoint = None if file is None else Checkpoint(file, tag)
-                for finished in _run_unit(unit, members, options, checkpoint, counters):
-                    keep(finished)
+                with contextlib.closing(_run_unit(unit, members, options, checkpoint, counters)) as queue:
+                    for finished in queue:
+                        keep(finished)
+        except Exception as error:
+            error.dataset = ds.copy(data=arrays)  # pyright: ignore[reportAttributeAccessIssue]
+            raise
         finally:
             costs = {
                 "wall_seconds": round(time.perf_counter() - began, 3),
@@ -193,6 +212,14 @@ def sweep(
     return result.assign_attrs(provenance([costs]) if target is None else target.finish())
 
 
+def _snapshot(members: Members, finished: Finished, done: int, total: int) -> SweepSnapshot:
+    numbers = [int(number) for number in finished.member_ids]
+    results = finished.results
+    statuses = [Status(int(code)).label for code in results.code] if numbers else []
+    losses = [None] * len(numbers) if not numbers or results.loss is None else [float(x) for x in results.loss[1]]
+    return SweepSnapshot(done, total, [members.coordinates(number) for number in numbers], statuses, losses)
+
+
 class Unit(NamedTuple):
     """Members of one group that are to be run here, in one program."""
 
@@ -205,7 +232,7 @@ class Unit(NamedTuple):
 
 def _run_unit(
     unit: Unit, members: Members, options: Options, checkpoint: Checkpoint | None, counters: dict[str, Any]
-) -> Iterator[Finished]:
+) -> Generator[Finished]:
     mesh = local_mesh(jax.local_devices()[: unit.size])
     together = mesh is not None or unit.plan.slots * unit.plan.workers > 1
     return run_queue(

@@ -422,6 +422,13 @@ def test_misspelt_words_have_the_same_code(gradflow, words):
     assert "Usage:" in err
 
 
+def test_without_a_word_it_prints_its_help(gradflow):
+    code, printed, err = gradflow()
+    assert (code, err) == (0, "")
+    assert printed == gradflow("--help")[1]
+    assert "small-init" in printed
+
+
 def test_a_failed_run_has_a_code_of_its_own(gradflow, monkeypatch, tmp_path):
     def fail(*arguments, **options):
         gf.solve(gf.GradientFlow(lambda w: w**2), 1.0 + gf.data.circle(1).y[0], [1e9], max_steps=3)

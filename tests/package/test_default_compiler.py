@@ -17,6 +17,7 @@ CLAIMS = {
     "resumed paths, and paths against single runs": ("sweeps/test_sweep_paths.py", "same_bits or equals_a_single_run"),
     "members among others that fail": ("sweeps/test_sweep_machines.py", "change_no_bit"),
     "padding": ("sweeps/test_sweep_padding.py", "equal_unpadded or rules_are_padded"),
+    "resumed runs, killed ones among them": ("stores/test_run_store.py", "same_bits"),
     "segments against one run, batches against a loop": ("runs/test_solve.py", "same_numbers or equals_a_loop"),
 }
 

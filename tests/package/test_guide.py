@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import unittest.mock
 
 import pytest
 
@@ -16,7 +17,7 @@ from gradflow.cli._guide import PAGES, list_pages, read_page
 
 ROOT = pathlib.Path(gf.__file__).parent
 README = (ROOT.parent / "README.md").read_text()
-OPTIONAL = ("flax", "haiku")
+OPTIONAL = ("flax", "haiku", "tensorboardX", "wandb")
 """Packages that a block may need; where one is missing, its blocks are skipped."""
 QUICK = {"benchmarks", "limits", "momentum"}
 """Pages whose Python takes no more than a few seconds."""
@@ -90,14 +91,31 @@ def test_python_of_a_page_runs(name, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("package", OPTIONAL)
-def test_python_that_needs_another_package_runs(package):
+def test_python_that_needs_another_package_runs(package, tmp_path, monkeypatch):
     """These blocks need nothing of their page but its first one."""
+    monkeypatch.chdir(tmp_path)
     pytest.importorskip(package)
     pages = [blocks_of(read_page(name)) for name in PAGES]
     wanted = [[blocks[0], *chosen] for blocks in pages if (chosen := [b for b in blocks if package_of(b) == package])]
     assert wanted
     for blocks in wanted:
         run(blocks, package)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("package", "call"), [("tensorboardX", "add_scalar"), ("wandb", ".log")])
+def test_recipes_for_other_loggers_log_what_runs_tell(package, call, tmp_path, monkeypatch):
+    """Where the package is missing: with a stand-in that takes every call."""
+    monkeypatch.chdir(tmp_path)
+    recorder = unittest.mock.MagicMock()
+    monkeypatch.setitem(sys.modules, package, recorder)
+    blocks = blocks_of(read_page("saving-and-continuing"))
+    run([blocks[0], *(block for block in blocks if package_of(block) == package)], package)
+    logged = [entry for entry in recorder.mock_calls if entry[0].endswith(call)]
+    assert len(logged) > 2
+    for _, values, _ in logged:
+        numbers = values[0].values() if package == "wandb" else values[1:]
+        assert all(float(number) == float(number) for number in numbers)
 
 
 def test_pages_are_those_that_are_listed():

@@ -277,7 +277,7 @@ def test_rounding_on_another_machine(stores, shift, refused, tmp_path, monkeypat
     module = edited(tmp_path, ("(3,))", f"(3,)) * (1 + 2 * {shift})"), ("3.0]", f"3.0 * (1 + 2 * {shift})]"))
     with pytest.raises(ValueError, match="numbers of the start"):
         resume(stores, module, "fitted")
-    monkeypatch.setattr(_identity, "_machine", lambda: {"node": "elsewhere"})
+    monkeypatch.setattr(_identity, "machine", lambda: {"node": "elsewhere"})
     if refused:
         with pytest.raises(ValueError, match=r"numbers of the start.*numbers that functions close over"):
             resume(stores, module, "fitted")

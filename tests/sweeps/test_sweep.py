@@ -13,7 +13,8 @@ import xarray as xr
 import zarr
 
 import gradflow as gf
-from gradflow.sweeps import _checkpoint, _scheduler
+from gradflow.stores import _state_file
+from gradflow.sweeps import _scheduler
 from gradflow.sweeps._groups import group_members, stack
 from gradflow.sweeps._members import Members
 from gradflow.sweeps._sweep import _options
@@ -426,7 +427,7 @@ class KilledError(BaseException):
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.95])
 def test_resuming_an_interrupted_sweep_gives_the_same_bits(tmp_path, counted, share, what, monkeypatch):
     """Unfinished members are picked up where they were: all segments together are hardly more than without a break."""
-    monkeypatch.setattr(_checkpoint, "COST", np.inf)
+    monkeypatch.setattr(_state_file, "COST", np.inf)
     path, counted.what = tmp_path / "a.zarr", what
     whole = run_stored(None)
     once = len(counted)

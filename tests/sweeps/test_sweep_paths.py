@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import gradflow as gf
-from gradflow.sweeps import _checkpoint, _scheduler
+from gradflow.stores import _state_file
+from gradflow.sweeps import _scheduler
 
 X = np.random.default_rng(0).normal(size=(6, 3))
 TS = [0.0, 0.33, 1.0]
@@ -94,7 +95,7 @@ def segments(monkeypatch):
 
 @pytest.mark.parametrize("what", [KeyboardInterrupt, KilledError])
 def test_resuming_an_interrupted_sweep_gives_the_same_bits(tmp_path, segments, what, monkeypatch):
-    monkeypatch.setattr(_checkpoint, "COST", np.inf)
+    monkeypatch.setattr(_state_file, "COST", np.inf)
     axes = {"rate": [0.05, 0.1], "seed": range(4)}
     whole = quietly(path, axes, batch=3)
     once = len(segments)

@@ -1,4 +1,4 @@
-"""What members are made of: their arrays, whether two are equal, a hash of every number, and sketches of them.
+"""What runs are made of: their arrays, whether two are equal, a hash of every number, and sketches of them.
 
 A hash tells whether numbers are the same to the bit, which they are where they are computed on the same machine. A
 sketch tells whether they are the same within rounding.
@@ -14,11 +14,10 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from gradflow.programs import numbers
+from gradflow.programs._captured import numbers
 
 HELD = 64
 """Arrays that are remembered by identity, and so kept alive."""
-
 
 BLOCK = 2**16
 """Entries of an array that get signs of their own in a sketch; blocks get one more sign each."""
