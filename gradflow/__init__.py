@@ -26,6 +26,7 @@ from gradflow.flows import LinearisedFlow as LinearisedFlow
 from gradflow.flows import LogDiagonalFlow as LogDiagonalFlow
 from gradflow.flows import MeanFieldFlow as MeanFieldFlow
 from gradflow.flows import ModifiedFlow as ModifiedFlow
+from gradflow.flows import MomentumDescentAscentFlow as MomentumDescentAscentFlow
 from gradflow.flows import MomentumFlow as MomentumFlow
 from gradflow.flows import NesterovConvexFlow as NesterovConvexFlow
 from gradflow.flows import NesterovFlow as NesterovFlow

@@ -91,6 +91,7 @@ def flows(dtype):
         "MomentumFlow": lambda: gradient(lambda p: gf.MomentumFlow(p, 0.01, 0.9)),
         "SecondOrderFlow": lambda: gradient(lambda p: gf.SecondOrderFlow(p, 1.0)),
         "ModifiedFlow": lambda: gradient(lambda p: gf.ModifiedFlow(p, 0.1)),
+        "MomentumDescentAscentFlow": lambda: gradient(lambda p: gf.MomentumDescentAscentFlow(p, 0.1, 0.5)),
         "PrincipalFlow": lambda: gradient(lambda p: gf.PrincipalFlow(p, 0.1)),
         "DescentAscentFlow": lambda: gradient(lambda p: gf.DescentAscentFlow(p, 0.1)),
         "EdgeFlow": lambda: gradient(lambda p: gf.EdgeFlow(p, 0.1)),

@@ -33,6 +33,7 @@ from gradflow.flows._linearised_flow import LinearisedFlow as LinearisedFlow
 from gradflow.flows._log_diagonal import LogDiagonalFlow as LogDiagonalFlow
 from gradflow.flows._mean_field import MeanFieldFlow as MeanFieldFlow
 from gradflow.flows._modified_flow import ModifiedFlow as ModifiedFlow
+from gradflow.flows._momentum_descent_ascent import MomentumDescentAscentFlow as MomentumDescentAscentFlow
 from gradflow.flows._momentum_flow import MomentumFlow as MomentumFlow
 from gradflow.flows._nesterov_convex_flow import NesterovConvexFlow as NesterovConvexFlow
 from gradflow.flows._nesterov_flow import NesterovFlow as NesterovFlow

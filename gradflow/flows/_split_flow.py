@@ -51,8 +51,8 @@ class Probe(NamedTuple):
     scale: Scalar
 
 
-class AbstractSplitFlow(AbstractFlow):
-    """A flow of centre and amplitude of gradient descent, on the clock of gradient descent, `t = k * learning_rate`."""
+class AbstractAlternatingFlow(AbstractFlow):
+    """A flow of a centre and of an amplitude about it; a state has at least the three parts of `SplitState`."""
 
     problem: Callable[[Any], Any]
     learning_rate: Float[Array, ""]
@@ -65,6 +65,63 @@ class AbstractSplitFlow(AbstractFlow):
     @property
     def gradients_per_evaluation(self) -> int:
         return 2
+
+    def noise(self, centre: Vector, size: Scalar) -> Scalar:
+        """What rounding adds to the growth of an amplitude of this size: its square grows by that of the error."""
+        error = rounding_error(centre, self.rounding)
+        # Runs start above the error; the limit is for states that do not come from one.
+        return jnp.where(size > 0, jnp.minimum(error / jnp.where(size > 0, size, 1), 3) ** 2 / 2, 0)
+
+    def gradient(self, frozen: PyTree) -> Callable[[PyTree], PyTree]:
+        return jax.grad(lambda p: self.problem(join(p, frozen)))
+
+    def params(self, state: Any) -> PyTree:
+        return state.centre
+
+    def amplitude(self, state: Any) -> PyTree:
+        """The amplitude `a`, in the structure of the parameters that flow."""
+        return jax.tree_util.tree_map(lambda b: jnp.exp(state.log_size).astype(b.dtype) * b, state.direction)
+
+    def predicted_variance(self, state: Any, frozen: PyTree) -> Float[Array, ""]:
+        """The variance of the iterates about their centre, `|a|^2`."""
+        return jnp.sum(flatten(self.amplitude(state))[0] ** 2)
+
+    def predicted_loss(self, state: Any, frozen: PyTree) -> Float[Array, ""]:
+        """The mean of the loss over two iterates, `[L(c + a) + L(c - a)] / 2`."""
+        a = self.amplitude(state)
+        both = [jax.tree_util.tree_map(lambda c, x, s=s: c + s * x, self.params(state), a) for s in (1, -1)]
+        return (self.problem(join(both[0], frozen)) + self.problem(join(both[1], frozen))) / 2
+
+    def errors(self, state: Any, frozen: PyTree) -> dict[str, Scalar]:
+        """`amplitude_growth`: what rounding leaves uncertain of the logarithm of the amplitude, per step of descent."""
+        centre, direction = flatten(state.centre)[0], flatten(state.direction)[0]
+        probed = probe_scale(centre, direction, state.log_size) * scaled_norm(direction)
+        size = scaled_norm(centre) * jnp.finfo(centre.dtype).eps
+        some = (probed > 0) & (scaled_norm(direction) > 0)
+        return {"amplitude_growth": jnp.where(some, size / jnp.where(some, probed, 1), 0)}
+
+    def complaint(self, errors: Mapping[str, Any]) -> str:
+        worst = float(jnp.max(errors["amplitude_growth"]))
+        if not worst > LARGEST_ROUNDING:
+            return ""
+        return (
+            f"The amplitude has been so small beside the centre that its growth is known to {worst:.0e} a step of"
+            " descent only, and so are the times of bursts: use float64, with jax.config.update('jax_enable_x64', True)"
+            " and float64 parameters."
+        )
+
+    def kinks(self, trainable: PyTree, frozen: PyTree) -> tuple[str, ...] | None:
+        return field_kinks(self.problem, trainable, frozen)
+
+    def loss(self, state: Any, frozen: PyTree) -> Float[Array, ""]:
+        return self.problem(join(self.params(state), frozen))
+
+    def check(self, trainable: PyTree, frozen: PyTree) -> None:
+        check_scalar(self.problem, join(trainable, frozen))
+
+
+class AbstractSplitFlow(AbstractAlternatingFlow):
+    """A flow of centre and amplitude of gradient descent, on the clock of gradient descent, `t = k * learning_rate`."""
 
     @abc.abstractmethod
     def rates(self, gradient: Gradient, centre: Vector, direction: Vector, log_size: Scalar) -> tuple[Vector, Vector]:
@@ -100,64 +157,11 @@ class AbstractSplitFlow(AbstractFlow):
         radial += self.noise(centre, jnp.exp(state.log_size).astype(centre.dtype) * jnp.sqrt(squares))
         return SplitState(unflatten(motion / eta), unflatten(turn / eta), (radial / eta).astype(state.log_size.dtype))
 
-    def noise(self, centre: Vector, size: Scalar) -> Scalar:
-        """What rounding adds to the growth of an amplitude of this size: its square grows by that of the error."""
-        error = rounding_error(centre, self.rounding)
-        # Runs start above the error; the limit is for states that do not come from one.
-        return jnp.where(size > 0, jnp.minimum(error / jnp.where(size > 0, size, 1), 3) ** 2 / 2, 0)
-
-    def gradient(self, frozen: PyTree) -> Callable[[PyTree], PyTree]:
-        return jax.grad(lambda p: self.problem(join(p, frozen)))
-
-    def params(self, state: SplitState) -> PyTree:
-        return state.centre
-
-    def amplitude(self, state: SplitState) -> PyTree:
-        """The amplitude `a`, in the structure of the parameters that flow."""
-        return jax.tree_util.tree_map(lambda b: jnp.exp(state.log_size).astype(b.dtype) * b, state.direction)
-
-    def predicted_variance(self, state: SplitState, frozen: PyTree) -> Float[Array, ""]:
-        """The variance of the iterates about their centre, `|a|^2`."""
-        return jnp.sum(flatten(self.amplitude(state))[0] ** 2)
-
-    def predicted_loss(self, state: SplitState, frozen: PyTree) -> Float[Array, ""]:
-        """The mean of the loss over two iterates, `[L(c + a) + L(c - a)] / 2`."""
-        a = self.amplitude(state)
-        both = [jax.tree_util.tree_map(lambda c, x, s=s: c + s * x, state.centre, a) for s in (1, -1)]
-        return (self.problem(join(both[0], frozen)) + self.problem(join(both[1], frozen))) / 2
-
     def error_weights(self, controlled: SplitState) -> ErrorWeights:
         # Errors of the amplitude are relative to the leaf, and those of its size weigh as much as all entries together.
         weight = flatten(controlled.direction)[0].size ** -0.5
         direction = jax.tree_util.tree_map(lambda b: jnp.full_like(b, jnp.sqrt(jnp.mean(b**2))), controlled.direction)
         return ErrorWeights(SplitState(controlled.centre, direction, jnp.full_like(controlled.log_size, weight / 2)))
-
-    def errors(self, state: SplitState, frozen: PyTree) -> dict[str, Scalar]:
-        """`amplitude_growth`: what rounding leaves uncertain of the logarithm of the amplitude, per step of descent."""
-        centre, direction = flatten(state.centre)[0], flatten(state.direction)[0]
-        probed = probe_scale(centre, direction, state.log_size) * scaled_norm(direction)
-        size = scaled_norm(centre) * jnp.finfo(centre.dtype).eps
-        some = (probed > 0) & (scaled_norm(direction) > 0)
-        return {"amplitude_growth": jnp.where(some, size / jnp.where(some, probed, 1), 0)}
-
-    def complaint(self, errors: Mapping[str, Any]) -> str:
-        worst = float(jnp.max(errors["amplitude_growth"]))
-        if not worst > LARGEST_ROUNDING:
-            return ""
-        return (
-            f"The amplitude has been so small beside the centre that its growth is known to {worst:.0e} a step of"
-            " descent only, and so are the times of bursts: use float64, with jax.config.update('jax_enable_x64', True)"
-            " and float64 parameters."
-        )
-
-    def kinks(self, trainable: PyTree, frozen: PyTree) -> tuple[str, ...] | None:
-        return field_kinks(self.problem, trainable, frozen)
-
-    def loss(self, state: SplitState, frozen: PyTree) -> Float[Array, ""]:
-        return self.problem(join(state.centre, frozen))
-
-    def check(self, trainable: PyTree, frozen: PyTree) -> None:
-        check_scalar(self.problem, join(trainable, frozen))
 
 
 def check_descent(problem: Any, learning_rate: Any) -> tuple[Callable[[Any], Any], Float[Array, ""]]:
@@ -179,7 +183,7 @@ def probe_scale(centre: Vector, direction: Vector, log_size: Scalar) -> Scalar:
     share = min(float(jnp.finfo(centre.dtype).eps) ** (1 / 3), LARGEST_PROBE)
     size = scaled_norm(direction)
     min_scale = share * scaled_norm(centre) / jnp.where(size > 0, size, 1)
-    min_scale = jnp.maximum(min_scale, jnp.finfo(centre.dtype).tiny)
+    min_scale = jnp.maximum(min_scale, jnp.finfo(centre.dtype).tiny ** 0.5)  # squares of it are no subnormal numbers
     return jax.lax.stop_gradient(jnp.maximum(jnp.exp(log_size).astype(centre.dtype), min_scale))
 
 

@@ -26,7 +26,7 @@ from gradflow._checks import fail
 VERSION = 1
 """Of the format; a file of a later one is refused."""
 
-FORMER_FIELDS = {
+FORMER_FIELDS: dict[str, dict[str, str]] = {
     "gradflow.flows._second_order:MomentumState": {"lost": "dissipated"},
     "gradflow.runs._continue:Checkpoint": {"lost": "rounding_error", "floor": "scale"},
     "gradflow.solvers._ndf:History": {"rate": "contraction"},
@@ -173,8 +173,11 @@ class _Reader:
             return functools.partial(function, *args, **keywords)
         if tag == "node":
             return self._node(described)
-        cls, former = _imported(content), FORMER_FIELDS.get(content, {})
-        fields = {former.get(name, name): self.build(part) for name, part in described["fields"].items()}
+        cls = _imported(content)
+        former = FORMER_FIELDS.get(content, {})
+        fields = {key: self.build(part) for key, part in described["fields"].items()}
+        for name in former.keys() & fields.keys():
+            fields[former[name]] = fields.pop(name)
         if tag == "namedtuple":
             return cls(**fields)
         return _assembled(cls, fields)

@@ -399,6 +399,7 @@ def cases(key):
         "LinearisedFlow": gf.LinearisedFlow(problem, model),
         "MeanFieldFlow": gf.MeanFieldFlow(problem, node_weights),
         "ModifiedFlow": gf.ModifiedFlow(problem, 0.1),
+        "MomentumDescentAscentFlow": gf.MomentumDescentAscentFlow(problem, 0.1, 0.5),
         "MomentumFlow": gf.MomentumFlow(problem, 0.1, 0.9),
         "NesterovConvexFlow": gf.NesterovConvexFlow(problem, 0.1),
         "NesterovFlow": gf.NesterovFlow(problem, 0.1, 0.1),
