@@ -67,6 +67,7 @@ class Middle(NamedTuple):
 
     w: Float[Array, " size"]
     g: Float[Array, " size"]
+    memory: Array
     p: Array
     slope: Array  # of p in the memory
     u: Float[Array, "k size"]
@@ -154,9 +155,8 @@ class CatchingUp(AbstractMethod):
 
         improved = middle.improved
         bend = (step.w - euler.w) / h**2
-        ratio = control.ratio(
-            _errors(y, unflatten, h, bend, state), field.error_weights(y), field.error_weights(y1), scale
-        )
+        weights = field.error_weights(y), field.error_weights(y1)
+        ratio = control.ratio(_errors(y, unflatten, h, bend, state), *weights, scale)
         start = middle.edge - unpacked(middle.curvature.thirds @ (w0 - wm), k) + weighted(middle.u, 2 * (p0 - middle.p))
         at_start, led_to = (_relative_sharpness(e, middle.inside) for e in (start, step.edge))
         # The error of the sharpness is of second order in the step, that of the path of third.
@@ -257,7 +257,9 @@ def _middle(
     own = jnp.where(inside[:, None], basis.vectors, 0)
     outside = jnp.max(jnp.where(inside, jnp.linalg.norm(mapped - (mapped @ own.T) @ own, axis=1), 0))
     edge = weighted(u, 2 * p) - small
-    return Middle(w, g, p, preconditioner.slope(memory, k), u, at_start, inside, edge, improved, num_products, outside)
+    return Middle(
+        w, g, memory, p, preconditioner.slope(memory, k), u, at_start, inside, edge, improved, num_products, outside
+    )
 
 
 class End(NamedTuple):
@@ -283,7 +285,8 @@ class Step(NamedTuple):
 def _caught_up(preconditioner: Preconditioner, middle: Middle, drift: Float[Array, " size"], end: End) -> Step:
     """The step to `drift`, where it would lead without oscillation, with the covariance that the end asks for."""
     k, u, inside, thirds = middle.u.shape[0], middle.u, middle.inside, middle.curvature.thirds
-    p1 = preconditioner.at(end.memory, end.k)
+    # Linear in the memory, as in the covariance: where the two parts of its change cancel, nothing is left.
+    p1 = preconditioner.at(middle.memory, end.k) + middle.slope * (end.memory - middle.memory)
     change = weighted(u, 2 * (p1 - middle.p)) - unpacked(thirds @ (drift - middle.w), k)
     stiff = 0.5 * end.h * weighted(thirds, inverse(middle.p))
     if preconditioner.form.memory is not None:
