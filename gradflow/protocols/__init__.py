@@ -17,8 +17,8 @@ from gradflow.protocols._offered import offered as offered
 from gradflow.protocols._problems import ChecksStart as ChecksStart
 from gradflow.protocols._problems import ConservesAlong as ConservesAlong
 from gradflow.protocols._problems import ExplainsFailure as ExplainsFailure
-from gradflow.protocols._runs import HasAmplitude as HasAmplitude
 from gradflow.protocols._runs import GoesOn as GoesOn
+from gradflow.protocols._runs import HasAmplitude as HasAmplitude
 from gradflow.protocols._runs import HasDeviations as HasDeviations
 from gradflow.protocols._runs import HasLyapunov as HasLyapunov
 from gradflow.protocols._runs import HasUpdateForm as HasUpdateForm
