@@ -85,6 +85,10 @@ class CentralFlow(AbstractFlow):
         self.problem, self.form = rule.problem, form
         self.second_moment, self.directions = second_moment, directions
 
+    @property
+    def time_unit(self) -> str:
+        return "t = k * learning_rate"
+
     def init(self, trainable: PyTree, frozen: PyTree) -> CentralState:
         flat, _ = flatten(trainable)
         zero, k = jnp.zeros((), flat.dtype), self.directions
