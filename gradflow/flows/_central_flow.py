@@ -34,8 +34,8 @@ class CentralFlow(AbstractFlow):
     `D^-1/2 H D^-1/2`, at `2 / eta`. Below the threshold it is zero, and this is gradient flow, with the rule's memory.
     Averages over the rule's oscillation are `gradflow.observables.IterateMean(fn)`, the loss among them.
 
-    **Time unit**: that of the rule, `t = k eta`. The path is to be compared with averages over iterates, such as
-    midpoints, never with single ones.
+    **Time unit**: `t = k * learning_rate`, that of the rule. The path is to be compared with averages over iterates,
+    such as midpoints, never with single ones.
 
     **Arguments**
 
