@@ -18,6 +18,7 @@ from gradflow._solution import load as load
 from gradflow._tree import join_params as join_params
 from gradflow._tree import split_params as split_params
 from gradflow.flows import AbstractFlow as AbstractFlow
+from gradflow.flows import CentralFlow as CentralFlow
 from gradflow.flows import DescentAscentFlow as DescentAscentFlow
 from gradflow.flows import EdgeFlow as EdgeFlow
 from gradflow.flows import GradientFlow as GradientFlow
@@ -64,6 +65,8 @@ from gradflow.rules import MeanFieldSGD as MeanFieldSGD
 from gradflow.rules import Nesterov as Nesterov
 from gradflow.rules import OnePassSGD as OnePassSGD
 from gradflow.rules import OptaxRule as OptaxRule
+from gradflow.rules import RMSProp as RMSProp
+from gradflow.rules import ScalarRMSProp as ScalarRMSProp
 from gradflow.runs import Snapshot as Snapshot
 from gradflow.runs import Until as Until
 from gradflow.runs import iterate as iterate

@@ -75,6 +75,11 @@ def flows(dtype):
         net, weights = averaging(dtype).draw(4, KEY(0))
         return gf.solve(gf.MeanFieldFlow(problem(dtype), weights), net, TS, rtol=1e-3)
 
+    def central():
+        averages = {"mean": gf.observables.IterateMean(problem(dtype)), "variance": gf.observables.IterateVariance()}
+        flow = gf.CentralFlow(gf.RMSProp(problem(dtype), 0.01, initial_scale=0.1), directions=2)
+        return gf.solve(flow, model(dtype), [0.0, 0.02], rtol=1e-3, observe=averages)
+
     def stochastic(order, solver=None):
         flow = gf.SGDFlow(problem(dtype), 0.1, batch_size=2, order=order)
         return gf.solve(flow, model(dtype), TS, solver=solver, key=KEY(0))
@@ -124,6 +129,7 @@ def flows(dtype):
         "FluctuationFlow": fluctuations,
         "OverparametrisedFlow": reduced,
         "MeanFieldFlow": mean_field,
+        "CentralFlow": central,
         "SGDFlow": lambda: stochastic(1),
         "SGDFlow, order 2": lambda: stochastic(2),
         "SKROCK": lambda: stochastic(1, gf.solvers.SKROCK(0.5, stages=3)),
@@ -179,6 +185,8 @@ def rules(dtype):
         "SGD": lambda: run(lambda p: gf.SGD(p, 0.1, batch_size=2, key=KEY(0))),
         "SGD, epochs": lambda: run(lambda p: gf.SGD(p, 0.1, batch_size=1, key=KEY(0), sampling="epochs")),
         "OptaxRule": lambda: run(lambda p: gf.OptaxRule(p, optax.adam, 0.1)),
+        "RMSProp": lambda: run(lambda p: gf.RMSProp(p, 0.1)),
+        "ScalarRMSProp": lambda: run(lambda p: gf.ScalarRMSProp(p, 0.1)),
         "MeanFieldSGD": mean_field,
         "OnePassSGD": one_pass,
     }
@@ -209,6 +217,7 @@ def observables(dtype):
         "NeuronAngles": lambda: o.NeuronAngles(jnp.ones(2, dtype))(relu),
         "HessianEigenvalues": lambda: o.HessianEigenvalues(p, 2)(model(dtype)),
         "Sharpness": lambda: o.Sharpness(p)(model(dtype)),
+        "HessianEigenpairs": lambda: o.HessianEigenpairs(p, 2, vectors=True)(model(dtype)),
         "NTK": lambda: o.NTK(p)(relu),
         "NTKEigenvalues": lambda: o.NTKEigenvalues(p)(relu),
         "Balancedness": lambda: o.Balancedness()(relu),
@@ -370,6 +379,7 @@ def theory(dtype):
         "momentum_rates": lambda: t.momentum_rates([1.0, 4.0], 0.25, 0.01, "heavy_ball"),
         "faster_method": lambda: t.faster_method([1.0, 10.0], mu=0.5, s=0.05),
         "effective_mu": lambda: t.effective_mu(0.9, 0.01),
+        "stability_threshold": lambda: t.stability_threshold(gf.RMSProp(problem(dtype), 0.1)),
         "stable_step": lambda: t.stable_step(2.0, 1.0, "heavy_ball"),
         "partition_condition": lambda: t.partition_condition(*data(dtype, (1.0, -1.0, 1.0))),
         "phase_region": lambda: t.phase_region(0.3, 0.2),

@@ -24,6 +24,7 @@ the traits by which a solver is chosen. With weight decay, for instance:
 
 from gradflow.flows._base import AbstractFlow as AbstractFlow
 from gradflow.flows._base import AbstractStochasticFlow as AbstractStochasticFlow
+from gradflow.flows._central_flow import CentralFlow as CentralFlow
 from gradflow.flows._descent_ascent_flow import DescentAscentFlow as DescentAscentFlow
 from gradflow.flows._descent_ascent_flow import split_iterates as split_iterates
 from gradflow.flows._edge_flow import EdgeFlow as EdgeFlow

@@ -27,7 +27,8 @@ class AbstractFlow(DeclaresSpectrum, ControlsErrors, DeclaresCost, ReportsErrors
     functions, strings) are handed to every method as `frozen`; `gradflow.problems` see the two halves joined.
 
     A flow gives `init`, `vector_field` and `params`. What it may declare besides comes from four classes, each with
-    defaults: for the choice of a solver (`symmetric_jacobian`, `oscillatory`, `jumps`, `kinks`), for the error control
+    defaults: for the choice of a solver (`symmetric_jacobian`, `oscillatory`, `constrained`,
+    `jumps`, `kinks`), for the error control
     (`controlled`, `error_weights`, `step_length_ratio`, `step_limited`, `derivative`), for the counts (`start_cost`,
     `gradients_per_evaluation`, `products_per_evaluation`), and for the end of a run (`errors`, `complaint`, `remedy`).
     A flow with noise derives from `AbstractStochasticFlow`.

@@ -6,6 +6,8 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from gradflow._checks import PrecisionWarning
+
 
 class ErrorWeights(NamedTuple):
     """What errors are measured against: the tolerance on an entry is `rtol` times its weight.
@@ -23,12 +25,14 @@ class DeclaresSpectrum(eqx.Module):
 
     - `symmetric_jacobian`: `dF/dy` of the controlled part of the state is symmetric, so its spectrum is real;
     - `real_spectrum`: its spectrum is real where it is not symmetric, and stabilised methods are safe;
-    - `oscillatory`: eigenvalues far from the real axis are to be expected.
+    - `oscillatory`: eigenvalues far from the real axis are to be expected;
+    - `constrained`: the method `CatchingUp` alone integrates it, which asks more of it than a vector field.
     """
 
     symmetric_jacobian: ClassVar[bool] = False
     real_spectrum: ClassVar[bool] = False
     oscillatory: ClassVar[bool] = False
+    constrained: ClassVar[bool] = False
 
     @property
     def jumps(self) -> Float[Array, " J"] | None:
@@ -92,6 +96,8 @@ class DeclaresCost(eqx.Module):
 
 class ReportsErrors(eqx.Module):
     """What is said of a run at its end, beyond its status."""
+
+    complaint_category: ClassVar[type[Warning]] = PrecisionWarning
 
     def errors(self, state: PyTree, frozen: PyTree) -> dict[str, Scalar]:
         """Errors that the flow makes itself, however short the steps, and can estimate at a state. The largest along a

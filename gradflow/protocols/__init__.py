@@ -1,5 +1,8 @@
 """What rooms ask of objects that they do not import: by the methods of a class here, named where one is missing."""
 
+from gradflow.protocols._edge import CentralState as CentralState
+from gradflow.protocols._edge import SecondMoment as SecondMoment
+from gradflow.protocols._edge import UpdateForm as UpdateForm
 from gradflow.protocols._models import Balances as Balances
 from gradflow.protocols._models import Conserves as Conserves
 from gradflow.protocols._models import HasNeurons as HasNeurons
@@ -14,8 +17,11 @@ from gradflow.protocols._offered import offered as offered
 from gradflow.protocols._problems import ChecksStart as ChecksStart
 from gradflow.protocols._problems import ConservesAlong as ConservesAlong
 from gradflow.protocols._problems import ExplainsFailure as ExplainsFailure
+from gradflow.protocols._runs import GoesOn as GoesOn
 from gradflow.protocols._runs import HasAmplitude as HasAmplitude
+from gradflow.protocols._runs import HasDeviations as HasDeviations
 from gradflow.protocols._runs import HasLyapunov as HasLyapunov
+from gradflow.protocols._runs import HasUpdateForm as HasUpdateForm
 from gradflow.protocols._runs import HasVectorField as HasVectorField
 from gradflow.protocols._runs import PredictsAverages as PredictsAverages
 from gradflow.protocols._runs import SeesState as SeesState

@@ -4,6 +4,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, PyTree, Scalar
 
+from gradflow.protocols._edge import UpdateForm
+
 
 @runtime_checkable
 class HasVectorField(Protocol):
@@ -48,6 +50,15 @@ class HasAmplitude(Protocol):
 
 
 @runtime_checkable
+class HasUpdateForm(Protocol):
+    """A rule that tells how it steps, in numbers."""
+
+    def form(self) -> UpdateForm | None:
+        """Its form; `None` where it is another one, or not known."""
+        ...
+
+
+@runtime_checkable
 class PredictsAverages(Protocol):
     """A flow that stands for averages of iterates, and knows how these scatter."""
 
@@ -57,4 +68,30 @@ class PredictsAverages(Protocol):
 
     def predicted_loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
         """The mean of the loss over the iterates."""
+        ...
+
+
+@runtime_checkable
+class HasDeviations(Protocol):
+    """A flow that knows the covariance of the iterates about it."""
+
+    def deviations(self, state: PyTree) -> PyTree:
+        """Directions, along a leading axis, whose outer products add up to the covariance."""
+        ...
+
+    def params(self, state: PyTree) -> PyTree:
+        """The trainable parameters in a state."""
+        ...
+
+
+@runtime_checkable
+class GoesOn(Protocol):
+    """An observable that goes on from what it knew at the save time before."""
+
+    def first_memory(self, params: PyTree) -> Any:
+        """What it knows before the first save time."""
+        ...
+
+    def follow(self, memory: Any, params: PyTree) -> tuple[Any, Any]:
+        """What it knows after the next one, and its value there."""
         ...

@@ -36,4 +36,6 @@ from gradflow.rules._mean_field_sgd import MeanFieldSGD as MeanFieldSGD
 from gradflow.rules._nesterov import Nesterov as Nesterov
 from gradflow.rules._one_pass_sgd import OnePassSGD as OnePassSGD
 from gradflow.rules._optax import OptaxRule as OptaxRule
+from gradflow.rules._rmsprop import RMSProp as RMSProp
+from gradflow.rules._rmsprop import ScalarRMSProp as ScalarRMSProp
 from gradflow.rules._sgd import SGD as SGD

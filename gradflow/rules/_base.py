@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, PyTree, Scalar
 
 from gradflow._checks import check_positive, fail
 from gradflow.flows import AbstractFlow
+from gradflow.protocols import UpdateForm
 
 
 class AbstractRule(eqx.Module):
@@ -72,6 +73,10 @@ class AbstractRule(eqx.Module):
     @abc.abstractmethod
     def with_learning_rate(self, learning_rate: float | Scalar) -> "AbstractRule":
         """The same rule at another learning rate."""
+
+    def form(self) -> UpdateForm | None:
+        """How the rule steps, in numbers; `None` where it is of another form, or not known."""
+        return None
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         """Raises `ValueError` for parameters of a shape or type that the rule cannot start from, as for flows."""

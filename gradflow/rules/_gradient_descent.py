@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from gradflow._checks import check_callable
 from gradflow.flows import AbstractFlow, GradientFlow, ModifiedFlow
+from gradflow.protocols import UpdateForm
 from gradflow.rules._base import check_learning_rate, unknown_order
 from gradflow.rules._descent import AbstractDescent
 
@@ -48,6 +49,9 @@ class GradientDescent(AbstractDescent):
 
     def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         return self.descend(self.problem, state, frozen)
+
+    def form(self) -> UpdateForm:
+        return UpdateForm(self.learning_rate)
 
     def flow(self, order: int = 1) -> AbstractFlow:
         if order not in self.orders:

@@ -13,6 +13,7 @@ from gradflow._tree import join
 from gradflow.flows import AbstractFlow, HeavyBallFlow, ModifiedFlow, MomentumFlow
 from gradflow.flows._momentum_flow import check_momentum
 from gradflow.flows._second_order import check_strong_convexity
+from gradflow.protocols import UpdateForm
 from gradflow.rules._base import check_learning_rate, unknown_order
 from gradflow.rules._momentum import AbstractMomentumRule
 
@@ -97,6 +98,9 @@ class HeavyBall(AbstractMomentumRule):
             return w + beta.astype(w.dtype) * (w - old) - size.astype(w.dtype) * g
 
         return (jax.tree_util.tree_map(move, now, before, gradient), now), loss
+
+    def form(self) -> UpdateForm:
+        return UpdateForm(self.learning_rate, self.beta, "heavy_ball")
 
     def flow(self, order: int = 1, resolution: Any = "high") -> AbstractFlow:
         """With `mu`: `HeavyBallFlow` of that resolution, started to match. With fixed momentum: `ModifiedFlow` of that

@@ -12,6 +12,7 @@ from gradflow._tree import join
 from gradflow.flows import AbstractFlow, ModifiedFlow, MomentumFlow, NesterovConvexFlow, NesterovFlow
 from gradflow.flows._momentum_flow import check_momentum
 from gradflow.flows._second_order import check_strong_convexity
+from gradflow.protocols import UpdateForm
 from gradflow.rules._base import check_learning_rate, unknown_order
 from gradflow.rules._momentum import AbstractMomentumRule
 
@@ -104,6 +105,10 @@ class Nesterov(AbstractMomentumRule):
         descended = jax.tree_util.tree_map(lambda p, g: p - self.learning_rate.astype(p.dtype) * g, w, gradient)
         ahead = jax.tree_util.tree_map(lambda new, old: new + beta.astype(new.dtype) * (new - old), descended, v)
         return (ahead, descended), loss
+
+    def form(self) -> UpdateForm:
+        beta = jnp.ones_like(self.alpha) if self.convex else self.coefficient()  # k/(k + alpha) tends to one
+        return UpdateForm(self.learning_rate, beta, "nesterov")
 
     def flow(self, order: int = 1, resolution: Any = "high") -> AbstractFlow:
         """With `mu` or neither: `NesterovFlow` or `NesterovConvexFlow` of that resolution, started to match. With fixed

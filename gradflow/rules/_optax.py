@@ -14,8 +14,10 @@ from gradflow._checks import check_callable, fail
 from gradflow._tree import join
 from gradflow.flows import AbstractFlow
 from gradflow.flows._gradient_flow import check_scalar
+from gradflow.protocols import UpdateForm
 from gradflow.rules._base import AbstractRule, check_learning_rate
 from gradflow.rules._counting import UncountableError, Watch, marked, run_counted
+from gradflow.rules._optax_form import optax_form
 
 
 class OptaxRule(AbstractRule):
@@ -125,6 +127,9 @@ class OptaxRule(AbstractRule):
 
     def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
         return self.problem(join(state[0], frozen))
+
+    def form(self) -> UpdateForm | None:
+        return optax_form(self.transform, self.learning_rate)
 
     def flow(self, order: int = 1) -> AbstractFlow:
         if self.limit is None or order != 1:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from gradflow._checks import check_callable, fail, is_concrete
 from gradflow._solution import Solution, moving
-from gradflow.protocols import KnowsOrdinary, SeesState, offered
+from gradflow.protocols import GoesOn, KnowsOrdinary, SeesState, offered
 
 
 def seen(fn: Callable[[Any], Any], params: PyTree) -> PyTree:
@@ -34,6 +34,7 @@ class Record(eqx.Module):
 
     params: PyTree | None
     observed: dict[str, PyTree]
+    memories: dict[str, PyTree]  # of the observables that go on from one row to the next
 
 
 def bind(
@@ -50,16 +51,22 @@ def bind(
 def blank_record(
     rows: int, params: PyTree, observe: dict[str, Callable[[Any], Any]], save_params: bool, flowing: PyTree
 ) -> Record:
-    """Buffers for runs of these parameters, of which `flowing` flow. All other leaves are kept once, without rows."""
+    """Buffers for runs of these parameters, of which `flowing` flow. All other leaves are kept once, without rows.
+
+    An observable with a method `follow(memory, params) -> (memory, value)` goes on from what it knew at the row before,
+    at first from `first_memory(params)`.
+    """
     shapes = {
         name: eqx.filter_eval_shape(lambda p, name=name, fn=fn: value_of(name, fn, p), params)
         for name, fn in observe.items()
     }
     observed = jax.tree_util.tree_map(lambda shape: _blank(rows, shape.shape, shape.dtype), shapes)
+    following = {name: (fn, offered(fn, GoesOn)) for name, fn in observe.items()}
+    memories = {name: g.first_memory(seen(fn, params)) for name, (fn, g) in following.items() if g is not None}
     if not save_params:
-        return Record(None, observed)
+        return Record(None, observed, memories)
     buffers = jax.tree_util.tree_map(lambda leaf: _blank(rows, leaf.shape, leaf.dtype), flowing)
-    return Record(eqx.combine(buffers, params), observed)
+    return Record(eqx.combine(buffers, params), observed, memories)
 
 
 def write_row(
@@ -74,9 +81,15 @@ def write_row(
     saved = record.params
     if saved is not None:
         saved = jax.tree_util.tree_map(put, saved, params)
-    values = {name: value_of(name, fn, params) for name, fn in observe.items()}
+    values, memories = {}, {}
+    for name, fn in observe.items():
+        following = offered(fn, GoesOn)
+        if following is None:
+            values[name] = value_of(name, fn, params)
+        else:
+            memories[name], values[name] = following.follow(record.memories[name], seen(fn, params))
     observed = jax.tree_util.tree_map(lambda buffer, value: buffer.at[index].set(value), record.observed, values)
-    return Record(saved, observed)
+    return Record(saved, observed, memories)
 
 
 def with_unreached_rows(solution: Solution) -> Solution:

@@ -1,6 +1,7 @@
 """`solve`: integrates a flow with adaptive steps; checks what it is given, then runs the compiled loop."""
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ from gradflow.runs._drive import drive
 from gradflow.runs._fixed_steps import check_budget, check_no_limits, prepare_path
 from gradflow.runs._record import check_observe, seen
 from gradflow.runs._until import Until, check_until
-from gradflow.solvers import AbstractMethod, AbstractStochasticMethod, OneStep, StepControl, default_solver
+from gradflow.solvers import AbstractMethod, AbstractStochasticMethod, CatchingUp, OneStep, StepControl, default_solver
 from gradflow.solvers._default import describe_choice
 
 
@@ -163,7 +164,7 @@ def solve(
     if found.errors and _checks.is_concrete(found.errors):
         complaint = flow.complaint(found.errors)
         if complaint:
-            _checks.warn_precision(complaint)
+            warnings.warn(complaint, flow.complaint_category, stacklevel=2)
     return ended(found, throw, lambda: _advice(setup))
 
 
@@ -240,6 +241,9 @@ def prepare(
     if flow.step_limited and not isinstance(method, OneStep):
         advice = "Use one such as gradflow.solvers.Tsit5() or, where it is stiff, Hybrid()."
         raise _checks.fail("solver", f"be an explicit method for a {type(flow).__name__}", method.name, advice)
+    if flow.constrained != isinstance(method, CatchingUp):
+        must = f"{'' if flow.constrained else 'not '}be gradflow.solvers.CatchingUp() for a {type(flow).__name__}"
+        raise _checks.fail("solver", must, method.name, "None chooses one that goes with it.")
 
     return AdaptiveRun(
         flow=flow,

@@ -173,7 +173,7 @@ def _with_rows(run: AbstractRun, record: Record, rows: dict[str, Any]) -> Record
     take = lambda _: next(ordered)  # noqa: E731
     observed = {name: jax.tree_util.tree_map(take, value) for name, value in record.observed.items()}
     params = jax.tree_util.tree_map(take, _flowing(run, record))
-    return Record(eqx.combine(params, record.params), observed)
+    return Record(eqx.combine(params, record.params), observed, record.memories)
 
 
 def _plain(buffer: Any, first: int, last: int) -> np.ndarray:

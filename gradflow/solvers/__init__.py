@@ -20,6 +20,7 @@ from diffrax import Kvaerno5 as Kvaerno5
 from diffrax import Tsit5 as Tsit5
 
 from gradflow.solvers._automatic import Automatic as Automatic
+from gradflow.solvers._catching_up import CatchingUp as CatchingUp
 from gradflow.solvers._control import StepControl as StepControl
 from gradflow.solvers._cost import evaluations_per_step as evaluations_per_step
 from gradflow.solvers._default import default_solver as default_solver

@@ -6,6 +6,7 @@ import diffrax
 
 from gradflow.protocols import lacking_for_second_order
 from gradflow.solvers._automatic import Automatic
+from gradflow.solvers._catching_up import CatchingUp
 from gradflow.solvers._hybrid import Hybrid
 from gradflow.solvers._method import AbstractMethod
 from gradflow.solvers._nystrom import Nystrom
@@ -40,6 +41,8 @@ def default_solver(rtol: float, flow: Any = None, kinked: bool = False) -> diffr
     is blind where a feature appears: until then the slope is constant, and its error estimate evaluates no slope at the
     new state. From 1e-1000 it steps over that wall to where `beta` is 1e22, and nothing leads back.
 
+    Flows that are held at the edge of stability get `CatchingUp`, which is made for them.
+
     Smooth flows that oscillate get `Nystrom` where no velocity but constant damping enters, as with the heavy ball.
 
     The explicit method, alone or within `Automatic`, is `Tsit5`, of order five, or `Dopri8`, of order eight, where the
@@ -49,6 +52,8 @@ def default_solver(rtol: float, flow: Any = None, kinked: bool = False) -> diffr
     >>> type(gf.solvers.default_solver(1e-9).explicit).__name__
     'Dopri8'
     """
+    if getattr(flow, "constrained", False):
+        return CatchingUp()
     oscillates = getattr(flow, "oscillatory", False)
     explicit = diffrax.Tsit5() if rtol >= (OSCILLATING if oscillates else TIGHT) else diffrax.Dopri8()
     if oscillates and not kinked and not lacking_for_second_order(flow):
@@ -74,6 +79,7 @@ def describe_choice(rtol: float, flow: Any, kinks: tuple[str, ...] | None) -> st
     """
     words = ["oscillates"] if getattr(flow, "oscillatory", False) else []
     words += ["limits its steps"] if getattr(flow, "step_limited", False) else []
+    words += ["held at the edge of stability"] if getattr(flow, "constrained", False) else []
     if kinks:
         words.append(f"kinks: {', '.join(kinks)}")
         if rtol < KINKED and len(words) == 1:

@@ -23,6 +23,7 @@ from gradflow.theory._phase_diagram import plateau as plateau
 from gradflow.theory._relu_escape import ReLUEscape as ReLUEscape
 from gradflow.theory._relu_escape import relu_escape as relu_escape
 from gradflow.theory._relu_gram import relu_gram as relu_gram
+from gradflow.theory._stability import stability_threshold as stability_threshold
 from gradflow.theory._two_directions import TwoDirections as TwoDirections
 from gradflow.theory._two_directions import two_directions as two_directions
 from gradflow.theory._width_limits import BIAS as BIAS
