@@ -27,11 +27,10 @@ class AbstractFlow(DeclaresSpectrum, ControlsErrors, DeclaresCost, ReportsErrors
     functions, strings) are handed to every method as `frozen`; `gradflow.problems` see the two halves joined.
 
     A flow gives `init`, `vector_field` and `params`. What it may declare besides comes from four classes, each with
-    defaults: for the choice of a solver (`symmetric_jacobian`, `oscillatory`, `constrained`,
-    `jumps`, `kinks`), for the error control
-    (`controlled`, `error_weights`, `step_length_ratio`, `step_limited`, `derivative`), for the counts (`start_cost`,
-    `gradients_per_evaluation`, `products_per_evaluation`), and for the end of a run (`errors`, `complaint`, `remedy`).
-    A flow with noise derives from `AbstractStochasticFlow`.
+    defaults: for the choice of a solver (`symmetric_jacobian`, `oscillatory`, `constrained`, `jumps`, `kinks`), for the
+    error control (`controlled`, `error_weights`, `step_length_ratio`, `step_limited`, `derivative`), for the counts
+    (`time_unit`, `start_cost`, `gradients_per_evaluation`, `products_per_evaluation`), and for the end of a run
+    (`errors`, `complaint`, `remedy`). A flow with noise derives from `AbstractStochasticFlow`.
     """
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -43,11 +42,6 @@ class AbstractFlow(DeclaresSpectrum, ControlsErrors, DeclaresCost, ReportsErrors
     def t0(self) -> float | Scalar:
         """Time at which the flow starts."""
         return 0.0
-
-    @property
-    def time_unit(self) -> str:
-        """How its time counts the iterations of what it idealises, for the axes of figures; empty if it counts none."""
-        return ""
 
     @abc.abstractmethod
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:

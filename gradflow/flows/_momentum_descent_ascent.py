@@ -133,6 +133,10 @@ class MomentumDescentAscentFlow(AbstractAlternatingFlow):
         return self.unit
 
     @property
+    def time_unit(self) -> str:
+        return "t = k * learning_rate / (1 - momentum)"
+
+    @property
     def t0(self) -> Scalar:
         return self.warm_up * self._unit()
 
@@ -231,9 +235,9 @@ class MomentumDescentAscentFlow(AbstractAlternatingFlow):
 
         def step(pair: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Array]:
             now, before = pair
-            moved = now + beta * (now - before)
-            after = moved - eta * gradient(moved if self.nesterov else now)
-            return (after, now), moved if self.nesterov else now
+            ahead = now + beta * (now - before)
+            after = ahead - eta * gradient(ahead if self.nesterov else now)
+            return (after, now), ahead if self.nesterov else now
 
         first = self.warm_up - HALF_WIDTH - 1
         pair, _ = jax.lax.scan(lambda pair, _: (step(pair, None)[0], None), (start, start), None, length=first)

@@ -123,6 +123,10 @@ class AbstractAlternatingFlow(AbstractFlow):
 class AbstractSplitFlow(AbstractAlternatingFlow):
     """A flow of centre and amplitude of gradient descent, on the clock of gradient descent, `t = k * learning_rate`."""
 
+    @property
+    def time_unit(self) -> str:
+        return "t = k * learning_rate"
+
     @abc.abstractmethod
     def rates(self, gradient: Gradient, centre: Vector, direction: Vector, log_size: Scalar) -> tuple[Vector, Vector]:
         """The derivative of the centre, and that of the amplitude over `exp(log_size)`, per step of descent."""

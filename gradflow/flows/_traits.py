@@ -76,7 +76,12 @@ class ControlsErrors(eqx.Module):
 
 
 class DeclaresCost(eqx.Module):
-    """What the counts of a run add to the evaluations of the field."""
+    """What the time of a run counts, and what its counts add to the evaluations of the field."""
+
+    @property
+    def time_unit(self) -> str:
+        """How its time counts the iterations of what it idealises, for the axes of figures; empty if it counts none."""
+        return ""
 
     @property
     def start_cost(self) -> tuple[int, int]:

@@ -82,12 +82,12 @@ class Sides(eqx.Module):
     up: Bool[Array, " switches"]
 
     def split(self, shapes: Sequence[tuple[int, ...]]) -> list[tuple[Array, Array]]:
-        found, start = [], 0
+        halves, start = [], 0
         for shape in shapes:
             stop = start + math.prod(shape)
-            found.append((self.held[start:stop].reshape(shape), self.up[start:stop].reshape(shape)))
+            halves.append((self.held[start:stop].reshape(shape), self.up[start:stop].reshape(shape)))
             start = stop
-        return found
+        return halves
 
 
 def switching(vector_field: Callable[..., PyTree], flow: Any, t: Scalar, y: PyTree, frozen: PyTree) -> Switching | None:
@@ -127,15 +127,15 @@ def _open(jaxpr: Any) -> tuple[Any, list[Any]]:
 def _plan(jaxpr: Any, flags: Sequence[bool]) -> Plan:
     """Marks the switches that depend on arguments with a flag."""
     inner, consts = _open(jaxpr)
-    known = dict(zip([*inner.constvars, *inner.invars], [False] * len(consts) + list(flags), strict=True))
+    depends = dict(zip([*inner.constvars, *inner.invars], [False] * len(consts) + list(flags), strict=True))
     actions: list[Plan | int | None] = []
     lost: set[str] = set()
     for eqn in inner.eqns:
-        inputs = [not isinstance(atom, Literal) and known[atom] for atom in eqn.invars]
+        inputs = [not isinstance(atom, Literal) and depends[atom] for atom in eqn.invars]
         action, outs = _action(eqn, inputs, lost) if any(inputs) else (None, [False] * len(eqn.outvars))
         actions.append(action)
-        known.update(zip(eqn.outvars, outs, strict=True))
-    outs = tuple(not isinstance(atom, Literal) and known[atom] for atom in inner.outvars)
+        depends.update(zip(eqn.outvars, outs, strict=True))
+    outs = tuple(not isinstance(atom, Literal) and depends[atom] for atom in inner.outvars)
     return Plan(tuple(actions), outs, frozenset(lost))
 
 
@@ -183,10 +183,10 @@ def _evaluate(
 ) -> tuple[list[Any], list[Array]]:
     """The results of a program and the switching functions in it, which are held on `sides` where these are given."""
     inner, consts = _open(jaxpr)
-    known: dict[Any, Any] = dict(zip([*inner.constvars, *inner.invars], [*consts, *args], strict=True))
+    environment: dict[Any, Any] = dict(zip([*inner.constvars, *inner.invars], [*consts, *args], strict=True))
     values: list[Array] = []
     for eqn, action in zip(inner.eqns, plan.actions, strict=True):
-        inputs = [atom.val if isinstance(atom, Literal) else known[atom] for atom in eqn.invars]
+        inputs = [atom.val if isinstance(atom, Literal) else environment[atom] for atom in eqn.invars]
         if isinstance(action, Plan):
             run = _scan if eqn.primitive.name == "scan" else _call
             outs, more = run(eqn, action, inputs, sides)
@@ -195,14 +195,14 @@ def _evaluate(
             outs = [_switch(eqn, inputs, sides, values)]
         else:
             outs = _bind(eqn, inputs)
-        known.update(zip(eqn.outvars, outs, strict=True))
-    return [atom.val if isinstance(atom, Literal) else known[atom] for atom in inner.outvars], values
+        environment.update(zip(eqn.outvars, outs, strict=True))
+    return [atom.val if isinstance(atom, Literal) else environment[atom] for atom in inner.outvars], values
 
 
 def _bind(eqn: Any, inputs: list[Any]) -> list[Any]:
-    found = eqn.primitive.get_bind_params(eqn.params)
+    bound = eqn.primitive.get_bind_params(eqn.params)
     # Older versions of JAX give the functions of a call apart from its parameters.
-    functions, params = found if isinstance(found, tuple) else ((), found)
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)
     outs = eqn.primitive.bind(*functions, *inputs, **params)
     return list(outs) if eqn.primitive.multiple_results else [outs]
 

@@ -201,11 +201,11 @@ def _distinct(table: Settled, settled: np.ndarray, degree: int, tolerance: float
             hits[near[np.argmin(distances[near])]] += 1
             continue
         gaps = np.abs(table.spectra[row] - degree * values[row])
-        least = np.min(gaps, initial=np.inf, where=np.isfinite(gaps))
-        separate = settled[row] and np.isfinite(least) and least > CERTAIN * degree * values[row]
+        min_gap = np.min(gaps, initial=np.inf, where=np.isfinite(gaps))
+        separate = settled[row] and np.isfinite(min_gap) and min_gap > CERTAIN * degree * values[row]
         chosen.append(int(row))
         hits.append(1)
-        reach.append(float(1 / least) if separate else 0.0)
+        reach.append(float(1 / min_gap) if separate else 0.0)
     order = np.argsort(-values[chosen], kind="stable")
     return np.array(chosen, int)[order], np.array(hits, int)[order]
 

@@ -50,11 +50,11 @@ def path(seed, predict=relu_net, flow=gf.GradientFlow, ts=TS, of=lambda sol: sol
     return run
 
 
-def gap(found, fn, step=1e-5):
+def gap(result, fn, step=1e-5):
     """The relative error of a derivative, by central differences."""
     fn = jax.jit(fn)
     expected = (np.asarray(fn(step)) - np.asarray(fn(-step))) / (2 * step)
-    return float(np.linalg.norm(np.asarray(found) - expected) / np.linalg.norm(expected))
+    return float(np.linalg.norm(np.asarray(result) - expected) / np.linalg.norm(expected))
 
 
 def derivative(fn):
@@ -82,8 +82,8 @@ def climb(w, c, ts=(3.0,), **options):
 def test_jump_at_a_surface_in_closed_form():
     """By the start, by the place of the surface, and by the time of the end; steps alone give 1, 0 and 2."""
     end = lambda w, c, t: climb(w, c, [1.0, t]).params  # noqa: E731
-    found = jax.jacfwd(end, argnums=(0, 1, 2))(jnp.array(0.5), jnp.array(2.0), jnp.array(3.0))
-    np.testing.assert_allclose(jnp.stack(found, 1), [[1, 0, 0], [2, -1, 2]], rtol=1e-6, atol=1e-9)
+    result = jax.jacfwd(end, argnums=(0, 1, 2))(jnp.array(0.5), jnp.array(2.0), jnp.array(3.0))
+    np.testing.assert_allclose(jnp.stack(result, 1), [[1, 0, 0], [2, -1, 2]], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.slow
@@ -115,9 +115,9 @@ def test_kinks_that_are_not_followed_are_named_at_run_time():
 
 @pytest.mark.slow
 def test_values_are_those_of_a_run_without_derivatives(monkeypatch):
-    found = jax.jit(lambda w: climb(w, 2.0).final)(0.5), jax.jvp(lambda w: climb(w, 2.0).final, (0.5,), (1.0,))[0]
+    result = jax.jit(lambda w: climb(w, 2.0).final)(0.5), jax.jvp(lambda w: climb(w, 2.0).final, (0.5,), (1.0,))[0]
     monkeypatch.setattr(Setup, "under_trace", lambda setup: setup)
-    assert found == (jax.jit(lambda w: climb(w, 2.0).final)(0.5),) * 2
+    assert result == (jax.jit(lambda w: climb(w, 2.0).final)(0.5),) * 2
 
 
 def test_field_on_either_side_of_its_switches():
@@ -128,14 +128,14 @@ def test_field_on_either_side_of_its_switches():
         scores = jax.lax.map(lambda row: jnp.max(row @ w.reshape(3, 3)), x)
         return jnp.sum(scores**2) + jnp.sum(jnp.where(w > 0, w, 0.1 * w))
 
-    found = switching(lambda _, t, w, frozen: jax.grad(loss)(w), None, jnp.array(0.0), w, None)
-    rate, values = found(jnp.array(0.0), w)
+    result = switching(lambda _, t, w, frozen: jax.grad(loss)(w), None, jnp.array(0.0), w, None)
+    rate, values = result(jnp.array(0.0), w)
     held, up = jnp.ones(values.shape, bool), values > 0
     np.testing.assert_allclose(rate, jax.grad(loss)(w), rtol=1e-12)
-    np.testing.assert_array_equal(found(jnp.array(0.0), w, Sides(held, up))[0], rate)
+    np.testing.assert_array_equal(result(jnp.array(0.0), w, Sides(held, up))[0], rate)
     # Held where they stand, they take the field along to another state, beyond its kinks.
     other = -w
-    one_sided = found(jnp.array(0.0), other, Sides(held, up))[0]
+    one_sided = result(jnp.array(0.0), other, Sides(held, up))[0]
     chosen = jnp.argmax(x @ w.reshape(3, 3), axis=1)
     linear = lambda v: jnp.sum(jnp.take_along_axis(x @ v.reshape(3, 3), chosen[:, None], 1) ** 2)  # noqa: E731
     expected = jax.grad(linear)(other) + jnp.where(w > 0, 1, 0.1)
@@ -167,8 +167,8 @@ def test_derivative_across_kinks_of_other_networks(predict):
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", [None, gf.solvers.Nystrom()])
 def test_derivative_of_a_heavy_ball_across_kinks(solver):
-    kind = {"flow": lambda risk: gf.HeavyBallFlow(risk, mu=0.5, s=1.0)}
-    assert gap(derivative(path(SEED, solver=solver, **kind)), tight(SEED, **kind)) < 5e-3
+    options = {"flow": lambda risk: gf.HeavyBallFlow(risk, mu=0.5, s=1.0)}
+    assert gap(derivative(path(SEED, solver=solver, **options)), tight(SEED, **options)) < 5e-3
 
 
 @pytest.mark.slow

@@ -57,9 +57,9 @@ def test_poor_copies_of_a_point_are_not_points_of_their_own():
     spectra = np.array([[6.0, 2.0], [6.0, 2.0], [6.0, 2.0], [4.0, 2.0], [5.0, 2.0]])
     table = Settled(units, values, residuals, spectra, np.zeros(5, int), np.zeros(5, int))
     assert values[0] > values[1]
-    chosen, found = _distinct(table, residuals < 1e-9, 2, 1e-4)
+    chosen, hits = _distinct(table, residuals < 1e-9, 2, 1e-4)
     assert chosen.tolist() == [3, 4, 1]
-    assert found.tolist() == [1, 1, 3]
+    assert hits.tolist() == [1, 1, 3]
 
 
 @pytest.mark.slow
