@@ -207,7 +207,7 @@ class CentralFlow(AbstractFlow):
             gradient = jax.grad(lambda p: self.problem(join(p, frozen)))(trainable)
             return form.after(form.start(trainable), gradient)
         blank = form.start(trainable)
-        if jnp.ndim(self.second_moment) == 0 and not isinstance(self.second_moment, dict | list | tuple):
+        if jax.tree_util.all_leaves([self.second_moment]) and jnp.ndim(self.second_moment) == 0:
             return jax.tree_util.tree_map(lambda leaf: jnp.full_like(leaf, self.second_moment), blank)
         given = jax.tree_util.tree_structure(self.second_moment)
         if given != jax.tree_util.tree_structure(blank):

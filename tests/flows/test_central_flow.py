@@ -224,3 +224,14 @@ def test_predicted_loss_of_a_network_with_several_critical_eigenvalues():
     assert np.allclose(predicted[3:], averaged[3:], rtol=0.05)
     assert drift < 1e-3
     assert cost < 40
+
+
+def test_takes_the_memory_of_a_module():
+    """The memory of a run on a model that is a module of Equinox is a pytree like any other."""
+    model = gf.models.TwoLayer(2, 3, activation=jnp.tanh, key=jax.random.key(0))
+    rule = gf.RMSProp(gf.EmpiricalRisk(*gf.data.circle(6), gf.losses.square), 1e-3)
+    _, memory = gf.iterate(rule, model, 3).state
+    start = gf.CentralFlow(rule, second_moment=memory).init(*gf.split_params(model))
+    given, kept = (jax.tree_util.tree_leaves(tree) for tree in (memory, start.memory))
+    assert len(given) == len(kept)
+    assert all(np.array_equal(a, b) for a, b in zip(given, kept, strict=True))
