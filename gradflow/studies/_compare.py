@@ -43,7 +43,8 @@ def compare(
 
         gap = max_k |theta_k - X(t_k)| / max_k |X(t_k) - X(0)|,       t_k = rule.time(k) <= horizon
 
-    A flow of order `p` has a gap of order `eta^p`.
+    A flow of order `p` has a gap of order `eta^p`. One whose `t0` lies after 0 is compared from there on, with
+    `X(t0)` in the place of `X(0)`; its distances before are NaN.
 
     **Arguments**
 
@@ -60,7 +61,8 @@ def compare(
     `gradient_evaluations` and `status` of the rule, `flow_gradient_evaluations` and `flow_status`. A rule that
     diverges has the gap NaN.
 
-    **Raises** `ValueError` for bad input and for a rule without a known limit.
+    **Raises** `ValueError` for bad input, for a rule without a known limit, and for a flow that starts after the
+    horizon.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> rule = gf.GradientDescent(lambda w: 0.5 * jnp.sum(jnp.array([1.0, 3.0]) * w**2), learning_rate=0.1)
@@ -128,11 +130,19 @@ def _measure_gap(
     discrete = iterate_to(rule, params, ks, throw=False, trainable=how["trainable"])
     times = np.asarray(discrete.ts, float)
     gaps, distances, costs, codes = [], [], [], []
-    for make in flows.values():
-        exact = solve(make(rule), params, times, **how)
-        distance, travelled = run_distance(*(moving(sol.params, sol.held) for sol in (discrete, exact)))
-        gaps.append(float(jnp.max(distance[times >= after]) / travelled))
-        distances.append(np.asarray(distance, float))
+    for name, make in flows.items():
+        flow = make(rule)
+        # A flow may start from what the rule has become after some steps.
+        begun = times >= float(flow.t0)
+        if not np.any(begun & (times >= after)):
+            actual = f"{times[-1]:g}, while the flow {name!r} starts at {float(flow.t0):g}"
+            raise _checks.fail("horizon", "lie beyond the start of every flow", actual)
+        exact = solve(flow, params, times[begun], **how)
+        iterates = jax.tree_util.tree_map(lambda leaf, begun=begun: leaf[begun], moving(discrete.params, discrete.held))
+        distance, travelled = run_distance(iterates, moving(exact.params, exact.held))
+        distances.append(np.full(times.size, np.nan))
+        distances[-1][begun] = np.asarray(distance, float)
+        gaps.append(float(np.max(distances[-1][begun & (times >= after)]) / float(travelled)))
         costs.append(int(exact.stats["gradient_evaluations"]))
         codes.append(int(exact.code))
     return {
