@@ -178,6 +178,42 @@ def momentum(
     _report(ds, store, out / f"{name}.png")
 
 
+@app.command("edge", short_help="Which flow is my optimiser, at the edge of stability?")
+def edge(
+    quick: Quick = False,
+    data: Data = "digits",
+    path: Path = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Number of samples; 150, or 30 with --quick.")
+    ] = None,
+    activation: Annotated[str, typer.Option("--activation", help="tanh, gelu or relu.")] = "tanh",
+    momentum: Annotated[float, typer.Option("--momentum", help="Of heavy ball and Nesterov's method.")] = 0.5,
+    steps: Annotated[int | None, typer.Option("--steps", help="Steps of the rules; 400, or 80 with --quick.")] = None,
+    out: Out = pathlib.Path("gradflow-out"),
+    fresh: Fresh = False,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Number of seeds; 3, or 1 with --quick.")] = None,
+) -> None:
+    """Rules at the step sizes people use, beside every flow that is known for them.
+
+    Gradient descent, heavy ball, Nesterov, RMSProp: distance to the flows, mean loss, sharpness, cost, and where each
+    flow stops being valid, and why. With --quick, gradient descent alone.
+    """
+    configure_jax()
+    from gradflow import studies
+    from gradflow.studies import _edge as preset
+    from gradflow.sweeps import check_writable, write_dataset
+
+    dataset = preset.load_data(data, path=path, samples=samples, quick=quick)
+    name = f"edge-{data}" + ("" if activation == "tanh" else f"-{activation}") + ("-quick" if quick else "")
+    check_writable("out", out / f"{name}.zarr")
+    size = (preset.QUICK if quick else {}) | _given(steps=steps, seeds=None if seeds is None else range(seeds))
+    size |= {"activation": activation, "momentum": momentum, "resume": not fresh}
+    with _resumable(_again()):
+        ds = studies.edge(dataset, **size, store=out / f"{name}-runs")
+    store = write_dataset(ds, out / f"{name}.zarr")
+    _report(ds, store, out / f"{name}.png")
+
+
 @app.command("phase-diagram", short_help="One-pass SGD in high dimension beside its equations.")
 def phase_diagram(
     quick: Quick = False,

@@ -20,6 +20,7 @@ from gradflow.plot._circle import circle as circle
 from gradflow.plot._compare import compare as compare
 from gradflow.plot._draw import draw as draw
 from gradflow.plot._early_stage import early_stage as early_stage
+from gradflow.plot._edge import edge as edge
 from gradflow.plot._mean_field import mean_field as mean_field
 from gradflow.plot._members import members as members
 from gradflow.plot._momentum import momentum as momentum

@@ -27,6 +27,7 @@ from gradflow.studies._compare import compare as compare
 from gradflow.studies._compare import steps_to_match as steps_to_match
 from gradflow.studies._discrete_gap import discrete_gap as discrete_gap
 from gradflow.studies._early_stage import early_stage as early_stage
+from gradflow.studies._edge import edge as edge
 from gradflow.studies._exponent_map import exponent_map as exponent_map
 from gradflow.studies._mean_field import mean_field as mean_field
 from gradflow.studies._momentum import momentum as momentum

@@ -20,6 +20,7 @@ loss at the end: 3.68e-01
 from gradflow.tables._circle import circle as circle
 from gradflow.tables._compare import compare as compare
 from gradflow.tables._early_stage import early_stage as early_stage
+from gradflow.tables._edge import edge as edge
 from gradflow.tables._mean_field import mean_field as mean_field
 from gradflow.tables._momentum import momentum as momentum
 from gradflow.tables._phase_diagram import phase_diagram as phase_diagram

@@ -52,6 +52,7 @@ def out(tmp_path_factory):
 COMMANDS = [
     "small-init",
     "compare",
+    "edge",
     "mean-field",
     "momentum",
     "phase-diagram",
@@ -91,6 +92,21 @@ def test_help_lists_every_command(gradflow):
             ],
         ),
         ("compare", ["--quick", "--data", "--path", "--samples", "--rule", "--width", "--depth", "--horizon", "--out"]),
+        (
+            "edge",
+            [
+                "--quick",
+                "--data",
+                "--path",
+                "--samples",
+                "--activation",
+                "--momentum",
+                "--steps",
+                "--out",
+                "--fresh",
+                "--seeds",
+            ],
+        ),
         ("momentum", ["--quick", "--data", "--path", "--samples", "--classes", "--steps", "--out"]),
         ("phase-diagram", ["--quick", "--units", "--width", "--noise", "--seeds", "--out", "--fresh"]),
         (
@@ -119,6 +135,7 @@ def test_every_command_explains_itself(gradflow, command, options):
 STUDIES = {
     "_small_init": "small_init",
     "_discrete_gap": "discrete_gap",
+    "_edge": "edge",
     "_mean_field": "mean_field",
     "_momentum": "momentum",
     "_phase_diagram": "phase_diagram",
