@@ -100,7 +100,7 @@ def edge(
     several = {"rules": tuple(rules), "shares": tuple(shares), "seeds": tuple(seeds), "flows": tuple(flows)}
     setting = _setting(dataset, activation, (width, steps, saves), several, momentum, rtol)
     cases = [(rule, flow) for rule in rules for flow in FLOWS[rule] if flow in flows]
-    found = blank(setting, several, len(cases))
+    record = blank(setting, several, len(cases))
 
     from tqdm import tqdm
 
@@ -110,14 +110,14 @@ def edge(
             for j, share in enumerate(shares):
                 rate = learning_rate(make, setting.models, share, steps)
                 runs = run_rule(make(rate), setting.models, setting.ks)
-                note_rule(found, (i, j), setting, runs)
+                note_rule(record, (i, j), setting, runs)
                 bar.update()
                 for case in (number for number, (of_rule, _) in enumerate(cases) if of_rule == name):
                     flow = cases[case][1]
                     part = None if store is None else pathlib.Path(store) / f"{name}-{flow.replace(' ', '-')}-{j}.zarr"
-                    note_flow(found, ((i, j), (case, j)), setting, runs, FLOWS[name][flow], (part, resume))
+                    note_flow(record, ((i, j), (case, j)), setting, runs, FLOWS[name][flow], (part, resume))
                     bar.update()
-    return collected(found, setting, several, cases, str(getattr(dataset, "name", "unnamed")))
+    return collected(record, setting, several, cases, str(getattr(dataset, "name", "unnamed")))
 
 
 def _rules_of(name: str, setting: Setting, momentum: float) -> Callable[[Any], Any]:

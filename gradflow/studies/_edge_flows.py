@@ -135,17 +135,17 @@ def stops_being_valid(
     """
     if kinks and case.expands:
         return 0.0, "kinks"
-    found = [(np.inf, "valid")]
+    ends = [(np.inf, "valid")]
     relative = eigenvalues / threshold
-    known = np.isfinite(relative[:, 0])
+    finite = np.isfinite(relative[:, 0])
     limits = ((0, case.limit, "edge" if case.limit == 1.0 else "half"), (1, case.second, "second"))
     for column, limit, reason in limits:
         if limit is not None:
-            beyond = known & (relative[:, column] >= CLOSE * limit)
-            found += [(float(ks[np.argmax(beyond)]), reason)] if beyond.any() else []
+            beyond = finite & (relative[:, column] >= CLOSE * limit)
+            ends += [(float(ks[np.argmax(beyond)]), reason)] if beyond.any() else []
     if delay > LONG_DELAY:
-        at_edge = known & (relative[:, 0] >= CLOSE)
-        found.append((float(ks[np.argmax(at_edge)]) if at_edge.any() else 0.0, "delay"))
+        at_edge = finite & (relative[:, 0] >= CLOSE)
+        ends.append((float(ks[np.argmax(at_edge)]) if at_edge.any() else 0.0, "delay"))
     if status > Status.STOPPED:
-        found.append((float(ks[known][-1]) if known.any() else 0.0, "failed"))
-    return min(found)
+        ends.append((float(ks[finite][-1]) if finite.any() else 0.0, "failed"))
+    return min(ends)

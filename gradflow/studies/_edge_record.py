@@ -34,31 +34,31 @@ VARIABLES: dict[str, tuple[tuple[str, ...], str, str]] = {
     "departure": (FLOW, "first saved step at which the distance is a twentieth of that travelled", "step"),
     "valid_until": (FLOW, "step at which the flow stops being valid", "step"),
 }
-Found = dict[str, np.ndarray]
+Record = dict[str, np.ndarray]
 
 
-def blank(setting: Setting, several: dict[str, tuple[Any, ...]], cases: int) -> Found:
+def blank(setting: Setting, several: dict[str, tuple[Any, ...]], cases: int) -> Record:
     """Arrays to be filled in."""
     sizes = {"case": cases, "rule": len(several["rules"]), "share": len(several["shares"])}
     sizes |= {"seed": len(several["seeds"]), "save": setting.ks.size, "pair": 2}
-    found = {name: np.full([sizes[dim] for dim in over], np.nan) for name, (over, *_) in VARIABLES.items()}
+    record = {name: np.full([sizes[dim] for dim in over], np.nan) for name, (over, *_) in VARIABLES.items()}
     shape = [sizes[dim] for dim in FLOW]
-    return found | {"status": np.full(shape, -1, np.int8), "reason": np.full(shape, "", "<U16")}
+    return record | {"status": np.full(shape, -1, np.int8), "reason": np.full(shape, "", "<U16")}
 
 
-def note_rule(found: Found, at: tuple[int, int], setting: Setting, runs: RuleRuns) -> None:
+def note_rule(record: Record, at: tuple[int, int], setting: Setting, runs: RuleRuns) -> None:
     """Fills in what a rule does at one learning rate."""
     late = runs.losses.shape[1] // 2
-    found["learning_rate"][at], found["threshold"][at] = float(runs.rule.learning_rate), runs.threshold
-    found["travelled"][at], found["late_loss"][at] = runs.travelled, runs.losses[:, late:].mean(axis=1)
-    found["loss"][at] = runs.losses[:, runs.ks - 1]
+    record["learning_rate"][at], record["threshold"][at] = float(runs.rule.learning_rate), runs.threshold
+    record["travelled"][at], record["late_loss"][at] = runs.travelled, runs.losses[:, late:].mean(axis=1)
+    record["loss"][at] = runs.losses[:, runs.ks - 1]
     for i, model in enumerate(runs.models):
         paths = runs.midpoints[i], runs.roots[i]
-        found["rule_eigenvalue"][at][i] = np.asarray(leading_eigenvalues(setting.problem, model, *paths))
+        record["rule_eigenvalue"][at][i] = np.asarray(leading_eigenvalues(setting.problem, model, *paths))
 
 
 def note_flow(
-    found: Found,
+    record: Record,
     at: tuple[tuple[int, int], tuple[int, int]],
     setting: Setting,
     runs: RuleRuns,
@@ -66,77 +66,77 @@ def note_flow(
     part: tuple[Any, bool],
 ) -> None:
     """Fills in what a flow does at one learning rate; `at` is where its rule stands, and where it stands itself."""
-    of_rule, own = at
+    of_rule, of_flow = at
     chosen = []
     for i in range(len(runs.models)):
         reason = refusal(case, runs, i)
         if reason:
-            found["valid_until"][own][i], found["reason"][own][i] = 0.0, reason
+            record["valid_until"][of_flow][i], record["reason"][of_flow][i] = 0.0, reason
         else:
             chosen.append(i)
     if not chosen:
         return
     ds = follow(case, runs, chosen, setting.rtol, *part)
     for row, i in enumerate(chosen):
-        one, here = ds.isel(start=row), (*own, i)
-        _note_path(found, here, setting, runs, one)
+        one, here = ds.isel(start=row), (*of_flow, i)
+        _note_path(record, here, setting, runs, one)
         steps = runs.ks[-1] - (WARM_UP if case.remembers else 0)
-        found["gradients"][here] = int(one.gradient_evaluations) / steps
-        found["products"][here] = int(one.hessian_vector_products) / steps
-        found["status"][here] = int(one.status)
+        record["gradients"][here] = int(one.gradient_evaluations) / steps
+        record["products"][here] = int(one.hessian_vector_products) / steps
+        record["status"][here] = int(one.status)
         if "error_delay" in one:
-            found["delay"][here] = float(one.error_delay) / unit_of_time(runs.rule)
-        _sum_up(found, (*of_rule, i), here, runs)
-        _judge(found, here, runs, case, i)
+            record["delay"][here] = float(one.error_delay) / unit_of_time(runs.rule)
+        _sum_up(record, (*of_rule, i), here, runs)
+        _judge(record, here, runs, case, i)
 
 
-def _note_path(found: Found, here: tuple[int, int, int], setting: Setting, runs: RuleRuns, one: xr.Dataset) -> None:
+def _note_path(record: Record, here: tuple[int, int, int], setting: Setting, runs: RuleRuns, one: xr.Dataset) -> None:
     """Fills in what is known at the save times of a flow, which are the last ones of the study."""
     rows = slice(runs.ks.size - one.sizes["time"], None)
     points = one.params.values
-    found["distance"][here][rows] = np.linalg.norm(points - runs.midpoints[here[-1]][rows], axis=1)
-    found["predicted_loss"][here][rows] = one.predicted_loss.values
+    record["distance"][here][rows] = np.linalg.norm(points - runs.midpoints[here[-1]][rows], axis=1)
+    record["predicted_loss"][here][rows] = one.predicted_loss.values
     roots = one.root.values if "root" in one else np.ones_like(points)
-    known = np.all(np.isfinite(points), axis=1) & np.all(np.isfinite(roots), axis=1)
-    if known.any():
+    finite = np.all(np.isfinite(points), axis=1) & np.all(np.isfinite(roots), axis=1)
+    if finite.any():
         # Rows that are not known repeat the last one that is: one program for all runs.
-        index = np.where(known, np.arange(len(points)), int(np.flatnonzero(known)[-1]))
+        index = np.where(finite, np.arange(len(points)), int(np.flatnonzero(finite)[-1]))
         values = leading_eigenvalues(setting.problem, runs.models[here[-1]], points[index], roots[index])
-        found["eigenvalue"][here][rows][known] = np.asarray(values)[known]
+        record["eigenvalue"][here][rows][finite] = np.asarray(values)[finite]
 
 
-def _sum_up(found: Found, of_rule: tuple[int, int, int], here: tuple[int, int, int], runs: RuleRuns) -> None:
+def _sum_up(record: Record, of_rule: tuple[int, int, int], here: tuple[int, int, int], runs: RuleRuns) -> None:
     """Fills in the numbers that sum up a run of a flow."""
-    relative = found["distance"][here] / found["travelled"][of_rule]
+    relative = record["distance"][here] / record["travelled"][of_rule]
     left, late = np.flatnonzero(relative > DEPARTED), runs.ks > runs.ks[-1] / 2
-    found["mean_distance"][here], found["last_distance"][here] = np.nanmean(relative), relative[-1]
-    found["departure"][here] = runs.ks[left[0]] if left.size else np.nan
-    predicted = np.mean(found["predicted_loss"][here][late])
-    found["loss_error"][here] = predicted / found["late_loss"][of_rule] - 1
-    measured = np.mean(found["rule_eigenvalue"][of_rule][late, 0])
-    found["sharpness_error"][here] = np.mean(found["eigenvalue"][here][late, 0]) / measured - 1
+    record["mean_distance"][here], record["last_distance"][here] = np.nanmean(relative), relative[-1]
+    record["departure"][here] = runs.ks[left[0]] if left.size else np.nan
+    predicted = np.mean(record["predicted_loss"][here][late])
+    record["loss_error"][here] = predicted / record["late_loss"][of_rule] - 1
+    measured = np.mean(record["rule_eigenvalue"][of_rule][late, 0])
+    record["sharpness_error"][here] = np.mean(record["eigenvalue"][here][late, 0]) / measured - 1
 
 
-def _judge(found: Found, here: tuple[int, int, int], runs: RuleRuns, case: Case, i: int) -> None:
+def _judge(record: Record, here: tuple[int, int, int], runs: RuleRuns, case: Case, i: int) -> None:
     """Fills in where a flow stops being valid."""
     flow, params = started(case, runs, i)
     kinks = bool(flow.kinks(*split(params)))
-    numbers = runs.threshold, int(found["status"][here]), float(np.nan_to_num(found["delay"][here])), kinks
-    until, reason = stops_being_valid(case, runs.ks, found["eigenvalue"][here], *numbers)
-    found["valid_until"][here], found["reason"][here] = until, reason
+    numbers = runs.threshold, int(record["status"][here]), float(np.nan_to_num(record["delay"][here])), kinks
+    until, reason = stops_being_valid(case, runs.ks, record["eigenvalue"][here], *numbers)
+    record["valid_until"][here], record["reason"][here] = until, reason
 
 
 def collected(
-    found: Found, setting: Setting, several: dict[str, tuple[Any, ...]], cases: list[tuple[str, str]], data: str
+    record: Record, setting: Setting, several: dict[str, tuple[Any, ...]], cases: list[tuple[str, str]], data: str
 ) -> xr.Dataset:
     """The data set of the study."""
     variables: dict[str, Any] = {}
     for name, (over, text, units) in VARIABLES.items():
-        variables[name] = (over, found[name], {"long_name": text, "units": units})
+        variables[name] = (over, record[name], {"long_name": text, "units": units})
     codes = {"flag_values": list(range(len(Status.labels()))), "flag_meanings": " ".join(Status.labels())}
-    variables["status"] = (FLOW, found["status"], {"long_name": "how the run ended; -1: refused to start"} | codes)
+    variables["status"] = (FLOW, record["status"], {"long_name": "how the run ended; -1: refused to start"} | codes)
     about = {"long_name": "why the flow stops being valid"} | {f"reason_{name}": text for name, text in REASONS.items()}
-    variables["reason"] = (FLOW, found["reason"], about)
+    variables["reason"] = (FLOW, record["reason"], about)
     names = [list(names) for names in zip(*cases, strict=True)]
     coordinates = {"rule": list(several["rules"]), "share": list(several["shares"]), "seed": list(several["seeds"])}
     coordinates |= {"of_rule": ("case", names[0]), "flow": ("case", names[1]), "step": ("save", setting.ks)}

@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._tree import flatten, join, split
 from gradflow.flows import GradientFlow
-from gradflow.observables import HessianEigenpairs, Loss, Sharpness, State
+from gradflow.observables import HessianEigenpairs, Loss, Sharpness
 from gradflow.rules import AbstractRule
 from gradflow.runs._iterate import iterate_to
 from gradflow.runs._solve import solve
@@ -59,7 +59,7 @@ def run_rule(rule: Any, models: list[Any], ks: np.ndarray) -> RuleRuns:
     """A rule from all starts in one program, one step beyond the last of `ks`."""
     see: dict[str, Any] = {"loss": Loss(rule.problem)}
     if isinstance(rule, ADAPTIVE):
-        see["memory"] = State(_memory)
+        see["memory"] = Memory()
     run = _iterated(rule, *_stacked(models), np.arange(int(ks[-1]) + 2), see)
     iterates = rows_of(run.params)
     middle = midpoints(iterates)
@@ -68,9 +68,12 @@ def run_rule(rule: Any, models: list[Any], ks: np.ndarray) -> RuleRuns:
     if isinstance(rule, ADAPTIVE):
         # The memory by which a step is divided has seen its gradient: it is that of the next iterate.
         roots = roots / np.sqrt(rows_of(rule.memory.scale(run.observed["memory"], jnp.zeros(())))[:, ks + 1])
+        trainable, frozen = split(models[0])
+        structure = jax.tree_util.tree_structure(rule.memory.start(trainable))
         late = [_at((run.params, run.observed["memory"]), i, WARM_UP) for i in range(len(models))]
-        frozen = split(models[0])[1]
-        warm = [(join(split(params)[0], frozen), memory) for params, memory in late]
+        warm = [
+            (join(split(params)[0], frozen), jax.tree_util.tree_unflatten(structure, memory)) for params, memory in late
+        ]
     losses = midpoints(np.asarray(run.observed["loss"])[:, :, None])[:, :, 0]
     travelled = np.linalg.norm(middle[:, -1] - iterates[:, 0], axis=1)
     return RuleRuns(rule, models, ks, middle[:, ks - 1], losses, roots, travelled, warm)
@@ -104,14 +107,14 @@ def _adaptive_rate(make: Callable[[Any], Any], models: list[Any], share: float) 
     starts, rate, ks = _stacked(models), 1e-2, np.array([WARM_UP, WARM_UP + 1])
     for _ in range(CORRECTIONS):
         rule = make(rate)
-        run = _iterated(rule, *starts, ks, {"memory": State(_memory)})
+        run = _iterated(rule, *starts, ks, {"memory": Memory()})
         roots = 1 / np.sqrt(rows_of(rule.memory.scale(run.observed["memory"], jnp.zeros(())))[:, 1:])
         points = rows_of(run.params)[:, :1]
-        found = [
+        eigenvalues = [
             leading_eigenvalues(rule.problem, models[0], point, np.array(np.broadcast_to(root, point.shape)))
             for point, root in zip(points, roots, strict=True)
         ]
-        rate *= share * float(stability_threshold(rule)) / max(float(values[0, 0]) for values in found)
+        rate *= share * float(stability_threshold(rule)) / max(float(values[0, 0]) for values in eigenvalues)
     return rate
 
 
@@ -152,6 +155,16 @@ def refusal(case: Case, runs: RuleRuns, start: int) -> str:
     return ""
 
 
+class Memory(eqx.Module):
+    """The leaves of the memory of a rule."""
+
+    def __call__(self, params: PyTree) -> Any:
+        raise TypeError("The memory belongs to the state of a rule.")
+
+    def of_state(self, rule: Any, t: Scalar, state: Any, frozen: PyTree) -> tuple[Array, ...]:
+        return tuple(jax.tree_util.tree_leaves(state[1]))
+
+
 class Root(eqx.Module):
     """`D^(-1/2)` along the central flow of a rule with a memory, flat."""
 
@@ -186,8 +199,8 @@ def leading_eigenvalues(
     zero = jnp.zeros_like(points[0])
 
     def at(memory: Any, row: tuple[Array, Array]) -> tuple[Any, Array]:
-        memory, found = HessianEigenpairs(Displaced(problem, model, *row), 2, **ACCURACY).follow(memory, zero)
-        return memory, found.values
+        memory, pairs = HessianEigenpairs(Displaced(problem, model, *row), 2, **ACCURACY).follow(memory, zero)
+        return memory, pairs.values
 
     first = HessianEigenpairs(Displaced(problem, model, points[0], roots[0]), 2, **ACCURACY).first_memory(zero)
     return jax.lax.scan(at, first, (points, roots))[1]
@@ -207,10 +220,6 @@ def rows_of(tree: PyTree) -> Float[np.ndarray, "seeds rows size"]:
     """Arrays with leading axes for seeds and rows, flat behind these, in the order of `flatten`."""
     leaves = [np.asarray(leaf) for leaf in jax.tree_util.tree_leaves(eqx.filter(tree, eqx.is_inexact_array))]
     return np.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in leaves], axis=2)
-
-
-def _memory(state: Any) -> PyTree:
-    return state[1]
 
 
 def _stacked(models: list[Any]) -> tuple[PyTree, PyTree]:

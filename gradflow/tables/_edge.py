@@ -67,15 +67,15 @@ def _row(case: xr.Dataset) -> str:
 
 def _spread(values: xr.DataArray, form: str) -> str:
     """Median, smallest and largest over seeds."""
-    known = values.values[np.isfinite(values.values)]
-    if not known.size:
+    finite = values.values[np.isfinite(values.values)]
+    if not finite.size:
         return "-"
-    if known.size == 1:
-        return f"{known[0]:{form}}"
-    return f"{np.median(known):{form}} ({known.min():{form}} ... {known.max():{form}})"
+    if finite.size == 1:
+        return f"{finite[0]:{form}}"
+    return f"{np.median(finite):{form}} ({finite.min():{form}} ... {finite.max():{form}})"
 
 
 def _cell(values: xr.DataArray, form: str) -> str:
-    known = values.values[np.isfinite(values.values)]
+    finite = values.values[np.isfinite(values.values)]
     width = int(form.lstrip("+").split(".")[0])
-    return f"{np.median(known):{form}}" if known.size else f"{'-':>{width}}"
+    return f"{np.median(finite):{form}}" if finite.size else f"{'-':>{width}}"

@@ -232,6 +232,6 @@ def test_takes_the_memory_of_a_module():
     rule = gf.RMSProp(gf.EmpiricalRisk(*gf.data.circle(6), gf.losses.square), 1e-3)
     _, memory = gf.iterate(rule, model, 3).state
     start = gf.CentralFlow(rule, second_moment=memory).init(*gf.split_params(model))
-    given, kept = (jax.tree_util.tree_leaves(tree) for tree in (memory, start.memory))
-    assert len(given) == len(kept)
-    assert all(np.array_equal(a, b) for a, b in zip(given, kept, strict=True))
+    given, started = (jax.tree_util.tree_leaves(tree) for tree in (memory, start.memory))
+    assert len(given) == len(started)
+    assert all(np.array_equal(a, b) for a, b in zip(given, started, strict=True))

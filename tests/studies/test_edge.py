@@ -129,8 +129,8 @@ def test_where_a_flow_stops_being_valid(flow, largest, second, given, expected):
     threshold = 4.0
     eigenvalues = threshold * np.stack([largest, second], axis=1)
     how = {"status": 0, "delay": 0.0, "kinks": False} | given
-    found = stops_being_valid(FLOWS_OF["gradient_descent"][flow], np.array([10, 20, 30]), eigenvalues, threshold, **how)
-    assert found == expected
+    ends = stops_being_valid(FLOWS_OF["gradient_descent"][flow], np.array([10, 20, 30]), eigenvalues, threshold, **how)
+    assert ends == expected
 
 
 @pytest.mark.parametrize(
