@@ -24,15 +24,16 @@ WITHOUT_MEMORY = "GradientDescent, ScalarRMSProp, RMSProp, or an OptaxRule of op
 
 
 class CentralFlow(AbstractFlow):
-    """The mean path of a rule that oscillates at the edge of stability. With `D = 1` for gradient descent:
+    """The mean path of a rule that oscillates at the edge of stability:
 
         w' = -D^-1 (grad L + grad <H, Sigma> / 2),      A = 2 D / eta - H >= 0,   Sigma >= 0,   <Sigma, A> = 0
         RMSProp:         nu' = k (g^2 + diag(H Sigma H) - nu) / eta,    D = sqrt(nu + eps),     k = (1 - decay) / decay
         scalar RMSProp:  nu' = k (|g|^2 + tr(H Sigma H) - nu) / eta
 
     `Sigma` is the covariance of the iterates about their mean, as large as it takes to keep the sharpness, that of
-    `D^-1/2 H D^-1/2`, at `2 / eta`. Below the threshold it is zero, and this is gradient flow, with the rule's memory.
-    Averages over the rule's oscillation are `gradflow.observables.IterateMean(fn)`, the loss among them.
+    `D^-1/2 H D^-1/2`, at `2 / eta`; for gradient descent `D = 1`. Below the threshold it is zero, and this is gradient
+    flow, with the rule's memory. Averages over the rule's oscillation are `gradflow.observables.IterateMean(fn)`, the
+    loss among them.
 
     **Time unit**: `t = k * learning_rate`, that of the rule. The path is to be compared with averages over iterates,
     such as midpoints, never with single ones.

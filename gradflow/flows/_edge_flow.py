@@ -19,7 +19,7 @@ from gradflow.flows._split_flow import (
 
 
 class EdgeFlow(AbstractSplitFlow):
-    """A centre `c`, a direction `u` that turns towards the top eigenvector, and a magnitude `rho`:
+    """Centre `c`, direction `u` and magnitude `rho` of what alternates:
 
         eta c' = -(eta/2) (grad L(c + rho u) + grad L(c - rho u))
         eta u' = eta (I - u u') H(c) u,      eta rho' = (eta u'H(c) u - 2) rho

@@ -20,7 +20,7 @@ from gradflow.flows._split_flow import (
 
 
 class RodFlow(AbstractSplitFlow):
-    """Centre `c` and half-difference `d` of neighbouring iterates, with `Q = d d'` kept of rank one.
+    """Centre and half-difference of neighbouring iterates, of rank one.
 
     With `g+- = grad L(c +- d)`, `H+-` the Hessians there,
 

@@ -12,7 +12,9 @@ P = TypeVar("P")
 
 
 class Amplitude(eqx.Module):
-    """The amplitude `a` of alternating sign, `w_k = c_k + (-1)^k a_k`, in the structure of the parameters that flow.
+    """The amplitude `a` of alternating sign, `w_k = c_k + (-1)^k a_k`.
+
+    In the structure of the parameters that flow.
 
     Its leaves are zero where it has underflown; the state of the flow still knows it.
 
@@ -34,7 +36,7 @@ class Amplitude(eqx.Module):
 
 
 class Variance(eqx.Module):
-    """The variance of the iterates about their centre that a flow predicts, summed over all parameters; `|a|^2`.
+    """The predicted variance of the iterates, summed over parameters, `|a|^2`.
 
     **Raises** `ValueError` along a flow that predicts none, and along a rule.
 
@@ -53,7 +55,7 @@ class Variance(eqx.Module):
 
 
 class MeanLoss(eqx.Module):
-    """The loss of the iterates, averaged over their alternation, that a flow predicts; `[L(c + a) + L(c - a)] / 2`.
+    """The predicted mean loss of the iterates, `[L(c + a) + L(c - a)] / 2`.
 
     To be compared with means of the loss over neighbouring iterates. Its evaluations of the loss are not counted.
 

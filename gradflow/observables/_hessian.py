@@ -41,7 +41,9 @@ class KnownPairs(eqx.Module):
 
 
 class HessianEigenpairs(eqx.Module):
-    """The `k` largest eigenvalues of the Hessian of the loss with their eigenvectors, preconditioned if so wanted.
+    """The `k` largest eigenvalues of the Hessian of the loss, with eigenvectors.
+
+    Of the preconditioned Hessian, if a preconditioner is given.
 
     Called on parameters, by band Lanczos with full reorthogonalisation, as `HessianEigenvalues`. Along a run the
     eigenvectors of one save time are the start at the next: a Rayleigh-Ritz step with one product for each, then one

@@ -14,7 +14,7 @@ from gradflow.protocols import HasDeviations, offered
 
 
 class IterateMean(eqx.Module):
-    """The mean of `fn` over the iterates of a rule, along a flow that knows their covariance `Sigma`, as `CentralFlow`:
+    """The mean of `fn` over the iterates of a rule, along a `CentralFlow`:
 
         E fn = fn(w) + <Hess fn(w), Sigma> / 2
 
@@ -61,7 +61,9 @@ class IterateMean(eqx.Module):
 
 
 class IterateVariance(eqx.Module):
-    """The variance of the iterates of a rule about a flow that knows it, `tr Sigma`: zero below the edge of stability.
+    """The variance of the iterates of a rule about its `CentralFlow`, `tr Sigma`.
+
+    It is zero below the edge of stability.
 
     **Unit**: that of the square of the parameters.
 

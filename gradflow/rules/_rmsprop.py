@@ -24,6 +24,10 @@ class AbstractRMSProp(AbstractRule):
     learning_rate: eqx.AbstractVar[Float[Array, ""]]
     memory: eqx.AbstractVar[SecondMoment]
 
+    @property
+    def time_unit(self) -> str:
+        return "t = k * learning_rate"
+
     def time(self, k: Any) -> Any:
         return jnp.asarray(k, self.learning_rate.dtype) * self.learning_rate
 

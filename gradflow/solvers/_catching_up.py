@@ -80,7 +80,7 @@ class Middle(NamedTuple):
 
 
 class CatchingUp(AbstractMethod):
-    """The method for `CentralFlow`: steps that end within the stable region, whatever happens inside.
+    """The method for `CentralFlow`: steps that end within the stable region.
 
     A step of length `h`, counted in steps of the rule, goes through the middle. There it takes the curvature
     `C = U'HU` of the critical directions and its derivative `F`, and moves by `-h P^-1 (g + F[X] / 2)` with the

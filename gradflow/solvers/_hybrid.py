@@ -10,7 +10,7 @@ from gradflow.solvers._rock2 import AbstractROCK2
 
 
 class Hybrid(AbstractROCK2):
-    """An explicit method without stabilisation on short steps, `ROCK2` on long ones.
+    """An explicit method on short steps, `ROCK2` on long ones.
 
     The default for ReLU networks. A step with `h rho <= 2.5`, where `rho` is the spectral radius, is taken by the
     method of Bogacki and Shampine, of order three and three evaluations; a longer one by `ROCK2`, of as many stages as

@@ -46,6 +46,7 @@ def descent():
     return solved(gf.GradientDescent(valley, RATE), START, ts, observe=SEE)
 
 
+@pytest.mark.slow
 def test_descent_is_held_at_the_edge_with_the_variance_of_the_closed_form(descent):
     """At rest on the edge `grad L + grad <H, Sigma> / 2 = 0`: the variance of `x` is `2 eps`, at `y = 2 / eta`."""
     product = RATE * np.asarray(descent.observed["sharpness"])
@@ -56,6 +57,7 @@ def test_descent_is_held_at_the_edge_with_the_variance_of_the_closed_form(descen
     assert descent.observed["variance"][0] == 0
 
 
+@pytest.mark.slow
 def test_predicted_loss_and_variance_are_those_of_the_iterates(descent):
     rule = gf.GradientDescent(valley, RATE)
     run = gf.iterate(rule, jnp.array([0.1, 6.6]), 1400, save_every=1, observe={"loss": valley})
@@ -65,6 +67,7 @@ def test_predicted_loss_and_variance_are_those_of_the_iterates(descent):
     assert loss.mean() == pytest.approx(float(descent.observed["mean"][-1]), rel=0.05)
 
 
+@pytest.mark.slow
 def test_energy_is_conserved_and_better_in_shorter_steps(descent):
     fine = solved(gf.GradientDescent(valley, RATE), START, [180.0], longest_step=0.2 * RATE)
     drift = [abs(float(sol.loss[1] + sol.state.dissipated - sol.loss[0])) for sol in (descent, fine)]
@@ -74,6 +77,7 @@ def test_energy_is_conserved_and_better_in_shorter_steps(descent):
     assert drift[1] < 1e-3 * fall
 
 
+@pytest.mark.slow
 def test_scalar_rmsprop_is_held_at_its_edge_and_has_the_variance_of_the_iterates():
     rule = gf.ScalarRMSProp(valley, RATE, decay=0.99, eps=0.0, initial_scale=1.1)
     sol = solved(rule, START, jnp.linspace(0, 300, 31), observe=SEE, longest_step=0.5 * RATE)
@@ -139,6 +143,7 @@ def test_complementary_matrices_satisfy_their_conditions():
         assert residual < 1e-11
 
 
+@pytest.mark.slow
 def test_a_batch_of_learning_rates_is_a_loop_over_them():
     rates, ts = jnp.array([0.28, 0.3]), jnp.linspace(0, 30, 4)
 
@@ -153,6 +158,7 @@ def test_a_batch_of_learning_rates_is_a_loop_over_them():
         assert all(int(batch.stats[name][i]) == int(one.stats[name]) for name in one.stats)
 
 
+@pytest.mark.slow
 def test_a_run_in_two_parts_is_the_run_in_one(descent):
     first = solved(gf.GradientDescent(valley, RATE), START, [60.0])
     second = solved(gf.GradientDescent(valley, RATE), first, [90.0, 180.0])
@@ -160,6 +166,7 @@ def test_a_run_in_two_parts_is_the_run_in_one(descent):
     assert np.trace(second.state.covariance) > 0
 
 
+@pytest.mark.slow
 def test_a_long_delay_is_said_and_is_the_one_of_the_iterates():
     rule = gf.GradientDescent(valley, RATE)
     with pytest.warns(gf.TheoryWarning, match="takes about"):
@@ -191,6 +198,7 @@ def test_what_it_cannot_follow_is_refused(key):
         gf.solve(gf.GradientFlow(valley), START, [1.0], observe={"mean": IterateMean(valley)})
 
 
+@pytest.mark.slow
 def test_below_the_edge_it_is_gradient_flow(small_mlp):
     problem, model = small_mlp
     sol = gf.solve(gf.CentralFlow(gf.GradientDescent(problem, 0.05)), model, [1.0])

@@ -14,6 +14,7 @@ from scipy.linalg import expm
 
 import gradflow as gf
 from gradflow.runs import _drive
+from gradflow.runs._progress import Bar
 
 X, Y = np.array([[0.5], [1.0], [1.6], [-0.7]]), np.array([1.0, -0.5, 2.0, 0.3])
 SAMPLES, START, HORIZON = 4, -1.0, 2.0
@@ -446,9 +447,9 @@ def test_until_and_progress_at_every_step_of_a_path(key, monkeypatch):
     at_once = gf.solve(flow, start, [5.0], key=key, until=gf.Until(lambda w: w[0], below=2.0))
     assert (at_once.status, int(at_once.stats["steps"]), int(at_once.saved)) == ("stopped", 0, 0)
     monkeypatch.setattr(_drive, "SEGMENT", 1e-9)
-    monkeypatch.setattr(_drive._Bar, "show", lambda bar, done, remark: reported.append((done, remark)))
+    monkeypatch.setattr(Bar, "reach", lambda bar, done, remark: reported.append((done, remark.split(",")[0])))
     gf.solve(flow, start, [0.5], key=key, progress=True)
-    assert reported == [(k / 5, f"step {k}") for k in range(1, 6)]
+    assert reported == [(pytest.approx(100 * k / 5), f"step {k}") for k in range(1, 6)]
 
 
 def test_a_flow_without_a_loss_reports_none(key):

@@ -26,6 +26,7 @@ def dense(w, k):
     return np.linalg.eigvalsh(np.asarray(jax.hessian(rotating)(w)))[::-1][:k]
 
 
+@pytest.mark.slow
 def test_pairs_are_followed_through_crossings_and_a_new_one_from_below():
     """At `x = 0` the last parameter moves at unit speed, `s = t`: three eigenvalues cross, one of them from zero."""
     pairs, ts = gf.observables.HessianEigenpairs(rotating, 2, rtol=1e-5), np.linspace(0, 1.5, 31)
@@ -53,6 +54,7 @@ def test_vectors_are_those_of_the_preconditioned_hessian():
     assert np.allclose(np.abs(eigenpairs.vectors @ vectors[:, ::-1][:, :2]), np.eye(2), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_sharpness_along_a_run_of_a_network_is_that_of_each_row(small_mlp):
     problem, model = small_mlp
     sharpness = gf.observables.Sharpness(problem)

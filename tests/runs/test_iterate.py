@@ -10,6 +10,7 @@ import pytest
 
 import gradflow as gf
 from gradflow.runs import _drive
+from gradflow.runs._progress import Bar
 
 
 def quartic(w):
@@ -164,7 +165,8 @@ def test_until_stops_at_a_saved_iterate():
     assert float(sol.t_final) == pytest.approx(0.1 * steps)
 
 
-def test_progress_gives_the_same_numbers(capsys):
+def test_progress_gives_the_same_numbers(capsys, monkeypatch):
+    monkeypatch.setattr("gradflow.runs._progress._is_watched", lambda: True)
     rule = gf.GradientDescent(quartic, 0.01)
     plain = gf.iterate(rule, jnp.array([0.3]), 333)
     shown = gf.iterate(rule, jnp.array([0.3]), 333, progress=True)
@@ -176,13 +178,13 @@ def test_progress_is_told_between_saved_iterates(monkeypatch):
     """In segments of a step, whose end is no saved iterate; a run that goes on from another counts from there."""
     reported = []
     monkeypatch.setattr(_drive, "SEGMENT", 1e-9)
-    monkeypatch.setattr(_drive._Bar, "show", lambda bar, done, remark: reported.append((done, remark)))
+    monkeypatch.setattr(Bar, "reach", lambda bar, done, remark: reported.append((done, remark.split(",")[0])))
     rule = gf.GradientDescent(quartic, 0.01)
     half = gf.iterate(rule, jnp.array([0.3]), 4, save_every=4, progress=True)
-    assert reported == [(k / 4, f"step {k}") for k in range(1, 5)]
+    assert reported == [(100 * k / 4, f"step {k}") for k in range(1, 5)]
     reported.clear()
     gf.iterate(rule, half, 4, save_every=4, progress=True)
-    assert reported == [(k / 4, f"step {4 + k}") for k in range(1, 5)]
+    assert reported == [(100 * k / 4, f"step {4 + k}") for k in range(1, 5)]
 
 
 def test_flows_of_rules():

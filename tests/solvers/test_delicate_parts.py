@@ -96,7 +96,7 @@ def test_ndf_holds_steps_to_the_instability_it_has_met():
     setup = prepare(flow, jnp.ones(2), [40.0], solver=gf.solvers.NDF(), **options)
     carry, step, proposed = begin(setup), eqx.filter_jit(attempt), []
     for _ in range(12):
-        carry = step(setup, carry)
+        carry = step(setup, carry, None)
         proposed.append(float(carry.dt))
     assert int(carry.steps - carry.accepted) == 1
     assert proposed[0] == pytest.approx(0.5 * 1.185, rel=0.01)
