@@ -94,7 +94,7 @@ def edge(
     >>> data = gf.data.digits(n=10, centre=True, labels="onehot")
     >>> few = {"rules": ("scalar_rmsprop",), "width": 2, "shares": (0.7,), "seeds": (0,), "steps": 24, "saves": 4}
     >>> ds = gf.studies.edge(data, **few, progress=False)
-    >>> list(ds.flow.values), ds.distance.shape
+    >>> ds.flow.values.tolist(), ds.distance.shape
     (['central'], (1, 1, 1, 4))
     """
     several = {"rules": tuple(rules), "shares": tuple(shares), "seeds": tuple(seeds), "flows": tuple(flows)}
