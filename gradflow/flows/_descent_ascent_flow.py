@@ -36,7 +36,7 @@ motion of all modes is taken for a part of it."""
 
 
 class DescentAscentFlow(AbstractSplitFlow):
-    """Centre and amplitude of gradient descent, at the edge of stability and beyond.
+    """Centre and amplitude of gradient descent, at the edge of stability.
 
     Written as `w_k = c_k + (-1)^k a_k`, gradient descent is exactly, with `g = grad L`,
 

@@ -9,7 +9,7 @@ from gradflow.protocols import HasUpdateForm, offered
 
 
 def stability_threshold(rule: Any) -> Float[Array, ""]:
-    """The sharpness beyond which a rule is unstable on a quadratic, by its constants.
+    """The sharpness beyond which a rule is unstable on a quadratic.
 
         gradient descent, RMSProp      2 / eta
         heavy ball                     2 (1 + beta) / eta
