@@ -109,7 +109,9 @@ def _sum_up(record: Record, of_rule: tuple[int, int, int], here: tuple[int, int,
     """Fills in the numbers that sum up a run of a flow."""
     relative = record["distance"][here] / record["travelled"][of_rule]
     left, late = np.flatnonzero(relative > DEPARTED), runs.ks > runs.ks[-1] / 2
-    record["mean_distance"][here], record["last_distance"][here] = np.nanmean(relative), relative[-1]
+    reached = relative[np.isfinite(relative)]
+    record["mean_distance"][here] = reached.mean() if reached.size else np.nan
+    record["last_distance"][here] = relative[-1]
     record["departure"][here] = runs.ks[left[0]] if left.size else np.nan
     predicted = np.mean(record["predicted_loss"][here][late])
     record["loss_error"][here] = predicted / record["late_loss"][of_rule] - 1
