@@ -48,7 +48,9 @@ def _sharpness(ax: Axes, ds: xr.Dataset, styles: list[dict], rule: str) -> None:
         ax.plot(ds.step, ds.eigenvalue.isel(case=i, pair=0).median("seed"), **style)
     ax.set_ylim(0, 1.8 * threshold)
     name = "sharpness" if "rmsprop" not in rule else "sharpness of $D^{-1/2} H D^{-1/2}$"
-    ax.set(ylabel=f"{name} (1 / flow time)", title=rule.replace("_", " "))
+    ax.set(
+        ylabel=f"{name} (1 / flow time)", title=f"{rule.replace('_', ' ')}, learning rate {float(ds.learning_rate):.3g}"
+    )
     ax.text(0.02, threshold, "threshold", color="tab:red", va="bottom", transform=ax.get_yaxis_transform())
 
 
@@ -57,7 +59,7 @@ def _losses(ax: Axes, ds: xr.Dataset, styles: list[dict]) -> None:
     for i, style in enumerate(styles):
         ax.plot(ds.step, ds.predicted_loss.isel(case=i).median("seed"), **style)
     ax.set_yscale("log")
-    ax.set(ylabel="mean loss", title=f"learning rate {float(ds.learning_rate):.3g}")
+    ax.set(ylabel="mean loss", title="averaged and predicted")
 
 
 def _distances(ax: Axes, ds: xr.Dataset, styles: list[dict]) -> None:

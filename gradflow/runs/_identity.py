@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from gradflow.programs._digest import measure
+from gradflow.stores._installation import versions
 
 ROUNDING = 8
 """Rounding errors, in units of the last place, by which the same numbers differ from machine to machine."""
@@ -17,23 +18,17 @@ ROUNDING = 8
 SENSITIVE = 100
 """Times the change under a change of the parameters by rounding that a quantity may differ by."""
 
-PACKAGES = ("gradflow-jax", "jax", "jaxlib", "diffrax", "equinox", "numpy")
-"""Whose versions decide about the last bits."""
-
 
 def machine() -> dict[str, Any]:
     """Where and how numbers are computed to the bit."""
-    import importlib.metadata
-
     device = next(iter(jnp.zeros(()).devices()))
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     settings = [str(getattr(jax.config, f"jax_{name}")) for name in ("default_prng_impl", "default_matmul_precision")]
     return {
         "node": platform.node(),
         "device": f"{device.platform}: {device.device_kind}",
         "flags": os.environ.get("XLA_FLAGS", ""),
         "settings": settings,
-        "versions": versions,
+        "versions": versions(),
     }
 
 

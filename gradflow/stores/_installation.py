@@ -22,10 +22,15 @@ def installation() -> dict[str, str]:
     return {
         "device": f"{device.platform}: {device.device_kind}",
         "python": platform.python_version(),
-        "versions": json.dumps({name: _version(name) for name in PACKAGES}),
+        "versions": json.dumps(versions()),
         "commit": _commit(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that decide about the last bits."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(name: str) -> str:

@@ -24,8 +24,11 @@ SHARPNESS_TIMES = 31
 """Times at which the sharpness of gradient flow is looked at to choose a learning rate."""
 ACCURACY: dict[str, Any] = {"rtol": 1e-3, "iterations": 40}
 """Of eigenvalues, whose errors are far below the bound on residuals."""
-CORRECTIONS = 4
-"""Corrections of the learning rate of an adaptive rule, whose sharpness depends on it."""
+SMALLEST_RATE = 1e-5
+"""The learning rate of an adaptive rule from which on it is doubled, and then bisected, until the share is met."""
+
+BISECTIONS = 6
+"""To one per cent."""
 
 
 class Setting(NamedTuple):
@@ -104,8 +107,10 @@ def _rate(problem: Any, model: Any, share: float, threshold: float, horizon: flo
 
 
 def _adaptive_rate(make: Callable[[Any], Any], models: list[Any], share: float) -> float:
-    starts, rate, ks = _stacked(models), 1e-2, np.array([WARM_UP, WARM_UP + 1])
-    for _ in range(CORRECTIONS):
+    """The smallest one at which the sharpness reaches that share, by doubling and bisection of its logarithm."""
+    starts, ks = _stacked(models), np.array([WARM_UP, WARM_UP + 1])
+
+    def reached(rate: float) -> float:
         rule = make(rate)
         run = _iterated(rule, *starts, ks, {"memory": Memory()})
         roots = 1 / np.sqrt(rows_of(rule.memory.scale(run.observed["memory"], jnp.zeros(())))[:, 1:])
@@ -114,8 +119,16 @@ def _adaptive_rate(make: Callable[[Any], Any], models: list[Any], share: float) 
             leading_eigenvalues(rule.problem, models[0], point, np.array(np.broadcast_to(root, point.shape)))
             for point, root in zip(points, roots, strict=True)
         ]
-        rate *= share * float(stability_threshold(rule)) / max(float(values[0, 0]) for values in eigenvalues)
-    return rate
+        return max(float(values[0, 0]) for values in eigenvalues) / float(stability_threshold(rule))
+
+    low = SMALLEST_RATE
+    while reached(2 * low) < share and low < 1:
+        low *= 2
+    high = 2 * low
+    for _ in range(BISECTIONS):
+        middle = float(np.sqrt(low * high))
+        low, high = (middle, high) if reached(middle) < share else (low, middle)
+    return low
 
 
 def follow(case: Case, runs: RuleRuns, chosen: list[int], rtol: float, store: Any, resume: bool) -> xr.Dataset:

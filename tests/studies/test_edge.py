@@ -1,14 +1,17 @@
 """The study of the edge of stability: its numbers against runs of `iterate` and `solve`, its table and figure."""
 
+import equinox as eqx
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import gradflow as gf
 from gradflow import plot, studies, tables
+from gradflow.studies import _edge_runs
 from gradflow.studies._edge_flows import FLOWS as FLOWS_OF
-from gradflow.studies._edge_flows import stops_being_valid
+from gradflow.studies._edge_flows import WARM_UP, stops_being_valid
 
 SIZE = {"width": 4, "shares": (0.7,), "seeds": (3,), "steps": 40, "saves": 10}
 FLOWS = ("gradient flow", "descent-ascent 2")
@@ -175,3 +178,29 @@ def test_compare_from_the_start_of_a_late_flow():
     np.testing.assert_allclose(ds.distance.values[0, 0][begun], np.linalg.norm(iterates[begun] - sol.params, axis=1))
     with pytest.raises(ValueError, match="`horizon` must lie beyond the start of every flow"):
         gf.compare(rule, start, [0.05], 0.5, late)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [gf.RMSProp, gf.ScalarRMSProp])
+def test_learning_rates_of_adaptive_rules_meet_their_share(digits, rule):
+    """After the warm-up, of the threshold for the largest eigenvalue of `D^-1/2 H D^-1/2`, by a dense Hessian."""
+    problem = gf.EmpiricalRisk(*digits, gf.losses.square)
+    model = gf.models.MLP(64, 4, 10, depth=2, activation=jnp.tanh, init_scale=0.5, key=jax.random.key(3))
+    _, unflatten = jax.flatten_util.ravel_pytree(eqx.filter(model, eqx.is_inexact_array))
+    static = eqx.filter(model, eqx.is_inexact_array, inverse=True)
+
+    def loss(w):
+        return problem(eqx.combine(unflatten(w), static))
+
+    for share in (0.6, 0.8):
+        rate = _edge_runs._adaptive_rate(lambda eta: rule(problem, eta), [model], share)
+        run = gf.iterate(rule(problem, rate), model, WARM_UP + 1, save_every=1, observe={"nu": _edge_runs.Memory()})
+        point = jax.flatten_util.ravel_pytree(jax.tree.map(lambda leaf: leaf[WARM_UP], weights(run.params)))[0]
+        memory = [jnp.ravel(leaf[WARM_UP + 1]) for leaf in run.observed["nu"]]
+        root = (jnp.concatenate(memory) + 1e-8) ** -0.25 * jnp.ones_like(point)  # the default `eps`
+        hessian = jax.hessian(loss)(point) * jnp.outer(root, root)
+        assert rate * np.linalg.eigvalsh(hessian)[-1] / 2 == pytest.approx(share, rel=0.02)
+
+
+def weights(model):
+    return eqx.filter(model, eqx.is_inexact_array)
