@@ -143,6 +143,17 @@ def matrix_function(
     return norm * (basis[:-1].T @ (vectors @ (function(values) * vectors[0])))
 
 
+def averaged(fn: Callable[[PyTree], Array], params: PyTree, rows: PyTree) -> Array:
+    """The mean of a function over deviations from `params` whose covariance is the sum of the outer products of `rows`,
+    to second order: `fn + <Hess fn, Sigma> / 2`."""
+
+    def curved(row: PyTree) -> Array:
+        slope = lambda p: jax.jvp(fn, (p,), (row,))[1]  # noqa: E731
+        return jax.jvp(slope, (params,), (row,))[1]
+
+    return fn(params) + 0.5 * jnp.sum(jax.lax.map(curved, rows), axis=0)
+
+
 def kernel(predict: Callable[[PyTree], Float[Array, "n ..."]], params: PyTree, chunk: int) -> Float[Array, "rows rows"]:
     """`J J^T` of the Jacobian of all predictions, flattened, by one product with `J^T` and one with `J` per row.
 

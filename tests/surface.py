@@ -76,7 +76,7 @@ def flows(dtype):
         return gf.solve(gf.MeanFieldFlow(problem(dtype), weights), net, TS, rtol=1e-3)
 
     def central():
-        averages = {"mean": gf.observables.IterateMean(problem(dtype)), "variance": gf.observables.IterateVariance()}
+        averages = {"mean": gf.observables.IterateMean(problem(dtype)), "variance": gf.observables.Variance()}
         flow = gf.CentralFlow(gf.RMSProp(problem(dtype), 0.01, initial_scale=0.1), directions=2)
         return gf.solve(flow, model(dtype), [0.0, 0.02], rtol=1e-3, observe=averages)
 

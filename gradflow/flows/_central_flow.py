@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._checks import TheoryWarning, check_count, fail, is_concrete
 from gradflow._conserved import Conserved
-from gradflow._linalg import hessian_vector_product, lanczos
+from gradflow._linalg import averaged, hessian_vector_product, lanczos
 from gradflow._tree import at_least_single, flatten, full_precision, join
 from gradflow.flows._base import AbstractFlow
 from gradflow.flows._gradient_flow import check_scalar, field_kinks
@@ -32,8 +32,8 @@ class CentralFlow(AbstractFlow):
 
     `Sigma` is the covariance of the iterates about their mean, as large as it takes to keep the sharpness, that of
     `D^-1/2 H D^-1/2`, at `2 / eta`; for gradient descent `D = 1`. Below the threshold it is zero, and this is gradient
-    flow, with the rule's memory. Averages over the rule's oscillation are `gradflow.observables.IterateMean(fn)`, the
-    loss among them.
+    flow, with the rule's memory. Averages over the rule's oscillation are those of `gradflow.observables.MeanLoss`,
+    `Variance` and `IterateMean(fn)`.
 
     **Time unit**: `t = k * learning_rate`, that of the rule. The path is to be compared with averages over iterates,
     such as midpoints, never with single ones.
@@ -149,6 +149,14 @@ class CentralFlow(AbstractFlow):
     def deviations(self, state: CentralState) -> PyTree:
         _, unflatten = flatten(state.params)
         return jax.vmap(unflatten)(state.deviations())
+
+    def predicted_variance(self, state: CentralState, frozen: PyTree) -> Float[Array, ""]:
+        """The variance of the iterates, `tr Sigma`; zero below the edge."""
+        return jnp.sum(state.deviations() ** 2)
+
+    def predicted_loss(self, state: CentralState, frozen: PyTree) -> Float[Array, ""]:
+        """The mean of the loss over the iterates, `L + <H, Sigma> / 2`."""
+        return averaged(lambda p: self.problem(join(p, frozen)), state.params, self.deviations(state))
 
     def conserved(self, state: CentralState, frozen: PyTree) -> dict[str, Conserved]:
         loss = self.loss(state, frozen)

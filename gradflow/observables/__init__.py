@@ -29,7 +29,6 @@ from gradflow.observables._hessian import HessianEigenpairs as HessianEigenpairs
 from gradflow.observables._hessian import HessianEigenvalues as HessianEigenvalues
 from gradflow.observables._hessian import Sharpness as Sharpness
 from gradflow.observables._iterate_mean import IterateMean as IterateMean
-from gradflow.observables._iterate_mean import IterateVariance as IterateVariance
 from gradflow.observables._loss import Accuracy as Accuracy
 from gradflow.observables._loss import Loss as Loss
 from gradflow.observables._loss_rate import LossRate as LossRate

@@ -38,6 +38,8 @@ class Amplitude(eqx.Module):
 class Variance(eqx.Module):
     """The predicted variance of the iterates, summed over parameters, `|a|^2`.
 
+    Along a `CentralFlow`, `tr Sigma`.
+
     **Raises** `ValueError` along a flow that predicts none, and along a rule.
 
     >>> import gradflow as gf, jax.numpy as jnp
@@ -56,6 +58,8 @@ class Variance(eqx.Module):
 
 class MeanLoss(eqx.Module):
     """The predicted mean loss of the iterates, `[L(c + a) + L(c - a)] / 2`.
+
+    Along a `CentralFlow`, `L + <H, Sigma> / 2`.
 
     To be compared with means of the loss over neighbouring iterates. Its evaluations of the loss are not counted.
 
@@ -79,7 +83,7 @@ def _ask(flow: Any, protocol: type[P]) -> P:
     predicting = offered(flow, protocol)
     if predicting is None:
         actual = f"observing a {type(flow).__name__}"
-        advice = "Such is gradflow.DescentAscentFlow."
+        advice = "Such are gradflow.DescentAscentFlow and, but for an amplitude, CentralFlow."
         raise fail("observe", "hold what alternates only along a flow that has it", actual, advice)
     return predicting
 

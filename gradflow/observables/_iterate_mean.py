@@ -6,24 +6,26 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, PyTree, Scalar
 
 from gradflow._checks import check_callable, fail
-from gradflow._tree import flatten, join
-from gradflow.protocols import HasDeviations, offered
+from gradflow._linalg import averaged
+from gradflow._tree import join
+from gradflow.protocols import HasAmplitude, HasDeviations, offered
 
 
 class IterateMean(eqx.Module):
-    """The mean of `fn` over the iterates of a rule, along a `CentralFlow`:
+    """The predicted mean of `fn` over iterates that oscillate about a flow:
 
-        E fn = fn(w) + <Hess fn(w), Sigma> / 2
+        fn(w) + <Hess fn(w), Sigma> / 2         along a `CentralFlow`, to second order in the oscillation
+        [fn(c + a) + fn(c - a)] / 2             along a `DescentAscentFlow` and all that alternate
 
-    the loss that descent shows on average, `IterateMean(problem)`, among them, and the square of its gradient norm,
-    for `fn` that square. To second order in the oscillation.
+    the square of the gradient norm, for `fn` that square, among them. Of the loss it is `MeanLoss()`.
 
-    **Arguments**: `fn`: `params -> array`, twice differentiable.
+    **Arguments**: `fn`: `params -> array`, twice differentiable along a `CentralFlow`.
 
-    **Raises** `ValueError` for a function that cannot be called, and along flows and rules without a covariance.
+    **Raises** `ValueError` for a function that cannot be called, and along flows and rules about which nothing
+    oscillates.
 
     >>> import gradflow as gf, jax.numpy as jnp
     >>> valley = lambda w: 0.5 * (w[0] + w[1]) * w[0] ** 2 - 0.01 * (w[0] + w[1])
@@ -44,46 +46,17 @@ class IterateMean(eqx.Module):
         raise fail("observe", "be functions of the parameters here", "a mean over iterates", advice)
 
     def of_state(self, flow: Any, t: Scalar, state: PyTree, frozen: PyTree) -> Array:
-        knowing = offered(flow, HasDeviations)
-        if knowing is None:
-            actual = f"observing a {type(flow).__name__}, which has none"
-            raise fail("observe", "hold a mean over iterates for a flow with a covariance", actual, "See CentralFlow.")
-        params, rows = knowing.params(state), knowing.deviations(state)
-
         def value(p: PyTree) -> Array:
             return jnp.asarray(self.fn(join(p, frozen)))
 
-        def curved(row: PyTree) -> Array:
-            slope = lambda p: jax.jvp(value, (p,), (row,))[1]  # noqa: E731
-            return jax.jvp(slope, (params,), (row,))[1]
-
-        return value(params) + 0.5 * jnp.sum(jax.lax.map(curved, rows), axis=0)
-
-
-class IterateVariance(eqx.Module):
-    """The variance of the iterates of a rule about its `CentralFlow`, `tr Sigma`.
-
-    It is zero below the edge of stability.
-
-    **Unit**: that of the square of the parameters.
-
-    **Raises** `ValueError` along flows and rules without a covariance.
-
-    >>> import gradflow as gf, jax.numpy as jnp
-    >>> flow = gf.CentralFlow(gf.GradientDescent(lambda w: 0.5 * jnp.sum(w**2), 0.3))
-    >>> see = {"variance": gf.observables.IterateVariance()}
-    >>> float(gf.solve(flow, jnp.ones(2), [1.0], observe=see).observed["variance"][0])
-    0.0
-    """
-
-    def __call__(self, params: PyTree) -> Float[Array, ""]:
-        raise fail(
-            "observe", "be functions of the parameters here", "a variance of iterates", "Observe it along a run."
-        )
-
-    def of_state(self, flow: Any, t: Scalar, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
         knowing = offered(flow, HasDeviations)
-        if knowing is None:
-            actual = f"observing a {type(flow).__name__}, which has none"
-            raise fail("observe", "hold a variance of iterates for a flow that knows it", actual, "See CentralFlow.")
-        return jnp.sum(flatten(knowing.deviations(state))[0] ** 2)
+        if knowing is not None:
+            return averaged(value, knowing.params(state), knowing.deviations(state))
+        alternating = offered(flow, HasAmplitude)
+        if alternating is None:
+            actual = f"observing a {type(flow).__name__}"
+            advice = "See CentralFlow and DescentAscentFlow."
+            raise fail("observe", "hold a mean over iterates for a flow about which they oscillate", actual, advice)
+        centre, a = flow.params(state), alternating.amplitude(state)
+        sides = [jax.tree_util.tree_map(lambda c, b, s=s: c + s * b, centre, a) for s in (1, -1)]
+        return (value(sides[0]) + value(sides[1])) / 2

@@ -18,7 +18,7 @@ from gradflow.flows import (
     PrincipalFlow,
     RodFlow,
 )
-from gradflow.observables import IterateMean, Loss, MeanLoss
+from gradflow.observables import Loss, MeanLoss
 from gradflow.rules import AbstractRule, GradientDescent, HeavyBall, Nesterov, RMSProp, ScalarRMSProp
 
 WARM_UP = 20
@@ -90,7 +90,7 @@ OF_DESCENT: dict[str, Case] = {
     "descent-ascent 1": Case(_order(1), _mean_loss),
     "descent-ascent 2": Case(_order(2), _mean_loss),
     "descent-ascent 3": Case(_order(3), _mean_loss),
-    "central": Case(_central, IterateMean),
+    "central": Case(_central, _mean_loss),
 }
 OF_MOMENTUM: dict[str, Case] = {
     "gradient flow": GRADIENT_FLOW,
@@ -98,7 +98,7 @@ OF_MOMENTUM: dict[str, Case] = {
     "momentum": Case(_momentum(MomentumFlow), limit=1.0),
     "momentum descent-ascent": Case(_momentum(MomentumDescentAscentFlow, warm_up=WARM_UP), _mean_loss),
 }
-OF_MEMORY: dict[str, Case] = {"central": Case(_central, IterateMean, remembers=True)}
+OF_MEMORY: dict[str, Case] = {"central": Case(_central, _mean_loss, remembers=True)}
 FLOWS: dict[str, dict[str, Case]] = {
     "gradient_descent": OF_DESCENT,
     "heavy_ball": OF_MOMENTUM,

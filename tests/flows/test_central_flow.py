@@ -11,7 +11,7 @@ import pytest
 
 import gradflow as gf
 from gradflow._linalg import Basis
-from gradflow.observables import IterateMean, IterateVariance, Sharpness, State
+from gradflow.observables import IterateMean, MeanLoss, Sharpness, State, Variance
 from gradflow.solvers._catching_up import End, _caught_up, _middle
 from gradflow.solvers._complementarity import complementary
 from gradflow.solvers._edge import Preconditioner
@@ -27,8 +27,8 @@ def valley(w):
 
 SEE = {
     "sharpness": Sharpness(valley, rtol=1e-8),
-    "variance": IterateVariance(),
-    "mean": IterateMean(valley),
+    "variance": Variance(),
+    "mean": MeanLoss(),
     "memory": State(lambda state: jnp.zeros(()) if state.memory is None else state.memory),
 }
 
@@ -148,11 +148,11 @@ def test_a_batch_of_learning_rates_is_a_loop_over_them():
     rates, ts = jnp.array([0.28, 0.3]), jnp.linspace(0, 30, 4)
 
     def run(rate):
-        return gf.solve(gf.CentralFlow(gf.GradientDescent(valley, rate)), START, ts, observe={"v": IterateVariance()})
+        return gf.solve(gf.CentralFlow(gf.GradientDescent(valley, rate)), START, ts, observe={"v": Variance()})
 
     batch = jax.vmap(run)(rates)
     for i, rate in enumerate(rates):
-        one = solved(gf.GradientDescent(valley, rate), START, ts, observe={"v": IterateVariance()})
+        one = solved(gf.GradientDescent(valley, rate), START, ts, observe={"v": Variance()})
         assert np.allclose(batch.final[i], one.final, rtol=1e-10)
         assert np.allclose(batch.observed["v"][i], one.observed["v"], rtol=1e-7)
         assert all(int(batch.stats[name][i]) == int(one.stats[name]) for name in one.stats)
@@ -216,7 +216,7 @@ def test_predicted_loss_of_a_network_with_several_critical_eigenvalues():
     rate, n = 1.4 / float(Sharpness(problem)(model)), 240
     rule, ts = gf.GradientDescent(problem, rate), rate * np.arange(0, n + 1, 20)
     rank = State(lambda state: jnp.sum(jnp.linalg.eigvalsh(state.covariance) > 1e-6 * jnp.trace(state.covariance)))
-    see = {"mean": IterateMean(problem), "S": Sharpness(problem, rtol=1e-6), "rank": rank}
+    see = {"mean": MeanLoss(), "S": Sharpness(problem, rtol=1e-6), "rank": rank}
     sol = solved(rule, model, ts, observe=see)
     loss = np.asarray(gf.iterate(rule, model, n, save_every=1, observe={"loss": problem}).observed["loss"])
     averaged = np.array([loss[k - 25 : k + 26].mean() for k in range(80, n - 25, 20)])

@@ -298,3 +298,11 @@ def test_arguments_that_are_refused():
             gf.solve(gf.GradientFlow(QUADRATIC), jnp.ones(3), [1.0], observe={"seen": seen})
         with pytest.raises(ValueError, match="`observe` must"):
             seen(jnp.ones(3))
+
+
+def test_means_of_functions_over_the_alternation():
+    flow = gf.DescentAscentFlow(QUADRATIC, 1.0, 1, amplitude=AMPLITUDE)
+    see = {"cube": gf.observables.IterateMean(lambda w: w**3), "a": gf.observables.Amplitude()}
+    sol = gf.solve(flow, CENTRE, [0.0, 0.5], observe=see, solver=BOSH)
+    c, a = np.asarray(sol.params), np.asarray(sol.observed["a"])
+    np.testing.assert_allclose(sol.observed["cube"], c**3 + 3 * c * a**2, rtol=1e-12)

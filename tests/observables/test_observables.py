@@ -460,7 +460,7 @@ def test_the_cases_are_all_observables():
     # particles: see the tests of these.
     elsewhere = {"SlidingNeurons", "Aligned", "Correlation", "KKTResidual", "LogNorm", "Lyapunov", "NeuronMovement"}
     # What flows at the edge of stability predict, and a record of arrays.
-    elsewhere |= {"Amplitude", "HessianEigenpairs", "IterateMean", "IterateVariance", "MeanLoss", "Variance"}
+    elsewhere |= {"Amplitude", "HessianEigenpairs", "IterateMean", "MeanLoss", "Variance"}
     elsewhere |= {"GradientBound", "NeuronPartition", "PartitionCounts", "Switches"}
     elsewhere |= {"State", "Time", "Velocity", "Margins", "MaxMarginResidual", "NormalisedMargin", "ParticleHistogram"}
     assert {type(fn).__name__ for fn in every(case()[0]).values()} == {

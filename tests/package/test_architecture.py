@@ -447,7 +447,6 @@ def cases(key):
         "Sharpness": gf.observables.Sharpness(problem),
         "HessianEigenpairs": gf.observables.HessianEigenpairs(problem, 2),
         "IterateMean": gf.observables.IterateMean(problem),
-        "IterateVariance": gf.observables.IterateVariance(),
         "NTK": gf.observables.NTK(problem),
         "NTKEigenvalues": gf.observables.NTKEigenvalues(problem),
         "Balancedness": gf.observables.Balancedness(),
