@@ -193,7 +193,7 @@ def main():
             flow: np.median([row["mean"] for row in rows if (row["case"], row["flow"]) == (case, flow)])
             for flow in FLOWS
         }
-        found.append(
+        comparisons.append(
             records.comparison(f"{name}, {case}", "gradient flow", mean["gradient flow"] / mean[name], "distance")
         )
     record = {"benchmark": "edge", "quick": arguments.quick, "rows": rows, "costs": costs, "comparisons": comparisons}
