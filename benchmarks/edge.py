@@ -170,14 +170,14 @@ def table(rows, costs):
 
 def draw(drawn):
     with matplotlib.rc_context(STYLE):
-        page = figure(figsize=(3.4 * len(drawn), 3.0))
+        page = figure(figsize=(3.4 * len(drawn) + 1.2, 3.0))
         axes = np.atleast_1d(page.subplots(1, len(drawn)))
         for ax, (case, paths) in zip(axes, drawn.items(), strict=True):
             for colour, (name, distance) in zip(shades(len(paths)), paths.items(), strict=True):
                 ax.semilogy(1 + np.arange(len(distance)), distance, color=colour, label=name)
             ax.set(title=case, xlabel="step")
         axes[0].set_ylabel("distance from the midpoints of descent")
-        axes[0].legend(fontsize=6)
+        axes[-1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1.0, 0.5))
         return page
 
 

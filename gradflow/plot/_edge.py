@@ -14,7 +14,7 @@ DASHES = ("-", "--", ":", "-.")
 def edge(ds: xr.Dataset) -> Figure:
     """For every rule the sharpness under its threshold, the loss, and the distance of every flow, over steps.
 
-    At the last of the shares; lines of flows are medians over seeds.
+    At the first of the shares; lines of flows are medians over seeds.
 
     **Arguments**: `ds`: what `gradflow.studies.edge` returned. **Returns** a matplotlib figure; see `save`.
     """
@@ -23,7 +23,7 @@ def edge(ds: xr.Dataset) -> Figure:
         drawn = figure(figsize=(10, 2.6 * len(rules) + 0.3))
         axes = np.asarray(drawn.subplots(len(rules), 3, squeeze=False))
         for row, rule in zip(axes, rules, strict=True):
-            part = ds.isel(share=-1, case=np.flatnonzero(ds.of_rule.values == rule)).sel(rule=rule)
+            part = ds.isel(share=0, case=np.flatnonzero(ds.of_rule.values == rule)).sel(rule=rule)
             colours = shades(part.sizes["case"])
             styles = [{"color": c, "linestyle": DASHES[i % len(DASHES)]} for i, c in enumerate(colours)]
             _sharpness(row[0], part, styles, str(rule))
@@ -34,7 +34,7 @@ def edge(ds: xr.Dataset) -> Figure:
         seeds = ds.sizes["seed"]
         drawn.suptitle(
             f"{ds.attrs['data']}, {ds.attrs['samples']} samples, {ds.attrs['activation']},"
-            f" width {ds.attrs['width']}, share {ds.share.values[-1]:g}, median of {seeds} seed{'s' * (seeds > 1)}",
+            f" width {ds.attrs['width']}, share {ds.share.values[0]:g}, median of {seeds} seed{'s' * (seeds > 1)}",
             fontsize=9,
         )
         return drawn
