@@ -199,7 +199,7 @@ def images(
     order = jnp.argsort(~chosen, stable=True)
     number = jnp.sum(chosen)
 
-    def one(i: Array, rows: Array) -> Array:
+    def one(i: Any, rows: Array) -> Array:
         return rows.at[order[i]].set(product(vectors[order[i]]))
 
     return jax.lax.fori_loop(0, number, one, jnp.zeros_like(vectors)), number
@@ -286,7 +286,7 @@ def extrapolated(basis: Basis, older: Float[Array, "k size"], spacing: Scalar, a
     rows = jnp.where(basis.used[:, None], basis.vectors, 0)
     overlap = jnp.where(basis.used[:, None], rows @ older.T, 0)
     left, sizes, right = jnp.linalg.svd(overlap)
-    turned = (left * (sizes > OUTSIDE)[None]) @ right @ older
+    turned = jnp.where((sizes > OUTSIDE)[None], left, 0) @ right @ older
     matched = basis.used & (jnp.linalg.norm(turned, axis=1) > OUTSIDE) & (spacing > 0)
     slope = jnp.where(matched[:, None], rows - turned, 0) / jnp.where(spacing > 0, spacing, 1)
     shifted = rows + ahead * slope

@@ -3,7 +3,9 @@
 Each entry takes the floating-point type of the parameters, and returns what it computed. Extend it with what is new.
 """
 
+import contextlib
 import functools
+import warnings
 
 import diffrax
 import jax
@@ -42,6 +44,25 @@ def smoothed(dtype, smoothing=0.05):
 
 def flow_on(build, dtype, **options):
     return gf.solve(build(problem(dtype)), model(dtype), TS, rtol=1e-3, **options)
+
+
+def after_a_warm_up(dtype):
+    flow = gf.MomentumDescentAscentFlow(problem(dtype), 0.1, 0.5, warm_up=5)
+    with far_below_the_edge():
+        return gf.solve(flow, model(dtype), [1.0, 2.0], rtol=1e-3)
+
+
+@contextlib.contextmanager
+def far_below_the_edge():
+    """The amplitude falls so far there that in single precision a run says what rounding has left of its growth."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The amplitude has been so small")
+        yield
+
+
+def alternating(build, dtype):
+    with far_below_the_edge():
+        return flow_on(build, dtype)
 
 
 def flows(dtype):
@@ -96,11 +117,11 @@ def flows(dtype):
         "MomentumFlow": lambda: gradient(lambda p: gf.MomentumFlow(p, 0.01, 0.9)),
         "SecondOrderFlow": lambda: gradient(lambda p: gf.SecondOrderFlow(p, 1.0)),
         "ModifiedFlow": lambda: gradient(lambda p: gf.ModifiedFlow(p, 0.1)),
-        "MomentumDescentAscentFlow": lambda: gradient(lambda p: gf.MomentumDescentAscentFlow(p, 0.1, 0.5)),
+        "MomentumDescentAscentFlow": lambda: after_a_warm_up(dtype),
         "PrincipalFlow": lambda: gradient(lambda p: gf.PrincipalFlow(p, 0.1)),
-        "DescentAscentFlow": lambda: gradient(lambda p: gf.DescentAscentFlow(p, 0.1)),
-        "EdgeFlow": lambda: gradient(lambda p: gf.EdgeFlow(p, 0.1)),
-        "RodFlow": lambda: gradient(lambda p: gf.RodFlow(p, 0.1)),
+        "DescentAscentFlow": lambda: alternating(lambda p: gf.DescentAscentFlow(p, 0.1), dtype),
+        "EdgeFlow": lambda: alternating(lambda p: gf.EdgeFlow(p, 0.1), dtype),
+        "RodFlow": lambda: alternating(lambda p: gf.RodFlow(p, 0.1), dtype),
         "LinearisedFlow": linearised,
         "LogDiagonalFlow": lambda: gf.solve(
             gf.LogDiagonalFlow(diagonal), gf.models.LogDiagonal(2, log_scale=-9.0, dtype=dtype), TS, rtol=1e-3

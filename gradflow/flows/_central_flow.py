@@ -58,9 +58,9 @@ class CentralFlow(AbstractFlow):
     Source: J. Cohen, A. Damian, A. Talwalkar, Z. Kolter and J. D. Lee (2024), arXiv 2410.24206.
 
     >>> import gradflow as gf, jax.numpy as jnp
-    >>> valley = lambda w: 0.5 * (w[0] + w[1]) * w[0] ** 2 - 0.01 * (w[0] + w[1])
+    >>> valley = lambda w: 0.5 * (w[0] + w[1]) * w[0] ** 2 - 0.1 * (w[0] + w[1])
     >>> flow = gf.CentralFlow(gf.GradientDescent(valley, 0.3))
-    >>> sol = gf.solve(flow, jnp.array([0.0, 6.0]), [90.0, 120.0], observe={"S": gf.observables.Sharpness(valley)})
+    >>> sol = gf.solve(flow, jnp.array([0.1, 6.3]), [60.0, 90.0], observe={"S": gf.observables.Sharpness(valley)})
     >>> [round(0.3 * float(S), 2) for S in sol.observed["S"]]
     [2.0, 2.0]
     """
@@ -203,11 +203,11 @@ class CentralFlow(AbstractFlow):
         product, flat = hessian_vector_product(lambda p: self.problem(join(p, frozen)), trainable)
         root = jnp.ones_like(flat)
         if self.form.memory is not None:
-            scale, _ = flatten(self.form.memory.scale(self._memory(trainable, frozen), jnp.zeros(())))
+            scale, _ = flatten(self.form.memory.scale(self._memory(trainable, frozen), jnp.zeros((), flat.dtype)))
             root = jnp.where(scale > 0, 1 / jnp.sqrt(jnp.where(scale > 0, scale, 1)), 0) * root
         start = jax.random.normal(jax.random.key(0), (1, flat.size), flat.dtype)
         values, *_ = lanczos(lambda v: root * product(root * v), start, 60, 1e-4)
-        return self.form.learning_rate * values[0]
+        return self.form.learning_rate.astype(flat.dtype) * values[0]
 
     def _memory(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         """The memory at the start."""

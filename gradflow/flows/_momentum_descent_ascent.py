@@ -239,8 +239,9 @@ class MomentumDescentAscentFlow(AbstractAlternatingFlow):
             after = ahead - eta * gradient(ahead if self.nesterov else now)
             return (after, now), ahead if self.nesterov else now
 
-        first = self.warm_up - HALF_WIDTH - 1
-        pair, _ = jax.lax.scan(lambda pair, _: (step(pair, None)[0], None), (start, start), None, length=first)
+        pair, first = (start, start), self.warm_up - HALF_WIDTH - 1
+        if first:  # without jit, JAX refuses an empty loop
+            pair, _ = jax.lax.scan(lambda pair, _: (step(pair, None)[0], None), pair, None, length=first)
         return jax.lax.scan(step, pair, None, length=2 * HALF_WIDTH + 3)[1]
 
 

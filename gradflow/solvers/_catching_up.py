@@ -132,8 +132,8 @@ class CatchingUp(AbstractMethod):
         w0, unflatten = flatten(y.params)
         loss = lambda v: field.flow.problem(join(unflatten(v), field.frozen))  # noqa: E731
         gradient: Gradient = lambda v: flatten(field.inside(unflatten(jax.grad(loss)(v))))[0]  # noqa: E731
-        eta, k = field.flow.form.learning_rate, y.vectors.shape[0]
-        h, k0 = (dt / eta).astype(w0.dtype), (field.t / eta).astype(w0.dtype)
+        eta, k = field.flow.form.learning_rate.astype(w0.dtype), y.vectors.shape[0]
+        h, k0 = dt.astype(w0.dtype) / eta, field.t.astype(w0.dtype) / eta
         preconditioner = Preconditioner(field.flow.form)
         m0 = preconditioner.flat(y.memory, w0)
         p0 = preconditioner.at(m0, k0)
@@ -160,13 +160,15 @@ class CatchingUp(AbstractMethod):
         start = middle.edge - unpacked(middle.curvature.thirds @ (w0 - wm), k) + weighted(middle.u, 2 * (p0 - middle.p))
         at_start, led_to = (_relative_sharpness(e, middle.inside) for e in (start, step.edge))
         # The error of the sharpness is of second order in the step, that of the path of third.
-        ratio = jnp.maximum(ratio, (_mismatch(at_start, middle.inside, state) / (EDGE * control.rtol)) ** 1.5)
+        ratio = jnp.maximum(
+            ratio, (_mismatch(at_start, middle.inside, state) / (EDGE * control.rtol.astype(w0.dtype))) ** 1.5
+        )
         finite = jnp.all(jnp.isfinite(step.w)) & jnp.all(jnp.isfinite(m1)) & jnp.all(jnp.isfinite(middle.g))
         ratio, factor = _judged(control, ratio, finite, h, middle, improved, state)
         accepted = Memory(
             basis=improved,
             older=basis.vectors,
-            spacing=jnp.where(basis.count > 0, ahead, 0) * (state.length > 0),
+            spacing=jnp.where((basis.count > 0) & (state.length > 0), ahead, 0),
             length=h,
             age=age + 1,
             force=step.force,

@@ -122,7 +122,7 @@ def curvature(
         first, second = both(jnp.where(i == j, u[i], u[i] + u[j]))
         return mapped.at[i].set(jnp.where(i == j, first, mapped[i])), squares.at[p].set(second)
 
-    def alone(i: Int[Array, ""], mapped: Array) -> Array:
+    def alone(i: Any, mapped: Array) -> Array:
         return mapped.at[i].set(jax.jvp(gradient, (w,), (u[i],))[1])
 
     start = jnp.zeros_like(u), jnp.zeros((rows.size, w.size), w.dtype)

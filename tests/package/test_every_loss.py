@@ -35,7 +35,7 @@ def problem_and_model(index):
 FLOWS = {
     "DescentAscentFlow": lambda p: gf.DescentAscentFlow(p, 0.01),
     "EdgeFlow": lambda p: gf.EdgeFlow(p, 0.01),
-    "RodFlow": lambda p: gf.RodFlow(p, 0.01),
+    "RodFlow": lambda p: gf.RodFlow(p, 2 * STEP),  # its half-difference follows the gradient within a step of descent
     "GradientFlow": gf.GradientFlow,
     "HeavyBallFlow": lambda p: gf.HeavyBallFlow(p, 0.1, 0.01),
     "MomentumFlow": lambda p: gf.MomentumFlow(p, 0.01, 0.9),

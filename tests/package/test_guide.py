@@ -112,7 +112,7 @@ def test_recipes_for_other_loggers_log_what_runs_tell(package, call, tmp_path, m
     blocks = blocks_of(read_page("saving-and-continuing"))
     run([blocks[0], *(block for block in blocks if package_of(block) == package)], package)
     logged = [entry for entry in recorder.mock_calls if entry[0].endswith(call)]
-    assert len(logged) > 2
+    assert logged  # one for each segment; how many there are is a matter of the machine's speed
     for _, values, _ in logged:
         numbers = values[0].values() if package == "wandb" else values[1:]
         assert all(float(number) == float(number) for number in numbers)

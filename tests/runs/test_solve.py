@@ -285,7 +285,8 @@ def test_failing_member_of_a_batch_leaves_the_others_alone():
 
 
 @pytest.mark.slow
-def test_progress_gives_the_same_numbers(quadratic, capsys):
+def test_progress_gives_the_same_numbers(quadratic, capsys, monkeypatch):
+    monkeypatch.setattr("gradflow.runs._progress._is_watched", lambda: True)
     plain = gf.solve(gf.GradientFlow(quadratic), jnp.ones(4), [1.0, 30.0])
     shown = gf.solve(gf.GradientFlow(quadratic), jnp.ones(4), [1.0, 30.0], progress=True)
     assert np.array_equal(plain.params, shown.params)
