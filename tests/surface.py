@@ -265,7 +265,7 @@ def observables(dtype):
         observe={"energy": o.Lyapunov(jnp.zeros(2, dtype), least=0.0)},
         rtol=1e-3,
     )
-    observed = {"norms": o.NeuronNorms(), "pattern": o.ActivationPattern(p.x), "sharpness": o.Sharpness(p)}
+    observed = {"norms": o.NeuronNorms(), "pattern": o.ActivationPattern(p.x), "sharpness": o.Sharpness(p, rtol=1e-8)}
     along["observed along a run"] = lambda: flow_on(gf.GradientFlow, dtype, observe=observed)
     return computed | along
 
