@@ -24,6 +24,8 @@ INIT_SCALE = 0.5
 """Scale of the initial weights, at which the sharpness starts well below what it grows to."""
 ALL = tuple(dict.fromkeys(flow for flows in FLOWS.values() for flow in flows))
 
+QUESTION = "Which flow is my optimiser, at the step sizes people use?"
+
 QUICK: dict[str, Any] = {
     "rules": ("gradient_descent",),
     "flows": ("gradient flow", "descent-ascent 2", "central"),
