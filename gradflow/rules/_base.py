@@ -4,6 +4,7 @@ import abc
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree, Scalar
 
 from gradflow._checks import check_positive, fail
@@ -80,6 +81,19 @@ class AbstractRule(eqx.Module):
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         """Raises `ValueError` for parameters of a shape or type that the rule cannot start from, as for flows."""
+
+
+class AbstractRuleOfDescentTime(AbstractRule):
+    """A rule in the time of gradient descent: iterate `k` sits at `t = k * learning_rate`."""
+
+    learning_rate: eqx.AbstractVar[Float[Array, ""]]
+
+    @property
+    def time_unit(self) -> str:
+        return "t = k * learning_rate"
+
+    def time(self, k: Any) -> Any:
+        return jnp.asarray(k, self.learning_rate.dtype) * self.learning_rate
 
 
 def check_learning_rate(learning_rate: Any) -> None:

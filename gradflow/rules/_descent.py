@@ -10,10 +10,10 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._tree import join
 from gradflow.flows._gradient_flow import check_scalar
-from gradflow.rules._base import AbstractRule, check_learning_rate
+from gradflow.rules._base import AbstractRule, AbstractRuleOfDescentTime, check_learning_rate
 
 
-class AbstractDescent(AbstractRule):
+class AbstractDescent(AbstractRuleOfDescentTime):
     """`theta - eta g` with some `g`; iterate `k` sits at `t = k eta`."""
 
     problem: eqx.AbstractVar[Any]
@@ -25,13 +25,6 @@ class AbstractDescent(AbstractRule):
         """A step against the gradient of this problem, and its loss before it."""
         loss, gradient = jax.value_and_grad(lambda p: problem(join(p, frozen)))(state)
         return jax.tree_util.tree_map(lambda p, g: p - self.learning_rate.astype(p.dtype) * g, state, gradient), loss
-
-    @property
-    def time_unit(self) -> str:
-        return "t = k * learning_rate"
-
-    def time(self, k: Any) -> Any:
-        return jnp.asarray(k, self.learning_rate.dtype) * self.learning_rate
 
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         return trainable

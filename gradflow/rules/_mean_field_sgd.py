@@ -14,10 +14,10 @@ from gradflow._tree import join
 from gradflow.flows import AbstractFlow, MeanFieldFlow
 from gradflow.models import MeanFieldNet
 from gradflow.problems import EmpiricalRisk, PopulationRisk
-from gradflow.rules._base import AbstractRule, check_learning_rate, unknown_order
+from gradflow.rules._base import AbstractRule, AbstractRuleOfDescentTime, check_learning_rate, unknown_order
 
 
-class MeanFieldSGD(AbstractRule):
+class MeanFieldSGD(AbstractRuleOfDescentTime):
     """SGD on a network whose layers average, at layerwise learning rates.
 
     These are the rates at which the limit of many nodes exists:
@@ -75,13 +75,6 @@ class MeanFieldSGD(AbstractRule):
     @property
     def orders(self) -> tuple[int, ...]:
         return (1,)
-
-    @property
-    def time_unit(self) -> str:
-        return "t = k * learning_rate"
-
-    def time(self, k: Any) -> Any:
-        return jnp.asarray(k, self.learning_rate.dtype) * self.learning_rate
 
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         return trainable

@@ -15,12 +15,12 @@ from gradflow._tree import join
 from gradflow.flows import AbstractFlow
 from gradflow.flows._gradient_flow import check_scalar
 from gradflow.protocols import UpdateForm
-from gradflow.rules._base import AbstractRule, check_learning_rate
+from gradflow.rules._base import AbstractRule, AbstractRuleOfDescentTime, check_learning_rate
 from gradflow.rules._counting import UncountableError, Watch, marked, run_counted
 from gradflow.rules._optax_form import optax_form
 
 
-class OptaxRule(AbstractRule):
+class OptaxRule(AbstractRuleOfDescentTime):
     """A rule made of an optax transform:
 
         theta_{k+1} = theta_k + update(grad L(theta_k))
@@ -66,13 +66,6 @@ class OptaxRule(AbstractRule):
     @property
     def orders(self) -> tuple[int, ...]:
         return () if self.limit is None else (1,)
-
-    @property
-    def time_unit(self) -> str:
-        return "t = k * learning_rate"
-
-    def time(self, k: Any) -> Any:
-        return jnp.asarray(k, self.learning_rate.dtype) * self.learning_rate
 
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         return trainable, self._transform().init(trainable), jnp.zeros((), int)

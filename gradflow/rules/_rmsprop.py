@@ -14,22 +14,15 @@ from gradflow._tree import join
 from gradflow.flows import AbstractFlow
 from gradflow.flows._gradient_flow import check_scalar
 from gradflow.protocols import SecondMoment, UpdateForm
-from gradflow.rules._base import AbstractRule, check_learning_rate
+from gradflow.rules._base import AbstractRule, AbstractRuleOfDescentTime, check_learning_rate
 
 
-class AbstractRMSProp(AbstractRule):
+class AbstractRMSProp(AbstractRuleOfDescentTime):
     """What the two forms share; the state holds the parameters and the memory."""
 
     problem: eqx.AbstractVar[Callable[[Any], Any]]
     learning_rate: eqx.AbstractVar[Float[Array, ""]]
     memory: eqx.AbstractVar[SecondMoment]
-
-    @property
-    def time_unit(self) -> str:
-        return "t = k * learning_rate"
-
-    def time(self, k: Any) -> Any:
-        return jnp.asarray(k, self.learning_rate.dtype) * self.learning_rate
 
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         return trainable, self.memory.start(trainable)

@@ -61,11 +61,11 @@ def begin(setup: Setup) -> Carry:
     else:
         t, y = setup.resumed.t.astype(setup.ts.dtype), setup.resumed.state
         loss = flow.loss(y, setup.frozen)
-        known = setup.resumed.checkpoint
-        scale, was_zero = known.scale, known.was_zero
+        checkpoint = setup.resumed.checkpoint
+        scale, was_zero = checkpoint.scale, checkpoint.was_zero
         now = fingerprint(flow, y, loss)
         anew = functools.partial(start_method, setup, t, y, scale)
-        launch = relaunch(known, t, now, anew, setup.method.name, setup.jumps, setup.oversteps)
+        launch = relaunch(checkpoint, t, now, anew, setup.method.name, setup.jumps, setup.oversteps)
     observe = bind(setup.observe, flow, t, y, setup.frozen)
     record = blank_record(setup.ts.size, setup.params(y), observe, setup.save_params, flow.params(y))
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree_util.tree_leaves((y, loss))])

@@ -111,9 +111,9 @@ def check_jumps(jumps: Any) -> Float[jax.Array, " J"] | None:
 
 def join_jumps(given: Any, declared: Any) -> Float[jax.Array, " J"] | None:
     """All jumps in order, those that the user gives and those that the flow declares; `None` where there are none."""
-    known = [jnp.asarray(times, jnp.result_type(float)) for times in (given, declared) if times is not None]
-    known = [times for times in known if times.size]
-    return jnp.sort(jnp.concatenate(known)) if known else None
+    all_times = [jnp.asarray(times, jnp.result_type(float)) for times in (given, declared) if times is not None]
+    all_times = [times for times in all_times if times.size]
+    return jnp.sort(jnp.concatenate(all_times)) if all_times else None
 
 
 def check_longest_step(longest_step: Any) -> Float[jax.Array, ""] | None:
@@ -153,8 +153,8 @@ def free_memory() -> int | None:
     try:
         # What the system can give, its caches included; only Linux tells.
         with open("/proc/meminfo") as lines:
-            known = dict(line.split(":", 1) for line in lines)
-        return 1024 * int(known["MemAvailable"].split()[0])
+            entries = dict(line.split(":", 1) for line in lines)
+        return 1024 * int(entries["MemAvailable"].split()[0])
     except (OSError, KeyError, ValueError):
         return None
 
@@ -164,11 +164,11 @@ def check_size(trainable: PyTree, dtype: Any) -> None:
     if not _checks.is_concrete(trainable):
         return
     largest = max(_checks.largest_entry(leaf) for leaf in jax.tree_util.tree_leaves(trainable))
-    least = 1e6 * float(jnp.finfo(dtype).tiny)
-    if 0 < largest < least:
+    min_size = 1e6 * float(jnp.finfo(dtype).tiny)
+    if 0 < largest < min_size:
         _checks.warn_precision(
             f"The largest entry of `params` is {largest:.1g}, and {jnp.dtype(dtype).name} resolves differences of"
-            f" parameters only from about {least:.0e} on. Start from a larger scale"
+            f" parameters only from about {min_size:.0e} on. Start from a larger scale"
             + (", or use float64 parameters." if jnp.dtype(dtype) == jnp.float32 else ".")
         )
 
@@ -177,7 +177,7 @@ def check_tolerances(rtol: Any, atol: Any, dtype: Any) -> StepControl:
     """The step control; a relative tolerance below what the precision can meet is raised to that, with a warning."""
     advice = "Typical values are 1e-3 ... 1e-8."
     _checks.check_positive("rtol", rtol, advice)
-    least = 64 * float(jnp.finfo(dtype).eps)
+    min_rtol = 64 * float(jnp.finfo(dtype).eps)
     value = jnp.asarray(rtol, jnp.result_type(float))
     if value.ndim != 0:
         raise _checks.fail("rtol", "be a scalar", f"of shape {value.shape}", "Use jax.vmap over tolerances.")
@@ -185,12 +185,12 @@ def check_tolerances(rtol: Any, atol: Any, dtype: Any) -> StepControl:
     if _checks.is_concrete(rtol):
         if float(rtol) >= 1:
             raise _checks.fail("rtol", "be below 1", f"{float(rtol):g}", advice)
-        if float(rtol) < least:
+        if float(rtol) < min_rtol:
             _checks.warn_precision(
-                f"rtol = {float(rtol):g} is below what {jnp.dtype(dtype).name} can meet; using {least:.2g}."
+                f"rtol = {float(rtol):g} is below what {jnp.dtype(dtype).name} can meet; using {min_rtol:.2g}."
                 + (enable if jnp.dtype(dtype).itemsize < 8 else "")
             )
-    value = jnp.maximum(value, least)
+    value = jnp.maximum(value, min_rtol)
     if atol is None:
         return StepControl(value, None)
     if _checks.is_concrete(atol) and not np.all(np.asarray(atol) >= 0):

@@ -59,9 +59,9 @@ def attempt(setup: Setup, carry: Carry, switches: Switching | None) -> Carry:
             inside, _ = passed(inside, Passed.nothing(), passage)
         return jax.tree_util.tree_map(lambda a, b: jnp.where(s - t >= dt, b, a), inside, whole)
 
-    moved = dt + carry.rounding_error
-    t1 = jnp.where(last, end, t + moved)
-    rounding_error = jnp.where(last, 0.0, moved - (t1 - t)).astype(t.dtype)
+    advance = dt + carry.rounding_error
+    t1 = jnp.where(last, end, t + advance)
+    rounding_error = jnp.where(last, 0.0, advance - (t1 - t)).astype(t.dtype)
     stopped, t1, y1 = locate(setup.until, setup.params, keep, t, t1, at, whole)
     reached = jnp.where(keep, t1, t)
     index, record = save_rows(setup, carry, reached, at)
@@ -114,10 +114,10 @@ def _across(
         return tried.y1, tried.accepted, carry.missed
     start = carry.method_state, carry.y
     passage = Passage(switches, setup.method, field, *start, tried.y1, tried.dense, dt, dt, keep)
-    y1, found = passed(tried.y1, Passed.nothing(), passage)
+    y1, met = passed(tried.y1, Passed.nothing(), passage)
     arrays, static = eqx.partition(tried.accepted, eqx.is_array)
-    accepted = eqx.combine(renewed(arrays, y1, found.crossed, passage), static)
-    return y1, accepted, carry.missed + found.missed
+    accepted = eqx.combine(renewed(arrays, y1, met.crossed, passage), static)
+    return y1, accepted, carry.missed + met.missed
 
 
 def _next_end(setup: Setup, t: Scalar) -> tuple[Scalar, Scalar | None]:
@@ -210,11 +210,13 @@ def start_method(setup: Setup, t: Scalar, y: PyTree, scale: PyTree) -> Launch:
     field = setup.field(t, jnp.zeros_like(t))
     f0 = field(jnp.zeros_like(t), y)
 
-    def moved(s: Scalar, to: PyTree) -> PyTree:
+    def stepped(s: Scalar, to: PyTree) -> PyTree:
         return field.controlled(field(s.astype(t.dtype), field.replace(y, to)))
 
     order, length = setup.method.first_order, setup.ts[-1] - jnp.asarray(setup.flow.t0, t.dtype)
-    dt, spent = setup.control.first_step(moved, field.controlled(y), field.controlled(f0), scale, order, length)
+    dt, num_evaluations = setup.control.first_step(
+        stepped, field.controlled(y), field.controlled(f0), scale, order, length
+    )
     dt = setup.limited(jax.lax.stop_gradient(jnp.asarray(dt, t.dtype)))
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree_util.tree_leaves(f0)])
     method_state, step, zero = setup.method.begin(field, y, f0, dt), None, jnp.zeros_like(t)
@@ -222,7 +224,7 @@ def start_method(setup: Setup, t: Scalar, y: PyTree, scale: PyTree) -> Launch:
         attempt = lambda: setup.method.attempt(field, y, dt, setup.control, scale, method_state).dense  # noqa: E731
         dense = jax.tree_util.tree_map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), eqx.filter_eval_shape(attempt))
         step = Step(t, zero, y, dense)
-    return Launch(t, y, step, zero, dt, method_state, 1 + spent, jnp.all(finite))
+    return Launch(t, y, step, zero, dt, method_state, 1 + num_evaluations, jnp.all(finite))
 
 
 def inside(setup: Setup, step: Step | None, s: Scalar, y: PyTree) -> PyTree:

@@ -63,7 +63,7 @@ class Launch(eqx.Module):
 
 
 def relaunch(
-    known: Checkpoint,
+    checkpoint: Checkpoint,
     t: Scalar,
     now: Float[Array, " numbers"],
     anew: Callable[[], Launch],
@@ -78,22 +78,31 @@ def relaunch(
     """
     fresh = eqx.filter_eval_shape(anew)
     arrays, static = eqx.partition(fresh, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct))
-    step = Step(known.t, jnp.zeros_like(known.t), known.y, None if fresh.step is None else fresh.step.dense)
+    step = Step(
+        checkpoint.t, jnp.zeros_like(checkpoint.t), checkpoint.y, None if fresh.step is None else fresh.step.dense
+    )
     if fresh.step is not None:
-        step = known.step if known.step is not None else jax.tree_util.tree_map(_blank, step)
-    parts = known.t, known.y, None if fresh.step is None else step, known.rounding_error, known.dt, known.method_state
-    kept = Launch(*parts, jnp.asarray(0), jnp.asarray(True))
-    if known.method != method or not _alike((kept, known.fingerprint), (arrays, now)):
+        step = checkpoint.step if checkpoint.step is not None else jax.tree_util.tree_map(_blank, step)
+    parts = (
+        checkpoint.t,
+        checkpoint.y,
+        None if fresh.step is None else step,
+        checkpoint.rounding_error,
+        checkpoint.dt,
+        checkpoint.method_state,
+    )
+    resumed = Launch(*parts, jnp.asarray(0), jnp.asarray(True))
+    if checkpoint.method != method or not _alike((resumed, checkpoint.fingerprint), (arrays, now)):
         return anew()
-    near = jnp.abs(now - known.fingerprint) <= SAME * jnp.finfo(now.dtype).eps * jnp.abs(now)
-    same = jnp.all(near) & known.usable
+    near = jnp.abs(now - checkpoint.fingerprint) <= SAME * jnp.finfo(now.dtype).eps * jnp.abs(now)
+    same = jnp.all(near) & checkpoint.usable
     if not oversteps:
-        same &= known.t == t
+        same &= checkpoint.t == t
     if jumps is not None:  # what the method knows of the field before a jump is worth nothing after it
-        same &= ~jnp.any((jumps >= t) & (jumps <= known.t))
-    kept = jax.tree_util.tree_map(lambda a, b: a.astype(b.dtype), kept, arrays)
-    found = jax.lax.cond(same, lambda: kept, lambda: eqx.filter(anew(), eqx.is_array))
-    return eqx.combine(found, static)
+        same &= ~jnp.any((jumps >= t) & (jumps <= checkpoint.t))
+    resumed = jax.tree_util.tree_map(lambda a, b: a.astype(b.dtype), resumed, arrays)
+    launch = jax.lax.cond(same, lambda: resumed, lambda: eqx.filter(anew(), eqx.is_array))
+    return eqx.combine(launch, static)
 
 
 def _blank(leaf: Any) -> Any:

@@ -228,10 +228,10 @@ def attempt(run: AbstractCountedRun, carry: CountedCarry, max_steps: Int[Array, 
     return eqx.tree_at(lambda c: c.code, after, code)
 
 
-def _towards(run: AbstractCountedRun, carry: CountedCarry, most: Int[Array, ""]) -> CountedCarry:
+def _towards(run: AbstractCountedRun, carry: CountedCarry, max_steps: Int[Array, ""]) -> CountedCarry:
     """At most `most` steps towards the next row, and that row once it falls due."""
     k = run.ks[jnp.minimum(carry.row, run.ks.size - 1)]
-    target = jnp.minimum(k, carry.k + most.astype(k.dtype))
+    target = jnp.minimum(k, carry.k + max_steps.astype(k.dtype))
     after = _steps_to(run, carry, target)
     return _saved_if((after.k == k) | (after.code != Status.RUNNING), run, after, k)
 
@@ -252,14 +252,14 @@ def _steps_to(run: AbstractCountedRun, carry: CountedCarry, k: Int[Array, ""]) -
         code = jnp.where(grown, Status.DIVERGED, code)
         code = jnp.where(finite, code, Status.NONFINITE)
         keep = finite & ~grown
-        kept = jax.tree_util.tree_map(lambda a, b: jnp.where(keep, a, b), new, old)
+        chosen = jax.tree_util.tree_map(lambda a, b: jnp.where(keep, a, b), new, old)
         if run.until is not None:
-            code = _met(run.until, run, kept, code)
-        return now + keep.astype(now.dtype), attempted + 1, run.charged(kept, new), code
+            code = _met(run.until, run, chosen, code)
+        return now + keep.astype(now.dtype), attempted + 1, run.charged(chosen, new), code
 
     start = (carry.k, carry.attempted, carry.state, carry.code)
-    found = jax.lax.while_loop(running, one, start)
-    return eqx.tree_at(lambda c: (c.k, c.attempted, c.state, c.code), carry, found)
+    reached = jax.lax.while_loop(running, one, start)
+    return eqx.tree_at(lambda c: (c.k, c.attempted, c.state, c.code), carry, reached)
 
 
 def _met(until: Until, run: AbstractCountedRun, state: PyTree, code: Int[Array, ""]) -> Int[Array, ""]:

@@ -80,11 +80,11 @@ class DiscreteRun(AbstractCountedRun):
         return jnp.asarray(self.rule.time(self.ks), float)
 
     def cost(self, carry: CountedCarry) -> dict[str, Array]:
-        spent = self.rule.gradient_evaluations(carry.state, carry.attempted)
+        num_gradients = self.rule.gradient_evaluations(carry.state, carry.attempted)
         if self.resumed is not None:
             before = self.rule.gradient_evaluations(self.resumed.state, jnp.zeros_like(carry.attempted))
-            spent = jnp.where(spent < 0, spent, spent - before)
-        return {"gradient_evaluations": spent, "hessian_vector_products": jnp.asarray(0)}
+            num_gradients = jnp.where(num_gradients < 0, num_gradients, num_gradients - before)
+        return {"gradient_evaluations": num_gradients, "hessian_vector_products": jnp.asarray(0)}
 
     def random_key(self) -> None:
         return None

@@ -74,8 +74,8 @@ def _in_segments(run: AbstractRun, carry: Any, watch: Watch, took: float) -> Sol
         while run.running(carry):
             before = time.perf_counter()
             carry = jax.block_until_ready(run.advance(carry, jnp.asarray(budget)))
-            spent = time.perf_counter() - before
-            budget = int(np.clip(budget * np.clip(SEGMENT / max(spent, 1e-9), 0.25, GROWTH), 1, ENDLESS))
+            seconds = time.perf_counter() - before
+            budget = int(np.clip(budget * np.clip(SEGMENT / max(seconds, 1e-9), 0.25, GROWTH), 1, ENDLESS))
             watch.segment(carry)
     except KeyboardInterrupt as error:
         raise SolveInterrupted(watch.end(carry)) from error

@@ -108,8 +108,8 @@ def iterate_to(
     """As `iterate`, saving the iterates `ks`, which increase from the first on. One compilation per number of them."""
     saved: dict[str, Any] = {"observe": observe, "save_params": save_params, "until": until}
     run = prepare_rule(rule, params, jnp.asarray(ks), **saved, trainable=trainable)
-    found = drive(run, progress, store=store, resume=resume, callback=callback)
-    return ended(found, throw, lambda: _advice(run))
+    sol = drive(run, progress, store=store, resume=resume, callback=callback)
+    return ended(sol, throw, lambda: _advice(run))
 
 
 def _advice(run: DiscreteRun) -> str:

@@ -284,19 +284,19 @@ def member_of(what: Any, params: PyTree, observe: dict[str, Callable[[Any], Any]
 
     **Raises** `ValueError` for what cannot be run, for a stochastic flow without a key, and for a key without use.
     """
-    kind = _class_for(what)
-    if kind is None:
+    member_class = _class_for(what)
+    if member_class is None:
         raise fail("what", "be a gradflow flow or rule", f"of type {type(what).__name__}")
-    return kind.of(what, params, observe, key)
+    return member_class.of(what, params, observe, key)
 
 
 def default_for(members: Sequence[AbstractMember], rtol: float) -> Solver | None:
     """The method for all flows among members that take adaptive steps; `None` where there are none."""
-    found = [(flow, member.params) for member in members if (flow := member.adaptive_flow()) is not None]
-    if not found:
+    adaptive = [(flow, member.params) for member in members if (flow := member.adaptive_flow()) is not None]
+    if not adaptive:
         return None
-    suited, _ = max(found, key=lambda pair: pair[0].oscillatory or pair[0].step_limited)
-    return default_solver(rtol, suited, any(flow.kinked(*split(params)) for flow, params in found))
+    suited, _ = max(adaptive, key=lambda pair: pair[0].oscillatory or pair[0].step_limited)
+    return default_solver(rtol, suited, any(flow.kinked(*split(params)) for flow, params in adaptive))
 
 
 def _check_values_of_flow(flow: AbstractFlow, params: PyTree, flowing: list[Any]) -> None:
@@ -305,7 +305,7 @@ def _check_values_of_flow(flow: AbstractFlow, params: PyTree, flowing: list[Any]
     check_size(flowing, flowing[0].dtype)
 
 
-def nearest_iterates(rule: AbstractRule, ts: Array, most: int) -> np.ndarray:
+def nearest_iterates(rule: AbstractRule, ts: Array, last: int) -> np.ndarray:
     """The iterates of a rule nearest to given times, by its own clock; at most `most`.
 
     Found by bisection, for clocks need not tick evenly.
@@ -317,10 +317,10 @@ def nearest_iterates(rule: AbstractRule, ts: Array, most: int) -> np.ndarray:
 
     start = float(clock(np.zeros(1, int))[0])
     pace = float(clock(np.ones(1, int))[0]) - start
-    guess = np.clip(np.rint((times - start) / pace), 0, most).astype(int)
+    guess = np.clip(np.rint((times - start) / pace), 0, last).astype(int)
     if np.all(np.abs(clock(guess) - times) <= 0.5 * pace * (1 + 1e-9)):
         return guess
-    low, high = np.zeros_like(guess), np.full_like(guess, most)
+    low, high = np.zeros_like(guess), np.full_like(guess, last)
     while np.any(high > low):
         middle = (low + high) // 2
         later = 0.5 * (clock(middle) + clock(middle + 1)) >= times

@@ -54,9 +54,9 @@ class Passage(eqx.Module):
 
     def programmed(self, t: Scalar, sides: Sides | None) -> Programmed:
         """The field in time counted from `t`."""
-        known = self.field
-        parts = known.progress, known.extents, known.before, known.after
-        return Programmed(known.flow, known.frozen, t, *parts, self.switching, sides)
+        field = self.field
+        parts = field.progress, field.extents, field.before, field.after
+        return Programmed(field.flow, field.frozen, t, *parts, self.switching, sides)
 
     def at(self, s: Scalar) -> PyTree:
         return self.method.interpolate(self.field, self.dense, s)
@@ -97,7 +97,7 @@ def saltation(passage: Passage, moves: Any, slope: PyTree) -> tuple[PyTree, Pass
     def cross(state: tuple) -> tuple:
         return _cross(passage, moves, met, *state)
 
-    _, up, last, found = jax.lax.while_loop(lambda state: jnp.any(state[0]), cross, start)
+    _, up, last, met_so_far = jax.lax.while_loop(lambda state: jnp.any(state[0]), cross, start)
 
     def arrive() -> PyTree:
         still = _add(slope, last.jump)
@@ -106,7 +106,7 @@ def saltation(passage: Passage, moves: Any, slope: PyTree) -> tuple[PyTree, Pass
         (y, usable), v = _piece(passage, moves, last, passage.s, moves.s, Sides(turns, up))
         return _where(usable & _finite(y), v, still)
 
-    return jax.lax.cond(found.crossed > 0, arrive, lambda: slope), found
+    return jax.lax.cond(met_so_far.crossed > 0, arrive, lambda: slope), met_so_far
 
 
 class _Met(NamedTuple):
@@ -134,7 +134,7 @@ def _cross(
     todo: Bool[Array, " switches"],
     up: Bool[Array, " switches"],
     place: _Place,
-    found: Passed,
+    met_so_far: Passed,
 ) -> tuple:
     """Crosses the next switch, and those at one place with it.
 
@@ -144,9 +144,12 @@ def _cross(
     guess = (met.share[first] * passage.dt.astype(met.share.dtype)).astype(passage.dt.dtype)
     s, y, v = _reach(passage, moves, place, jnp.maximum(guess, place.s), first, sides)
     # On the surface itself `a == max(a, b)` holds on both sides.
-    beside = jnp.finfo(met.share.dtype).eps ** BESIDE
-    moved = lambda side: jax.tree_util.tree_map(lambda a, b, c: a + side * beside * (c - b), y, passage.y0, passage.y1)  # noqa: E731
-    f0, _ = passage.rate(moved(-1), s, sides)
+    offset = jnp.finfo(met.share.dtype).eps ** BESIDE
+
+    def displaced(side: int) -> PyTree:
+        return jax.tree_util.tree_map(lambda a, b, c: a + side * offset * (c - b), y, passage.y0, passage.y1)
+
+    f0, _ = passage.rate(displaced(-1), s, sides)
     still, one, zero = jax.tree_util.tree_map(lambda _: None, moves), jnp.ones_like(s), jnp.zeros_like(s)
 
     def change(moves: Any, direction: PyTree, time: Scalar) -> Float[Array, " switches"]:
@@ -158,7 +161,7 @@ def _cross(
     alike = jnp.abs(probed * along[first] - probed[first] * along) <= 1e-6 * jnp.abs(probed[first] * along)
     together = (todo & (met.share - met.share[first] <= TOGETHER) & alike).at[first].set(True)
     turned = jnp.where(together, ~up, up)
-    f1, _ = passage.rate(moved(1), s, Sides(met.turns, turned))
+    f1, _ = passage.rate(displaced(1), s, Sides(met.turns, turned))
     sign = jnp.where(up[first], -1, 1)
     arrives, leaves = sign * along[first], sign * change(still, f1, one)[first]
     clear = met.inside[first] & (arrives > GRAZING * met.mean[first]) & (leaves >= -REVERSED * arrives)
@@ -168,11 +171,11 @@ def _cross(
     gap = jax.tree_util.tree_map(jnp.subtract, f1, f0)
     jump = jax.tree_util.tree_map(lambda leaf: leaf * ratio.astype(leaf.dtype), gap)
     # A jump that rounding makes is none, as at a guard between two forms of one function.
-    missed = found.missed + (
+    missed = met_so_far.missed + (
         ~clear & (_size(gap) > jnp.sqrt(jnp.finfo(met.share.dtype).eps) * jnp.maximum(_size(f0), _size(f1)))
     )
-    after = _Place(s, moved(1), _add(v, jump), _add(place.jump, jump))
-    return todo & ~together, turned, after, Passed(found.crossed + 1, missed)
+    after = _Place(s, displaced(1), _add(v, jump), _add(place.jump, jump))
+    return todo & ~together, turned, after, Passed(met_so_far.crossed + 1, missed)
 
 
 def _reach(
@@ -188,30 +191,30 @@ def _reach(
     rate, value = passage.rate(y, s, sides)
     functions = lambda y, s: passage.rate(y, s, sides)[1][first]  # noqa: E731
     _, along = eqx.filter_jvp(functions, (y, s), (rate, jnp.ones_like(s)))
-    moved = jnp.where(along != 0, -value[first] / jnp.where(along != 0, along, 1), 0).astype(s.dtype)
-    moved = jnp.clip(moved, place.s - s, jnp.maximum(passage.s - s, 0))
+    remaining = jnp.where(along != 0, -value[first] / jnp.where(along != 0, along, 1), 0).astype(s.dtype)
+    remaining = jnp.clip(remaining, place.s - s, jnp.maximum(passage.s - s, 0))
 
     def shifted(passage: Passage, y: PyTree) -> PyTree:
         rate, _ = passage.rate(y, s, sides)
-        return jax.tree_util.tree_map(lambda a, b: a + moved.astype(a.dtype) * b, y, rate)
+        return jax.tree_util.tree_map(lambda a, b: a + remaining.astype(a.dtype) * b, y, rate)
 
     y, v = eqx.filter_jvp(shifted, (passage, y), (moves, v))
-    return s + moved, y, dense(v, y)
+    return s + remaining, y, dense(v, y)
 
 
 def _piece(
-    passage: Passage, moves: Any, place: _Place, s: Scalar, moved: Any, sides: Sides
+    passage: Passage, moves: Any, place: _Place, s: Scalar, ds: Any, sides: Sides
 ) -> tuple[tuple[PyTree, Bool[Array, ""]], PyTree]:
-    """A step of the method from a place to time `s`, which has the tangent `moved`, on given sides, and its tangent."""
+    """A step of the method from a place to time `s`, which has the tangent `ds`, on given sides, and its tangent."""
 
     def step(passage: Passage, y: PyTree, s: Scalar) -> tuple[PyTree, Bool[Array, ""]]:
         t = passage.field.t + place.s.astype(passage.field.t.dtype)
-        taken = passage.method.piece(passage.programmed(t, sides), s - place.s, y, passage.state)
-        assert taken is not None  # by `passage.restarts`
-        return taken
+        attempted = passage.method.piece(passage.programmed(t, sides), s - place.s, y, passage.state)
+        assert attempted is not None  # by `passage.restarts`
+        return attempted
 
-    found, (tangent, _) = eqx.filter_jvp(step, (passage, place.y, s), (moves, place.v, moved))
-    return found, dense(tangent, found[0])
+    reached, (tangent, _) = eqx.filter_jvp(step, (passage, place.y, s), (moves, place.v, ds))
+    return reached, dense(tangent, reached[0])
 
 
 def _where(condition: Bool[Array, ""], a: PyTree, b: PyTree) -> PyTree:

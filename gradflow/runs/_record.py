@@ -41,10 +41,10 @@ def bind(
     observe: dict[str, Callable[[Any], Any]], flow: Any, t: Any, state: PyTree, frozen: PyTree
 ) -> dict[str, Callable[[Any], Any]]:
     """Observables as functions of the parameters alone; those with a method `of_state` get time and state."""
-    found = {name: (fn, offered(fn, SeesState)) for name, fn in observe.items()}
+    watching = {name: (fn, offered(fn, SeesState)) for name, fn in observe.items()}
     return {
         name: fn if seeing is None else (lambda _, seeing=seeing: seeing.of_state(flow, t, state, frozen))
-        for name, (fn, seeing) in found.items()
+        for name, (fn, seeing) in watching.items()
     }
 
 

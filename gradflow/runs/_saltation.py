@@ -36,8 +36,8 @@ def passed(y: PyTree, none: Passed, passage: Passage) -> tuple[PyTree, Passed]:
 @passed.def_jvp
 def _passed_jvp(primals: tuple, tangents: tuple) -> tuple[tuple, tuple]:
     (y, _, passage), (slope, _, moves) = primals, tangents
-    tangent, found = saltation(passage, moves, dense(slope, y))
-    return (y, found), (tangent, jax.tree_util.tree_map(lambda _: None, found))
+    tangent, met = saltation(passage, moves, dense(slope, y))
+    return (y, met), (tangent, jax.tree_util.tree_map(lambda _: None, met))
 
 
 @eqx.filter_custom_jvp
@@ -49,15 +49,15 @@ def renewed(state: PyTree, y: PyTree, crossed: Int[Array, ""], passage: Passage)
 
 @renewed.def_jvp
 def _renewed_jvp(primals: tuple, tangents: tuple) -> tuple[PyTree, PyTree]:
-    (state, y, crossed, passage), (slope, moved, _, moves) = primals, tangents
+    (state, y, crossed, passage), (slope, dy, _, moves) = primals, tangents
     slope = dense(slope, state)
 
     def again(state: PyTree, y: PyTree, passage: Passage) -> PyTree:
         return passage.method.renewed(passage.programmed(passage.field.t, None), passage.dt, y, state)
 
     def jumped() -> PyTree:
-        _, found = eqx.filter_jvp(again, (state, y, passage), (slope, moved, moves))
-        return dense(found, state)
+        _, jumped_state = eqx.filter_jvp(again, (state, y, passage), (slope, dy, moves))
+        return dense(jumped_state, state)
 
     return state, jax.lax.cond(crossed > 0, jumped, lambda: slope)
 

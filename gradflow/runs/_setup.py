@@ -77,8 +77,8 @@ class Setup(AbstractRun):
         return bind(self.observe, self.flow, self.time_at(where), state, self.frozen)
 
     def motion(self, where: Point, state: PyTree) -> dict[str, Any]:
-        kept = {name: quantity.value for name, quantity in self.conserved(state).items()}
-        return {DERIVATIVE: self.flow.vector_field(self.time_at(where), state, self.frozen), CONSERVED: kept}
+        values = {name: quantity.value for name, quantity in self.conserved(state).items()}
+        return {DERIVATIVE: self.flow.vector_field(self.time_at(where), state, self.frozen), CONSERVED: values}
 
     def evaluation(self) -> PyTree:
         return self.flow.vector_field(self.ts[0], self.initial(), self.frozen)
@@ -104,8 +104,8 @@ class Setup(AbstractRun):
         return carry.y
 
     def position(self, carry: "Carry") -> Position:
-        spent = (0 if self.resumed is not None else self.flow.start_cost[0]) + carry.evaluations
-        counted = spent if self.method.exact_counts else jnp.asarray(-1)
+        num_evaluations = (0 if self.resumed is not None else self.flow.start_cost[0]) + carry.evaluations
+        counted = num_evaluations if self.method.exact_counts else jnp.asarray(-1)
         return Position(t=carry.t, rows=carry.index, steps=carry.steps, gradient_evaluations=counted)
 
     def save_times(self) -> Float[Array, " T"]:
@@ -129,17 +129,17 @@ class Setup(AbstractRun):
 
     def switches(self, t: Scalar, y: PyTree) -> Switching | None:
         """The switches at which derivatives jump, if any can be asked for."""
-        found = self.kinked_field(t, y)
-        return found if found is not None and found.plan.count else None
+        field = self.kinked_field(t, y)
+        return field if field is not None and field.plan.count else None
 
     def kinked_field(self, t: Scalar, y: PyTree) -> Switching | None:
         """The program of the field, where it has switches, followed or not, and derivatives can be asked for."""
         kinks = self.flow.kinks(self.start, self.frozen) if self.traced and self.extents is None else ()
         if kinks is not None and not kinks:
             return None
-        found = switching(lambda flow, *rest: flow.vector_field(*rest), self.flow, t, y, self.frozen)
+        field = switching(lambda flow, *arguments: flow.vector_field(*arguments), self.flow, t, y, self.frozen)
         # Of a field whose kinks are not known, what is not followed may well be smooth.
-        return found if found is None or kinks else found.without_opaque()
+        return field if field is None or kinks else field.without_opaque()
 
     def beside(self, t: Scalar) -> tuple[Scalar | None, Scalar | None]:
         """The last jump up to time `t` and the first one beyond it."""

@@ -127,7 +127,7 @@ def solve(
     >>> sol.status, sol.observed["norm"].shape
     ('ok', (5,))
     """
-    watched: dict[str, Any] = {"store": store, "resume": resume, "callback": callback}
+    outside: dict[str, Any] = {"store": store, "resume": resume, "callback": callback}
     if isinstance(flow, AbstractStochasticFlow):
         check_no_limits(jumps, longest_step)
         path = prepare_path(
@@ -142,7 +142,7 @@ def solve(
             trainable=trainable,
         )
         check_budget(path, max_steps)
-        return ended(drive(path, progress, **watched), throw)
+        return ended(drive(path, progress, **outside), throw)
     solver = check_method_without_noise(solver)
     setup = prepare(
         flow,
@@ -160,12 +160,12 @@ def solve(
         jumps=jumps,
         longest_step=longest_step,
     )
-    found = drive(setup, progress, **watched)
-    if found.errors and _checks.is_concrete(found.errors):
-        complaint = flow.complaint(found.errors)
+    sol = drive(setup, progress, **outside)
+    if sol.errors and _checks.is_concrete(sol.errors):
+        complaint = flow.complaint(sol.errors)
         if complaint:
             warnings.warn(complaint, flow.complaint_category, stacklevel=2)
-    return ended(found, throw, lambda: _advice(setup))
+    return ended(sol, throw, lambda: _advice(setup))
 
 
 def _advice(setup: AdaptiveRun) -> str:
@@ -292,10 +292,10 @@ def _prepare_solver(solver: Any, control: StepControl, trainable: PyTree) -> Abs
         return OneStep(solver)
     size = tree_norm(trainable)
     rough = control.rtol.astype(size.dtype) * size if control.atol is None else control.atol
-    own: dict[str, Any] = {"rtol": control.rtol, "atol": rough, "norm": optimistix.rms_norm}
+    settings: dict[str, Any] = {"rtol": control.rtol, "atol": rough, "norm": optimistix.rms_norm}
     # A root finder of diffrax leaves a marker where it wants the tolerances of the run; its class has no public name.
     marker = type(diffrax.with_stepsize_controller_tols(optimistix.Newton)().rtol)
     finder = solver.root_finder
-    open_ones = [name for name in own if isinstance(getattr(finder, name, None), marker)]
+    open_ones = [name for name in settings if isinstance(getattr(finder, name, None), marker)]
     where = lambda s: [getattr(s.root_finder, name) for name in open_ones]  # noqa: E731
-    return OneStep(eqx.tree_at(where, solver, [own[name] for name in open_ones]) if open_ones else solver)
+    return OneStep(eqx.tree_at(where, solver, [settings[name] for name in open_ones]) if open_ones else solver)

@@ -101,9 +101,9 @@ def locate(
         return (*ends, jnp.where(up, below, value), jnp.where(up, value, above), count + 1)
 
     def search() -> tuple[Scalar, PyTree]:
-        _, found, *_ = jax.lax.while_loop(wide, narrow, (t0, t1, excess(t0), beyond, jnp.asarray(0)))
-        found = jax.lax.stop_gradient(found)
-        return found, at(found)
+        _, crossing, *_ = jax.lax.while_loop(wide, narrow, (t0, t1, excess(t0), beyond, jnp.asarray(0)))
+        crossing = jax.lax.stop_gradient(crossing)
+        return crossing, at(crossing)
 
-    found, located = jax.lax.cond(met, search, lambda: (t1, y1))
-    return met, found, located
+    crossing, located = jax.lax.cond(met, search, lambda: (t1, y1))
+    return met, crossing, located

@@ -13,7 +13,8 @@ from gradflow._checks import fail
 from gradflow._tree import flatten, scaled_norm
 from gradflow.solvers._control import SCALE_FRACTION, StepControl
 from gradflow.solvers._method import AbstractMethod, Attempt, Field
-from gradflow.solvers._ndf import NDF, History
+from gradflow.solvers._ndf import NDF
+from gradflow.solvers._ndf_step import History
 
 WARM_UP_STEPS = 3
 """Explicit steps after which their length is taken at its word."""
@@ -218,8 +219,10 @@ class Automatic(AbstractMethod):
         """The state at time `s` of the explicit step that gave `dense`, as one vector."""
         y, end, k, dt = dense
         start, dtype = flatten(y)[0], end.dtype
-        known = self.explicit.interpolation_cls(t0=jnp.zeros((), dtype), t1=dt.astype(dtype), y0=start, y1=end, k=k)
-        return known.evaluate(s.astype(dtype))
+        interpolation = self.explicit.interpolation_cls(
+            t0=jnp.zeros((), dtype), t1=dt.astype(dtype), y0=start, y1=end, k=k
+        )
+        return interpolation.evaluate(s.astype(dtype))
 
     def _recent(self, field: Field, dense: PyTree, old: History) -> History:
         """A table of order four from the dense output of the step just taken, with an eighth of it as the spacing."""

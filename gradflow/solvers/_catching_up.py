@@ -256,8 +256,8 @@ def _middle(
     # The basis is off by its residuals, and the sharpness by their squares: it is that of the better one.
     lift = jnp.where(jnp.arange(values.size) < jnp.sum(inside), jnp.maximum(improved.values - values, 0), 0)
     small = 0.5 * (small + small.T) + (turn * lift[None]) @ turn.T
-    own = jnp.where(inside[:, None], basis.vectors, 0)
-    outside = jnp.max(jnp.where(inside, jnp.linalg.norm(mapped - (mapped @ own.T) @ own, axis=1), 0))
+    tracked = jnp.where(inside[:, None], basis.vectors, 0)
+    outside = jnp.max(jnp.where(inside, jnp.linalg.norm(mapped - (mapped @ tracked.T) @ tracked, axis=1), 0))
     edge = weighted(u, 2 * p) - small
     return Middle(
         w, g, memory, p, preconditioner.slope(memory, k), u, at_start, inside, edge, improved, num_products, outside

@@ -55,5 +55,5 @@ def positive_part(x: Float[Array, "k k"]) -> Float[Array, "k k"]:
 
 def pairs(k: int) -> tuple[Int[Array, " pairs"], Int[Array, " pairs"]]:
     """Indices `i <= j` of symmetric matrices, ordered by `j`: the first `m (m + 1) / 2` are those of the first `m`."""
-    found = [(i, j) for j in range(k) for i in range(j + 1)]
-    return jnp.asarray([i for i, _ in found]), jnp.asarray([j for _, j in found])
+    indices = [(i, j) for j in range(k) for i in range(j + 1)]
+    return jnp.asarray([i for i, _ in indices]), jnp.asarray([j for _, j in indices])

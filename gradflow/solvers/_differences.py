@@ -30,8 +30,8 @@ def _values(factor: Scalar, rows: int) -> Float[Array, "rows rows"]:
     i = jnp.arange(1, rows, dtype=factor.dtype)[:, None]
     j = jnp.arange(1, rows, dtype=factor.dtype)[None, :]
     first = jnp.ones((1, rows), factor.dtype)
-    rest = jnp.concatenate([jnp.zeros((rows - 1, 1), factor.dtype), (i - 1 - factor * j) / i], axis=1)
-    return jnp.cumprod(jnp.concatenate([first, rest]), axis=0)
+    below = jnp.concatenate([jnp.zeros((rows - 1, 1), factor.dtype), (i - 1 - factor * j) / i], axis=1)
+    return jnp.cumprod(jnp.concatenate([first, below]), axis=0)
 
 
 def append(table: Float[Array, "rows size"], correction: Float[Array, " size"], order: Int[Array, ""]) -> Array:

@@ -128,12 +128,12 @@ def curvature(
     start = jnp.zeros_like(u), jnp.zeros((rows.size, w.size), w.dtype)
     mapped, squares = jax.lax.fori_loop(0, number, pair, start)
     mapped = jax.lax.fori_loop(critical, used, alone, mapped)
-    own = jnp.asarray([j * (j + 1) // 2 + j for j in range(k)])  # of the pair (j, j)
-    mixed = 0.5 * (squares - squares[own[rows]] - squares[own[columns]])
+    diagonal = jnp.asarray([j * (j + 1) // 2 + j for j in range(k)])  # of the pair (j, j)
+    mixed = 0.5 * (squares - squares[diagonal[rows]] - squares[diagonal[columns]])
     thirds = jnp.where((rows == columns)[:, None], squares, mixed)
     thirds = jnp.where((columns < critical)[:, None], thirds, 0)
-    rest = used - critical
-    return Curvature(mapped, thirds, jnp.where(exact, 0, 2 * number), rest + jnp.where(exact, 2 * number, 0))
+    num_alone = used - critical
+    return Curvature(mapped, thirds, jnp.where(exact, 0, 2 * number), num_alone + jnp.where(exact, 2 * number, 0))
 
 
 def unpacked(packed: Float[Array, " pairs"], k: int) -> Float[Array, "k k"]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,24 +11,22 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from gradflow._checks import check_count, fail
 from gradflow._tree import flatten
-from gradflow.solvers._control import FIRST_TOLERANCE_SHARE, StepControl
-from gradflow.solvers._differences import append, change_of_spacing, weights
+from gradflow.solvers._control import StepControl
+from gradflow.solvers._differences import append, weights
 from gradflow.solvers._method import AbstractMethod, Attempt, Field
+from gradflow.solvers._ndf_step import (
+    ERROR,
+    HIGHEST,
+    ROWS,
+    History,
+    Step,
+    assemble,
+    carry_quadratures,
+    prepare,
+    split_state,
+)
 from gradflow.solvers._newton import Equation, ErrorMeasure, LinearSolver, Newton, Vector, newton
 
-HIGHEST = 5
-ROWS = HIGHEST + 3
-KAPPA = (0.0, -0.1850, -1 / 9, -0.0823, -0.0415, 0.0)  # Shampine & Reichelt 1997, table 1
-SUMS = tuple(sum(1 / m for m in range(1, k + 1)) for k in range(HIGHEST + 1))
-ALPHA = tuple((1 - kappa) * total for kappa, total in zip(KAPPA, SUMS, strict=True))
-ERROR = tuple(abs(kappa * total + 1 / (k + 1)) for k, (kappa, total) in enumerate(zip(KAPPA, SUMS, strict=True)))
-
-SHARE = 0.3
-"""Share of the tolerance that a step is held to, so that the error at the end comes out near the tolerance."""
-SHARPER, POWER = 1e-4, 0.1
-"""Tolerance below which that share falls, and how: a run of more steps adds up more errors."""
-LOOSEST = 2.5e-3
-"""Tolerance beyond which steps cost more again: Newton's method takes more iterations, and fails more often."""
 RESUMED_ORDER = 4
 """Order of the history that is read off a step of another method: that of its dense output."""
 START_UP_STEPS = 10
@@ -46,21 +44,6 @@ CONTRACTION_AGEING = 1.1
 """By how much a contraction of Newton's method that was not seen anew is trusted less at every step."""
 FAILED_FACTOR = 0.3
 """What a step is shortened by where Newton's method failed, with no sign of an instability to tell by how much."""
-
-
-class History(eqx.Module):
-    """What the method keeps from step to step."""
-
-    table: Float[Array, "rows size"]  # backward differences of the controlled part of the state
-    quadratures: Float[Array, "rows rest"]  # and of the quadratures that ride along
-    spacing: Scalar
-    order: Int[Array, ""]
-    equal: Int[Array, ""]  # steps since the spacing or the order changed
-    contraction: Scalar  # by how much a Newton iteration shrank the error when last observed; grows with its age
-    curvature: Scalar  # most negative curvature met lately, as a positive number
-    age: Int[Array, ""]  # accepted steps
-    error: Scalar  # of the last accepted step, over its tolerance; zero after a rejection
-    stiffest: Scalar  # largest curvature met lately
 
 
 class NDF(AbstractMethod):
@@ -188,13 +171,13 @@ class NDF(AbstractMethod):
 
         All that is squared within is in units of the state, for squares of small states underflow.
         """
-        step = _prepare(field, y, dt, control, scale, history)
+        step = prepare(field, y, dt, control, scale, history)
 
         def derivative(w: Vector) -> Vector:
             inside = field.replace(y, step.unflatten(step.unit * w))
             return flatten(field.controlled(field(dt, inside)))[0] / step.unit
 
-        found = newton(
+        solved = newton(
             Equation(derivative, step.extrapolated, step.known, step.c),
             ErrorMeasure(step.norm, step.constant, step.accuracy),
             LinearSolver(field.flow.symmetric_jacobian, self.linearise, self.max_products),
@@ -202,12 +185,12 @@ class NDF(AbstractMethod):
             curvature=history.curvature,
             active=active,
         )
-        error = step.constant * step.norm(found.correction)
-        finite = found.finite & jnp.all(jnp.isfinite(found.correction))
-        ratio = jnp.where(found.converged & finite, error, jnp.inf)
-        accepted, growth, extra = self._accept(field, y, dt, step, history, found, error)
-        rejected, shrinkage = _reject(step, history, found, error, finite)
-        y1 = _assemble(field, y, step.unflatten(accepted.table[0]), accepted.quadratures[0])
+        error = step.constant * step.norm(solved.correction)
+        finite = solved.finite & jnp.all(jnp.isfinite(solved.correction))
+        ratio = jnp.where(solved.converged & finite, error, jnp.inf)
+        accepted, growth, extra = self._accept(field, y, dt, step, history, solved, error)
+        rejected, shrinkage = _reject(step, history, solved, error, finite)
+        y1 = assemble(field, y, step.unflatten(accepted.table[0]), accepted.quadratures[0])
         return Attempt(
             y1=y1,
             ratio=jax.lax.stop_gradient(ratio),
@@ -216,44 +199,44 @@ class NDF(AbstractMethod):
             rejected=rejected,
             dense=(accepted.table, accepted.quadratures, step.h, step.order, y),
             finite=finite,
-            evaluations=found.evaluations + extra,
-            products=found.products,
+            evaluations=solved.evaluations + extra,
+            products=solved.products,
         )
 
     def _accept(
-        self, field: Field, y: PyTree, dt: Scalar, step: "_Step", history: History, found: Newton, error: Scalar
+        self, field: Field, y: PyTree, dt: Scalar, step: Step, history: History, solved: Newton, error: Scalar
     ) -> tuple[History, Scalar, Int[Array, ""]]:
         """The history after the step, the factor of the next one, and the evaluations that the quadratures took."""
         h = step.h
-        scaled = append(step.table, found.correction, step.order)
-        table, slopes = step.unit * scaled, step.unit * ((step.known + found.correction) / step.c)
-        quadratures, extra = _carry_quadratures(field, y, dt, step, table[0], slopes)
+        scaled = append(step.table, solved.correction, step.order)
+        table, slopes = step.unit * scaled, step.unit * ((step.known + solved.correction) / step.c)
+        quadratures, extra = carry_quadratures(field, y, dt, step, table[0], slopes)
         comparable = (h == history.spacing) & (history.error > 0)
         trend = jnp.where(comparable, error / jnp.where(comparable, history.error, 1), 1)
         expected = error * jnp.clip(trend, 1, MAX_TREND)
         order, factor, changed = self._next(scaled, step.order, history.equal + 1, error, expected, step.norm)
-        curvature, stiffest = _curvatures(history, found)
+        curvature, stiffest = _curvatures(history, solved)
         longest = GROWTH_LIMIT * step.alpha / jnp.where(curvature > 0, curvature, 1) / h
         factor = jnp.where(curvature > 0, jnp.minimum(factor, jnp.maximum(longest, 0.5)), factor)
         factor = jnp.minimum(factor, jnp.where(history.age < START_UP_STEPS, 10.0, 2.0))
         equal = jnp.where(changed, 0, jnp.where(h == history.spacing, history.equal + 1, 1))
         aged = CONTRACTION_AGEING * history.contraction
-        contraction = jnp.minimum(1, jnp.where(found.observed, found.contraction, aged))
+        contraction = jnp.minimum(1, jnp.where(solved.observed, solved.contraction, aged))
         age = history.age + 1
         after = History(table, quadratures, h, order, equal, contraction, curvature, age, error, stiffest)
         return after, factor, extra
 
     def renewed(self, field: Field, dt: Scalar, y: PyTree, state: Any) -> Any:
         # Past states take part in a jump as if they had been on this side all along: their differences stay.
-        watched, rest = split_state(field, y)
-        rows = state.table.at[0].set(watched), state.quadratures.at[0].set(rest)
+        controlled, quadratures = split_state(field, y)
+        rows = state.table.at[0].set(controlled), state.quadratures.at[0].set(quadratures)
         return eqx.tree_at(lambda h: (h.table, h.quadratures), state, rows)
 
     def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
         table, quadratures, h, order, y = dense
         row = weights((s.astype(h.dtype) - h) / h, order, ROWS)
         unflatten = flatten(field.controlled(y))[1]
-        return _assemble(field, y, unflatten(row @ table), row.astype(quadratures.dtype) @ quadratures)
+        return assemble(field, y, unflatten(row @ table), row.astype(quadratures.dtype) @ quadratures)
 
     def _next(
         self,
@@ -292,120 +275,26 @@ class NDF(AbstractMethod):
         return order, factor, change | hurry
 
 
-class _Step(NamedTuple):
-    """One step in the units in which it is solved: those of the state, a power of two."""
-
-    h: Scalar
-    order: Int[Array, ""]
-    alpha: Scalar  # (1 - kappa_k) g_k
-    c: Scalar  # h / alpha
-    unit: Scalar
-    table: Float[Array, "rows size"]  # at this spacing
-    quadratures: Float[Array, "rows rest"]  # in their own units
-    sums: Float[Array, " rows"]  # weights of the rows in what is known of the equation
-    extrapolated: Vector
-    known: Vector
-    constant: Scalar  # of the error
-    accuracy: Scalar
-    norm: Callable[[Vector], Scalar]  # of an error, over its tolerance
-    unflatten: Callable[[Array], PyTree]  # of the controlled part
-
-
-def _prepare(field: Field, y: PyTree, dt: Scalar, control: StepControl, scale: PyTree, history: History) -> _Step:
-    k, dtype = history.order, history.table.dtype
-    h = dt.astype(dtype)
-    ready = change_of_spacing(h / history.spacing, k, ROWS)
-    quadratures = ready.astype(history.quadratures.dtype) @ history.quadratures
-    unflatten = flatten(field.controlled(y))[1]
-    allowed = flatten(control.error_weights(field.controlled(y), scale))[0]
-    unit = _power_of_two(jnp.max(allowed, initial=0.0))
-    table, allowed = ready @ (history.table / unit), allowed / unit
-    index = jnp.arange(ROWS)
-    extrapolate = (index <= k).astype(dtype)
-    alpha = jnp.asarray(ALPHA, dtype)[k]
-    sums = jnp.where((index >= 1) & (index <= k), jnp.asarray(SUMS + (0.0,) * 2, dtype)[index], 0) / alpha
-    grade = jnp.clip(field.progress.astype(dtype), FIRST_TOLERANCE_SHARE, 1.0)
-    entries = jnp.asarray(control.entries(field.controlled(y)), dtype)
-    rtol = jnp.minimum(control.rtol, LOOSEST).astype(dtype)
-    accuracy = SHARE * rtol * jnp.minimum(rtol / SHARPER, 1) ** POWER * grade
-
-    def norm(v: Vector) -> Scalar:
-        return jax.lax.stop_gradient(jnp.sqrt(jnp.sum((v / allowed) ** 2) / entries) / accuracy)
-
-    return _Step(
-        h=h,
-        order=k,
-        alpha=alpha,
-        c=h / alpha,
-        unit=unit,
-        table=table,
-        quadratures=quadratures,
-        sums=sums,
-        extrapolated=extrapolate @ table,
-        known=sums @ table,
-        constant=jnp.asarray(ERROR, dtype)[k],
-        accuracy=accuracy,
-        norm=norm,
-        unflatten=unflatten,
-    )
-
-
 def _reject(
-    step: _Step, history: History, found: Newton, error: Scalar, finite: Bool[Array, ""]
+    step: Step, history: History, solved: Newton, error: Scalar, finite: Bool[Array, ""]
 ) -> tuple[History, Scalar]:
     """The history to try again from, and the factor of the next attempt."""
-    curvature, stiffest = _curvatures(history, found)
+    curvature, stiffest = _curvatures(history, solved)
     unstable = jnp.clip(0.5 * step.alpha / jnp.where(curvature > 0, curvature, 1) / step.h, 0.1, 0.5)
-    failed = jnp.where(found.negative & (curvature > 0), unstable, FAILED_FACTOR)
+    failed = jnp.where(solved.negative & (curvature > 0), unstable, FAILED_FACTOR)
     shorter = jnp.clip(0.8 * error ** (-1 / (step.order + 1)).astype(error.dtype), 0.2, 0.8)
     after = dataclasses.replace(
         history,
         equal=jnp.zeros_like(step.order),
-        contraction=jnp.where(found.converged, history.contraction, 1),
+        contraction=jnp.where(solved.converged, history.contraction, 1),
         curvature=curvature,
         error=jnp.zeros_like(error),
         stiffest=stiffest,
     )
-    return after, jnp.where(found.converged & finite, shorter, failed)
+    return after, jnp.where(solved.converged & finite, shorter, failed)
 
 
-def _curvatures(history: History, found: Newton) -> tuple[Scalar, Scalar]:
+def _curvatures(history: History, solved: Newton) -> tuple[Scalar, Scalar]:
     """The most negative and the largest curvature met lately, as positive numbers."""
-    curvature = jnp.maximum(found.curvature, CURVATURE_MEMORY * history.curvature)
-    return curvature, jnp.maximum(found.stiffest, STIFFNESS_MEMORY * history.stiffest)
-
-
-def _carry_quadratures(
-    field: Field, y: PyTree, dt: Scalar, step: _Step, w: Vector, slope: Vector
-) -> tuple[Float[Array, "rows rest"], Int[Array, ""]]:
-    """The table of the quadratures after the step to `w`, and the evaluations that took."""
-    quadratures = step.quadratures
-    if quadratures.shape[1] == 0:
-        return quadratures, jnp.asarray(0)
-    whole = field.flow.derivative(step.unflatten(slope))
-    num_evaluations = jnp.asarray(0)
-    if whole is None:
-        whole, num_evaluations = field(dt, field.replace(y, step.unflatten(w))), jnp.asarray(1)
-    rest = split_state(field, whole)[1]
-    known = step.sums.astype(quadratures.dtype) @ quadratures
-    return append(quadratures, step.c.astype(quadratures.dtype) * rest - known, step.order), num_evaluations
-
-
-def _power_of_two(x: Scalar) -> Scalar:
-    """The next one above `x`, by which numbers can be divided without rounding; one for zero and infinity."""
-    usable = jnp.isfinite(x) & (x > 0)
-    _, exponent = jnp.frexp(jax.lax.stop_gradient(jnp.where(usable, x, 1)))
-    return jnp.where(usable, jnp.ldexp(jnp.ones_like(x), exponent), 1)
-
-
-def split_state(field: Field, y: PyTree) -> tuple[Float[Array, " size"], Float[Array, " rest"]]:
-    """The controlled part of a state and the rest, each as one vector."""
-    controlled = flatten(field.controlled(y))[0]
-    rest = flatten(field.replace(y, None))[0]
-    return controlled, rest.astype(controlled.dtype)
-
-
-def _assemble(field: Field, y: PyTree, controlled: PyTree, rest: Float[Array, " rest"]) -> PyTree:
-    """The state of the structure of `y` with these two parts."""
-    unflatten = flatten(field.replace(y, None))[1]
-    return field.replace(unflatten(rest), controlled)
+    curvature = jnp.maximum(solved.curvature, CURVATURE_MEMORY * history.curvature)
+    return curvature, jnp.maximum(solved.stiffest, STIFFNESS_MEMORY * history.stiffest)

@@ -130,9 +130,9 @@ def newton(
 
     # Derivatives are those of the equation at its solution; those of the iterations would be noise.
     nowhere = jnp.zeros_like(equation.start)
-    correction, found = jax.lax.custom_root(residual, nowhere, solve, solve_tangent, has_aux=True)
-    found = jax.tree_util.tree_map(lambda a, b: a.astype(b.dtype), found, begin)
-    return eqx.tree_at(lambda n: n.correction, found, correction)
+    correction, solved = jax.lax.custom_root(residual, nowhere, solve, solve_tangent, has_aux=True)
+    solved = jax.tree_util.tree_map(lambda a, b: a.astype(b.dtype), solved, begin)
+    return eqx.tree_at(lambda n: n.correction, solved, correction)
 
 
 def _begin(start: Vector, contraction: Scalar) -> Newton:

@@ -189,8 +189,8 @@ class _Step:
         return shrunk * shift, shrunk * (speed - 0.5 * self.damping * shift)
 
     def state(self, s: Scalar, shift: Array, speed: Array, dissipated: Scalar) -> PyTree:
-        moved, velocity = self.back(s, shift, speed)
-        position, velocity = self.unflatten(self.position + moved), self.unflatten(velocity)
+        displacement, velocity = self.back(s, shift, speed)
+        position, velocity = self.unflatten(self.position + displacement), self.unflatten(velocity)
         return self.y._replace(
             position=position, momentum=velocity, dissipated=dissipated.astype(self.y.dissipated.dtype)
         )
@@ -200,22 +200,22 @@ class _Step:
         once, twice = self.table.dense
         powers = fraction ** jnp.arange(1, once.shape[1] + 2, dtype=self.h.dtype)
         speed, shift = once @ powers[:-1], twice @ powers[1:]
-        moved = fraction * self.h * self.velocity + self.h**2 * (shift @ accelerations)
-        return moved, self.velocity + self.h * (speed @ accelerations), speed
+        displacement = fraction * self.h * self.velocity + self.h**2 * (shift @ accelerations)
+        return displacement, self.velocity + self.h * (speed @ accelerations), speed
 
     def stages(self, force: Float[Array, " size"]) -> tuple[Float[Array, "stages size"], Float[Array, "stages size"]]:
         """`K` and `F` at all stages, from `F` at the first; the last stage is where the step ends."""
         h, nodes, rows = self.h, self.table.nodes, self.table.rows
         count = len(nodes)
-        rest = jnp.zeros_like(self.velocity)
+        still = jnp.zeros_like(self.velocity)
 
-        def stage(i: Int[ArrayLike, ""], found: tuple[Array, Array]) -> tuple[Array, Array]:
-            accelerations, forces = found
+        def stage(i: Int[ArrayLike, ""], stages: tuple[Array, Array]) -> tuple[Array, Array]:
+            accelerations, forces = stages
             s = nodes[i] * h
             shift = s * self.velocity + h**2 * (rows[i] @ accelerations)
             position = self.unflatten(self.position + jnp.exp(-0.5 * self.damping * s) * shift)
             # The velocity has no say but in the damping.
-            at_rest = self.y._replace(position=position, momentum=self.unflatten(rest))
+            at_rest = self.y._replace(position=position, momentum=self.unflatten(still))
             force = flatten(self.field(s.astype(self.dt.dtype), at_rest).momentum)[0]
             acceleration = jnp.exp(0.5 * self.damping * s) * force + 0.25 * self.damping**2 * shift
             return accelerations.at[i].set(acceleration), forces.at[i].set(force)
@@ -233,10 +233,10 @@ class _Step:
         weights, s = self.table.fast, self.table.nodes * self.h
         shrunk = weights * jnp.exp(-0.5 * self.damping * s)
         shift = (shrunk @ s) * self.velocity + self.h**2 * ((shrunk @ self.table.rows) @ accelerations)
-        moved, changed = scaled_norm(shift), scaled_norm(weights @ forces)
+        displacement, changed = scaled_norm(shift), scaled_norm(weights @ forces)
         noise = 100 * jnp.finfo(self.h.dtype).eps
-        told = (moved > noise * scaled_norm(self.position)) & (changed > noise * scaled_norm(forces[0]))
-        return jnp.where(told, changed / jnp.where(told, moved, 1), 0)
+        resolved = (displacement > noise * scaled_norm(self.position)) & (changed > noise * scaled_norm(forces[0]))
+        return jnp.where(resolved, changed / jnp.where(resolved, displacement, 1), 0)
 
     def dissipation(
         self, accelerations: Float[Array, "stages size"], forces: Float[Array, "stages size"]

@@ -59,19 +59,21 @@ class OneStep(AbstractMethod):
         inner, previous, failed, fastest = state
         local = state_dtype(y)
         start, stop = jnp.zeros((), local), dt.astype(local)
-        y1, error, dense, moved, result = self.solver.step(
+        y1, error, dense, solver_state, result = self.solver.step(
             _terms(field), start, stop, y, field.frozen, inner, made_jump=jnp.asarray(False)
         )
         ratio = control.ratio(field.controlled(error), field.error_weights(y), field.error_weights(y1), scale)
         finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree_util.tree_leaves(y1)]))
         usable = finite & (result == diffrax.RESULTS.successful)
         ratio = jax.lax.stop_gradient(jnp.where(usable, ratio, jnp.inf))
-        spent = evaluations_per_step(self.solver, inner, moved)
-        kept = self.solver.rejected(moved, inner) if isinstance(self.solver, AbstractStabilised) else inner
+        num_evaluations = evaluations_per_step(self.solver, inner, solver_state)
+        after_rejection = (
+            self.solver.rejected(solver_state, inner) if isinstance(self.solver, AbstractStabilised) else inner
+        )
         factor = control.factor(ratio, previous, failed, self.first_order)
         if isinstance(self.solver, AbstractStabilised):
-            factor = (self.solver.propose_step(moved, factor.astype(dt.dtype) * dt) / dt).astype(factor.dtype)
-            bound = (self.solver.longest_step(moved).astype(dt.dtype) / dt).astype(factor.dtype)
+            factor = (self.solver.propose_step(solver_state, factor.astype(dt.dtype) * dt) / dt).astype(factor.dtype)
+            bound = (self.solver.longest_step(solver_state).astype(dt.dtype) / dt).astype(factor.dtype)
             factor = jnp.where(bound < 1, bound, jnp.minimum(factor, bound))
         step_length_ratio, seen = field.step_length_ratio(y, y1), fastest
         if step_length_ratio is not None:
@@ -85,11 +87,11 @@ class OneStep(AbstractMethod):
             y1=y1,
             ratio=ratio,
             factor=factor,
-            accepted=(moved, ratio, jnp.asarray(False), seen),
-            rejected=(kept, previous, jnp.asarray(True), fastest),
+            accepted=(solver_state, ratio, jnp.asarray(False), seen),
+            rejected=(after_rejection, previous, jnp.asarray(True), fastest),
             dense=(start, stop, dense),
             finite=finite,
-            evaluations=jnp.asarray(-1) if spent is None else spent,
+            evaluations=jnp.asarray(-1) if num_evaluations is None else num_evaluations,
             products=jnp.asarray(0),
         )
 
@@ -104,17 +106,17 @@ class OneStep(AbstractMethod):
         return y1, jnp.asarray(True)
 
     def renewed(self, field: Field, dt: Scalar, y: PyTree, state: Any) -> Any:
-        inner, *rest = state
+        inner, *others = state
         if isinstance(self.solver, AbstractStabilised):
-            return eqx.tree_at(lambda s: s.field, inner, field(dt, y)), *rest
+            return eqx.tree_at(lambda s: s.field, inner, field(dt, y)), *others
         tableau = getattr(self.solver, "tableau", None)
         if isinstance(self.solver, diffrax.AbstractERK) and getattr(tableau, "fsal", False) and inner is not None:
-            return (inner[0], field(dt, y)), *rest
+            return (inner[0], field(dt, y)), *others
         return state
 
     def interpolate(self, field: Field, dense: PyTree, s: Scalar) -> PyTree:
-        start, stop, known = dense
-        return self.solver.interpolation_cls(t0=start, t1=stop, **known).evaluate(s.astype(stop.dtype))
+        start, stop, parts = dense
+        return self.solver.interpolation_cls(t0=start, t1=stop, **parts).evaluate(s.astype(stop.dtype))
 
 
 def state_dtype(y: PyTree) -> jnp.dtype:

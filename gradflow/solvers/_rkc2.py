@@ -71,12 +71,12 @@ class RKC2(AbstractStabilised):
         del terms
         return 3
 
-    def stages(self, product: Scalar, most: int) -> Int[Array, ""]:
+    def stages(self, product: Scalar, max_stages: int) -> Int[Array, ""]:
         needed = 1 + jnp.floor(jnp.sqrt(1 + 1.54 * product))
-        return jnp.clip(needed, 2, most).astype(int)
+        return jnp.clip(needed, 2, max_stages).astype(int)
 
-    def stability_limit(self, most: int) -> float:
-        return (most**2 - 1) / 1.54
+    def stability_limit(self, max_stages: int) -> float:
+        return (max_stages**2 - 1) / 1.54
 
     def advance(
         self,
@@ -88,8 +88,8 @@ class RKC2(AbstractStabilised):
         stages: Int[Array, ""],
     ) -> tuple[PyTree, PyTree, PyTree]:
         del product
-        most = self._most_stages(h.dtype)
-        c, mu, nu, m, g = coefficients(jnp.maximum(stages, 2), most, h.dtype)
+        max_stages = self._most_stages(h.dtype)
+        c, mu, nu, m, g = coefficients(jnp.maximum(stages, 2), max_stages, h.dtype)
 
         def stage(j: Int[Array, ""], state: tuple) -> tuple:
             """From `Y_j` to the field there and to `Y_{j+1}`; at the last one `Y_s` stays."""
@@ -100,12 +100,12 @@ class RKC2(AbstractStabilised):
             return after, now, slope
 
         start = (combine((1.0, y), (m[0] * h, f)), y, f)
-        y1, _, f1 = loop(stage, start, stages, most if self.bounded else None)
+        y1, _, f1 = loop(stage, start, stages, max_stages if self.bounded else None)
         error = combine((0.8, combine((1.0, y), (-1.0, y1))), (0.4 * h, combine((1.0, f), (1.0, f1))))
         return y1, f1, error
 
 
-def coefficients(stages: Int[Array, ""], most: int, dtype: Any) -> tuple[Float[Array, " rows"], ...]:
+def coefficients(stages: Int[Array, ""], max_stages: int, dtype: Any) -> tuple[Float[Array, " rows"], ...]:
     """`c_j`, and `mu, nu, m, g` of stage `j + 1` in row `j`; row `stages` leaves the state as it is.
 
     The polynomials are summed in powers of `w0 - 1`, `T_j = sum_k a_k` with
@@ -113,7 +113,7 @@ def coefficients(stages: Int[Array, ""], most: int, dtype: Any) -> tuple[Float[A
     precision, in float32 as well, where recurrences in `j` lose half the digits.
     """
     s = stages.astype(dtype)
-    j = jnp.minimum(jnp.arange(most + 1, dtype=dtype), s)
+    j = jnp.minimum(jnp.arange(max_stages + 1, dtype=dtype), s)
     excess = DAMPING / s**2
     w0 = 1 + excess
     term = jnp.ones_like(j)

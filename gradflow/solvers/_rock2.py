@@ -33,13 +33,13 @@ class AbstractROCK2(AbstractStabilised):
         if self.max_stages is not None:
             _checks.check_count("max_stages", self.max_stages, least=3)
 
-    def stages(self, product: Scalar, most: int) -> Int[Array, ""]:
-        known = available(most)
-        index = jnp.sum(jnp.asarray(stability_interval(known), product.dtype) < product)
-        return jnp.asarray(known)[jnp.minimum(index, len(known) - 1)].astype(int)
+    def stages(self, product: Scalar, max_stages: int) -> Int[Array, ""]:
+        stage_numbers = available(max_stages)
+        index = jnp.sum(jnp.asarray(stability_interval(stage_numbers), product.dtype) < product)
+        return jnp.asarray(stage_numbers)[jnp.minimum(index, len(stage_numbers) - 1)].astype(int)
 
-    def stability_limit(self, most: int) -> float:
-        return float(stability_interval(available(most))[-1])
+    def stability_limit(self, max_stages: int) -> float:
+        return float(stability_interval(available(max_stages))[-1])
 
     def advance(
         self,
@@ -50,11 +50,11 @@ class AbstractROCK2(AbstractStabilised):
         product: Scalar,
         stages: Int[Array, ""],
     ) -> tuple[PyTree, PyTree, PyTree]:
-        most = self._most_stages(h.dtype)
+        max_stages = self._most_stages(h.dtype)
         first = row_of(stages)
         if self.nonstiff:
             first = jnp.where(product <= self.nonstiff, load().nonstiff, first)
-        return recur(field, y, f, h, first, stages, most if self.bounded else None)
+        return recur(field, y, f, h, first, stages, max_stages if self.bounded else None)
 
 
 class ROCK2(AbstractROCK2):
@@ -178,10 +178,10 @@ def row_of(stages: Int[Array, ""]) -> Int[Array, ""]:
     return jnp.asarray(table.starts, stages.dtype)[jnp.sum(jnp.asarray(table.stages, stages.dtype) < stages)]
 
 
-def available(most: int) -> Int[np.ndarray, " methods"]:
+def available(max_stages: int) -> Int[np.ndarray, " methods"]:
     """Numbers of stages for which there are coefficients, up to `most`."""
     stages = load().stages
-    return stages[stages <= most]
+    return stages[stages <= max_stages]
 
 
 def stability_interval(stages: Int[np.ndarray, " methods"]) -> Float[np.ndarray, " methods"]:

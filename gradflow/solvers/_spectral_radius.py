@@ -47,7 +47,7 @@ def estimate_spectral_radius(
     field: Callable[[PyTree], PyTree],
     y: PyTree,
     f: PyTree,
-    known: Bool[Array, ""],
+    f_given: Bool[Array, ""],
     wanted: Bool[Array, ""],
     direction: PyTree,
     span: Scalar,
@@ -63,7 +63,7 @@ def estimate_spectral_radius(
     """
     dtype = span.dtype
     root = jnp.sqrt(jnp.finfo(dtype).eps).astype(dtype)
-    least = 8 * jnp.finfo(dtype).tiny
+    min_distance = 8 * jnp.finfo(dtype).tiny
     span, direction, size = jax.lax.stop_gradient((span, direction, tree_norm(y).astype(dtype)))
     blank = jnp.asarray(jnp.nan, dtype)
 
@@ -79,9 +79,9 @@ def estimate_spectral_radius(
         k, f, v, last, _ = state
         first = k == 0
         fixed_f = jax.lax.stop_gradient(f)
-        moved = span * tree_norm(fixed_f).astype(dtype)
-        reach = jnp.where(size > 0, size, jnp.where(moved > 0, moved, 1))
-        distance = jnp.where(first, 0, jnp.maximum(root * reach, least))
+        drift = span * tree_norm(fixed_f).astype(dtype)
+        reach = jnp.where(size > 0, size, jnp.where(drift > 0, drift, 1))
+        distance = jnp.where(first, 0, jnp.maximum(root * reach, min_distance))
         image = field(add(y, scale(distance, v)))
         fixed_image = jax.lax.stop_gradient(image)
         change = jax.tree_util.tree_map(jnp.subtract, fixed_image, fixed_f)
@@ -89,8 +89,8 @@ def estimate_spectral_radius(
         converged = ~first & (~jnp.isfinite(radius) | (jnp.abs(radius - last) <= CONVERGED * radius))
         return k + 1, select(first, image, f), select(first, begin(fixed_image), unit(change)), radius, converged
 
-    start = jnp.where(known, 1, 0).astype(int)
-    v0 = jax.lax.cond(known & wanted, begin, lambda _: direction, jax.lax.stop_gradient(f))
+    start = jnp.where(f_given, 1, 0).astype(int)
+    v0 = jax.lax.cond(f_given & wanted, begin, lambda _: direction, jax.lax.stop_gradient(f))
     done, f, v, radius, _ = jax.lax.while_loop(running, iterate, (start, f, v0, blank, jnp.asarray(False)))
     usable = wanted & jnp.isfinite(radius)
     return Estimate(f, jnp.where(usable, radius, blank), select(usable, v, direction), done - start)

@@ -59,11 +59,11 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
     bounded: AbstractVar[bool]
 
     @abc.abstractmethod
-    def stages(self, product: Scalar, most: int) -> Int[Array, ""]:
+    def stages(self, product: Scalar, max_stages: int) -> Int[Array, ""]:
         """The fewest stages, of at most `most`, that are stable for `h rho = product`."""
 
     @abc.abstractmethod
-    def stability_limit(self, most: int) -> float:
+    def stability_limit(self, max_stages: int) -> float:
         """The largest `h rho` for which at most `most` stages suffice."""
 
     @abc.abstractmethod
@@ -112,21 +112,21 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         def field(c: Scalar, y: PyTree) -> PyTree:
             return terms.vf(begin + c.astype(length.dtype) * length, y, args)
 
-        known = solver_state.known & ~jnp.asarray(made_jump)
+        f_given = solver_state.known & ~jnp.asarray(made_jump)
         extents = terms.extents if isinstance(terms, PaddedTerm) else None
-        state = self._survey(field, begin, y0, args, h, solver_state, known, extents)
-        most = self._most_stages(h.dtype)
+        state = self._survey(field, begin, y0, args, h, solver_state, f_given, extents)
+        max_stages = self._most_stages(h.dtype)
         product = jnp.abs(jax.lax.stop_gradient(h)) * state.radius
-        fits = product <= self.stability_limit(most)
-        stages = jnp.where(fits, self.stages(product, most), 0)
+        fits = product <= self.stability_limit(max_stages)
+        stages = jnp.where(fits, self.stages(product, max_stages), 0)
         y1, f1, error = self.advance(field, y0, state.field, h, product, stages)
         nan, infinite = jnp.asarray(jnp.nan), jnp.asarray(jnp.inf)
         y1 = jax.tree_util.tree_map(lambda x: jnp.where(fits, x, nan.astype(x.dtype)), y1)
         error = jax.tree_util.tree_map(lambda x: jnp.where(fits, x, infinite.astype(x.dtype)), error)
         slopes = [jax.tree_util.tree_map(lambda x: h.astype(x.dtype) * x, f) for f in (state.field, f1)]
         dense = {"y0": y0, "y1": y1, "k0": slopes[0], "k1": slopes[1]}
-        spent = state.evaluations + stages
-        new = StabilisedState(f1, fits, state.radius, state.direction, state.age + 1, product, spent)
+        num_evaluations = state.evaluations + stages
+        new = StabilisedState(f1, fits, state.radius, state.direction, state.age + 1, product, num_evaluations)
         return y1, error, dense, new, diffrax.RESULTS.successful
 
     def func(self, terms: Any, t0: ArrayLike, y0: PyTree, args: PyTree) -> PyTree:
@@ -186,16 +186,16 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         args: PyTree,
         h: Scalar,
         state: StabilisedState,
-        known: Bool[Array, ""],
+        f_given: Bool[Array, ""],
         extents: Extents | None,
     ) -> StabilisedState:
         """The state with the field and the spectral radius at the start of the step filled in."""
         stale = state.age >= self.refresh
-        origin, spent = jnp.zeros_like(h), state.evaluations
+        origin, num_evaluations = jnp.zeros_like(h), state.evaluations
         f = state.field
         if self.bounded:  # The field at the start must be seen by reverse mode, which cannot look into the loop below.
-            f = jax.lax.cond(known, lambda: f, lambda: field(origin, y))
-            spent, known = spent + jnp.where(known, 0, 1), jnp.asarray(True)
+            f = jax.lax.cond(f_given, lambda: f, lambda: field(origin, y))
+            num_evaluations, f_given = num_evaluations + jnp.where(f_given, 0, 1), jnp.asarray(True)
         fixed_y, fixed_f = jax.lax.stop_gradient((y, f))
         wanted = stale & (self.spectral_radius is None)
 
@@ -205,21 +205,21 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         # Forward mode follows the loop, so that the slope which it evaluates has the derivatives of the state and of
         # all that the field depends on.
         start = (fixed_y, fixed_f) if self.bounded else (y, f)
-        found = estimate_spectral_radius(evaluate, *start, known, wanted, state.direction, jnp.abs(h), extents)
-        radius = SAFETY * found.radius
+        estimate = estimate_spectral_radius(evaluate, *start, f_given, wanted, state.direction, jnp.abs(h), extents)
+        radius = SAFETY * estimate.radius
         if self.spectral_radius is not None:
             fn = self.spectral_radius
             given = lambda: jnp.asarray(fn(t, fixed_y, args)).astype(radius.dtype)  # noqa: E731
             radius = jax.lax.cond(stale, given, lambda: state.radius)
         radius = jnp.where(jnp.isfinite(radius), jnp.abs(radius), state.radius)
         return StabilisedState(
-            field=f if self.bounded else found.field,
+            field=f if self.bounded else estimate.field,
             known=jnp.asarray(True),
             radius=jax.lax.stop_gradient(radius),
-            direction=jax.lax.stop_gradient(found.direction),
+            direction=jax.lax.stop_gradient(estimate.direction),
             age=jnp.where(stale, 0, state.age),
             product=state.product,
-            evaluations=spent + found.evaluations,
+            evaluations=num_evaluations + estimate.evaluations,
         )
 
 

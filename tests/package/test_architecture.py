@@ -243,12 +243,6 @@ GLOSSARY_OF_NAMES = {
 PUBLIC_NAMES = {"kind", "least", "most"}
 """Of those, arguments that functions take by name."""
 
-UNREVISED = tuple(
-    f"gradflow/flows/_{name}" for name in ("base", "log_diagonal", "neuron_polar", "polar", "second_order")
-)
-UNREVISED += ("gradflow/runs/", "gradflow/solvers/")
-"""Files of the package whose variables have not been renamed yet; none may be added."""
-
 
 def test_words_are_those_of_the_field():
     top = ROOT.parent
@@ -293,7 +287,6 @@ def test_variables_are_called_what_they_are():
         f"{path.relative_to(top)}:{line}: {name!r}: {GLOSSARY_OF_NAMES[name]}"
         for room in (ROOT, top / "notebooks", top / "benchmarks", top / "tests")
         for path in sorted(room.rglob("*.py"))
-        if not str(path.relative_to(top)).startswith(UNREVISED)
         for line, name in named(ast.parse(path.read_text()))
         if name in GLOSSARY_OF_NAMES
     ]

@@ -169,10 +169,12 @@ def with_former_names(described):
     former = {
         "gradflow.flows._second_order:MomentumState": {"dissipated": "lost"},
         "gradflow.runs._continue:Checkpoint": {"rounding_error": "lost", "scale": "floor"},
-        "gradflow.solvers._ndf:History": {"contraction": "rate"},
+        "gradflow.solvers._ndf_step:History": {"contraction": "rate"},
     }
     names = former.get(described.get("dataclass", described.get("namedtuple", "")), {})
     parts = {key: with_former_names(part) for key, part in described.items()}
     if names:
         parts["fields"] = {names.get(name, name): part for name, part in parts["fields"].items()}
+        if "dataclass" in parts:  # whose module had another name, too
+            parts["dataclass"] = parts["dataclass"].replace("_ndf_step", "_ndf")
     return parts
