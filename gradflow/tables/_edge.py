@@ -3,8 +3,12 @@
 import numpy as np
 import xarray as xr
 
+from gradflow._solution import Status
+
 PRODUCT = 2
 """Gradients that a product with the Hessian costs."""
+EARLY = "*"
+"""Marks what is a mean over a part of the run."""
 
 
 def edge(ds: xr.Dataset) -> str:
@@ -26,7 +30,8 @@ def edge(ds: xr.Dataset) -> str:
     reasons = sorted({str(reason) for reason in ds.reason.values.ravel()} - {"valid"})
     lines += [
         "",
-        "distance: mean over the steps, from the flow to (w_{k-1} + 2 w_k + w_{k+1}) / 4, over the distance travelled;",
+        "distance: mean over the steps from where the flow starts, to (w_{k-1} + 2 w_k + w_{k+1}) / 4, over the",
+        f"distance travelled; {EARLY}: with runs that ended early, as far as they came;",
         "last: of the last step; loss, sharpness: errors of the means over the second half; gradients: per step, a",
         f"product with the Hessian counts as {PRODUCT}; left: step at which a twentieth of the distance travelled is",
         "reached; valid until: step, and what the theory of the flow gives as the reason, for most seeds",
@@ -50,9 +55,10 @@ def _about_rule(ds: xr.Dataset, rule: str, share: float) -> str:
 
 
 def _row(case: xr.Dataset) -> str:
+    early = EARLY if bool((case.status > Status.STOPPED).any()) else ""
     cells = [
         f"{case.flow.values!s:<24}",
-        f"{_spread(case.mean_distance, '.2%'):>25}",
+        f"{_spread(case.mean_distance, '.2%') + early:>25}",
         _cell(case.last_distance, "8.2%"),
     ]
     cells += [_cell(case.loss_error, "+8.1%"), _cell(case.sharpness_error, "+9.1%")]

@@ -9,6 +9,7 @@ import pytest
 
 import gradflow as gf
 from gradflow import plot, studies, tables
+from gradflow._solution import Status
 from gradflow.studies import _edge_runs
 from gradflow.studies._edge_flows import FLOWS as FLOWS_OF
 from gradflow.studies._edge_flows import WARM_UP, stops_being_valid
@@ -81,6 +82,11 @@ def test_table_and_figure(ds):
     assert "seeds 3" in text
     assert f"{float(ds.mean_distance[1, 0, 0]):.2%}" in text
     assert "(edge)" in text
+    assert "%*" not in text
+    early = ds.assign(
+        status=ds.status.where(ds.case != 1, int(Status.MAX_STEPS))
+    )  # as if the second flow had not arrived
+    assert f"{float(ds.mean_distance[1, 0, 0]):.2%}*" in gf.tables.text(early)
     drawn = plot.draw(ds)
     labels = [ax.get_ylabel() for ax in drawn.axes]
     assert labels == ["sharpness (1 / flow time)", "mean loss", "distance / distance travelled"]
