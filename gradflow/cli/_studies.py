@@ -4,8 +4,8 @@ import contextlib
 import pathlib
 import shlex
 import sys
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -14,6 +14,9 @@ from gradflow._checks import fail
 from gradflow._solution import Status
 from gradflow.cli._app import app
 from gradflow.cli._process import configure_jax
+
+if TYPE_CHECKING:
+    import xarray as xr  # which takes long to import
 
 Quick = Annotated[bool, typer.Option("--quick", help="A small version that takes about 20 seconds.")]
 Out = Annotated[pathlib.Path, typer.Option("--out", help="Folder for the zarr store and the figure.")]
@@ -68,7 +71,7 @@ def small_init(
     from gradflow.sweeps import check_writable
 
     dataset = preset.load_data(data, path=path, samples=samples, classes=classes, quick=quick)
-    size = (preset.QUICK if quick else {}) | _given(rtol=rtol, seeds=None if seeds is None else range(seeds))
+    size = _given(preset.QUICK if quick else {}, rtol=rtol, seeds=None if seeds is None else range(seeds))
     name = "small-init-quick" if quick else "small-init"
     store = out / f"{name}.zarr"
     check_writable("out", store)
@@ -110,11 +113,9 @@ def compare(
     rule = rule.replace("-", "_")
     name = "compare" + ("" if rule == "gradient_descent" else f"-{rule}") + ("-quick" if quick else "")
     check_writable("out", out / f"{name}.zarr")
-    size: dict[str, Any] = {"width": width, "depth": depth}
-    if quick:
-        few = preset.quick(rule)
-        size = few | {"width": min(width, few["width"])}
-    ds = studies.discrete_gap(dataset, rule=rule, **size | _given(horizon=horizon))
+    few = preset.quick(rule) if quick else {"width": width, "depth": depth}
+    size = _given(few, width=min(width, few["width"]), horizon=horizon)
+    ds = studies.discrete_gap(dataset, rule=rule, **size)
     store = write_dataset(ds, out / f"{name}.zarr")
     _report(ds, store, out / f"{name}.png")
 
@@ -144,7 +145,7 @@ def mean_field(
     name = f"mean-field-{data}" + ("-quick" if quick else "")
     check_writable("out", out / f"{name}.zarr")
     dataset = preset.load_data(data, path=path, samples=samples, classes=classes)
-    size = (preset.QUICK if quick else {}) | _given(seeds=seeds)
+    size = _given(preset.QUICK if quick else {}, seeds=seeds)
     with _resumable(_again()):
         ds = studies.mean_field(dataset, **size, store=out / f"{name}-runs.zarr", resume=not fresh)
     store = write_dataset(ds, out / f"{name}.zarr")
@@ -172,7 +173,7 @@ def momentum(
     dataset = preset.load_data(data, path=path, samples=samples, classes=classes, quick=quick)
     name = f"momentum-{data}" + ("-quick" if quick else "")
     check_writable("out", out / f"{name}.zarr")
-    size = (preset.QUICK if quick else {}) | _given(steps=steps)
+    size = _given(preset.QUICK if quick else {}, steps=steps)
     ds = studies.momentum(dataset, **size)
     store = write_dataset(ds, out / f"{name}.zarr")
     _report(ds, store, out / f"{name}.png")
@@ -206,7 +207,7 @@ def edge(
     dataset = preset.load_data(data, path=path, samples=samples, quick=quick)
     name = f"edge-{data}" + ("" if activation == "tanh" else f"-{activation}") + ("-quick" if quick else "")
     check_writable("out", out / f"{name}.zarr")
-    size = (preset.QUICK if quick else {}) | _given(steps=steps, seeds=None if seeds is None else range(seeds))
+    size = _given(preset.QUICK if quick else {}, steps=steps, seeds=None if seeds is None else range(seeds))
     size |= {"activation": activation, "momentum": momentum, "resume": not fresh}
     with _resumable(_again()):
         ds = studies.edge(dataset, **size, store=out / f"{name}-runs")
@@ -236,7 +237,7 @@ def phase_diagram(
 
     name = "phase-diagram-quick" if quick else "phase-diagram"
     check_writable("out", out / f"{name}.zarr")
-    size = (preset.QUICK if quick else {}) | _given(noise=noise, seeds=seeds, units=units, width=width)
+    size = _given(preset.QUICK if quick else {}, noise=noise, seeds=seeds, units=units, width=width)
     parts = out / f"{name}-parts"
     with _resumable(_again()):
         ds = studies.phase_diagram(**size, store=parts, resume=not fresh)
@@ -277,11 +278,11 @@ def vanishing_init(
     if data == "circle":
         if seeds is not None or path is not None:
             raise fail("seeds" if path is None else "path", "be left out with --data circle", "given")
-        ds = studies.circle_illustration(_circle.load_data(samples), **(_circle.QUICK if quick else {}))
+        ds = studies.circle_illustration(_circle.load_data(samples), **_given(_circle.QUICK if quick else {}))
     else:
         chosen = None if every_class else classes
         dataset = preset.load_data(data, path=path, samples=samples, classes=chosen, quick=quick)
-        size = (preset.QUICK if quick else {}) | _given(seeds=None if seeds is None else range(seeds))
+        size = _given(preset.QUICK if quick else {}, seeds=None if seeds is None else range(seeds))
         with _resumable(_again()):
             ds = studies.vanishing_init(dataset, loss=loss, **size, store=out / f"{name}-runs.zarr", resume=not fresh)
     write_dataset(ds, store)
@@ -320,18 +321,18 @@ def early_stage(
     name = f"early-stage-{data}" + ("-quick" if quick else "")
     check_writable("out", out / f"{name}.zarr")
     if data == "two-directions":
-        ds = studies.two_directions(**(_two_directions.QUICK if quick else {}), seed=seed)
+        ds = studies.two_directions(**_given(_two_directions.QUICK if quick else {}, seed=seed))
     else:
         chosen = None if every_class else classes
         dataset = preset.load_data(data, path=path, samples=samples, classes=chosen, seed=seed, quick=quick)
-        ds = studies.early_stage(dataset, **(preset.quick(not every_class) if quick else {}), seed=seed)
+        ds = studies.early_stage(dataset, **_given(preset.quick(not every_class) if quick else {}, seed=seed))
     store = write_dataset(ds, out / f"{name}.zarr")
     _report(ds, store, out / f"{name}.png")
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    """What the command line names; the study, or its quick version, decides about the rest."""
-    return {name: value for name, value in options.items() if value is not None}
+def _given(preset: Mapping[str, object], **options: object) -> dict[str, Any]:
+    """Arguments of a study: its preset, and what the command line names; the study decides about the rest."""
+    return {**preset, **{name: value for name, value in options.items() if value is not None}}
 
 
 def _chunk(given: str | None) -> tuple[int, int] | None:
@@ -361,7 +362,7 @@ def _say_what_is_there(store: pathlib.Path, fresh: bool) -> None:
         print(f"resuming {store}: {done} of {stored['status'].size} flows are there (--fresh starts over)")
 
 
-def _report(ds: Any, store: pathlib.Path, target: pathlib.Path) -> None:
+def _report(ds: "xr.Dataset", store: pathlib.Path, target: pathlib.Path) -> None:
     """Prints the table of a study, draws its figure, and says where both lie."""
     from gradflow import plot, tables
     from gradflow.stores._zarr_group import annotate
@@ -373,7 +374,7 @@ def _report(ds: Any, store: pathlib.Path, target: pathlib.Path) -> None:
     print(f"figure: {figure}")
 
 
-def _end_with(status: Any) -> None:
+def _end_with(status: "xr.DataArray") -> None:
     """Ends with code 1 if flows failed, and says how, and what helps."""
     failed = [Status(int(code)) for code in np.ravel(status.values) if code > Status.STOPPED]
     if failed:

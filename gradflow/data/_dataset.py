@@ -77,6 +77,10 @@ class Dataset:
         )
 
 
+InputsAndTargets = Dataset | tuple[np.ndarray | jax.Array, np.ndarray | jax.Array]
+"""What is taken apart as `x, y = dataset`."""
+
+
 def float_dtype(dtype: object) -> np.dtype:
     """`dtype` as float32 or float64; `None` is the precision JAX is set to at the time of the call."""
     if dtype is None:

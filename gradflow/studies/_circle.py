@@ -1,13 +1,12 @@
 """The illustration of the source: squared-ReLU neurons on the circle, gradient descent beside its flow."""
 
-from typing import Any
-
 import jax
 import numpy as np
 import xarray as xr
 
 from gradflow import _checks
 from gradflow.data import Dataset, circle
+from gradflow.data._dataset import InputsAndTargets
 from gradflow.flows import NeuronPolarFlow
 from gradflow.limits._alternating_flow import nearest_points
 from gradflow.models import OneLayer
@@ -24,12 +23,12 @@ QUESTION = "Does gradient descent from small weights follow its flow, and do neu
 SMALL = 1e-2
 """Norm of the weights up to which directions are those of the first phase."""
 
-QUICK: dict[str, Any] = {"steps": 20_000, "width": 8}
+QUICK = {"steps": 20_000, "width": 8}
 """Arguments of `circle_illustration` that take about 20 seconds."""
 
 
 def circle_illustration(
-    dataset: Any,
+    dataset: InputsAndTargets,
     *,
     width: int = 20,
     scale: float = 1e-5,

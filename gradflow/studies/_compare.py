@@ -1,7 +1,7 @@
 """How far is a discrete rule from its flows? The gap over learning rates, its order, and the steps to a given error."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -16,6 +16,7 @@ from gradflow.flows import AbstractFlow
 from gradflow.programs import fresh_jit
 from gradflow.rules import AbstractRule
 from gradflow.runs._iterate import iterate_to
+from gradflow.runs._member import Solver
 from gradflow.runs._progress import Bar
 from gradflow.runs._solve import solve
 
@@ -28,14 +29,14 @@ def compare(
     params: PyTree,
     learning_rates: Sequence[float],
     horizon: float,
-    flows: Mapping[str, Callable[[Any], AbstractFlow]] | None = None,
+    flows: Mapping[str, Callable[[AbstractRule], AbstractFlow]] | None = None,
     *,
     rtol: float = 1e-8,
     saves: int = 50,
-    solver: Any = None,
+    solver: Solver | None = None,
     after: float = 0.0,
     progress: bool = False,
-    trainable: Any = None,
+    trainable: PyTree = None,
 ) -> xr.Dataset:
     """The gap between a rule and its flows over learning rates.
 
@@ -84,8 +85,7 @@ def compare(
     counts = _whole_steps(tuned, rates, horizon)
     rows = min(saves, *counts)
 
-    how: dict[str, Any] = {"rtol": rtol, "solver": solver, "throw": False, "max_steps": 1_000_000}
-    how |= {"trainable": trainable}
+    how = _Solving(rtol, solver, trainable)
     columns = []
     with Bar("learning rates", len(tuned), unit="run", show=progress) as bar:
         for current, count in zip(tuned, counts, strict=True):
@@ -94,6 +94,14 @@ def compare(
             bar.advance()
     about = {"rule": type(rule).__name__, "horizon": float(horizon), "rtol": float(rtol), "after": float(after)}
     return _dataset({name: np.stack([one[name] for one in columns]) for name in columns[0]}, rates, list(flows), about)
+
+
+class _Solving(NamedTuple):
+    """How the flows are solved, and which parameters flow."""
+
+    rtol: float
+    solver: Solver | None
+    trainable: PyTree
 
 
 def _rates(rule: AbstractRule, learning_rates: Sequence[float]) -> np.ndarray:
@@ -122,12 +130,12 @@ def _measure_gap(
     rule: AbstractRule,
     params: PyTree,
     ks: np.ndarray,
-    flows: Mapping[str, Callable[[Any], AbstractFlow]],
+    flows: Mapping[str, Callable[[AbstractRule], AbstractFlow]],
     after: float,
-    how: dict[str, Any],
-) -> dict[str, Any]:
+    how: _Solving,
+) -> dict[str, np.ndarray | np.integer]:
     """One run of a rule and those of its flows at the same times."""
-    discrete = iterate_to(rule, params, ks, throw=False, trainable=how["trainable"])
+    discrete = iterate_to(rule, params, ks, throw=False, trainable=how.trainable)
     times = np.asarray(discrete.ts, float)
     gaps, distances, costs, codes = [], [], [], []
     for name, make in flows.items():
@@ -137,7 +145,7 @@ def _measure_gap(
         if not np.any(begun & (times >= after)):
             actual = f"{times[-1]:g}, while the flow {name!r} starts at {float(flow.t0):g}"
             raise _checks.fail("horizon", "lie beyond the start of every flow", actual)
-        exact = solve(flow, params, times[begun], **how)
+        exact = solve(flow, params, times[begun], **how._asdict(), throw=False, max_steps=1_000_000)
         iterates = jax.tree_util.tree_map(lambda leaf, begun=begun: leaf[begun], moving(discrete.params, discrete.held))
         distance, travelled = run_distance(iterates, moving(exact.params, exact.held))
         distances.append(np.full(times.size, np.nan))
@@ -157,7 +165,9 @@ def _measure_gap(
     }
 
 
-def _dataset(columns: dict[str, np.ndarray], rates: np.ndarray, flows: list[str], about: dict[str, Any]) -> xr.Dataset:
+def _dataset(
+    columns: dict[str, np.ndarray], rates: np.ndarray, flows: list[str], about: Mapping[str, object]
+) -> xr.Dataset:
     local = np.full(columns["gap"].shape, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         local[1:] = np.diff(np.log(columns["gap"]), axis=0) / np.diff(np.log(rates))[:, None]

@@ -1,7 +1,6 @@
 """How far is gradient descent, or momentum, from its flows on a network? `compare` for an MLP."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,6 +11,7 @@ from jaxtyping import Array, Float, PyTree
 
 from gradflow import _checks
 from gradflow.data import Dataset
+from gradflow.data._dataset import InputsAndTargets
 from gradflow.data._load import load_some
 from gradflow.flows import GradientFlow
 from gradflow.models import MLP
@@ -22,7 +22,7 @@ from gradflow.rules import AbstractRule, GradientDescent, HeavyBall, Nesterov
 from gradflow.runs._solve import solve
 from gradflow.studies._compare import compare, run_distance
 
-RULES: dict[str, Callable[[Any, float], AbstractRule]] = {
+RULES: dict[str, Callable[[EmpiricalRisk, float], AbstractRule]] = {
     "gradient_descent": GradientDescent,
     "heavy_ball": lambda problem, rate: HeavyBall(problem, rate, momentum=MOMENTUM),
     "nesterov": lambda problem, rate: Nesterov(problem, rate, momentum=MOMENTUM),
@@ -31,13 +31,13 @@ MOMENTUM = 0.9
 
 
 def discrete_gap(
-    dataset: Any,
+    dataset: InputsAndTargets,
     *,
     rule: str = "gradient_descent",
     width: int = 64,
     depth: int = 2,
-    activation: Callable[[Any], Any] = jax.nn.tanh,
-    loss: Callable[..., Any] = losses.square,
+    activation: Callable[[Array], Array] = jax.nn.tanh,
+    loss: Callable[[Array, Array], Array] = losses.square,
     horizon: float = 50.0,
     rates: int = 6,
     rtol: float = 1e-8,
@@ -84,9 +84,9 @@ def discrete_gap(
     sharpness, risk = _along(exact.params, Sharpness(problem, iterations=50), Loss(problem))
     learning_rates = 1.8 / float(np.max(sharpness)) * 0.5 ** np.arange(rates)
     learning_rates *= 1 if descent else (1 - MOMENTUM) ** 2
-    options: dict[str, Any] = {"rtol": rtol, "progress": progress, "after": 0.0 if descent else horizon / 4}
+    after = 0.0 if descent else horizon / 4
     flows = {f"order {order}": lambda r, order=order: r.flow(order) for order in (1, 2)} if descent else None
-    ds = compare(method, model, list(learning_rates), horizon, flows, **options)
+    ds = compare(method, model, list(learning_rates), horizon, flows, rtol=rtol, after=after, progress=progress)
     tolerances = [tol for tol in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6) if tol > 20 * rtol]
     costs, gaps = [], []
     for tol in tolerances:
@@ -110,9 +110,9 @@ def discrete_gap(
     return merged
 
 
-def quick(rule: str = "gradient_descent") -> dict[str, Any]:
+def quick(rule: str = "gradient_descent") -> dict[str, int | float]:
     """Arguments of `discrete_gap` that take about 20 seconds, on 100 samples."""
-    few = {"width": 16, "depth": 1, "rates": 4}
+    few: dict[str, int | float] = {"width": 16, "depth": 1, "rates": 4}
     # The transient of momentum takes its time.
     return few | ({"horizon": 10.0} if rule == "gradient_descent" else {})
 
@@ -126,7 +126,7 @@ def load_data(
 
 
 @fresh_jit
-def _along(params: PyTree, *observables: Callable[[Any], Any]) -> tuple[Float[Array, " rows"], ...]:
+def _along(params: PyTree, *observables: Callable[[PyTree], Array]) -> tuple[Float[Array, " rows"], ...]:
     """Observables along a run, from its saved parameters."""
     rows, static = eqx.partition(params, eqx.is_inexact_array)
     return jax.lax.map(lambda row: tuple(observable(eqx.combine(row, static)) for observable in observables), rows)

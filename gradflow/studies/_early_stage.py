@@ -1,7 +1,8 @@
 """Early training of mildly wide ReLU networks: how far the loss falls within `1/eta` steps, and who is alive."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from gradflow import observables, theory
 from gradflow._checks import check_choice, check_count, check_positive, fail
 from gradflow._solution import Status
-from gradflow.data import Dataset, correlated
+from gradflow.data import Dataset, Options, correlated
 from gradflow.data._load import load_some
 from gradflow.flows import GradientFlow
 from gradflow.models import Smoothed, TwoLayer, mildly_parametrised
@@ -26,7 +27,10 @@ from gradflow.solvers import RKC2, Tsit5
 QUESTION = "How far does the loss fall in 1/eta steps, which neurons die, and what is left of the loss late?"
 """What the study asks; the heading of its report."""
 
-LOSSES: dict[str, Callable[..., Any]] = {
+PerSample = Callable[[Array, Array], Array]
+"""The loss of one sample, from prediction and target."""
+
+LOSSES: dict[str, PerSample] = {
     "exponential": losses.exponential,
     "logistic": losses.logistic,
     "hinge": losses.hinge,
@@ -40,8 +44,12 @@ NEAR = 0.1
 """A drop counts as that of a wide network if it is within a tenth of it."""
 
 
+Variable = tuple[str | tuple[str, ...], np.ndarray]
+"""Dimensions and values of a variable of the data set."""
+
+
 def early_stage(
-    dataset: Any,
+    dataset: Dataset,
     *,
     widths: Sequence[int] = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096),
     rates: Sequence[float] = (0.1, 0.03, 0.01, 0.003, 0.001),
@@ -123,20 +131,20 @@ def early_stage(
     control = EmpiricalRisk(x, jax.random.permutation(jax.random.key(seed + 1), y), plain.loss)
     counted = [_events(problem, model, rate, seed) for problem in (plain, control)]
     for i, name in enumerate(("violations", "events")):
-        variables[name] = (("data", "path"), [[pair[i] for pair in row] for row in counted])
+        variables[name] = (("data", "path"), np.array([[pair[i] for pair in row] for row in counted]))
     ts = np.concatenate([[0.0], np.geomspace(min(0.01, horizon / 2), horizon, saves - 1)])
     late = [name for name in names if name in LATE] or [names[0]]
     variables |= _late_phase([_late(problems[name], model, ts, smoothing, max_steps) for name in late])
     coords = {"loss": list(names), "width": widths, "rate": rates, "batch": list(batches), "late_loss": late}
     coords |= {"late_time": ts, "part": list(PARTS), "data": ["given", "random labels"]}
     coords |= {"path": ["descent", "SGD", "flow"], "kkt": ["stationarity", "slackness"]}
-    attrs: dict[str, Any] = {"study": "early-stage", "data": repr(dataset), "kappa": kappa, "middle_width": middle}
+    attrs: dict[str, object] = {"study": "early-stage", "data": repr(dataset), "kappa": kappa, "middle_width": middle}
     attrs |= {"middle_rate": rate, "runs": runs, "seed": seed, "smoothing": smoothing}
     attrs |= {"condition": _condition(x, y), "control_condition": _condition(x, control.y)}
     return xr.Dataset(variables, coords=coords, attrs=attrs)
 
 
-def _check_sizes(sizes: dict[str, Sequence[Any]]) -> None:
+def _check_sizes(sizes: Mapping[str, Sequence[int] | Sequence[float]]) -> None:
     for name, values in sizes.items():
         if not len(values):
             raise fail(name, "hold at least one value", "empty")
@@ -145,9 +153,9 @@ def _check_sizes(sizes: dict[str, Sequence[Any]]) -> None:
             check_count(name, value)
 
 
-def quick(two_classes: bool = True) -> dict[str, Any]:
+def quick(two_classes: bool = True) -> dict[str, object]:
     """Arguments of `early_stage` that take about 20 seconds, on 40 samples."""
-    few: dict[str, Any] = {"widths": (8, 64), "rates": (0.1, 0.01), "batches": (2,), "saves": 41}
+    few: dict[str, object] = {"widths": (8, 64), "rates": (0.1, 0.01), "batches": (2,), "saves": 41}
     return few | ({"losses": ("exponential", "square")} if two_classes else {})
 
 
@@ -166,12 +174,14 @@ def load_data(
     """
     if name == "correlated":
         return correlated(20 if samples is None else samples, 8, seed=seed)
-    targets: dict[str, Any] = {"labels": "index"} if classes is None else {"classes": classes, "labels": "pm1"}
+    options: Options = {"centre": True, "unit_norm": True, "labels": "index"}
+    if classes is not None:
+        options |= {"classes": classes, "labels": "pm1"}
     samples = (40 if quick else 100) if samples is None else samples
-    return load_some(name, path=path, samples=samples, centre=True, unit_norm=True, **targets)
+    return load_some(name, path=path, samples=samples, **options)
 
 
-def _targets(x: np.ndarray, y: Any) -> jax.Array:
+def _targets(x: np.ndarray, y: np.ndarray) -> jax.Array:
     """Signs or one-hot rows, which suit every loss; raises `ValueError` for data that have no partition."""
     label_kind = observables.NeuronPartition(x, y).kind
     return jnp.asarray(y if label_kind != "indices" else np.eye(int(np.max(y)) + 1)[np.asarray(y)], float)
@@ -210,7 +220,7 @@ class _Uncovered(eqx.Module):
 class _Chosen(eqx.Module):
     """One of several losses, chosen at run time."""
 
-    losses: tuple[Callable[..., Any], ...] = eqx.field(static=True)
+    losses: tuple[PerSample, ...] = eqx.field(static=True)
     index: Int[Array, ""] = eqx.field(converter=jnp.asarray)
 
     def __call__(self, prediction: Float[Array, "*out"], target: Float[Array, "*out"]) -> Float[Array, ""]:
@@ -222,7 +232,8 @@ def _drops(rule: GradientDescent | SGD, models: TwoLayer, keys: jax.Array) -> Fl
     """How far the loss falls in `1/eta` steps, from each of the models, and how many samples no neuron of their own
     class then lives on; SGD with each of the keys."""
     ks = jnp.stack([jnp.zeros(()), jnp.maximum(1, jnp.round(1 / rule.learning_rate))]).astype(int)
-    problem: Any = rule.problem
+    problem = rule.problem
+    assert isinstance(problem, EmpiricalRisk)
     uncovered = _Uncovered(observables.NeuronPartition(problem.x, problem.y))
 
     def one(model: TwoLayer, key: jax.Array) -> Float[Array, "2"]:
@@ -240,10 +251,10 @@ def _all_drops(
     rates: Sequence[float],
     batches: Sequence[int],
     keys: jax.Array,
-) -> dict[str, Any]:
+) -> dict[str, Variable]:
     """Variables of the drops over widths, rates and batches; each varies at the middle of the others."""
     rate, many, samples = rates[len(rates) // 2], starts(widths[len(widths) // 2]), len(problems[0].x)
-    rows: dict[str, list[Any]] = {"width": [], "rate": [], "batch": []}
+    rows: dict[str, list[list[Float[Array, "2 runs"]]]] = {"width": [], "rate": [], "batch": []}
     for width in widths:
         models = starts(width)
         rows["width"].append([_drops(GradientDescent(problem, rate), models, keys) for problem in problems])
@@ -252,7 +263,7 @@ def _all_drops(
     for batch in batches:
         noisy = [SGD(problem, rate, batch_size=min(batch, samples), key=keys[0]) for problem in problems]
         rows["batch"].append([_drops(rule, many, keys) for rule in noisy])
-    variables: dict[str, Any] = {}
+    variables: dict[str, Variable] = {}
     for dim, drops in rows.items():
         # Over `dim`, loss, the two things measured, and starts.
         drop = np.array(drops).swapaxes(0, 1)
@@ -260,25 +271,25 @@ def _all_drops(
         variables[f"drop_{dim}_spread"] = (("loss", dim), drop[:, :, 0].std(axis=2))
         if dim == "width":
             variables["uncovered"] = (("loss", dim), drop[:, :, 1].mean(axis=2))
-    variables["width_needed"] = ("loss", [_needed(widths, row) for row in variables["drop_width"][1]])
+    variables["width_needed"] = ("loss", np.array([_needed(widths, row) for row in variables["drop_width"][1]]))
     return variables
 
 
-def _needed(widths: Sequence[int], drops: Sequence[float]) -> float:
+def _needed(widths: Sequence[int], drops: Float[np.ndarray, " widths"]) -> float:
     """The least width from which on the drop is within a tenth of that of the widest."""
-    near = np.abs(np.array(drops) / drops[-1] - 1) <= NEAR
+    near = np.abs(drops / drops[-1] - 1) <= NEAR
     return float(widths[len(widths) - int(np.argmin(near[::-1]))]) if not near.all() else float(widths[0])
 
 
 def _events(problem: EmpiricalRisk, model: TwoLayer, rate: float, seed: int) -> list[tuple[int, int]]:
     """Violations and all events along descent, SGD and flow, up to `t = 3`."""
-    observe: dict[str, Any] = {"codes": observables.NeuronPartition(problem.x, problem.y)}
-    options: dict[str, Any] = {"observe": observe, "save_params": False, "throw": False}
+    observe = {"codes": observables.NeuronPartition(problem.x, problem.y)}
     steps = max(1, round(3 / rate))
     noisy = SGD(problem, rate, batch_size=min(2, len(problem.x)), key=jax.random.key(seed + 3))
-    sols = [iterate(rule, model, steps, save_every=1, **options) for rule in (GradientDescent(problem, rate), noisy)]
-    ts = np.linspace(0, 3, 101)
-    sols.append(solve(GradientFlow(problem), model, ts, rtol=1e-4, solver=Tsit5(), max_steps=5000, **options))
+    iterated = functools.partial(iterate, observe=observe, save_every=1, save_params=False, throw=False)
+    sols = [iterated(rule, model, steps) for rule in (GradientDescent(problem, rate), noisy)]
+    solved = functools.partial(solve, observe=observe, rtol=1e-4, solver=Tsit5(), save_params=False, throw=False)
+    sols.append(solved(GradientFlow(problem), model, np.linspace(0, 3, 101), max_steps=5000))
     counts = []
     for sol in sols:
         reached = sol.reached
@@ -288,16 +299,24 @@ def _events(problem: EmpiricalRisk, model: TwoLayer, rate: float, seed: int) -> 
 
 
 @eqx.filter_jit
-def _along(observe: dict[str, Any], history: PyTree) -> dict[str, Array]:
+def _along(observe: dict[str, Callable[[PyTree], Array]], history: PyTree) -> dict[str, Array]:
     """Observables along a history of parameters; compiled once, where a run would do so at its start and within."""
     moving, static = eqx.partition(history, eqx.is_inexact_array)
     return jax.lax.map(lambda m: {name: fn(eqx.combine(m, static)) for name, fn in observe.items()}, moving)
 
 
-def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: float, max_steps: int) -> dict[str, Any]:
+class _Late(NamedTuple):
+    """The late phase of one loss: what was observed, how the run ended, and its gradients."""
+
+    values: dict[str, np.ndarray]
+    status: int
+    gradients: int
+
+
+def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: float, max_steps: int) -> _Late:
     x, y = problem.x, problem.y
     smooth = EmpiricalRisk(x, y, problem.loss, predict=Smoothed(smoothing))
-    observe: dict[str, Any] = {"risk": smooth, "partition": observables.PartitionCounts(x, y)}
+    observe: dict[str, Callable[[PyTree], Array]] = {"risk": smooth, "partition": observables.PartitionCounts(x, y)}
     observe |= {"uncovered_late": _Uncovered(observables.NeuronPartition(x, y))}
     observe |= {"margin": observables.NormalisedMargin(smooth)}
     observe |= {"residual": observables.MaxMarginResidual(smooth, unseparated=jnp.inf)}
@@ -305,23 +324,23 @@ def _late(problem: EmpiricalRisk, model: TwoLayer, ts: np.ndarray, smoothing: fl
         observe |= {"norm": observables.GradientNorm(problem), "bound": observables.GradientBound(problem)}
     # The curvature falls like 1/t, so that steps grow in proportion to time; but not where neurons slide.
     sol = solve(GradientFlow(smooth), model, ts, solver=RKC2(), max_steps=max_steps, throw=False)
-    late: dict[str, Any] = {name: np.full(len(ts), np.nan) for name in ("norm", "bound")}
+    late = {name: np.full(len(ts), np.nan) for name in ("norm", "bound")}
     for name, values in _along(observe, sol.params).items():
         late[name] = np.where(sol.reached, np.asarray(values, float).T, np.nan).T
     late["residual"][np.isinf(late["residual"])] = np.nan  # where samples are not separated
     late["partition"] /= x.shape[0] * model.weight.shape[0]
-    return late | {"status": int(Status.of(sol.status)), "gradients": int(sol.stats["gradient_evaluations"])}
+    return _Late(late, int(Status.of(sol.status)), int(sol.stats["gradient_evaluations"]))
 
 
-def _late_phase(followed: list[dict[str, Any]]) -> dict[str, Any]:
+def _late_phase(followed: list[_Late]) -> dict[str, Variable]:
     """Variables of the late phase, from one run for each loss; the partition is that of the first."""
-    variables: dict[str, Any] = {}
+    variables: dict[str, Variable] = {}
     for name in ("risk", "margin", "residual", "uncovered_late", "norm", "bound"):
         dims = ("late_loss", "late_time", *(("kkt",) if name == "residual" else ()))
-        variables[name] = (dims, np.stack([run[name] for run in followed]))
-    variables["late_status"] = ("late_loss", [run["status"] for run in followed])
-    variables["late_gradient_evaluations"] = ("late_loss", [run["gradients"] for run in followed])
-    variables["partition"] = (("late_time", "part"), followed[0]["partition"])
+        variables[name] = (dims, np.stack([run.values[name] for run in followed]))
+    variables["late_status"] = ("late_loss", np.array([run.status for run in followed]))
+    variables["late_gradient_evaluations"] = ("late_loss", np.array([run.gradients for run in followed]))
+    variables["partition"] = (("late_time", "part"), followed[0].values["partition"])
     return variables
 
 

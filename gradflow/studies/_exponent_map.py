@@ -1,7 +1,7 @@
 """The phase diagram in its own coordinates: the full order-parameter system over the exponents of width and rate."""
 
+import os
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,14 +22,14 @@ def exponent_map(
     dim: int = 1000,
     units: int = 2,
     least_width: int = 2,
-    ratio: Any = 1.0,
-    noise: Any = 1e-3,
-    horizon: Any = 1e4,
+    ratio: float = 1.0,
+    noise: float = 1e-3,
+    horizon: float = 1e4,
     saves: int = 121,
     informed: bool = False,
     rtol: float = 1e-4,
     seed: int = 0,
-    store: Any = None,
+    store: str | os.PathLike[str] | None = None,
     resume: bool = True,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -73,7 +73,7 @@ def exponent_map(
 
     starts = {kappa: OrderParameters(drawn.Q[:p, :p], drawn.M[:p]) for kappa, p in widths.items()}
 
-    def build(kappa: float, kappa_plus_delta: float) -> Any:
+    def build(kappa: float, kappa_plus_delta: float) -> tuple[OrderParameterFlow, OrderParameters]:
         g = ratio * dim ** -float(kappa_plus_delta)
         return OrderParameterFlow(problem.P, gamma_over_p=g, noise=float(noise)), starts[float(kappa)]
 

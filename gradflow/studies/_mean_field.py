@@ -1,9 +1,9 @@
 """Infinite width: networks of growing width beside their limit, its error, and what theory predicts of the gap."""
 
 import dataclasses
+import os
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import diffrax
 import equinox as eqx
@@ -11,18 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jaxtyping import Array, Float
 
 from gradflow import _checks
+from gradflow._solution import Solution
 from gradflow.data import Dataset, principal_components, sine
+from gradflow.data._dataset import InputsAndTargets
 from gradflow.data._load import load_some
 from gradflow.flows import MeanFieldFlow
 from gradflow.limits._infinite_width import infinite_width
 from gradflow.limits._width_fluctuations import width_fluctuations
-from gradflow.models import MeanFieldNodes, MeanFieldStart
+from gradflow.models import MeanFieldNet, MeanFieldNodes, MeanFieldStart
 from gradflow.models.nodes import AbstractNodeRule, GaussLegendre, MonteCarlo, Sobol, Uniform
 from gradflow.problems import EmpiricalRisk, losses
 from gradflow.rules import MeanFieldSGD
 from gradflow.runs._solve import solve
+from gradflow.studies._options import SweepOptions
 from gradflow.sweeps import sweep
 
 QUESTION = "What becomes of networks as their width grows, and how accurate is width infinity?"
@@ -33,7 +37,7 @@ PARTICLES = np.stack(np.meshgrid([-0.9, -0.3, 0.3, 0.9], [-0.8, 0.8], indexing="
 """Labels of the test particles, in units of the half-width of the law of the first layer."""
 
 
-QUICK: dict[str, Any] = {
+QUICK: dict[str, object] = {
     "widths": (16,),
     "depths": (2,),
     "sgd_widths": (16,),
@@ -49,7 +53,7 @@ QUICK: dict[str, Any] = {
 
 
 def mean_field(
-    dataset: Any,
+    dataset: InputsAndTargets,
     *,
     widths: Sequence[int] = (8, 16, 32, 64, 128, 256, 512, 1024),
     seeds: int = 16,
@@ -63,7 +67,7 @@ def mean_field(
     scale: float = 2.0,
     accuracy: float = 1e-6,
     rtol: float = 1e-5,
-    store: Any = None,
+    store: str | os.PathLike[str] | None = None,
     resume: bool = True,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -118,20 +122,11 @@ def mean_field(
     problem = EmpiricalRisk(x, y, losses.square)
     ts = np.linspace(0, horizon, saves)
     starts = {int(depth): _start(int(depth), scale) for depth in depths}
-    options: dict[str, Any] = {"rtol": rtol, "progress": progress, "resume": resume}
+    options = SweepOptions(rtol=rtol, progress=progress, resume=resume)
 
     counts = {width: _seeds(width, widths, seeds, more) for width in [*map(float, widths), np.inf]}
     runs = _networks(problem, starts, counts, nodes, ts, store, options)
-    exact = infinite_width(
-        problem,
-        starts[2],
-        ts,
-        accuracy=accuracy,
-        rule=GaussLegendre(max(nodes, 6)),
-        particles={"first": scale * PARTICLES},
-        observe=lambda flow: {"rows": _last_rows},
-        save_params=False,
-    )
+    exact, error = _width_infinity(problem, starts[2], ts, nodes, scale, accuracy)
     ds = _deviations(runs, list(starts), widths, counts)
     predicted = width_fluctuations(problem, starts[2], ts, rule=GaussLegendre(min(nodes, 6)))
     per_node = float(jnp.sqrt(jnp.mean(predicted.std(1) ** 2)))
@@ -144,8 +139,7 @@ def mean_field(
     ds = ds.merge(_rules(problem, starts[2], node_counts, ts, np.asarray(exact.observed["predictions"])[1:]))
     rows = np.asarray(exact.observed["rows"])
     ds["particle_path"] = (("particle", "time", "entry"), rows.transpose(1, 0, 2))
-    errors: Any = exact.errors
-    ds["limit_error"] = float(errors["predictions"])
+    ds["limit_error"] = error
     ds["limit_converged"] = exact.status == "ok"
     ds["x"], ds["y"] = (("sample", "entry"), x), ("sample", y)
     ds["slope"] = ("depth", [power_of_width(ds.width.values, row) for row in ds.deviation.values])
@@ -174,17 +168,43 @@ def _start(depth: int, scale: float) -> MeanFieldStart:
     return MeanFieldStart(2, first=Uniform(-scale, scale), middle=middle, output=Uniform(-1, 2))
 
 
-def _networks(problem: Any, starts: Any, counts: Any, nodes: int, ts: Any, store: Any, options: Any) -> Any:
+def _width_infinity(
+    problem: EmpiricalRisk, start: MeanFieldStart, ts: np.ndarray, nodes: int, scale: float, accuracy: float
+) -> tuple[Solution, float]:
+    """Width infinity with the test particles, and the error of its predictions, by refinement."""
+    exact = infinite_width(
+        problem,
+        start,
+        ts,
+        accuracy=accuracy,
+        rule=GaussLegendre(max(nodes, 6)),
+        particles={"first": scale * PARTICLES},
+        observe=lambda flow: {"rows": _last_rows},
+        save_params=False,
+    )
+    assert exact.errors is not None
+    return exact, float(exact.errors["predictions"])
+
+
+def _networks(
+    problem: EmpiricalRisk,
+    starts: Mapping[int, MeanFieldStart],
+    counts: Mapping[float, int],
+    nodes: int,
+    ts: np.ndarray,
+    store: str | os.PathLike[str] | None,
+    options: SweepOptions,
+) -> xr.Dataset:
     """All widths, infinity among them; one sweep for each number of seeds."""
 
-    def build(depth: int, width: float, seed: int) -> tuple[MeanFieldFlow, Any]:
+    def build(depth: int, width: float, seed: int) -> tuple[MeanFieldFlow, MeanFieldNet]:
         key = jax.random.key(1000 * int(seed) + int(depth))
         net, weights = starts[int(depth)].at(
             width, key, [GaussLegendre(nodes)] * (int(depth) - 1) + [GaussLegendre(16)]
         )
         return MeanFieldFlow(problem, weights), net
 
-    parts = []
+    parts: list[xr.Dataset] = []
     for number in sorted(set(counts.values())):
         group = [width for width, count in counts.items() if count == number]
         path = None if store is None else pathlib.Path(store).with_name(f"{pathlib.Path(store).stem}-{number}.zarr")
@@ -203,19 +223,21 @@ def _networks(problem: Any, starts: Any, counts: Any, nodes: int, ts: Any, store
     return xr.concat(parts, "width", join="outer", combine_attrs="override")
 
 
-def _seeds(width: float, widths: Any, seeds: int, more: int) -> int:
+def _seeds(width: float, widths: Sequence[int], seeds: int, more: int) -> int:
     """Seeds of a width: so many more for a narrow one as keeps them at most about as expensive as the widest."""
     if np.isinf(width):
         return 1 if more > 1 else seeds
     return seeds * int(min(more, max(1, max(widths) / width)))
 
 
-def _last_rows(net: Any) -> Any:
+def _last_rows(net: MeanFieldNet) -> Float[Array, "particles entries"]:
     """Incoming weights of the test particles, which are the last nodes of the first layer."""
     return net.layers[0][-len(PARTICLES) :]
 
 
-def _deviations(runs: Any, depths: Any, widths: Any, counts: Any) -> xr.Dataset:
+def _deviations(
+    runs: xr.Dataset, depths: Sequence[int], widths: Sequence[int], counts: Mapping[float, int]
+) -> xr.Dataset:
     limit = runs.g.sel(width=np.inf, seed=0)
     finite = runs.sel(width=[float(width) for width in widths])
     off = finite.g - limit
@@ -237,17 +259,24 @@ def _deviations(runs: Any, depths: Any, widths: Any, counts: Any) -> xr.Dataset:
     )
 
 
-def _some(finite: Any) -> np.ndarray:
+def _some(finite: xr.Dataset) -> np.ndarray:
     """Predictions at the end of the first two networks of each width, of two layers."""
     return finite.g.sel(depth=2, seed=[0, 1]).isel(time=-1).transpose("width", "seed", "g_0").values
 
 
 def _descent(
-    problem: Any, start: Any, widths: Any, seeds: int, ts: Any, limit: Any, store: Any, options: Any
+    problem: EmpiricalRisk,
+    start: MeanFieldStart,
+    widths: Sequence[int],
+    seeds: int,
+    ts: np.ndarray,
+    limit: np.ndarray,
+    store: pathlib.Path | None,
+    options: SweepOptions,
 ) -> xr.DataArray:
     """Deviation of SGD, one sample at a time, from the limit."""
 
-    def build(sgd_width: int, seed: int) -> tuple[MeanFieldSGD, Any]:
+    def build(sgd_width: int, seed: int) -> tuple[MeanFieldSGD, MeanFieldNet]:
         first, second = jax.random.split(jax.random.key(int(seed)))
         net, weights = start.draw(int(sgd_width), first)
         return MeanFieldSGD(problem, weights, key=second), net
@@ -265,7 +294,9 @@ def _descent(
     return xr.DataArray(deviation.values, {"sgd_width": list(widths)}, ("sgd_width",))
 
 
-def _rules(problem: Any, start: MeanFieldStart, counts: Any, ts: Any, exact: np.ndarray) -> xr.Dataset:
+def _rules(
+    problem: EmpiricalRisk, start: MeanFieldStart, counts: Sequence[int], ts: np.ndarray, exact: np.ndarray
+) -> xr.Dataset:
     """Errors of the predictions by rule and number of nodes of the first layer, the largest over inputs and times."""
 
     if not len(counts):
@@ -275,10 +306,12 @@ def _rules(problem: Any, start: MeanFieldStart, counts: Any, ts: Any, exact: np.
 
     @eqx.filter_jit
     @eqx.filter_vmap
-    def predictions(nodes: MeanFieldNodes) -> Any:
+    def predictions(nodes: MeanFieldNodes) -> Float[Array, "times n"]:
         flow = MeanFieldFlow(problem, nodes.weights)
-        options = {"observe": {"g": flow.predictions}, "save_params": False, "throw": False}
-        return solve(flow, nodes.net, ts[1:], rtol=1e-8, solver=diffrax.Tsit5(), **options).observed["g"]
+        observe = {"g": flow.predictions}
+        solver = diffrax.Tsit5()
+        run = solve(flow, nodes.net, ts[1:], observe=observe, rtol=1e-8, solver=solver, save_params=False, throw=False)
+        return run.observed["g"]
 
     chosen = [[_rule(name, int(count), 8 * r) for r in range(4)] for name in RULES for count in counts]
     drawn = [start.nodes((rule, GaussLegendre(12))) for row in chosen for rule in row]
@@ -297,7 +330,7 @@ def _rule(name: str, count: int, seed: int) -> AbstractNodeRule:
     return Sobol(count, seed) if name == "Sobol" else MonteCarlo(count, seed)
 
 
-def power_of_width(widths: Any, values: Any) -> float:
+def power_of_width(widths: np.ndarray, values: np.ndarray) -> float:
     """The power of the width that values follow; NaN for fewer than two widths."""
     if len(widths) < 2:
         return float("nan")

@@ -1,17 +1,19 @@
 """Momentum on wide two-layer ReLU networks: the methods, their flows at both resolutions, and the rates predicted."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jaxtyping import Array, Float, PyTree
 
 from gradflow import _checks
-from gradflow._solution import Status
+from gradflow._solution import Solution, Status
 from gradflow.data import Dataset
+from gradflow.data._dataset import InputsAndTargets
 from gradflow.data._load import load_some
 from gradflow.flows import HeavyBallFlow, LinearisedFlow, NesterovFlow
 from gradflow.models import SignedTwoLayer
@@ -28,22 +30,25 @@ from gradflow.theory import faster_method, momentum_rates, relu_gram
 QUESTION = "Which is faster, heavy ball or Nesterov, and do their flows tell?"
 """What the study asks; the heading of its report."""
 
-METHODS: dict[Literal["heavy_ball", "nesterov"], Any] = {
+_Method = tuple[type[HeavyBall], type[HeavyBallFlow]] | tuple[type[Nesterov], type[NesterovFlow]]
+
+METHODS: dict[Literal["heavy_ball", "nesterov"], _Method] = {
     "heavy_ball": (HeavyBall, HeavyBallFlow),
     "nesterov": (Nesterov, NesterovFlow),
 }
+Number = TypeVar("Number", int, float)
 ALL = ("gradient_descent", *METHODS)
 SHARE = 0.25
 """Learning rate times the largest eigenvalue of the tangent kernel."""
 FOLDINGS = 4.0
 """Length of a run, in units of the time in which the slowest mode decays by `e`."""
 
-QUICK: dict[str, Any] = {"widths": (64, 256), "ratios": (0.1, 4.0), "steps": 200, "saves": 60}
+QUICK: dict[str, object] = {"widths": (64, 256), "ratios": (0.1, 4.0), "steps": 200, "saves": 60}
 """Arguments of `momentum` that take about 20 seconds, on 24 samples."""
 
 
 def momentum(
-    dataset: Any,
+    dataset: InputsAndTargets,
     *,
     widths: Sequence[int] = (128, 512, 2048),
     ratios: Sequence[float] = (0.03, 0.3, 3.0),
@@ -137,7 +142,7 @@ class _Setting(NamedTuple):
 
 
 def _networks(
-    dataset: Any, widths: list[int], ratios: list[float], saves: int, seed: int
+    dataset: InputsAndTargets, widths: list[int], ratios: list[float], saves: int, seed: int
 ) -> tuple[EmpiricalRisk, list[SignedTwoLayer]]:
     """The problem, and a network of every width; raises `ValueError` for bad input."""
     x, y = dataset
@@ -152,7 +157,9 @@ def _networks(
     return EmpiricalRisk(x, y, losses.square, reduction="sum"), models
 
 
-def _coefficients(grams: list[Any], min_eigenvalue: float, ratios: list[float]) -> tuple[float, np.ndarray]:
+def _coefficients(
+    grams: list[Float[np.ndarray, "n n"]], min_eigenvalue: float, ratios: list[float]
+) -> tuple[float, np.ndarray]:
     """The learning rate, from the largest eigenvalue of all kernels, and `mu`, from the least of the widest network."""
     max_eigenvalue = float(max(np.linalg.eigvalsh(gram)[-1] for gram in grams))
     if min_eigenvalue <= 1e-10 * max_eigenvalue:
@@ -168,10 +175,10 @@ def _coefficients(grams: list[Any], min_eigenvalue: float, ratios: list[float]) 
     return SHARE / max_eigenvalue, mus
 
 
-def _run_methods(setting: _Setting, modes: np.ndarray, results: dict[str, np.ndarray], bar: Bar) -> dict[str, Any]:
+def _run_methods(setting: _Setting, modes: np.ndarray, results: dict[str, np.ndarray], bar: Bar) -> dict[str, PyTree]:
     """Fills in what the methods do in every network; returns their paths in the narrowest one."""
     problem, models, s, mus, ks, steps = setting
-    paths: dict[str, Any] = {}
+    paths: dict[str, PyTree] = {}
     y = np.asarray(problem.y)
     for j, model in enumerate(models):
         # Rates of fast modes take every iterate; they are measured in the widest network.
@@ -195,7 +202,9 @@ def _run_methods(setting: _Setting, modes: np.ndarray, results: dict[str, np.nda
     return paths
 
 
-def _run_flows(setting: _Setting, paths: dict[str, Any], rtol: float, results: dict[str, np.ndarray], bar: Bar) -> None:
+def _run_flows(
+    setting: _Setting, paths: dict[str, PyTree], rtol: float, results: dict[str, np.ndarray], bar: Bar
+) -> None:
     """Fills in how far the methods are from their flows, in the narrowest network."""
     problem, models, s, mus, ks, _ = setting
     for i, (method, (_, flow)) in enumerate(METHODS.items()):
@@ -222,7 +231,7 @@ def load_data(
     return load_some(name, path=path, samples=samples, classes=classes, centre=True, unit_norm=True, labels="pm1")
 
 
-def _sorted(name: str, values: Sequence[Any]) -> list[Any]:
+def _sorted(name: str, values: Sequence[Number]) -> list[Number]:
     ordered = sorted(values)
     if not ordered or len(set(ordered)) < len(ordered):
         raise _checks.fail(name, "be distinct values, at least one", repr(values))
@@ -247,15 +256,15 @@ def _blank(widths: int, ratios: int, rows: int, modes: int) -> dict[str, np.ndar
 def _iterate_all(
     method: str,
     problem: EmpiricalRisk,
-    model: Any,
+    model: SignedTwoLayer,
     s: float,
     mus: np.ndarray,
     ks: np.ndarray,
     save_params: bool,
-) -> Any:
+) -> Solution:
     """A method for all values of `mu` in one program; gradient descent, which has none, is run once."""
 
-    def run(mu: Any) -> Any:
+    def run(mu: Float[Array, ""]) -> Solution:
         rule = METHODS[method][0](problem, s, mu=mu) if method in METHODS else GradientDescent(problem, s)
         observe = {"u": problem.predictions}
         return iterate_to(rule, model, ks, observe=observe, save_params=save_params, throw=False)
@@ -263,7 +272,7 @@ def _iterate_all(
     return eqx.filter_vmap(run)(jnp.asarray(mus if method in METHODS else mus[:1]))
 
 
-def _moved(model: Any, final: Any) -> np.ndarray:
+def _moved(model: SignedTwoLayer, final: PyTree) -> np.ndarray:
     """How far every neuron moved, in each of several runs."""
     flowing, static = eqx.partition(final, eqx.is_inexact_array)
     distance = NeuronMovement(model)
@@ -271,7 +280,7 @@ def _moved(model: Any, final: Any) -> np.ndarray:
 
 
 def _linear_error(
-    method: str, problem: EmpiricalRisk, model: Any, s: float, mus: np.ndarray, ks: np.ndarray, u: np.ndarray
+    method: str, problem: EmpiricalRisk, model: SignedTwoLayer, s: float, mus: np.ndarray, ks: np.ndarray, u: np.ndarray
 ) -> np.ndarray:
     """How far predictions are from the linearised flow at the most, over the size of the first residuals."""
     errors = []
@@ -344,10 +353,10 @@ _ABOUT = {
 
 def _dataset(
     results: dict[str, np.ndarray],
-    coordinates: dict[str, Any],
+    coordinates: Mapping[str, object],
     more: dict[str, np.ndarray],
-    about: dict[str, Any],
-    dataset: Any,
+    about: Mapping[str, object],
+    dataset: InputsAndTargets,
 ) -> xr.Dataset:
     whole = results | more
     variables = {name: (_ABOUT[name][0], value, {"long_name": _ABOUT[name][1]}) for name, value in whole.items()}
@@ -356,7 +365,7 @@ def _dataset(
     )
     names = {"rule": list(ALL), "momentum": list(METHODS), "resolution": ["low", "high"]}
     attributes = {"study": "momentum", "data": str(getattr(dataset, "name", "unnamed")), **about}
-    return xr.Dataset(variables, names | coordinates, attributes)
+    return xr.Dataset(variables, {**names, **coordinates}, attributes)
 
 
 def movement_slope(ds: xr.Dataset) -> xr.DataArray:

@@ -1,12 +1,13 @@
 """The learning-rate schedule of lowest final risk, by differentiating through the order-parameter flow."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Float, PyTree
 
 from gradflow import _checks
 from gradflow.flows import InterpolatedSchedule, OrderParameterFlow
@@ -25,9 +26,9 @@ class OptimalSchedule(NamedTuple):
 
 
 def optimal_schedule(
-    flow: Any,
+    flow: OrderParameterFlow,
     params: OrderParameters,
-    horizon: Any,
+    horizon: float,
     *,
     knots: int = 6,
     iterations: int = 60,
@@ -80,8 +81,10 @@ def optimal_schedule(
     )
 
     @eqx.filter_jit
-    def value_and_gradient(logs: Any, scheduled: OrderParameterFlow, params: OrderParameters) -> Any:
-        def log_risk(logs: Any) -> Any:
+    def value_and_gradient(
+        logs: Float[Array, " knots"], scheduled: OrderParameterFlow, params: OrderParameters
+    ) -> tuple[Float[Array, ""], Float[Array, " knots"]]:
+        def log_risk(logs: Float[Array, " knots"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
             mine = eqx.tree_at(lambda f: f.schedule.log_factors, scheduled, logs)
             value = jnp.log(mine.risk(solve(mine, params, [horizon], rtol=rtol, save_params=False, throw=False).final))
             return value, value
@@ -89,7 +92,7 @@ def optimal_schedule(
         slope, value = jax.jacfwd(log_risk, has_aux=True)(logs)
         return value, slope
 
-    logs = jnp.zeros(knots)
+    logs: PyTree = jnp.zeros(knots)  # one array, which optax takes as any pytree
     rule = optax.adam(step)
     memory = rule.init(logs)
     history, best, lowest = [], logs, np.inf

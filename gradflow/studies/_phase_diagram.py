@@ -1,19 +1,21 @@
 """Phase diagram of one-pass SGD in high dimension: simulations, the full system, and what theory predicts."""
 
 import functools
+import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from gradflow import _checks
 from gradflow.flows import OrderParameterFlow
-from gradflow.problems import TeacherStudent
+from gradflow.problems import OrderParameters, TeacherStudent
 from gradflow.rules import OnePassSGD
 from gradflow.runs._iterate import iterate_to
 from gradflow.runs._progress import Bar
@@ -33,7 +35,7 @@ HORIZONS = {"green": 20.0, "blue": 100.0, "orange": 200.0}
 PLATEAU_FACTOR = 100.0
 """How much longer informed starts run for their plateau."""
 
-QUICK: dict[str, Any] = {
+QUICK: dict[str, object] = {
     "units": 2,
     "width": 4,
     "seeds": 2,
@@ -50,6 +52,15 @@ QUICK: dict[str, Any] = {
 """Arguments of `phase_diagram` that take about 20 seconds."""
 
 
+class _MapOptions(TypedDict):
+    """What both maps take."""
+
+    rtol: float
+    progress: bool
+    saves: int
+    resume: bool
+
+
 def phase_diagram(
     *,
     exponents: Sequence[float] = (0.25, 0.0, -0.25),
@@ -57,17 +68,17 @@ def phase_diagram(
     seeds: int = 4,
     units: int = 4,
     width: int = 8,
-    noise: Any = 1e-3,
+    noise: float = 1e-3,
     horizons: dict[str, float] | None = None,
     starts: Sequence[int] = (100, 1_000, 10_000, 100_000),
     rates: Sequence[float] = tuple(np.geomspace(0.01, 4.0, 14).tolist()),
     noises: Sequence[float] = tuple(np.geomspace(1e-6, 1e-1, 11).tolist()),
-    horizon: Any = 1e4,
+    horizon: float = 1e4,
     rtol: float = 1e-4,
     saves: int = 121,
     kappas: Sequence[float] = (0.0, 0.1, 0.2, 0.3, 0.4),
     sums: Sequence[float] = tuple(np.round(np.linspace(-0.45, 0.6, 15), 12).tolist()),
-    store: Any = None,
+    store: str | os.PathLike[str] | None = None,
     resume: bool = True,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -116,19 +127,19 @@ def phase_diagram(
     against = _against_sgd(regions, dims, size, spans, parts, progress)
 
     ts = np.geomspace(1, horizon, saves)
-    sizes: dict[str, Any] = {"units": units, "width": width}
-    config = sizes | {"starts": list(starts), "noise": float(noise), "rtol": rtol, "ts": ts.tolist()}
+    config: dict[str, object] = {"units": units, "width": width, "starts": list(starts), "noise": float(noise)}
+    config |= {"rtol": rtol, "ts": ts.tolist()}
     begun = parts.get(
         "starts",
         config,
         lambda: _uninformed(starts, ts, units, width, noise, rtol),
         lambda: _begun(TeacherStudent.orthogonal(int(min(starts)), units, noise=noise), width, 1.0, False),
     )
-    options: dict[str, Any] = {"rtol": rtol, "progress": progress, "saves": saves, "resume": resume}
-    computed = phase_map(rates=rates, noises=noises, horizon=horizon, **sizes, **options, store=parts.path("map"))
+    options = _MapOptions(rtol=rtol, progress=progress, saves=saves, resume=resume)
+    mapped = functools.partial(phase_map, rates=rates, noises=noises, units=units, width=width, **options)
+    computed = mapped(horizon=horizon, store=parts.path("map"))
     # Close to its plateau the risk falls like t^-2 only.
-    late = {"horizon": PLATEAU_FACTOR * horizon, "informed": True, "store": parts.path("settled")}
-    settled = phase_map(rates=rates, noises=noises, **late, **sizes, **options).final_risk
+    settled = mapped(horizon=PLATEAU_FACTOR * horizon, informed=True, store=parts.path("settled")).final_risk
     scaled = exponent_map(
         kappas=kappas, exponents=sums, noise=noise, horizon=horizon, **options, store=parts.path("exponents")
     )
@@ -153,7 +164,7 @@ def _predicted(rate: float, noise: float) -> float:
 class _Parts(NamedTuple):
     """Where the parts of a study are kept: a folder, or nowhere."""
 
-    folder: Any
+    folder: str | os.PathLike[str] | None
     resume: bool
 
     def path(self, name: str) -> pathlib.Path | None:
@@ -162,14 +173,14 @@ class _Parts(NamedTuple):
     def get(
         self,
         name: str,
-        config: dict[str, Any],
+        config: dict[str, object],
         compute: Callable[[], xr.Dataset],
-        starts: Callable[[], dict[str, Any]],
+        starts: Callable[[], dict[str, PyTree]],
     ) -> xr.Dataset:
         return load_or_compute(self.path(name), config, compute, starts, resume=self.resume)
 
 
-def _begun(problem: TeacherStudent, width: int, g: float, informed: bool) -> dict[str, Any]:
+def _begun(problem: TeacherStudent, width: int, g: float, informed: bool) -> dict[str, PyTree]:
     """What a part starts from: risk, field of the order parameters, and a step of SGD."""
     weights = (problem.informed if informed else problem.uninformed)(width, jax.random.key(0))
     first = problem.order_parameters(weights)
@@ -258,18 +269,26 @@ def _uninformed(starts: Sequence[int], ts: np.ndarray, units: int, width: int, n
 
 
 def _risk_along(
-    P: Any, first: Any, ts: np.ndarray, g: float, noise: float, terms: str, rtol: float
+    P: Float[Array, "units units"],
+    first: OrderParameters,
+    ts: np.ndarray,
+    g: float,
+    noise: float,
+    terms: str,
+    rtol: float,
 ) -> tuple[np.ndarray, int]:
     """Risk at the times `ts`, and how the run ended. A tenth of `rtol`: explicit steps err more than others."""
     flow = OrderParameterFlow(P, gamma_over_p=g, noise=noise, terms=terms)
-    options: dict[str, Any] = {"rtol": rtol / 10, "save_params": False, "throw": False}
     # Truncated systems run for a short time only.
     solver = None if terms == "full" else Tsit5()
-    run = solve(flow, first, ts, observe={"risk": flow.risk}, solver=solver, **options)
+    observe = {"risk": flow.risk}
+    run = solve(flow, first, ts, observe=observe, solver=solver, rtol=rtol / 10, save_params=False, throw=False)
     return np.asarray(run.observed["risk"]), int(run.code)
 
 
-def simulate(problem: TeacherStudent, weights: Any, g: float, ks: Any, seeds: int) -> tuple[np.ndarray, np.ndarray]:
+def simulate(
+    problem: TeacherStudent, weights: Float[Array, "width dim"], g: float, ks: Int[np.ndarray, " points"], seeds: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Risk at steps `ks` of one-pass SGD in single precision, `(seeds, len(ks))`, and the times of these steps."""
     keys = jax.random.split(jax.random.key(1), seeds)
     risk, ts = _simulated(keys, jnp.asarray(g), jnp.asarray(weights, jnp.float32), problem, jnp.asarray(ks))
@@ -277,8 +296,14 @@ def simulate(problem: TeacherStudent, weights: Any, g: float, ks: Any, seeds: in
 
 
 @eqx.filter_jit
-def _simulated(keys: Any, g: Any, weights: Any, problem: TeacherStudent, ks: Any) -> Any:
-    def one(key: Any) -> Any:
+def _simulated(
+    keys: Key[Array, " seeds"],
+    g: Float[Array, ""],
+    weights: Float[Array, "width dim"],
+    problem: TeacherStudent,
+    ks: Int[Array, " points"],
+) -> tuple[Float[Array, "seeds points"], Float[Array, "seeds points"]]:
+    def one(key: Key[Array, ""]) -> tuple[Float[Array, " points"], Float[Array, " points"]]:
         rule = OnePassSGD(problem, g, key=key)
         sol = iterate_to(rule, weights, ks, observe={"risk": problem}, save_params=False, throw=False)
         return sol.observed["risk"], sol.ts
@@ -302,7 +327,7 @@ def power_laws(ds: xr.Dataset) -> dict[str, float]:
     large = dims >= 10
     predicted = [finite_dim_plateau(-GREEN_LIMIT, dim, noises[column]) for dim in dims[large]]
 
-    def power(x: np.ndarray, y: Any) -> float:
+    def power(x: np.ndarray, y: np.ndarray | list[float]) -> float:
         return float(np.polyfit(np.log(x), np.log(y), 1)[0]) if x.size > 1 else float("nan")
 
     return {

@@ -1,7 +1,7 @@
 """The phase diagram as a map: the full order-parameter system over learning rate and noise."""
 
+import os
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ import xarray as xr
 
 from gradflow import _checks
 from gradflow.flows import OrderParameterFlow
-from gradflow.problems import TeacherStudent
+from gradflow.problems import OrderParameters, TeacherStudent
 from gradflow.sweeps import sweep
 
 LEARNT = 0.5
@@ -23,12 +23,12 @@ def phase_map(
     units: int = 4,
     width: int = 8,
     dim: int = 1000,
-    horizon: Any = 1e4,
+    horizon: float = 1e4,
     saves: int = 121,
     informed: bool = False,
     rtol: float = 1e-4,
     seed: int = 0,
-    store: Any = None,
+    store: str | os.PathLike[str] | None = None,
     resume: bool = True,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -66,7 +66,7 @@ def phase_map(
     draw = problem.informed if informed else problem.uninformed
     start = problem.order_parameters(draw(width, jax.random.key(seed)))
 
-    def build(rate: float, noise: float) -> Any:
+    def build(rate: float, noise: float) -> tuple[OrderParameterFlow, OrderParameters]:
         flow = OrderParameterFlow(problem.P, gamma_over_p=float(rate), noise=float(noise))
         return flow, start
 
@@ -84,7 +84,7 @@ def phase_map(
     return ds.merge(plateaus(ds)).assign_attrs(units=units, width=width, dim=dim, informed=int(informed))
 
 
-def save_times(horizon: Any, saves: int) -> np.ndarray:
+def save_times(horizon: float, saves: int) -> np.ndarray:
     """Times from 1 to `horizon`, equally spaced in the logarithm."""
     _checks.check_positive("horizon", horizon)
     _checks.check_count("saves", saves, least=10)

@@ -1,14 +1,16 @@
 """Small initialisation on real data: escape from the saddle at zero, over scales, widths and seeds."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 import xarray as xr
+from jaxtyping import Array, Float, PyTree
 
 from gradflow import _checks
 from gradflow.data import Dataset
+from gradflow.data._dataset import InputsAndTargets
 from gradflow.data._load import load_some
 from gradflow.flows import GradientFlow
 from gradflow.limits._small_start import SmallStartPrediction, predict_small_start
@@ -34,12 +36,18 @@ ALIGNED = 0.1
 AFTERWARDS = 12.0
 """How long a run goes on after the escape, in units of the predicted slope."""
 
-QUICK: dict[str, Any] = {"scales": (1e-2, 1e-4, 1e-6), "widths": (16,), "seeds": (0,), "saves": 121, "rtol": 1e-3}
+QUICK: dict[str, object] = {"scales": (1e-2, 1e-4, 1e-6), "widths": (16,), "seeds": (0,), "saves": 121, "rtol": 1e-3}
 """Arguments of `small_init` that take about 20 seconds, on 120 samples."""
 
 
+Build = Callable[[str, int, float, int], tuple[GradientFlow, TwoLayer]]
+"""Flow and start, from loss, width, scale and seed."""
+Observe = Callable[[GradientFlow], Mapping[str, Callable[[PyTree], Array]]]
+"""What is observed along a flow."""
+
+
 def small_init(
-    dataset: Any,
+    dataset: InputsAndTargets,
     *,
     loss_names: Sequence[str] = ("square", "logistic"),
     scales: Sequence[float] = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6),
@@ -47,7 +55,7 @@ def small_init(
     seeds: Sequence[int] = (0, 1, 2),
     rtol: float = 1e-4,
     saves: int = 241,
-    store: Any = None,
+    store: str | os.PathLike[str] | None = None,
     resume: bool = True,
     chunk: tuple[int, int] | None = None,
     progress: bool = True,
@@ -142,7 +150,7 @@ def small_init(
     return ds.merge(derived).assign_attrs(derived.attrs)
 
 
-def _problems(dataset: Any, loss_names: Sequence[str]) -> dict[str, EmpiricalRisk]:
+def _problems(dataset: InputsAndTargets, loss_names: Sequence[str]) -> dict[str, EmpiricalRisk]:
     """The problem for every loss, by name; raises `ValueError` for bad input."""
     x, y = dataset
     if np.ndim(y) != 1 or not np.all(np.isin(np.asarray(y), (-1, 1))):
@@ -156,7 +164,7 @@ def _problems(dataset: Any, loss_names: Sequence[str]) -> dict[str, EmpiricalRis
     return {name: EmpiricalRisk(x, y, by_name[name]) for name in loss_names}
 
 
-def _observables(problems: dict[str, EmpiricalRisk], directions: Any) -> Callable[[GradientFlow], dict[str, Any]]:
+def _observables(problems: dict[str, EmpiricalRisk], directions: Float[np.ndarray, "2 d"]) -> Observe:
     """What is observed along a flow: the same instances for all flows of a problem, so that programs are shared."""
     positive, negative = directions
     observables = {
@@ -170,7 +178,7 @@ def _observables(problems: dict[str, EmpiricalRisk], directions: Any) -> Callabl
         for name, problem in problems.items()
     }
 
-    def observe(flow: GradientFlow) -> dict[str, Any]:
+    def observe(flow: GradientFlow) -> Mapping[str, Callable[[PyTree], Array]]:
         return next(observables[name] for name, problem in problems.items() if problem is flow.problem)
 
     return observe
@@ -214,7 +222,7 @@ def _escape(ds: xr.Dataset) -> xr.Dataset:
 
 
 def _theory_for(
-    ds: xr.Dataset, escapes: np.ndarray, predicted: dict[str, SmallStartPrediction], build: Any
+    ds: xr.Dataset, escapes: np.ndarray, predicted: dict[str, SmallStartPrediction], build: Build
 ) -> xr.Dataset:
     """Predicted escape times of every member, neurons that point where predicted, and the saddles of one member."""
     dims = ("loss", "width", "scale", "seed")
@@ -267,7 +275,7 @@ def _slope(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.polyfit(x[good], y[good], 1)[0]) if np.count_nonzero(good) > 1 else float("nan")
 
 
-def _against_descent(build: Any, ds: xr.Dataset, observe: Any, rtol: float, progress: bool) -> xr.Dataset:
+def _against_descent(build: Build, ds: xr.Dataset, observe: Observe, rtol: float, progress: bool) -> xr.Dataset:
     """Error and cost of the flow, and the steps of gradient descent for the same error, per loss and scale."""
     width, seed = int(ds.width.values[ds.sizes["width"] // 2]), int(ds.seed.values[0])
     scales, ts = ds.scale.values, ds.time.values

@@ -1,14 +1,14 @@
 """Two nearby directions of opposite labels: plateau, escape, sliding neurons, and where large steps get stuck."""
 
 import itertools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jaxtyping import Array, PyTree
 
 from gradflow import observables, theory
 from gradflow._checks import check_count, check_positive, fail
@@ -27,7 +27,7 @@ PLATEAU, ESCAPED = 0.01, 0.1
 QUESTION = "How long do two nearby inputs of opposite labels hold a network on a plateau, and which neurons slide?"
 """What the study asks; the heading of its report."""
 
-QUICK: dict[str, Any] = {"angles": (0.1, 0.05, 0.025), "steps": 20_000, "saves": 201}
+QUICK: dict[str, object] = {"angles": (0.1, 0.05, 0.025), "steps": 20_000, "saves": 201}
 """Arguments of `two_directions` that take about 20 seconds."""
 
 
@@ -144,7 +144,7 @@ def _run(
 ) -> dict[str, np.ndarray | float]:
     plain, smooth = _problems(angle, ratio)
     ts = np.concatenate([[0.0], np.geomspace(0.1, horizon / angle**2, saves - 1)])
-    observe: dict[str, Any] = {
+    observe: dict[str, Callable[[PyTree], Array]] = {
         "risk": smooth,
         "sliding": observables.SlidingNeurons(plain, 0.02 * angle),
         "alive": observables.ActivationPattern(plain.x),
@@ -199,15 +199,17 @@ def _crossing(ts: np.ndarray, risk: np.ndarray, level: float) -> float:
     return float(np.interp(level, [risk[i], risk[i - 1]], [ts[i], ts[i - 1]]))
 
 
-def _descent(model: SignedTwoLayer, angle: float, ratio: int, learning_rate: float, steps: int, saves: int) -> Any:
+def _descent(
+    model: SignedTwoLayer, angle: float, ratio: int, learning_rate: float, steps: int, saves: int
+) -> list[tuple[str, np.ndarray]]:
     plain, _ = _problems(angle, ratio)
-    observe: dict[str, Any] = {"risk": plain, "alive": observables.ActivationPattern(plain.x)}
+    observe = {"risk": plain, "alive": observables.ActivationPattern(plain.x)}
     every = max(1, steps // saves)
     rule = GradientDescent(plain, learning_rate)
     sol = iterate(rule, model, steps, observe=observe, save_every=every, save_params=False)
     alive = np.asarray(sol.observed["alive"])[:, -1] & (np.asarray(model.signs) < 0)
     path = (np.asarray(sol.ts), np.asarray(sol.observed["risk"]), alive.sum(axis=1))
-    return tuple(("step", values) for values in path)
+    return [("step", values) for values in path]
 
 
 def escape_slopes(ds: xr.Dataset) -> np.ndarray:

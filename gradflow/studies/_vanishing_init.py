@@ -1,8 +1,10 @@
 """Initialisation down to sizes that no float holds: predicted and measured escapes, directions, and saddles."""
 
+import functools
+import os
 import pathlib
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -12,7 +14,8 @@ import xarray as xr
 from jaxtyping import Array
 
 from gradflow import _checks
-from gradflow.data import Dataset, gaussian_teacher, orthogonal_inputs
+from gradflow.data import Dataset, Options, gaussian_teacher, orthogonal_inputs
+from gradflow.data._dataset import InputsAndTargets
 from gradflow.data._load import load_some
 from gradflow.flows import GradientFlow, NeuronPolarFlow, PolarFlow
 from gradflow.limits._alternating_flow import alternating_flow, nearest_points
@@ -23,6 +26,7 @@ from gradflow.problems import EmpiricalRisk, NeuralCorrelation, losses
 from gradflow.runs._solve import solve
 from gradflow.runs._until import Until
 from gradflow.solvers import Tsit5
+from gradflow.studies._options import SweepOptions
 from gradflow.sweeps import sweep
 
 QUESTION = "What happens from weights of norm 1e-4 down to 1e-300, and what does theory predict?"
@@ -34,12 +38,35 @@ ESCAPED = 1e-2
 HORIZON = 1e6
 """Flow time by which a network has escaped, or counts as one that does not."""
 
-QUICK: dict[str, Any] = {"exponents": (4, 12, 300), "widths": (4,), "seeds": (0,), "saves": 101, "rounds": 1}
+QUICK: dict[str, object] = {"exponents": (4, 12, 300), "widths": (4,), "seeds": (0,), "saves": 101, "rounds": 1}
 """Arguments of `vanishing_init` that take about 20 seconds, on 60 samples."""
+
+Axes = dict[str, list[int] | list[float]]
+"""Name -> values: width, seed, exponent."""
+Model = Callable[[int, int], TwoLayer]
+"""The network of a width and a seed."""
+
+
+class _Member:
+    """Predictions for one network: the direction and the correlation of the basin that each neuron starts in."""
+
+    def __init__(self, problem: EmpiricalRisk, correlation: NeuralCorrelation, model: TwoLayer):
+        rows, sizes = unit_rows(neuron_rows(model))
+        self.directions, self.values = nearest_points(correlation, model, rows)
+        self.logs = np.log(np.asarray(sizes) / np.linalg.norm(np.asarray(neuron_rows(model))))
+
+    def leading_order(self, log_norm: float) -> float:
+        """When the first neuron reaches the norm of the escape, if it grew at its final rate from the start."""
+        rates = 2 * np.where(self.values > 0, self.values, np.nan)
+        return float(np.nanmin((np.log(ESCAPED) - log_norm - self.logs) / rates))
+
+
+Members = Mapping[tuple[int, int], _Member]
+"""By the positions of width and seed."""
 
 
 def vanishing_init(
-    dataset: Any,
+    dataset: InputsAndTargets,
     *,
     loss: str = "square",
     exponents: Sequence[float] = (4, 10, 30, 100, 300),
@@ -49,7 +76,7 @@ def vanishing_init(
     rtol: float = 1e-4,
     saves: int = 401,
     rounds: int = 6,
-    store: Any = None,
+    store: str | os.PathLike[str] | None = None,
     resume: bool = True,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -106,9 +133,9 @@ def vanishing_init(
     def model(width: int, seed: int) -> TwoLayer:
         return TwoLayer(in_size, int(width), outputs, key=jax.random.key(int(seed)))
 
-    axes = {"width": list(widths), "seed": list(seeds), "exponent": list(logs)}
-    options = {"rtol": rtol, "solver": Tsit5(), "progress": progress, "resume": resume}
-    times = _escapes(problem, model, axes, logs, options | {"store": store})
+    axes: Axes = {"width": list(widths), "seed": list(seeds), "exponent": list(logs)}
+    options = SweepOptions(rtol=rtol, resume=resume, progress=progress)
+    times = _escapes(problem, model, axes, logs, store, options)
     correlation = NeuralCorrelation(problem)
     members = {
         (i, j): _Member(problem, correlation, model(width, seed))
@@ -121,7 +148,7 @@ def vanishing_init(
     chosen = min(logs, key=lambda e: abs(e - 12))
     escapes = ds.escape_time.sel(exponent=chosen).values
     ts = np.linspace(0, 2.5 * float(np.nanmax(escapes)), saves)
-    paths = _paths(problem, model, axes, logs[chosen], ts, options | {"store": paths_store})
+    paths = _paths(problem, model, axes, logs[chosen], ts, paths_store, options)
     ds = ds.merge(_at_the_escape(paths, members, escapes, logs[chosen]))
     ds = ds.merge(_limit(problem, model(widths[0], seeds[0]), float(ds.log), rounds))
     about = {"study": "vanishing-init", "data": str(getattr(dataset, "name", "unnamed"))}
@@ -129,7 +156,7 @@ def vanishing_init(
     return ds.assign_attrs({**times.attrs, **about})
 
 
-def _problem(dataset: Any, loss: str, smoothing: float) -> EmpiricalRisk:
+def _problem(dataset: InputsAndTargets, loss: str, smoothing: float) -> EmpiricalRisk:
     """The problem; raises `ValueError` for bad input."""
     x, y = (np.asarray(part) for part in dataset)
     if y.ndim not in (1, 2) or y.dtype.kind != "f":
@@ -144,7 +171,12 @@ def _problem(dataset: Any, loss: str, smoothing: float) -> EmpiricalRisk:
 
 
 def _escapes(
-    problem: EmpiricalRisk, model: Any, axes: dict[str, list[Any]], logs: dict[float, float], options: dict[str, Any]
+    problem: EmpiricalRisk,
+    model: Model,
+    axes: Axes,
+    logs: Mapping[float, float],
+    store: str | os.PathLike[str] | None,
+    options: SweepOptions,
 ) -> xr.Dataset:
     """Runs of all members from the start to the escape."""
     flow = PolarFlow(problem)
@@ -153,10 +185,10 @@ def _escapes(
         return flow, Polar(model(width, seed), logs[float(exponent)])
 
     until = Until(LogNorm(), above=float(np.log(ESCAPED)))
-    return sweep(build, axes, [HORIZON], until=until, save_params=False, max_steps=1_000_000, **options)
+    return sweep(build, axes, [HORIZON], solver=Tsit5(), until=until, max_steps=1_000_000, store=store, **options)
 
 
-def _with_predictions(times: xr.Dataset, members: Any, axes: dict[str, list[Any]], logs: Any) -> xr.Dataset:
+def _with_predictions(times: xr.Dataset, members: Members, axes: Axes, logs: Mapping[float, float]) -> xr.Dataset:
     """Escape times and their slopes, measured and predicted."""
     shape = tuple(len(values) for values in axes.values())
     predicted, correlations = np.full(shape, np.nan), np.full(shape[:2], np.nan)
@@ -182,7 +214,13 @@ def _with_predictions(times: xr.Dataset, members: Any, axes: dict[str, list[Any]
 
 
 def _paths(
-    problem: EmpiricalRisk, model: Any, axes: dict[str, list[Any]], log: float, ts: np.ndarray, options: dict[str, Any]
+    problem: EmpiricalRisk,
+    model: Model,
+    axes: Axes,
+    log: float,
+    ts: np.ndarray,
+    store: pathlib.Path | None,
+    options: SweepOptions,
 ) -> xr.Dataset:
     """Runs past the escape, with every neuron in its own coordinates."""
 
@@ -197,7 +235,7 @@ def _paths(
         "directions": _Directions(),
     }
     pairs = {name: axes[name] for name in ("width", "seed")}
-    return sweep(begin, pairs, ts, observe=observe, max_steps=300_000, **options)
+    return sweep(begin, pairs, ts, observe=observe, solver=Tsit5(), max_steps=300_000, store=store, **options)
 
 
 def load_data(
@@ -218,34 +256,24 @@ def load_data(
     if name == "orthogonal":
         count = 8 if samples is None else samples
         return orthogonal_inputs(count, count)
-    targets: dict[str, Any] = {"labels": "onehot"} if classes is None else {"classes": classes, "labels": "pm1"}
-    return load_some(name, path=path, samples=samples, centre=True, unit_norm=True, **targets)
+    options: Options = {"centre": True, "unit_norm": True, "labels": "onehot"}
+    if classes is not None:
+        options |= {"classes": classes, "labels": "pm1"}
+    return load_some(name, path=path, samples=samples, **options)
 
 
-class _Member:
-    """Predictions for one network: the direction and the correlation of the basin that each neuron starts in."""
-
-    def __init__(self, problem: EmpiricalRisk, correlation: NeuralCorrelation, model: TwoLayer):
-        rows, sizes = unit_rows(neuron_rows(model))
-        self.directions, self.values = nearest_points(correlation, model, rows)
-        self.logs = np.log(np.asarray(sizes) / np.linalg.norm(np.asarray(neuron_rows(model))))
-
-    def leading_order(self, log_norm: float) -> float:
-        """When the first neuron reaches the norm of the escape, if it grew at its final rate from the start."""
-        rates = 2 * np.where(self.values > 0, self.values, np.nan)
-        return float(np.nanmin((np.log(ESCAPED) - log_norm - self.logs) / rates))
-
-
-def _cartesian(problem: EmpiricalRisk, model: Any, axes: dict[str, list[Any]], logs: Any, horizon: float) -> np.ndarray:
+def _cartesian(
+    problem: EmpiricalRisk, model: Model, axes: Axes, logs: Mapping[float, float], horizon: float
+) -> np.ndarray:
     """Escape times with tolerances fixed in advance, of the first width and seed, where floats allow it."""
     times = np.full(tuple(len(values) for values in axes.values()), np.nan)
     until = Until(ParameterNorm(), above=ESCAPED)
+    within = functools.partial(solve, until=until, rtol=1e-3, atol=1e-6, solver=Tsit5(), throw=False, save_params=False)
     for k, log in enumerate(logs.values()):
         if log < -12.1 * np.log(10):
             continue
-        start = Polar(model(axes["width"][0], axes["seed"][0]), log).ordinary()
-        options = {"rtol": 1e-3, "atol": 1e-6, "solver": Tsit5(), "throw": False, "save_params": False}
-        sol = solve(GradientFlow(problem), start, [horizon], until=until, **options)
+        start = Polar(model(int(axes["width"][0]), int(axes["seed"][0])), log).ordinary()
+        sol = within(GradientFlow(problem), start, [horizon])
         times[0, 0, k] = float(sol.t_final) if sol.status == "stopped" else np.nan
     return times
 
@@ -264,7 +292,7 @@ def _neuron_logs(start: Polar) -> Array:
     return start.log_norm + jnp.log(unit_rows(neuron_rows(start.direction))[1])
 
 
-def _at_the_escape(paths: xr.Dataset, members: Any, escapes: np.ndarray, log: float) -> xr.Dataset:
+def _at_the_escape(paths: xr.Dataset, members: Members, escapes: np.ndarray, log: float) -> xr.Dataset:
     """What runs past the escape, with every neuron in its own coordinates, say of the predicted directions."""
     ts, dims = paths.time.values, ("width", "seed")
     shape, widest = escapes.shape, paths.logs.shape[-1]
