@@ -38,6 +38,10 @@ class SmallStartPrediction(NamedTuple):
             low, high = (middle, high) if grown < np.log(drop) else (low, middle)
         return high
 
+    def loss_at_zero(self) -> float:
+        y = self.problem.y
+        return float(jnp.mean(jax.vmap(self.problem.loss)(jnp.zeros_like(y), y)))
+
     def saddles(self, model: TwoLayer, rounds: int = 3) -> tuple[np.ndarray, np.ndarray]:
         """Times and losses of the saddles of alternating gradient flow, the first being zero.
 

@@ -15,8 +15,8 @@ def small_init(ds: xr.Dataset) -> Figure:
 
     Curves are of the middle width and the first seed, one shade per scale (darker is smaller); beside the loss, the
     saddles predicted for the smallest scale. Angles are those of every neuron at the smallest scale to the direction
-    predicted for positive output weights. The last column shows every member, the fitted lines and, dashed, what is
-    predicted to leading order, without the time that alignment takes.
+    predicted for positive output weights. The last column shows every member, the fitted lines and what is predicted:
+    dashed from the start, mean over widths and seeds, dotted to leading order, without the time that alignment takes.
 
     **Arguments**: `ds`: what `gradflow.studies.small_init` returned. **Returns** a matplotlib figure; see `save`.
     """
@@ -81,12 +81,14 @@ def _escape(ax: Axes, part: xr.Dataset) -> None:
             slope = float(part.slope.sel(width=width))
             ax.plot(x, np.nanmean(mean) + slope * (x - np.mean(x[np.isfinite(mean)])), color=colour, linewidth=0.8)
             ax.plot([], [], label=f"width {width}, slope {slope:.2f}", markersize=3, linewidth=0.8, **style)
-    predicted = part.predicted_time.mean(("width", "seed"))
-    ax.plot(x, predicted, "k--", linewidth=0.8, label=f"predicted, slope {float(part.predicted_slope):.2f}")
+    if "predicted_time_from_start" in part:
+        ax.plot(x, part.predicted_time_from_start.mean(("width", "seed")), "k--", linewidth=0.8, label="predicted")
+    leading = part.predicted_time.mean(("width", "seed"))
+    ax.plot(x, leading, "k:", linewidth=0.8, label=f"leading order, slope {float(part.predicted_slope):.2f}")
     ax.set(title="escape: loss reduced by a tenth", xlabel=r"$\ln(1/\mathrm{scale})$", ylabel="flow time $t$")
     entries = len(ax.get_legend_handles_labels()[0])
     if entries:
         # The lines rise from corner to corner: above them there has to be room for the legend.
         low, high = ax.get_ylim()
-        ax.set_ylim(low, high + 0.12 * entries * (high - low))
+        ax.set_ylim(low, high + 0.18 * entries * (high - low))
         ax.legend(loc="upper left", handlelength=1.5)

@@ -13,7 +13,7 @@ from gradflow.data import Dataset
 from gradflow.data._dataset import InputsAndTargets
 from gradflow.data._load import load_some
 from gradflow.flows import GradientFlow
-from gradflow.limits._small_start import SmallStartPrediction, predict_small_start
+from gradflow.limits._small_start import predict_small_start
 from gradflow.models import TwoLayer
 from gradflow.observables import Accuracy, Loss, NeuronAngles, ParameterNorm
 from gradflow.problems import EmpiricalRisk, losses
@@ -22,28 +22,17 @@ from gradflow.runs._iterate import iterate_to
 from gradflow.runs._progress import Bar
 from gradflow.solvers import Tsit5
 from gradflow.studies._compare import extrapolate_steps
+from gradflow.studies._escape_times import Build, Observe, escape_times, from_start, leading_order
 from gradflow.sweeps import sweep
 
 QUESTION = "How do networks leave a small initialisation, and in which directions?"
 """What the study asks; the heading of its report."""
-
-ESCAPED = 0.1
-"""Share of the initial loss whose disappearance counts as the escape."""
-
-ALIGNED = 0.1
-"""Angle to a predicted direction within which a neuron counts as aligned."""
 
 AFTERWARDS = 12.0
 """How long a run goes on after the escape, in units of the predicted slope."""
 
 QUICK: dict[str, object] = {"scales": (1e-2, 1e-4, 1e-6), "widths": (16,), "seeds": (0,), "saves": 121, "rtol": 1e-3}
 """Arguments of `small_init` that take about 20 seconds, on 120 samples."""
-
-
-Build = Callable[[str, int, float, int], tuple[GradientFlow, TwoLayer]]
-"""Flow and start, from loss, width, scale and seed."""
-Observe = Callable[[GradientFlow], Mapping[str, Callable[[PyTree], Array]]]
-"""What is observed along a flow."""
 
 
 def small_init(
@@ -69,6 +58,10 @@ def small_init(
     correlation function at the direction found (Kumar & Haupt 2024, arXiv 2402.09226). The study measures that
     slope, the directions, the cost of the flow, and the cost of gradient descent of the same accuracy.
 
+    The whole time of escape is predicted from the start at scale one, for all scales at once: the flow of `N` tells
+    when the loss would have fallen by a tenth had it not taken part, `N(w(t)) scale^2 = L(0) / 10`, and one run from
+    the aligned directions how much later it does, since residuals shrink. What is left vanishes with the scale.
+
     **Arguments**
 
     - `dataset`: two classes, inputs `x (n, d)`, targets `y` of +1 and -1; `gradflow.data.digits(classes=(0, 1),
@@ -84,7 +77,8 @@ def small_init(
     - over `(loss, width, scale, seed, time)`: `risk`, `accuracy`, `norm`, and `angle`, `angle_negative` of every neuron
       to the directions that theory predicts for positive and for negative output weights;
     - over `(loss, width, scale, seed)`: `escape_time` (the loss has fallen by a tenth), `predicted_time` to leading
-      order in `ln(1/scale)`, and `aligned`, the fraction of neurons within 0.1 of either direction at the escape;
+      order in `ln(1/scale)`, as if all neurons had turned from the start on, `predicted_time_from_start`, which knows
+      how they turn, and `aligned`, the fraction of neurons within 0.1 of either direction at the escape;
     - over `(loss, width)`: `slope` of the escape time against `ln(1/scale)`; over `loss`: `predicted_slope`;
     - over `(loss, saddle)`, for the middle width, the smallest scale and the first seed: `saddle_time` and
       `saddle_loss`, the saddles that alternating gradient flow predicts, zero included;
@@ -136,12 +130,13 @@ def small_init(
         chunk=chunk,
     )
     # A finished study, resumed; or one of which others have parts still to do.
-    if "descent_steps" in ds or np.any(ds.status.values < 0):
+    if "predicted_time_from_start" in ds or np.any(ds.status.values < 0):
         return ds
-    derived = _escape(ds)
+    derived = escape_times(ds)
     about = {"long_name": "predicted slope of the escape time against ln(1/scale)", "units": "1"}
     derived["predicted_slope"] = ("loss", [predicted[name].escape.slope for name in ds.loss.values], about)
-    derived = derived.merge(_theory_for(ds, derived.escape_time.values, predicted, build))
+    derived = derived.merge(leading_order(ds, derived.escape_time.values, predicted, build))
+    derived = derived.merge(from_start(ds, predicted, build, observe, rtol, progress))
     derived = derived.merge(_against_descent(build, ds, observe, rtol, progress))
     # A store's attributes are replaced as a whole, so the old ones go along.
     derived.attrs = {**ds.attrs, "study": "small-init", "data": str(getattr(dataset, "name", "unnamed"))}
@@ -200,79 +195,6 @@ def load_data(
 def _gap(risk: np.ndarray, reference: np.ndarray) -> float:
     """Largest distance between two loss curves, over the initial loss."""
     return float(np.max(np.abs(risk - reference)) / reference[0])
-
-
-def _escape(ds: xr.Dataset) -> xr.Dataset:
-    """Times of escape, and their slopes against `ln(1/scale)`."""
-    decrease = 1 - ds.risk.values / ds.risk.values[..., :1]
-    ts = ds.time.values
-    times = np.full(decrease.shape[:-1], np.nan)
-    for index in np.ndindex(times.shape):
-        times[index] = _crossing(ts, decrease[index], ESCAPED)
-    escape = xr.DataArray(times, dims=("loss", "width", "scale", "seed"), coords={k: ds[k] for k in ds.risk.dims[:-1]})
-    escape.attrs = {"long_name": "time at which the loss has fallen by a tenth", "units": "1"}
-    result = xr.Dataset({"escape_time": escape})
-    if ds.sizes["scale"] > 1:
-        small = np.log(1 / ds.scale.values)
-        mean = escape.mean("seed").values
-        slopes = np.array([[_slope(small, row) for row in rows] for rows in mean])
-        about = {"long_name": "slope of the escape time against ln(1/scale)", "units": "1"}
-        result["slope"] = (("loss", "width"), slopes, about)
-    return result
-
-
-def _theory_for(
-    ds: xr.Dataset, escapes: np.ndarray, predicted: dict[str, SmallStartPrediction], build: Build
-) -> xr.Dataset:
-    """Predicted escape times of every member, neurons that point where predicted, and the saddles of one member."""
-    dims = ("loss", "width", "scale", "seed")
-    times, aligned = np.full(escapes.shape, np.nan), np.full(escapes.shape, np.nan)
-    near = np.fmin(ds.angle.values, ds.angle_negative.values) < ALIGNED
-    for index in np.ndindex(escapes.shape):
-        loss, width, scale, seed = (ds[name].values[k] for name, k in zip(dims, index, strict=True))
-        drop = ESCAPED * float(ds.risk.values[index][0])
-        times[index] = predicted[str(loss)].time(build(str(loss), int(width), float(scale), int(seed))[1], drop)
-        if np.isfinite(escapes[index]):
-            row = min(int(np.searchsorted(ds.time.values, escapes[index])), ds.sizes["time"] - 1)
-            aligned[index] = np.mean(near[index][row][: int(width)])
-    width, scale, seed = ds.width.values[ds.sizes["width"] // 2], float(np.min(ds.scale.values)), ds.seed.values[0]
-    sequences = [fore.saddles(build(loss, int(width), scale, int(seed))[1]) for loss, fore in predicted.items()]
-    num_saddles = max(len(times) for times, _ in sequences)
-    # Fewer saddles of one loss than of another are followed by nothing.
-    saddles = np.array(
-        [[np.pad(row, (0, num_saddles - len(row)), constant_values=np.nan) for row in pair] for pair in sequences]
-    )
-    about = {"width": int(width), "scale": scale, "seed": int(seed)}
-    return xr.Dataset(
-        {
-            "predicted_time": (dims, times, {"long_name": "predicted escape time, to leading order", "units": "1"}),
-            "aligned": (
-                dims,
-                aligned,
-                {"long_name": "fraction of neurons within 0.1 of a predicted direction at the escape"},
-            ),
-            "saddle_time": (("loss", "saddle"), saddles[:, 0], {"long_name": "predicted arrival at a saddle", **about}),
-            "saddle_loss": (("loss", "saddle"), saddles[:, 1], {"long_name": "predicted loss of a saddle", **about}),
-        },
-        {name: ds[name] for name in dims},
-    )
-
-
-def _crossing(ts: np.ndarray, decrease: np.ndarray, level: float) -> float:
-    """First time at which `lost` reaches the level; it grows exponentially there, so its logarithm is interpolated."""
-    above = np.flatnonzero(decrease >= level)
-    if above.size == 0:
-        return float("nan")
-    k = int(above[0])
-    if k == 0 or decrease[k - 1] <= 0:
-        return float(ts[k])
-    low, high = np.log(decrease[k - 1]), np.log(decrease[k])
-    return float(ts[k - 1] + (ts[k] - ts[k - 1]) * (np.log(level) - low) / (high - low))
-
-
-def _slope(x: np.ndarray, y: np.ndarray) -> float:
-    good = np.isfinite(y)
-    return float(np.polyfit(x[good], y[good], 1)[0]) if np.count_nonzero(good) > 1 else float("nan")
 
 
 def _against_descent(build: Build, ds: xr.Dataset, observe: Observe, rtol: float, progress: bool) -> xr.Dataset:

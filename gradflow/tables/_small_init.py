@@ -22,8 +22,8 @@ def small_init(ds: xr.Dataset) -> str:
         widths, seeds = (", ".join(str(int(value)) for value in ds[name].values) for name in ("width", "seed"))
         lines.append(f"{loss} loss, width {widths}, seed {seeds}, data: {ds.attrs['data']}")
         lines.append(
-            f"{'scale':>9} {'escape time':>18} {'predicted':>9} {'aligned':>8} {'flow gradients':>15}"
-            f" {'flow error':>11} {'descent steps to match':>23}"
+            f"{'scale':>9} {'escape time':>18} {'predicted':>9} {'leading order':>13} {'aligned':>8}"
+            f" {'flow gradients':>15} {'flow error':>11} {'descent steps to match':>23}"
         )
         for scale in ds.scale.values:
             row = part.sel(scale=scale)
@@ -33,7 +33,10 @@ def small_init(ds: xr.Dataset) -> str:
             cost = float(row.gradient_evaluations.mean())
             steps = float(row.descent_steps)
             needed = f"{steps:,.0f}" if np.isfinite(steps) else "-"
-            fore = f"{float(row.predicted_time.mean()):9.2f} {f'{100 * float(row.aligned.mean()):.0f} %':>8}"
+            # Older stores do not hold the first.
+            whole = f"{float(row.predicted_time_from_start.mean()):.2f}" if "predicted_time_from_start" in row else "-"
+            fore = f"{whole:>9} {float(row.predicted_time.mean()):13.2f}"
+            fore += f" {f'{100 * float(row.aligned.mean()):.0f} %':>8}"
             lines.append(f"{scale:9.0e} {spread:>18} {fore} {cost:15.0f} {float(row.flow_error):11.1e} {needed:>23}")
         if "slope" in ds:
             slopes = ", ".join(
@@ -51,7 +54,8 @@ def small_init(ds: xr.Dataset) -> str:
     lines.append(f"{ds.status.size} flows, {failed} did not reach the end")
     width, seed = ds.descent_steps.attrs["width"], ds.descent_steps.attrs["seed"]
     lines.append("escape time: the loss has fallen by a tenth; mean and standard deviation over widths and seeds")
-    lines.append("predicted: to leading order in ln(1/scale), without the time of alignment")
+    lines.append("predicted: from the start, with the time of alignment; exact for vanishing scales")
+    lines.append("leading order: in ln(1/scale), without the time of alignment")
     lines.append("aligned: fraction of the neurons within 0.1 of a predicted direction at the escape")
     lines.append("flow gradients: gradients evaluated by the flow, mean over widths and seeds")
     lines.append(f"flow error: of the loss curve, over the initial loss (width {width}, seed {seed})")

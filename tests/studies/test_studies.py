@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 import gradflow as gf
 from gradflow import plot, studies, tables
+from gradflow.limits._alignment import align
 from gradflow.limits._small_start import predict_small_start
 from gradflow.plot._legends import covering
 from gradflow.studies import _small_init
@@ -82,6 +83,30 @@ def test_escapes_are_later_than_predicted_by_a_time_that_does_not_depend_on_the_
     assert np.all(late > 0)
     assert float((late.max("scale") - late.min("scale")).max()) < 0.02 * float(small.escape_time.min())
     assert np.all(small.aligned.sel(scale=1e-6) > 0.99)
+
+
+@pytest.mark.slow
+def test_escape_times_are_predicted_from_the_start(small):
+    """Kumar & Haupt (2024): directions turn by a flow that does not know the scale. What is left vanishes with it."""
+    off = np.abs(small.predicted_time_from_start / small.escape_time - 1)
+    assert float(off.sel(scale=[s for s in SCALES if s <= 1e-3]).max()) < 0.01
+    assert float(off.sel(scale=SCALES[-1]).max()) < 0.002
+
+
+def test_alignment_of_two_neurons_and_orthogonal_inputs():
+    """Each neuron has an input of its own and stays on its ray: `N(w(t)) = sum_j N_j |w_j|^2 exp(4 N_j t)`."""
+    problem = gf.EmpiricalRisk(np.eye(2), np.array([1.0, -0.5]), gf.losses.square)
+    rows = np.array([[1.0, 0, 1], [0, 2.0, -2]]) / np.sqrt(2)
+    model = gf.models.TwoLayer(2, 2, key=jax.random.key(0)).with_neuron_weights(jnp.asarray(rows))
+    alignment = align(problem, model, 2.0, saves=201, rtol=1e-8)
+    rates, squares = np.array([0.25, 0.125]), np.array([1.0, 4.0])
+    assert alignment.rate == pytest.approx(1.0, rel=1e-3)
+    for scale in (1e-3, 1e-300):
+        t = alignment.time(0.05, scale)
+        log = np.logaddexp.reduce(np.log(rates * squares) + 4 * rates * t)
+        assert log + 2 * np.log(scale) == pytest.approx(np.log(0.05), abs=1e-3)
+    correlation = gf.NeuralCorrelation(problem)
+    assert float(correlation(alignment.at(1e-4))) == pytest.approx(1e-4, rel=1e-6)
 
 
 @pytest.mark.slow
@@ -543,11 +568,12 @@ def test_table_of_small_init_holds_the_numbers(small):
             row = part.sel(scale=scale)
             times = row.escape_time.values.ravel()
             computed = numbers(line.replace("+-", " ").replace("%", ""))
-            shown, mean, spread, predicted, aligned, cost, error, steps = computed
+            shown, mean, spread, predicted, leading, aligned, cost, error, steps = computed
             assert shown == scale
             assert mean == pytest.approx(np.mean(times), abs=0.006)
             assert spread == pytest.approx(np.std(times), abs=0.006)
-            assert predicted == pytest.approx(float(row.predicted_time.mean()), abs=0.006)
+            assert predicted == pytest.approx(float(row.predicted_time_from_start.mean()), abs=0.006)
+            assert leading == pytest.approx(float(row.predicted_time.mean()), abs=0.006)
             assert aligned == pytest.approx(100 * float(row.aligned.mean()), abs=0.5)
             assert cost == pytest.approx(float(row.gradient_evaluations.mean()), abs=0.5)
             assert error == pytest.approx(float(row.flow_error), rel=0.05)
@@ -622,14 +648,17 @@ def test_figure_of_small_init(small, tmp_path):
         (marker,) = [line for line in angle.lines if len(line.get_xdata()) == 2]
         assert float(marker.get_xdata()[0]) == float(member.escape_time.sel(scale=1e-6))
         assert "1e-06" in angle.get_title()
-        fitted, predicted = drawn_lines(escape, 4)
+        fitted, predicted, leading = drawn_lines(escape, 4)
         rise = np.diff(fitted.get_ydata()) / np.diff(np.log(1 / np.array(SCALES)))
         np.testing.assert_allclose(rise, float(part.slope[0]), rtol=1e-10)
-        np.testing.assert_array_equal(predicted.get_ydata(), part.predicted_time.mean(("width", "seed")))
+        mean = {name: part[name].mean(("width", "seed")) for name in ("predicted_time_from_start", "predicted_time")}
+        np.testing.assert_array_equal(predicted.get_ydata(), mean["predicted_time_from_start"])
+        np.testing.assert_array_equal(leading.get_ydata(), mean["predicted_time"])
         shown = legend_of(escape)
         assert shown == [
             f"width 4, slope {float(part.slope[0]):.2f}",
-            f"predicted, slope {float(part.predicted_slope):.2f}",
+            "predicted",
+            f"leading order, slope {float(part.predicted_slope):.2f}",
         ]
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["1e-03", "1e-04", "1e-05", "1e-06"]
     for name in ("a.png", "b.pdf", "deep/c.svg"):
