@@ -1,6 +1,6 @@
 """Neural-network training as a dynamical system: exact flows, their discrete counterparts, the theory beside them."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gradflow import data as data
 from gradflow import limits as limits
@@ -99,7 +99,7 @@ _ON_FIRST_USE = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name in ("Extrapolated", "Pursuit"):  # former names, which `limits` resolves
         return getattr(limits, name)
     if name not in _ON_FIRST_USE:
@@ -111,4 +111,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ON_FIRST_USE} - {"Any", "TYPE_CHECKING"})
+    return sorted({*globals(), *_ON_FIRST_USE} - {"TYPE_CHECKING"})

@@ -14,6 +14,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 
 class PrecisionWarning(UserWarning):
@@ -28,18 +29,18 @@ class DerivativeWarning(UserWarning):
     """A derivative misses what it should hold: its trajectory meets a kink in a way that is not followed."""
 
 
-def fail(argument: str, must: str, actual: Any, advice: str = "") -> ValueError:
+def fail(argument: str, must: str, actual: object, advice: str = "") -> ValueError:
     """The error "Argument `argument` must `must`, but is `actual`. `advice`", to be raised by the caller."""
     message = f"Argument `{argument}` must {must}, but is {actual}."
     return ValueError(f"{message} {advice}".rstrip())
 
 
-def is_concrete(value: Any) -> bool:
+def is_concrete(value: PyTree) -> bool:
     """Whether no array in the pytree `value` is a tracer."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree_util.tree_leaves(value))
 
 
-def check_positive(argument: str, value: Any, advice: str = "") -> None:
+def check_positive(argument: str, value: object, advice: str = "") -> None:
     """Refuses numbers that are not finite and positive."""
     if is_concrete(value):
         array = np.asarray(value)
@@ -47,7 +48,7 @@ def check_positive(argument: str, value: Any, advice: str = "") -> None:
             raise fail(argument, "be positive", _short(value), advice)
 
 
-def check_not_negative(argument: str, value: Any, advice: str = "") -> None:
+def check_not_negative(argument: str, value: object, advice: str = "") -> None:
     """Refuses numbers that are not finite, or negative."""
     if is_concrete(value):
         array = np.asarray(value)
@@ -55,14 +56,14 @@ def check_not_negative(argument: str, value: Any, advice: str = "") -> None:
             raise fail(argument, "not be negative", _short(value), advice)
 
 
-def check_count(argument: str, value: Any, least: int = 1, advice: str = "") -> None:
+def check_count(argument: str, value: object, least: int = 1, advice: str = "") -> None:
     """Refuses anything but an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         actual = f"the float {value!r}" if isinstance(value, float) else _short(value)
         raise fail(argument, f"be an integer of at least {least}", actual, advice)
 
 
-def check_finite(argument: str, tree: Any, advice: str = "") -> None:
+def check_finite(argument: str, tree: PyTree, advice: str = "") -> None:
     """Refuses pytrees with a NaN or an infinity in a floating-point leaf.
 
     Large data are neither copied nor converted nor gathered: arrays are counted where they are, on their devices.
@@ -118,7 +119,7 @@ def _largest(array: jax.Array) -> jax.Array:
     return jnp.max(jnp.abs(array), initial=0)
 
 
-def check_choice(argument: str, value: Any, choices: Iterable[str], advice: str = "") -> None:
+def check_choice(argument: str, value: object, choices: Iterable[str], advice: str = "") -> None:
     """Refuses a name that is not among `choices`."""
     names = list(choices)
     if value not in names:
@@ -128,27 +129,27 @@ def check_choice(argument: str, value: Any, choices: Iterable[str], advice: str 
         raise fail(argument, f"be one of {listed}", repr(value), advice)
 
 
-def check_callable(argument: str, value: Any, takes: str, advice: str = "") -> Callable[..., Any]:
+def check_callable(argument: str, value: object, takes: str, advice: str = "") -> Callable[..., Any]:
     """Refuses what cannot be called; returns it otherwise."""
     if not callable(value):
         raise fail(argument, f"be callable as {takes}", f"of type {type(value).__name__}", advice)
     return value
 
 
-def check_key(key: Any) -> jax.Array:
+def check_key(key: object) -> jax.Array:
     """A key as `jax.random.key` gives it; the raw ones of `jax.random.PRNGKey` are wrapped, all else is refused."""
-    dtype = getattr(key, "dtype", None)
-    if dtype == np.uint32 and np.shape(key) == np.shape(jax.eval_shape(jax.random.PRNGKey, 0)):
+    is_array = isinstance(key, jax.Array | np.ndarray)
+    if is_array and key.dtype == np.uint32 and key.shape == jax.eval_shape(jax.random.PRNGKey, 0).shape:
         return jax.random.wrap_key_data(jnp.asarray(key))
-    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise fail("key", "be a random key", f"of type {type(key).__name__}", "For instance jax.random.key(0).")
-    if np.shape(key) != ():
+    if key.shape != ():
         advice = "Pass one of them, or use jax.vmap over keys."
-        raise fail("key", "be one random key", f"of shape {np.shape(key)}", advice)
+        raise fail("key", "be one random key", f"of shape {key.shape}", advice)
     return key
 
 
-def check_no_filter(trainable: Any) -> None:
+def check_no_filter(trainable: PyTree) -> None:
     """Refuses a choice of what flows where a run is continued, for which it has been made."""
     if trainable is not None:
         advice = "What flows was chosen when the run began; pass its `final` parameters, to start anew."
@@ -160,7 +161,7 @@ def warn_precision(message: str) -> None:
     warnings.warn(message, PrecisionWarning, stacklevel=3)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if isinstance(value, float | int | np.number) and math.isfinite(value):
         return f"{value:g}" if isinstance(value, float | np.floating) else str(value)
     text = repr(value).replace("\n", " ")

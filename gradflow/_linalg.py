@@ -2,7 +2,6 @@
 Jacobians to kernels."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,6 +16,10 @@ INDEPENDENT = 1e-6
 
 OUTSIDE = 0.5
 """Part of a new direction that has to lie outside of the basis."""
+
+
+Chain = tuple[Float[Array, "rows size"], Float[Array, "steps rows"], Int[Array, ""], Bool[Array, ""]]
+"""Band Lanczos on its way: basis, projected operator, directions that are mapped, and whether these are enough."""
 
 
 def hessian_vector_product(
@@ -53,23 +56,10 @@ def lanczos(
     projected = jnp.zeros((steps, steps + count), dtype)
     fresh_keys = jax.random.split(jax.random.key(1), steps)
 
-    def ritz(projected: Array, done: Array) -> tuple[Array, Array, Array, Array]:
-        """Ritz values, bounds and vectors of the leading block; the unused rest is moved out of the way."""
-        largest = jnp.max(jnp.abs(projected))
-        scale = jnp.where(largest > 0, largest, 1)
-        inside = jnp.arange(steps) < done
-        block = jnp.where(inside[:, None] & inside[None, :], projected[:, :steps] / scale, 0)
-        low = -2 * jnp.max(jnp.sum(jnp.abs(block), axis=1)) - 1
-        values, vectors = jnp.linalg.eigh(block + jnp.diag(jnp.where(inside, 0, low)))
-        outside = jax.lax.dynamic_slice_in_dim(projected / scale, done, count, axis=1)
-        bounds = jnp.linalg.norm(outside.T @ vectors, axis=0)
-        size_of_all = jnp.max(jnp.where(jnp.arange(steps) >= steps - done, jnp.abs(values), 0))
-        return scale * values[::-1][:count], scale * bounds[::-1][:count], scale * size_of_all, vectors[:, ::-1]
-
-    def unfinished(state: tuple[Any, ...]) -> Array:
+    def unfinished(state: Chain) -> Array:
         return ~state[3]
 
-    def expand(state: tuple[Any, ...]) -> tuple[Any, ...]:
+    def expand(state: Chain) -> Chain:
         basis, projected, done, _ = state
         image = product(basis[done])
         # Beyond `size` directions there is no room for another orthogonal one.
@@ -92,16 +82,33 @@ def lanczos(
         basis = basis.at[done + count].set(follow / jnp.where(length > 0, length, 1))
         row = coefficients.at[done + count].set(jnp.where(exhausted, 0, beta))
         projected, done = projected.at[done].set(row), done + 1
-        _, bounds, largest, _ = ritz(projected, done)
+        _, bounds, largest, _ = _leading_ritz(projected, done)
         settled = (done >= count) & jnp.all(bounds <= rtol * largest)
         return basis, projected, done, settled | (done >= steps) | ~jnp.all(jnp.isfinite(row))
 
     state = (basis, projected, jnp.asarray(0), jnp.asarray(False))
     basis, projected, done, _ = jax.lax.while_loop(unfinished, expand, state)
-    values, bounds, _, vectors = ritz(projected, done)
+    values, bounds, _, vectors = _leading_ritz(projected, done)
     broken = ~jnp.all(jnp.isfinite(projected))
     vectors = vectors[:, :count].T @ basis[:steps]
     return jnp.where(broken, jnp.nan, values), jnp.where(broken, jnp.nan, bounds), done, vectors
+
+
+def _leading_ritz(
+    projected: Float[Array, "steps rows"], done: Int[Array, ""]
+) -> tuple[Float[Array, " count"], Float[Array, " count"], Float[Array, ""], Float[Array, "steps steps"]]:
+    """Ritz values, bounds, size and vectors of the leading block; the unused rest is moved out of the way."""
+    steps, count = projected.shape[0], projected.shape[1] - projected.shape[0]
+    largest = jnp.max(jnp.abs(projected))
+    scale = jnp.where(largest > 0, largest, 1)
+    inside = jnp.arange(steps) < done
+    block = jnp.where(inside[:, None] & inside[None, :], projected[:, :steps] / scale, 0)
+    low = -2 * jnp.max(jnp.sum(jnp.abs(block), axis=1)) - 1
+    values, vectors = jnp.linalg.eigh(block + jnp.diag(jnp.where(inside, 0, low)))
+    outside = jax.lax.dynamic_slice_in_dim(projected / scale, done, count, axis=1)
+    bounds = jnp.linalg.norm(outside.T @ vectors, axis=0)
+    size_of_all = jnp.max(jnp.where(jnp.arange(steps) >= steps - done, jnp.abs(values), 0))
+    return scale * values[::-1][:count], scale * bounds[::-1][:count], scale * size_of_all, vectors[:, ::-1]
 
 
 def matrix_function(
@@ -199,7 +206,7 @@ def images(
     order = jnp.argsort(~chosen, stable=True)
     number = jnp.sum(chosen)
 
-    def one(i: Any, rows: Array) -> Array:
+    def one(i: Int[Array, ""], rows: Array) -> Array:
         return rows.at[order[i]].set(product(vectors[order[i]]))
 
     return jax.lax.fori_loop(0, number, one, jnp.zeros_like(vectors)), number

@@ -3,7 +3,7 @@
 import enum
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import equinox as eqx
 import equinox.internal as eqxi
@@ -15,6 +15,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gradflow._checks import fail, is_concrete
 from gradflow.stores import read_pytree, write_pytree
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Leaf = TypeVar("Leaf")
 
 
 class Status(enum.IntEnum):
@@ -188,7 +193,7 @@ class Solution(eqx.Module):
         """
         write_pytree(path, self)
 
-    def plot(self, **options: Any) -> Any:
+    def plot(self, **options: Any) -> "Figure":
         """The figure of this run, the loss and every observable over time: `gradflow.plot.solution(self, **options)`.
 
         >>> import gradflow as gf, jax.numpy as jnp
@@ -338,7 +343,7 @@ def _held(sol: Solution) -> str:
 def moving(params: PyTree, held: tuple[str, ...]) -> PyTree:
     """The leaves of parameters that flow, and `None` for all others."""
 
-    def flows(path: Any, leaf: Any) -> Any:
+    def flows(path: jax.tree_util.KeyPath, leaf: Leaf) -> Leaf | None:
         return leaf if eqx.is_inexact_array(leaf) and jax.tree_util.keystr(path) not in held else None
 
     return jax.tree_util.tree_map_with_path(flows, params)

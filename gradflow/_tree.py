@@ -10,12 +10,15 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from gradflow._checks import fail
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
+Leaf = TypeVar("Leaf")
 
 
 COLLECTION = "batch_stats"
@@ -29,7 +32,7 @@ class Chosen(eqx.Module):
     held: tuple[str, ...] = eqx.field(static=True)
 
 
-def split(params: PyTree, trainable: Any = None) -> tuple[PyTree, PyTree]:
+def split(params: PyTree, trainable: PyTree = None) -> tuple[PyTree, PyTree]:
     """Splits parameters into the leaves that flow and the frozen rest; `join` undoes it.
 
     `trainable` is a filter as Equinox knows it: a function of a leaf, or a pytree of Booleans or of such functions,
@@ -59,19 +62,19 @@ def not_buffers(params: PyTree) -> PyTree:
     Known are all variables of Flax's `nnx` but its `Param`, the state of Equinox layers, and Flax's "batch_stats".
     """
 
-    def flowing(path: Any, node: Any) -> PyTree:
+    def flowing(path: jax.tree_util.KeyPath, node: PyTree) -> PyTree:
         held = _is_buffer(node) or _in_collection(params, path)
         return jax.tree_util.tree_map(lambda leaf: not held and eqx.is_inexact_array(leaf), node)
 
     return jax.tree_util.tree_map_with_path(flowing, params, is_leaf=_is_whole)
 
 
-def _is_whole(node: Any) -> bool:
+def _is_whole(node: object) -> bool:
     """Whether a part of the parameters is looked at as one."""
     return isinstance(node, (eqx.nn.State, eqx.nn.StateIndex, *_variables()))
 
 
-def _is_buffer(node: Any) -> bool:
+def _is_buffer(node: object) -> bool:
     if isinstance(node, eqx.nn.State | eqx.nn.StateIndex):
         return True
     return isinstance(node, _variables()) and not isinstance(node, sys.modules["flax.nnx"].Param)
@@ -83,12 +86,12 @@ def _variables() -> tuple[type, ...]:
     return () if nnx is None or not hasattr(nnx, "Variable") else (nnx.Variable,)
 
 
-def _in_collection(params: PyTree, path: Any) -> bool:
+def _in_collection(params: PyTree, path: jax.tree_util.KeyPath) -> bool:
     is_collection = isinstance(params, Mapping) and "params" in params and COLLECTION in params
     return is_collection and getattr(path[0], "key", None) == COLLECTION
 
 
-def choose(params: PyTree, trainable: Any = None) -> PyTree:
+def choose(params: PyTree, trainable: PyTree = None) -> PyTree:
     """Parameters that carry the choice of what flows along, where it is not simply all floating-point arrays."""
     held = held_paths(split(params, trainable)[1])
     return Chosen(params, held) if held else params
@@ -105,10 +108,10 @@ def _none_of(params: PyTree, held: tuple[str, ...]) -> PyTree:
     return jax.tree_util.tree_map_with_path(lambda path, _: jax.tree_util.keystr(path) not in held, params)
 
 
-def _wanted(params: PyTree, trainable: Any) -> PyTree:
+def _wanted(params: PyTree, trainable: PyTree) -> PyTree:
     """A Boolean for every leaf, from a filter."""
 
-    def below(choice: Any, part: PyTree) -> PyTree:
+    def below(choice: object, part: PyTree) -> PyTree:
         if not callable(choice) and not isinstance(choice, bool | np.bool_):
             must = "be a function of a leaf or a pytree of Booleans"
             raise fail("trainable", must, f"one with a leaf of type {type(choice).__name__}")
@@ -125,7 +128,7 @@ def _wanted(params: PyTree, trainable: Any) -> PyTree:
         raise fail("trainable", "have the structure of `params`, or of a part from the top", actual, advice) from error
 
 
-def _nothing_flows(params: PyTree, trainable: Any) -> ValueError:
+def _nothing_flows(params: PyTree, trainable: PyTree) -> ValueError:
     types = sorted({str(getattr(leaf, "dtype", type(leaf).__name__)) for leaf in jax.tree_util.tree_leaves(params)})
     held = held_paths(params)
     if trainable is not None and held:
@@ -139,7 +142,7 @@ def _nothing_flows(params: PyTree, trainable: Any) -> ValueError:
     return fail("params", "have at least one floating-point array leaf", actual, advice)
 
 
-def _as_jax(leaf: Any) -> Any:
+def _as_jax(leaf: Leaf) -> Leaf | Array:
     """NumPy arrays as JAX arrays; types as they are, never weak ones, so that equal shapes share one program."""
     if isinstance(leaf, np.ndarray | np.generic):
         return jnp.asarray(leaf) if leaf.dtype.kind in "biufc" else leaf
@@ -148,7 +151,7 @@ def _as_jax(leaf: Any) -> Any:
     return leaf
 
 
-def common_dtype(*values: Any) -> Any:
+def common_dtype(*values: ArrayLike | DTypeLike) -> np.dtype:
     """The type that JAX gives to a combination of values, also where it is told to refuse combinations."""
     with jax.numpy_dtype_promotion("standard"):
         return jnp.result_type(*values)
@@ -241,14 +244,14 @@ def in_double(tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map(lambda leaf: leaf.astype(jnp.float64) if real(leaf) else leaf, tree)
 
 
-def in_single(call: Callable[[Any, PyTree], R]) -> Callable[[Any, PyTree], R]:
+def in_single(call: Callable[[S, PyTree], R]) -> Callable[[S, PyTree], R]:
     """The `__call__` of an observable, in float32 where it or the parameters are of half precision.
 
     In half precision sums of squares overflow, and differences are of a few per cent of what they are taken of.
     """
 
     @functools.wraps(call)
-    def wrapped(self: Any, params: PyTree) -> R:
+    def wrapped(self: S, params: PyTree) -> R:
         return call(at_least_single(self), at_least_single(params))
 
     return wrapped

@@ -5,19 +5,19 @@ import hashlib
 import weakref
 import zlib
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from gradflow.programs._code import code_of
+from gradflow.programs._code import ArrayObject, code_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_SUMS: dict[int, tuple[weakref.ref[Any], int]] = {}
+_SUMS: dict[int, tuple[weakref.ref[jax.Array], int]] = {}
 """Checksums of arrays of JAX, which do not change, by their addresses, as long as they live."""
 
 
@@ -53,7 +53,7 @@ def fresh_jit(fn: Callable[P, R]) -> Callable[P, R]:
 
     call: Callable[..., R] = fn
 
-    def program(code: str, args: Any, kwargs: Any) -> R:
+    def program(code: str, args: tuple[object, ...], kwargs: dict[str, object]) -> R:
         return call(*args, **kwargs)
 
     # The name is what a profile shows. `functools.wraps` would hand on the signature as well, which `filter_jit` reads.
@@ -67,14 +67,14 @@ def fresh_jit(fn: Callable[P, R]) -> Callable[P, R]:
     return called
 
 
-def numbers(array: Any) -> np.ndarray:
+def numbers(array: ArrayObject) -> np.ndarray:
     """An array as NumPy sees it; the data of random keys."""
     if isinstance(array, jax.Array) and jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key):
         array = jax.random.key_data(array)
     return np.asarray(array)
 
 
-def _sum_of(array: Any) -> int:
+def _sum_of(array: ArrayObject) -> int:
     if not isinstance(array, jax.Array):
         return _checksum(array)
     cached = _SUMS.get(id(array))
@@ -84,5 +84,5 @@ def _sum_of(array: Any) -> int:
     return cached[1]
 
 
-def _checksum(array: Any) -> int:
+def _checksum(array: ArrayObject) -> int:
     return zlib.crc32(np.ascontiguousarray(numbers(array)).reshape(-1).view(np.uint8).data)

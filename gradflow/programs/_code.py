@@ -15,12 +15,14 @@ import re
 import sys
 import sysconfig
 import types
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.core
 import numpy as np
+from jaxtyping import PyTree
 
 DIALECT = f"{sys.implementation.cache_tag}-{sys.flags.optimize}"
 """Hashes compare where these are the same."""
@@ -49,14 +51,21 @@ LONG = 64
 """Numbers in a list from which on it is hashed as an array."""
 
 
+ArrayObject = jax.Array | np.ndarray | np.generic
+"""An array of JAX or of NumPy, or a scalar of the latter."""
+
+Container = tuple | list | dict | set | frozenset | types.MappingProxyType | functools.partial
+"""What is read again each time that it is met: whether equal ones are one object is up to the process."""
+
+
 class Code(NamedTuple):
     """A hash, and the arrays met on the way, of which the hash knows shapes and types only."""
 
     digest: str
-    arrays: list[Any]
+    arrays: list[ArrayObject]
 
 
-def code_of(value: Any) -> Code:
+def code_of(value: object) -> Code:
     """The code of a function, or of anything that holds functions.
 
     >>> from gradflow.programs._code import code_of
@@ -78,23 +87,22 @@ class _Reader:
 
     def __init__(self, written: frozenset[str], indexed: frozenset[str]):
         self.written, self.indexed = set(written), set(indexed)
-        self.arrays: list[Any] = []
+        self.arrays: list[ArrayObject] = []
         self._hash = hashlib.sha256()
-        self._met: dict[tuple[str, int], tuple[int, Any]] = {}
+        self._met: dict[tuple[str, int], tuple[int, object]] = {}
         self._open: set[int] = set()
 
     def digest(self) -> str:
         return self._hash.hexdigest()[:16]
 
-    def put(self, *words: Any) -> None:
+    def put(self, *words: object) -> None:
         self._hash.update(repr(words).encode())
 
-    def read(self, value: Any) -> None:
+    def read(self, value: object) -> None:
         if value is None or isinstance(value, bool | int | float | complex | str | bytes | range | slice | np.dtype):
             self.put(type(value).__name__, value.value if isinstance(value, enum.Enum) else value)
             return
-        if isinstance(value, tuple | list | dict | set | frozenset | types.MappingProxyType | functools.partial):
-            # Whether equal ones are one object is up to the process, so they are read each time they are met.
+        if isinstance(value, Container):
             if id(value) not in self._open:
                 self._open.add(id(value))
                 self._container(value)
@@ -106,7 +114,7 @@ class _Reader:
         elif not self._again("object", value):
             self._one(value)
 
-    def _again(self, what: str, value: Any) -> bool:
+    def _again(self, what: str, value: object) -> bool:
         """Whether an object has been met before; it is held, so that its address stays its own."""
         already_met = (what, id(value)) in self._met
         place, _ = self._met.setdefault((what, id(value)), (len(self._met), value))
@@ -114,7 +122,7 @@ class _Reader:
             self.put("met", place)
         return already_met
 
-    def _one(self, value: Any) -> None:
+    def _one(self, value: object) -> None:
         if isinstance(value, types.FunctionType):
             self._function(value)
         elif isinstance(value, types.MethodType):
@@ -128,7 +136,7 @@ class _Reader:
         else:
             self._object(value)
 
-    def _container(self, value: Any) -> None:
+    def _container(self, value: Container) -> None:
         if isinstance(value, functools.partial):
             self.put("partial")
             self.read((value.func, value.args, value.keywords))
@@ -145,7 +153,7 @@ class _Reader:
         if not _is_library_class(type(value)):
             self._class(type(value))
 
-    def _object(self, value: Any) -> None:
+    def _object(self, value: object) -> None:
         cls = type(value)
         if not _is_library_class(cls):
             self._class(cls)
@@ -165,7 +173,7 @@ class _Reader:
         else:
             self._foreign(value)
 
-    def _sequence(self, value: Any) -> None:
+    def _sequence(self, value: tuple | list) -> None:
         self.put("sequence", len(value))
         if len(value) >= LONG and all(type(item) in (int, float, bool) for item in value):
             self.arrays.append(np.asarray(value))
@@ -173,19 +181,19 @@ class _Reader:
         for item in value:
             self.read(item)
 
-    def _attribute(self, name: str, value: Any) -> None:
+    def _attribute(self, name: str, value: object) -> None:
         self.put(name)
         if name in self.written or (name in self.indexed and isinstance(value, list | dict)):
             self.put("memory")
         else:
             self.read(value)
 
-    def _array(self, value: Any) -> None:
+    def _array(self, value: ArrayObject) -> None:
         self.put("array", value.shape, str(value.dtype))
         if not (isinstance(value, jax.Array) and (value.is_deleted() or not value.is_fully_addressable)):
             self.arrays.append(value)
 
-    def _foreign(self, value: Any) -> None:
+    def _foreign(self, value: object) -> None:
         """An object of an installed package: its type, and the numbers and functions that it holds itself."""
         self.put("library", type(value).__qualname__)
         children = _children(value)
@@ -224,7 +232,7 @@ class _Reader:
                 continue
             self._variable(content, name in memory, code.co_names)
 
-    def _variable(self, value: Any, memory: bool, names: tuple[str, ...]) -> None:
+    def _variable(self, value: object, memory: bool, names: tuple[str, ...]) -> None:
         """What stands in a global or a closure."""
         if memory:
             self.put("memory")
@@ -295,7 +303,7 @@ class _Reader:
                 names |= self._memory(constant)
         return frozenset(names & {*code.co_names, *code.co_freevars, *code.co_cellvars})
 
-    def _instructions(self, code: types.CodeType, variables: dict[str, Any], memory: frozenset[str]) -> None:
+    def _instructions(self, code: types.CodeType, variables: dict[str, object], memory: frozenset[str]) -> None:
         self.put("code", code.co_argcount, code.co_kwonlyargcount, code.co_flags & 0x0C, code.co_exceptiontable)
         for step in _steps(code):
             self.put(step.opname)
@@ -315,7 +323,7 @@ class _Reader:
             else:
                 self.put(step.arg)
 
-    def _global(self, name: str, variables: dict[str, Any], memory: frozenset[str], names: tuple[str, ...]) -> None:
+    def _global(self, name: str, variables: dict[str, object], memory: frozenset[str], names: tuple[str, ...]) -> None:
         if name not in variables:
             self.put(name if hasattr(builtins, name) else "unknown")
         elif not name.startswith("__"):
@@ -328,17 +336,17 @@ def _steps(code: types.CodeType) -> list[dis.Instruction]:
     return [step for step in dis.get_instructions(code) if step.opname not in SKIPPED]
 
 
-def _children(value: Any) -> list[Any] | None:
+def _children(value: object) -> list[PyTree] | None:
     """One level of a pytree of a type that is registered with JAX."""
     leaves = jax.tree_util.tree_leaves(value, is_leaf=lambda node: node is not value)
     return None if len(leaves) == 1 and leaves[0] is value else leaves
 
 
-def _names(slots: Any) -> tuple[str, ...]:
+def _names(slots: str | Iterable[str]) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(name for name in slots if not name.startswith("__"))
 
 
-def _plain(key: Any) -> str:
+def _plain(key: object) -> str:
     """A text to sort by: addresses differ between processes."""
     return type(key).__name__ + re.sub(r"0x[0-9a-f]+", "", repr(key))
 

@@ -6,8 +6,7 @@ sketch tells whether they are the same within rounding.
 
 import functools
 import hashlib
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import equinox as eqx
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from gradflow.programs._captured import numbers
+from gradflow.programs._code import ArrayObject
 
 HELD = 64
 """Arrays that are remembered by identity, and so kept alive."""
@@ -29,7 +29,7 @@ class Digest:
     def __init__(self, sketches: bool = True) -> None:
         self._hash, self._seen, self._sketches = hashlib.sha256(), {}, sketches
 
-    def add(self, leaves: Iterable[Any]) -> tuple[float, float]:
+    def add(self, leaves: Iterable[ArrayObject]) -> tuple[float, float]:
         """Adds arrays; returns the sketch of them all: weighted means of their directions and sizes."""
         direction, size, weights = 0.0, 0.0, 0.0
         for i, leaf in enumerate(leaves):
@@ -44,7 +44,7 @@ class Digest:
     def hexdigest(self) -> str:
         return self._hash.hexdigest()[:16]
 
-    def _of(self, leaf: Any) -> tuple[bytes, tuple[float, float]]:
+    def _of(self, leaf: ArrayObject) -> tuple[bytes, tuple[float, float]]:
         if leaf.nbytes < 4096:
             return _hashed(leaf), self._sketch(leaf)
         # Large arrays that come again are hashed once; they are held, so that their numbers stay theirs.
@@ -54,27 +54,27 @@ class Digest:
             self._seen[id(leaf)] = leaf, (_hashed(leaf), self._sketch(leaf))
         return self._seen[id(leaf)][1]
 
-    def _sketch(self, leaf: Any) -> tuple[float, float]:
+    def _sketch(self, leaf: ArrayObject) -> tuple[float, float]:
         return _sketch(leaf) if self._sketches else (0.0, 0.0)
 
 
-def _sketch(leaf: Any) -> tuple[float, float]:
+def _sketch(leaf: ArrayObject) -> tuple[float, float]:
     """A random sum of the entries over their norm, and the norm."""
     array, largest, _ = _scaled(leaf)
     norm = float(np.linalg.norm(array))
     return (_signed_sum(array, 0) / norm if norm > 0 else 0.0), largest * norm
 
 
-def measure(leaf: Any) -> list[float]:
+def measure(leaf: ArrayObject) -> list[float]:
     """Norm of an array, two random sums of its entries, and a count of what is not finite."""
     array, largest, bad = _scaled(leaf)
     return [largest * float(np.linalg.norm(array)), *(largest * _signed_sum(array, seed) for seed in (0, 1)), bad]
 
 
-def _scaled(leaf: Any) -> tuple[np.ndarray, float, float]:
+def _scaled(leaf: ArrayObject) -> tuple[np.ndarray, float, float]:
     """The entries as one vector over the largest of them, that one, and a count of those that are not finite."""
-    array: Any = np.ravel(numbers(leaf))
-    array = np.concatenate([array.real, array.imag]) if array.dtype.kind == "c" else array
+    array = np.ravel(numbers(leaf))
+    array = np.concatenate([np.real(array), np.imag(array)]) if array.dtype.kind == "c" else array
     array = array.astype(float)
     nonfinite = 0.0
     if not np.all(np.isfinite(array)):
@@ -99,7 +99,7 @@ def _signs(seed: int) -> np.ndarray:
     return 1.0 - 2.0 * np.random.default_rng(seed).integers(0, 2, BLOCK)
 
 
-def equal(a: Any, b: Any) -> bool:
+def equal(a: ArrayObject, b: ArrayObject) -> bool:
     """Whether two arrays hold the same numbers; NaN equals itself."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
@@ -107,17 +107,17 @@ def equal(a: Any, b: Any) -> bool:
     return bool(np.array_equal(left, right, equal_nan=left.dtype.kind == "f"))
 
 
-def arrays_of(run: PyTree) -> list[Any]:
+def arrays_of(run: PyTree) -> list[jax.Array | np.ndarray]:
     """The arrays of a pytree."""
     return jax.tree_util.tree_leaves(eqx.filter(run, eqx.is_array))
 
 
-def with_arrays(run: PyTree, leaves: list[Any]) -> PyTree:
+def with_arrays(run: PyTree, leaves: Sequence[ArrayObject | None]) -> PyTree:
     """The pytree with other arrays."""
     arrays, static = eqx.partition(run, eqx.is_array)
     return eqx.combine(jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(arrays), leaves), static)
 
 
-def _hashed(leaf: Any) -> bytes:
+def _hashed(leaf: ArrayObject) -> bytes:
     array = numbers(leaf)
     return hashlib.sha256(str((array.shape, array.dtype)).encode() + array.tobytes()).digest()

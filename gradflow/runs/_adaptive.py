@@ -7,12 +7,11 @@ run at once with its partial results; and no host callback enters the program, s
 
 import dataclasses
 import functools
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from gradflow._conserved import Conserved
 from gradflow._solution import Solution, Status
@@ -44,18 +43,12 @@ class AdaptiveRun(Setup):
 @eqx.filter_jit
 @full_precision
 def begin(setup: Setup) -> Carry:
-    flow, control = setup.flow, setup.control
+    flow = setup.flow
     flow.check(setup.start, setup.frozen)
     if setup.resumed is None:
         t = jnp.asarray(flow.t0, setup.ts.dtype)
         y = flow.init(setup.start, setup.frozen)
-        controlled = flow.controlled(y)
-        weights, plus_scale = flow.error_weights(controlled)
-        scale = control.absolute_scale(weights)
-        if not plus_scale:
-            scale = jax.tree_util.tree_map(jnp.zeros_like, scale)
-        whole = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree_util.tree_leaves(controlled)])
-        was_zero = jnp.all(whole == 0)
+        scale, was_zero = _scale_at_start(setup, y)
         loss = flow.loss(y, setup.frozen)
         launch = start_method(setup, t, y, scale)
     else:
@@ -104,6 +97,17 @@ def begin(setup: Setup) -> Carry:
     )
     index = jnp.where(valid, index, 0)
     return strong(eqx.tree_at(lambda c: (c.index, c.record, c.code), carry, (index, record, code)))
+
+
+def _scale_at_start(setup: Setup, y: PyTree) -> tuple[PyTree, Bool[Array, ""]]:
+    """The absolute scale of errors at the start, and whether the run starts at zero."""
+    controlled = setup.flow.controlled(y)
+    weights, plus_scale = setup.flow.error_weights(controlled)
+    scale = setup.control.absolute_scale(weights)
+    if not plus_scale:
+        scale = jax.tree_util.tree_map(jnp.zeros_like, scale)
+    whole = jnp.stack([jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree_util.tree_leaves(controlled)])
+    return scale, jnp.all(whole == 0)
 
 
 @eqx.filter_jit
@@ -185,7 +189,9 @@ def _drift(now: Conserved, then: Conserved) -> Scalar:
     return jnp.where(size > 0, change / jnp.where(size > 0, size, 1), change)
 
 
-def _checkpoint(setup: Setup, carry: Carry, code: Int[Array, ""], mark: Any, reference: PyTree) -> Checkpoint:
+def _checkpoint(
+    setup: Setup, carry: Carry, code: Int[Array, ""], mark: Float[Array, " numbers"], reference: PyTree
+) -> Checkpoint:
     """What a run is continued from."""
     return Checkpoint(
         t=carry.t,

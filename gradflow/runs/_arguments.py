@@ -1,26 +1,43 @@
 """The arguments that runs have in common, checked: what they start from, times, tolerances, sizes."""
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import ArrayLike, Bool, Float, PyTree, Scalar
 
 from gradflow import _checks
 from gradflow._solution import Solution
 from gradflow._tree import rest_of, split
+from gradflow.flows import AbstractFlow
 from gradflow.protocols import ChecksStart, offered
+from gradflow.rules import AbstractRule
 from gradflow.runs._leaves import warn_of_leaves
+from gradflow.runs._record import Observable
+from gradflow.runs._until import Until
 from gradflow.solvers import StepControl
 
 
+class Recorded(NamedTuple):
+    """What a run keeps on its way, and what ends it early, as `solve` and `iterate` are given it."""
+
+    observe: Mapping[str, Observable] | None
+    save_params: bool
+    until: Until | None
+
+
 def halves(
-    what: Any, params: PyTree | Solution, trainable: Any, title: str, checkpoint: type[eqx.Module]
+    what: AbstractFlow | AbstractRule,
+    params: PyTree | Solution,
+    trainable: PyTree,
+    title: str,
+    checkpoint: type[eqx.Module],
 ) -> tuple[PyTree, PyTree]:
     """The parameters from which a flow or rule starts: those that flow, and the rest.
 
@@ -44,17 +61,17 @@ def halves(
     return flowing, frozen
 
 
-def check_start(owner: Any, params: PyTree) -> None:
+def check_start(owner: AbstractFlow | AbstractRule, params: PyTree) -> None:
     """Lets the problem of a flow or a rule, if it has one that looks, refuse what it cannot start from."""
     problem = offered(getattr(owner, "problem", None), ChecksStart)
     if problem is not None:
         problem.check_start(params)
 
 
-def check_times(ts: ArrayLike | Sequence[float], t0: Any) -> Float[jax.Array, " T"]:
+def check_times(ts: ArrayLike | Sequence[float], t0: float | Scalar) -> Float[jax.Array, " T"]:
     advice = "For instance jax.numpy.linspace(0, 10, 101)."
     try:
-        times: Any = np.asarray(ts) if _checks.is_concrete(ts) else jnp.asarray(ts)
+        times = np.asarray(ts) if _checks.is_concrete(ts) else jnp.asarray(ts)
         if times.dtype == object:
             times = times.astype(float)
     except (TypeError, ValueError) as error:
@@ -89,12 +106,13 @@ def valid_times(ts: Float[jax.Array, " T"], t0: Scalar) -> Bool[jax.Array, ""]:
     return jnp.all(jnp.isfinite(ts)) & jnp.all(ts[1:] > ts[:-1]) & (ts[0] >= t0)
 
 
-def check_jumps(jumps: Any) -> Float[jax.Array, " J"] | None:
+def check_jumps(jumps: ArrayLike | Sequence[float] | None) -> Float[jax.Array, " J"] | None:
     """Times at which a field jumps, as an array."""
     if jumps is None:
         return None
-    times: Any = jumps
-    if not isinstance(jumps, jax.core.Tracer):
+    if isinstance(jumps, jax.core.Tracer):
+        times: jax.Array | np.ndarray = jumps
+    else:
         try:
             times = np.asarray(jumps, dtype=float)
         except (TypeError, ValueError) as error:
@@ -109,14 +127,16 @@ def check_jumps(jumps: Any) -> Float[jax.Array, " J"] | None:
     return jnp.asarray(times, jnp.result_type(float))
 
 
-def join_jumps(given: Any, declared: Any) -> Float[jax.Array, " J"] | None:
+def join_jumps(
+    given: Float[jax.Array, " J"] | None, declared: Float[jax.Array, " I"] | None
+) -> Float[jax.Array, " J"] | None:
     """All jumps in order, those that the user gives and those that the flow declares; `None` where there are none."""
     all_times = [jnp.asarray(times, jnp.result_type(float)) for times in (given, declared) if times is not None]
     all_times = [times for times in all_times if times.size]
     return jnp.sort(jnp.concatenate(all_times)) if all_times else None
 
 
-def check_longest_step(longest_step: Any) -> Float[jax.Array, ""] | None:
+def check_longest_step(longest_step: float | ArrayLike | None) -> Float[jax.Array, ""] | None:
     """The limit on steps in time as an array."""
     if longest_step is None:
         return None
@@ -159,7 +179,7 @@ def free_memory() -> int | None:
         return None
 
 
-def check_size(trainable: PyTree, dtype: Any) -> None:
+def check_size(trainable: PyTree, dtype: DTypeLike) -> None:
     """Warns of a start so small that differences of a millionth of it underflow."""
     if not _checks.is_concrete(trainable):
         return
@@ -173,7 +193,7 @@ def check_size(trainable: PyTree, dtype: Any) -> None:
         )
 
 
-def check_tolerances(rtol: Any, atol: Any, dtype: Any) -> StepControl:
+def check_tolerances(rtol: float | ArrayLike, atol: float | ArrayLike | None, dtype: DTypeLike) -> StepControl:
     """The step control; a relative tolerance below what the precision can meet is raised to that, with a warning."""
     advice = "Typical values are 1e-3 ... 1e-8."
     _checks.check_positive("rtol", rtol, advice)
@@ -183,11 +203,12 @@ def check_tolerances(rtol: Any, atol: Any, dtype: Any) -> StepControl:
         raise _checks.fail("rtol", "be a scalar", f"of shape {value.shape}", "Use jax.vmap over tolerances.")
     enable = " Enable float64 with jax.config.update('jax_enable_x64', True) and float64 parameters."
     if _checks.is_concrete(rtol):
-        if float(rtol) >= 1:
-            raise _checks.fail("rtol", "be below 1", f"{float(rtol):g}", advice)
-        if float(rtol) < min_rtol:
+        given = float(np.asarray(rtol))
+        if given >= 1:
+            raise _checks.fail("rtol", "be below 1", f"{given:g}", advice)
+        if given < min_rtol:
             _checks.warn_precision(
-                f"rtol = {float(rtol):g} is below what {jnp.dtype(dtype).name} can meet; using {min_rtol:.2g}."
+                f"rtol = {given:g} is below what {jnp.dtype(dtype).name} can meet; using {min_rtol:.2g}."
                 + (enable if jnp.dtype(dtype).itemsize < 8 else "")
             )
     value = jnp.maximum(value, min_rtol)

@@ -1,7 +1,7 @@
 """What a run tells while it goes on: a small record after each segment."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -41,22 +41,22 @@ class Snapshot(NamedTuple):
     observed: dict[str, PyTree]
 
 
-Callback = Callable[[Snapshot], Any]
+Callback = Callable[[Snapshot], object]
 
 
 @eqx.filter_jit
 @full_precision
-def position_of(run: AbstractRun, carry: Any) -> Position:
+def position_of(run: AbstractRun, carry: PyTree) -> Position:
     return run.position(carry)
 
 
 @eqx.filter_jit
 @full_precision
-def loss_of(run: AbstractRun, carry: Any) -> Scalar | None:
+def loss_of(run: AbstractRun, carry: PyTree) -> Scalar | None:
     return run.loss(run.state(carry))
 
 
-def snapshot(run: AbstractRun, carry: Any, position: Position, loss: float | None, seen: int) -> Snapshot:
+def snapshot(run: AbstractRun, carry: PyTree, position: Position, loss: float | None, seen: int) -> Snapshot:
     """The record of a run whose first `seen` rows were told of before."""
     reached = int(position.rows)
     record: Record = carry.record
@@ -72,7 +72,7 @@ def snapshot(run: AbstractRun, carry: Any, position: Position, loss: float | Non
     )
 
 
-def check_callback(callback: Any) -> None:
+def check_callback(callback: object) -> None:
     """Refuses what cannot be called."""
     if callback is not None:
         check_callable("callback", callback, "fn(snapshot), see gradflow.Snapshot")

@@ -1,7 +1,6 @@
 """What a run leaves behind for the one that continues it, and how that one takes it up."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -105,7 +104,7 @@ def relaunch(
     return eqx.combine(launch, static)
 
 
-def _blank(leaf: Any) -> Any:
+def _blank(leaf: PyTree) -> PyTree:
     return jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
 
@@ -119,7 +118,7 @@ def _alike(tree: PyTree, other: PyTree) -> bool:
 def fingerprint(flow: AbstractFlow, y: PyTree, loss: Scalar | None) -> Float[Array, " numbers"]:
     """The loss at a state and the numbers among the flow's leaves: what tells whether it is the same flow."""
     leaves = [leaf for leaf in jax.tree_util.tree_leaves(flow) if eqx.is_inexact_array(leaf)]
-    numbers: list[Any] = [leaf for leaf in leaves if leaf.ndim == 0]
+    numbers: list[Scalar] = [leaf for leaf in leaves if leaf.ndim == 0]
     numbers += [] if loss is None else [loss]
     dtype = jnp.result_type(*jax.tree_util.tree_leaves(y))
     return jnp.stack([jnp.zeros((), dtype), *(jnp.asarray(number).astype(dtype) for number in numbers)])

@@ -6,8 +6,6 @@ condition that is met end a run at the step at which that happens.
 
 import abc
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Scalar
 from gradflow._conserved import Conserved
 from gradflow._solution import Solution, Status
 from gradflow._tree import Extents, PaddedRest, full_precision, held_paths, join, strong, within
-from gradflow.runs._record import Record, blank_record, write_row
+from gradflow.runs._record import Observable, Record, blank_record, write_row
 from gradflow.runs._run import AbstractRun, ErrorCounts, Position
 from gradflow.runs._until import Until
 
@@ -46,7 +44,7 @@ class AbstractCountedRun(AbstractRun):
     frozen: eqx.AbstractVar[PyTree]
     start: eqx.AbstractVar[PyTree]
     ks: eqx.AbstractVar[Int[Array, " rows"]]  # the numbers of steps at which rows are written
-    observe: eqx.AbstractVar[dict[str, Callable[[Any], Any]]]
+    observe: eqx.AbstractVar[dict[str, Observable]]
     until: eqx.AbstractVar[Until | None]
     save_params: eqx.AbstractVar[bool]
     extents: eqx.AbstractVar[Extents | None]  # of a padded state
@@ -77,11 +75,11 @@ class AbstractCountedRun(AbstractRun):
         """The state, where a step that led to `tried` is not taken, with what that step has cost."""
 
     @abc.abstractmethod
-    def observables_at(self, k: Int[Array, ""], state: PyTree) -> dict[str, Callable[[Any], Any]]:
+    def observables_at(self, k: Int[Array, ""], state: PyTree) -> dict[str, Observable]:
         """What is observed after `k` steps, as functions of the parameters alone."""
 
     @abc.abstractmethod
-    def clock(self, k: Any) -> Any:
+    def clock(self, k: Int[Array, ""]) -> Scalar:
         """Time after `k` steps."""
 
     @abc.abstractmethod

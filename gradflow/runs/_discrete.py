@@ -1,18 +1,15 @@
 """Runs of rules: counted steps of the rule, on its own clock."""
 
-from collections.abc import Callable
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Scalar
 
 from gradflow._solution import DISCRETE, Status
 from gradflow._tree import Extents
 from gradflow.rules import AbstractRule
 from gradflow.runs._counted import AbstractCountedRun, CountedCarry, ResumedRule
-from gradflow.runs._record import bind
+from gradflow.runs._record import Observable, bind
 from gradflow.runs._run import STEP, Point
 from gradflow.runs._until import Until
 
@@ -24,7 +21,7 @@ class DiscreteRun(AbstractCountedRun):
     frozen: PyTree
     start: PyTree
     ks: Int[Array, " rows"]
-    observe: dict[str, Callable[[Any], Any]]
+    observe: dict[str, Observable]
     until: Until | None
     save_params: bool = eqx.field(static=True)
     extents: Extents | None = None
@@ -70,10 +67,10 @@ class DiscreteRun(AbstractCountedRun):
     def charged(self, state: PyTree, tried: PyTree) -> PyTree:
         return self.rule.with_cost_of(state, tried)
 
-    def observables_at(self, k: Int[Array, ""], state: PyTree) -> dict[str, Callable[[Any], Any]]:
+    def observables_at(self, k: Int[Array, ""], state: PyTree) -> dict[str, Observable]:
         return bind(self.observe, self.rule, self.rule.time(k), state, self.frozen)
 
-    def clock(self, k: Any) -> Any:
+    def clock(self, k: Int[Array, ""]) -> Scalar:
         return self.rule.time(k)
 
     def save_times(self) -> Float[Array, " rows"]:
@@ -89,10 +86,10 @@ class DiscreteRun(AbstractCountedRun):
     def random_key(self) -> None:
         return None
 
-    def observables(self, where: Point, state: PyTree) -> dict[str, Callable[[Any], Any]]:
+    def observables(self, where: Point, state: PyTree) -> dict[str, Observable]:
         return self.observables_at(where.first, state)
 
-    def motion(self, where: Point, state: PyTree) -> dict[str, Any]:
+    def motion(self, where: Point, state: PyTree) -> dict[str, PyTree]:
         """The state after some steps, and the last loss: the first step of many rules does not know all constants."""
         loss = eqx.filter_eval_shape(self.step, where.first, state)[1]
 

@@ -3,11 +3,12 @@
 import dataclasses
 import os
 import time
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from gradflow._checks import fail, is_concrete
 from gradflow._solution import Solution, SolveInterrupted
@@ -15,6 +16,9 @@ from gradflow.programs import captured
 from gradflow.runs._callback import Callback, check_callback
 from gradflow.runs._run import AbstractRun
 from gradflow.runs._watch import Watch
+
+if TYPE_CHECKING:
+    from gradflow.runs._stored_run import StoredRun
 
 SEGMENT = 0.3
 """Seconds that a segment is meant to take: an interruption from the keyboard is noticed between two segments."""
@@ -66,7 +70,7 @@ def drive(
             stored.close()
 
 
-def _in_segments(run: AbstractRun, carry: Any, watch: Watch, took: float) -> Solution:
+def _in_segments(run: AbstractRun, carry: PyTree, watch: Watch, took: float) -> Solution:
     """The rest of a run whose beginning `took` some seconds."""
     try:
         carry = watch.begin(carry)
@@ -82,7 +86,7 @@ def _in_segments(run: AbstractRun, carry: Any, watch: Watch, took: float) -> Sol
     return watch.end(carry)
 
 
-def _stored(run: AbstractRun, store: str | os.PathLike[str], resume: bool) -> Any:
+def _stored(run: AbstractRun, store: str | os.PathLike[str], resume: bool) -> "StoredRun":
     """The run in its store, which needs packages that a run without one does not wait for."""
     if jax.process_count() > 1:
         actual = f"given in a run of {jax.process_count()} processes"

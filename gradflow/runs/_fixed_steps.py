@@ -1,8 +1,5 @@
 """Runs of stochastic flows: one path, in steps of fixed size between the save times."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,9 +9,9 @@ from gradflow import _checks
 from gradflow._solution import Solution, Status
 from gradflow._tree import Extents, join
 from gradflow.flows import AbstractStochasticFlow
-from gradflow.runs._arguments import check_start, halves, valid_times
+from gradflow.runs._arguments import Recorded, check_start, halves, valid_times
 from gradflow.runs._counted import AbstractCountedRun, CountedCarry, ResumedRule, RuleCheckpoint
-from gradflow.runs._record import bind, check_observe
+from gradflow.runs._record import Observable, bind, check_observe
 from gradflow.runs._run import DERIVATIVE, STEP, Point
 from gradflow.runs._until import Until, check_until
 from gradflow.solvers import AbstractStochasticMethod, EulerMaruyama, SmallNoise
@@ -34,7 +31,7 @@ class FixedStepRun(AbstractCountedRun):
     frozen: PyTree
     start: PyTree
     ks: Int[Array, " rows"]
-    observe: dict[str, Callable[[Any], Any]]
+    observe: dict[str, Observable]
     until: Until | None
     save_params: bool = eqx.field(static=True)
     extents: Extents | None = None
@@ -62,7 +59,7 @@ class FixedStepRun(AbstractCountedRun):
     def starts_well(self, state: PyTree) -> Int[Array, ""]:
         return jnp.where(valid_times(self.edges[1:], self.edges[0]), Status.RUNNING, Status.INVALID_TIMES)
 
-    def locate(self, k: Any) -> tuple[Any, Any]:
+    def locate(self, k: Int[Array, ""]) -> tuple[Scalar, Scalar]:
         """Time at step `k`, and the size of that step."""
         before = self.ks - self.counts
         index = jnp.clip(jnp.searchsorted(before, k, side="right") - 1, 0, self.counts.size - 1)
@@ -90,10 +87,10 @@ class FixedStepRun(AbstractCountedRun):
     def charged(self, state: PyTree, tried: PyTree) -> PyTree:
         return state
 
-    def observables_at(self, k: Int[Array, ""], state: PyTree) -> dict[str, Callable[[Any], Any]]:
+    def observables_at(self, k: Int[Array, ""], state: PyTree) -> dict[str, Observable]:
         return bind(self.observe, self.flow, self.clock(k), state, self.frozen)
 
-    def clock(self, k: Any) -> Any:
+    def clock(self, k: Int[Array, ""]) -> Scalar:
         return self.locate(k)[0]
 
     def save_times(self) -> Float[Array, " rows"]:
@@ -107,10 +104,10 @@ class FixedStepRun(AbstractCountedRun):
     def random_key(self) -> Key[Array, ""]:
         return self.key
 
-    def observables(self, where: Point, state: PyTree) -> dict[str, Callable[[Any], Any]]:
+    def observables(self, where: Point, state: PyTree) -> dict[str, Observable]:
         return bind(self.observe, self.flow, self._time_at(where), state, self.frozen)
 
-    def motion(self, where: Point, state: PyTree) -> dict[str, Any]:
+    def motion(self, where: Point, state: PyTree) -> dict[str, PyTree]:
         t = self._time_at(where)
         step = self._moved(where.first, t, largest_step(self.flow, self.method).astype(t.dtype), state)
         return {DERIVATIVE: self.flow.vector_field(t, state, self.frozen), STEP: step}
@@ -133,13 +130,11 @@ def prepare_path(
     flow: AbstractStochasticFlow,
     params: PyTree,
     ts: Float[Array, " T"],
+    recorded: Recorded,
     *,
-    solver: Any,
-    key: Any,
-    observe: Mapping[str, Callable[[Any], Any]] | None,
-    until: Until | None,
-    save_params: bool,
-    trainable: Any = None,
+    solver: object,
+    key: object,
+    trainable: PyTree = None,
 ) -> FixedStepRun:
     """Checks the arguments of `solve` for a stochastic flow; returns the run."""
     start, resumed = jnp.asarray(flow.t0, ts.dtype), None
@@ -161,7 +156,7 @@ def prepare_path(
     # Save times that are none, known only during the run, end it before it begins.
     counts = jnp.where(valid_times(ts, start), counts, 0)
     ks = (0 if resumed is None else resumed.checkpoint.k) + jnp.cumsum(counts)
-    check_until(until)
+    check_until(recorded.until)
     return FixedStepRun(
         flow=flow,
         method=method,
@@ -171,35 +166,35 @@ def prepare_path(
         frozen=frozen,
         start=flowing,
         ks=ks,
-        observe=check_observe(observe),
-        until=until,
-        save_params=bool(save_params),
+        observe=check_observe(recorded.observe),
+        until=recorded.until,
+        save_params=bool(recorded.save_params),
         resumed=resumed,
     )
 
 
-def check_budget(run: FixedStepRun, max_steps: Any) -> None:
+def check_budget(run: FixedStepRun, max_steps: int | Int[Array, ""]) -> None:
     """Refuses a run that takes more steps than it may, where both are known."""
     if _checks.is_concrete((run.counts, max_steps)) and int(jnp.sum(run.counts)) > int(max_steps):
         actual = f"{int(max_steps)} for a run of {int(jnp.sum(run.counts))} steps"
         raise _checks.fail("max_steps", "be at least the number of steps", actual, "Raise it, or take larger steps.")
 
 
-def check_no_limits(jumps: Any, longest_step: Any) -> None:
+def check_no_limits(jumps: object, longest_step: object) -> None:
     """Refuses what adaptive steps alone can heed."""
     for name, value in (("jumps", jumps), ("longest_step", longest_step)):
         if value is not None:
             raise _checks.fail(name, "be None for a stochastic flow", "given", "Its steps are of fixed size.")
 
 
-def check_key_for_noise(key: Any, advice: str = "For instance jax.random.key(0).") -> Key[Array, ""]:
+def check_key_for_noise(key: object, advice: str = "For instance jax.random.key(0).") -> Key[Array, ""]:
     """The random key of a stochastic flow, which has to be given."""
     if key is None:
         raise _checks.fail("key", "be a random key for a stochastic flow", "None", advice)
     return _checks.check_key(key)
 
 
-def check_method_for_noise(solver: Any, flow: AbstractStochasticFlow) -> AbstractStochasticMethod:
+def check_method_for_noise(solver: object, flow: AbstractStochasticFlow) -> AbstractStochasticMethod:
     """The method for a stochastic flow; `None` chooses one that keeps its weak order."""
     if solver is None:
         return SmallNoise() if flow.weak_order > 1 else EulerMaruyama()

@@ -2,13 +2,14 @@
 
 import os
 import platform
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from gradflow.programs._code import ArrayObject
 from gradflow.programs._digest import measure
 from gradflow.stores._installation import versions
 
@@ -19,7 +20,14 @@ SENSITIVE = 100
 """Times the change under a change of the parameters by rounding that a quantity may differ by."""
 
 
-def machine() -> dict[str, Any]:
+Measure = list[float]
+"""Of an array: its size, two random sums, a count of what is not finite, the change under rounding, the slack."""
+
+Measures = dict[str, list[list[Measure]]]
+"""Of quantities, by name: of every leaf, at one point after another."""
+
+
+def machine() -> dict[str, object]:
     """Where and how numbers are computed to the bit."""
     device = next(iter(jnp.zeros(()).devices()))
     settings = [str(getattr(jax.config, f"jax_{name}")) for name in ("default_prng_impl", "default_matmul_precision")]
@@ -32,7 +40,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def measured(quantities: dict[str, PyTree]) -> dict[str, Any]:
+def measured(quantities: dict[str, PyTree]) -> Measures:
     """Measures of quantities that a computation starts from, to be kept beside its results."""
     eps = float(jnp.finfo(jnp.result_type(float)).eps)
     return {
@@ -41,17 +49,19 @@ def measured(quantities: dict[str, PyTree]) -> dict[str, Any]:
     }
 
 
-def measured_changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def measured_changes(before: Measures, after: Measures) -> list[str]:
     """What differs between two of these, in words."""
     changed = probes_that_differ({"0": before}, {"0": after})
     return [f"{name}: {change}" for name, (_, change) in changed]
 
 
-def spacing(a: Any) -> float:
+def spacing(a: ArrayObject) -> float:
     return float(jnp.finfo(a.dtype).eps) if jnp.issubdtype(a.dtype, jnp.inexact) else 0.0
 
 
-def probes_that_differ(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, tuple[str, str]]]:
+def probes_that_differ(
+    before: Mapping[str, Measures | None], after: Mapping[str, Measures | None]
+) -> list[tuple[str, tuple[str, str]]]:
     """Names of quantities with the member and what has become of their size."""
     names = []
     for number in sorted({*before} & {*after}, key=int):
@@ -65,7 +75,7 @@ def probes_that_differ(before: dict[str, Any], after: dict[str, Any]) -> list[tu
     return names
 
 
-def _difference(old: list[Any], new: list[Any]) -> str | None:
+def _difference(old: list[list[Measure]], new: list[list[Measure]]) -> str | None:
     """The sizes of the first leaf that differs, at any of the points."""
     if [len(leaves) for leaves in old] != [len(leaves) for leaves in new]:
         return "another structure"

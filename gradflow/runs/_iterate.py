@@ -1,8 +1,7 @@
 """`iterate`: runs a discrete rule and returns the same `Solution` as `solve`, on the rule's own clock."""
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,12 +12,12 @@ from gradflow._solution import Solution, ended
 from gradflow._tree import join
 from gradflow.protocols import ExplainsFailure, offered
 from gradflow.rules import AbstractRule
-from gradflow.runs._arguments import check_start, halves
+from gradflow.runs._arguments import Recorded, check_start, halves
 from gradflow.runs._callback import Callback
 from gradflow.runs._counted import ResumedRule, RuleCheckpoint
 from gradflow.runs._discrete import DiscreteRun
 from gradflow.runs._drive import drive
-from gradflow.runs._record import check_observe
+from gradflow.runs._record import Observable, check_observe
 from gradflow.runs._until import Until, check_until
 
 
@@ -27,13 +26,13 @@ def iterate(
     params: PyTree,
     steps: int,
     *,
-    observe: Mapping[str, Callable[[Any], Any]] | None = None,
+    observe: Mapping[str, Observable] | None = None,
     save_every: int | None = None,
     save_params: bool = True,
     until: Until | None = None,
     progress: bool = False,
     throw: bool = True,
-    trainable: Any = None,
+    trainable: PyTree = None,
     store: str | os.PathLike[str] | None = None,
     resume: bool = True,
     callback: Callback | None = None,
@@ -93,21 +92,20 @@ def iterate(
 def iterate_to(
     rule: AbstractRule,
     params: PyTree,
-    ks: Any,
+    ks: Int[Array, " rows"] | Int[np.ndarray, " rows"],
     *,
-    observe: Mapping[str, Callable[[Any], Any]] | None = None,
+    observe: Mapping[str, Observable] | None = None,
     save_params: bool = True,
     until: Until | None = None,
     progress: bool = False,
     throw: bool = True,
-    trainable: Any = None,
+    trainable: PyTree = None,
     store: str | os.PathLike[str] | None = None,
     resume: bool = True,
     callback: Callback | None = None,
 ) -> Solution:
     """As `iterate`, saving the iterates `ks`, which increase from the first on. One compilation per number of them."""
-    saved: dict[str, Any] = {"observe": observe, "save_params": save_params, "until": until}
-    run = prepare_rule(rule, params, jnp.asarray(ks), **saved, trainable=trainable)
+    run = prepare_rule(rule, params, jnp.asarray(ks), Recorded(observe, save_params, until), trainable)
     sol = drive(run, progress, store=store, resume=resume, callback=callback)
     return ended(sol, throw, lambda: _advice(run))
 
@@ -124,11 +122,8 @@ def prepare_rule(
     rule: AbstractRule,
     params: PyTree,
     ks: Int[Array, " rows"],
-    *,
-    observe: Mapping[str, Callable[[Any], Any]] | None,
-    save_params: bool,
-    until: Until | None,
-    trainable: Any = None,
+    recorded: Recorded,
+    trainable: PyTree = None,
 ) -> DiscreteRun:
     """Checks the arguments of `iterate`; returns what the loop runs on."""
     flowing, frozen = halves(rule, params, trainable, rule.title, RuleCheckpoint)
@@ -136,14 +131,14 @@ def prepare_rule(
     _checks.check_finite("params", flowing, "A rule cannot start from there.")
     if resumed is None and _checks.is_concrete((rule, flowing, frozen)):
         check_start(rule, join(flowing, frozen))
-    check_until(until)
+    check_until(recorded.until)
     return DiscreteRun(
         rule=rule,
         frozen=frozen,
         start=flowing,
         ks=ks,
-        observe=check_observe(observe),
-        until=until,
-        save_params=bool(save_params),
+        observe=check_observe(recorded.observe),
+        until=recorded.until,
+        save_params=bool(recorded.save_params),
         resumed=resumed,
     )

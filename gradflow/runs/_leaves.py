@@ -1,7 +1,6 @@
 """Leaves of parameters that look as if they flowed, or as if they stayed equal, and do not: said before a run."""
 
 import warnings
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -38,9 +37,9 @@ def warn_of_leaves(params: PyTree) -> None:
         )
 
 
-def _is_setting(params: PyTree, path: Any) -> bool:
+def _is_setting(params: PyTree, path: jax.tree_util.KeyPath) -> bool:
     """Whether a number is a setting of one of Equinox's layers, such as the rate of `Dropout`."""
-    owner: Any = params
+    owner: PyTree = params
     for key in path[:-1]:
         if isinstance(key, jax.tree_util.GetAttrKey):
             owner = getattr(owner, key.name, None)
@@ -51,7 +50,7 @@ def _is_setting(params: PyTree, path: Any) -> bool:
     return type(owner).__module__.startswith("equinox.nn")
 
 
-def _name(path: Any) -> str:
+def _name(path: jax.tree_util.KeyPath) -> str:
     return jax.tree_util.keystr(path) or "the top"
 
 

@@ -6,8 +6,8 @@ What is a flow, a flow with noise or a rule is found out once, in `member_of`, f
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Generic, Self, TypeVar
 
 import diffrax
 import equinox as eqx
@@ -20,15 +20,20 @@ from gradflow._checks import fail
 from gradflow._tree import split
 from gradflow.flows import AbstractFlow, AbstractStochasticFlow
 from gradflow.rules import AbstractRule
-from gradflow.runs._arguments import check_size
+from gradflow.runs._arguments import Recorded, check_size
 from gradflow.runs._fixed_steps import check_key_for_noise, check_method_for_noise, check_no_limits, prepare_path
 from gradflow.runs._iterate import prepare_rule
+from gradflow.runs._method import check_method_without_noise
+from gradflow.runs._record import Observable
 from gradflow.runs._run import AbstractRun
-from gradflow.runs._solve import check_method_without_noise, prepare
+from gradflow.runs._solve import Integration, prepare
 from gradflow.runs._until import Until
 from gradflow.solvers import AbstractMethod, AbstractStochasticMethod, StepControl, default_solver
 
 Solver = diffrax.AbstractSolver | AbstractMethod | AbstractStochasticMethod
+
+What = TypeVar("What", bound=AbstractFlow | AbstractRule)
+"""What a member is a run of."""
 
 MOST_STEPS = 2**31 - 2
 """Iterate of a rule beyond which none is looked for."""
@@ -50,19 +55,19 @@ class Options(eqx.Module):
     code: str = eqx.field(static=True, default="")
 
 
-class AbstractMember(eqx.Module):
+class AbstractMember(eqx.Module, Generic[What]):
     """A flow or rule with what it starts from and what is observed.
 
     A pytree, so that members of equal structure are batched.
     """
 
-    what: eqx.AbstractVar[Any]  # the flow or rule
+    what: eqx.AbstractVar[What]
     params: eqx.AbstractVar[PyTree]
-    observe: eqx.AbstractVar[dict[str, Callable[[Any], Any]]]
+    observe: eqx.AbstractVar[dict[str, Observable]]
 
     @classmethod
     @abc.abstractmethod
-    def of(cls, what: Any, params: PyTree, observe: dict[str, Callable[[Any], Any]], key: Any) -> "AbstractMember":
+    def of(cls, what: What, params: PyTree, observe: dict[str, Observable], key: object) -> Self:
         """A member, with its key checked."""
 
     @property
@@ -75,7 +80,7 @@ class AbstractMember(eqx.Module):
         """What runs, with all that it draws from; the parameters; the observables. In the order of the leaves."""
 
     @abc.abstractmethod
-    def check_values(self, flowing: list[Any]) -> None:
+    def check_values(self, flowing: Sequence[Array | np.ndarray]) -> None:
         """Raises `ValueError` for values of the parameters that it cannot start from."""
 
     @abc.abstractmethod
@@ -91,7 +96,7 @@ class AbstractMember(eqx.Module):
         """The method that takes its steps; `None` where it needs none."""
 
     @abc.abstractmethod
-    def settings(self, options: Options) -> dict[str, Any]:
+    def settings(self, options: Options) -> dict[str, object]:
         """Numbers among the options that decide about its results alone."""
 
     @abc.abstractmethod
@@ -102,20 +107,24 @@ class AbstractMember(eqx.Module):
     def run(self, options: Options, iterates: Int[Array, " rows"] | None = None) -> AbstractRun:
         """Its run. `iterates` are those that it saves; not needed for a run that is only looked at."""
 
+    def recorded(self, options: Options) -> Recorded:
+        """What its run keeps, and what ends that early."""
+        return Recorded(self.observe, options.save_params, options.until)
+
     def replaced(self, params: PyTree) -> Self:
         """The member from other parameters."""
         return dataclasses.replace(self, params=params)
 
 
-class FlowMember(AbstractMember):
+class FlowMember(AbstractMember[AbstractFlow]):
     """A flow, in adaptive steps."""
 
     what: AbstractFlow
     params: PyTree
-    observe: dict[str, Callable[[Any], Any]]
+    observe: dict[str, Observable]
 
     @classmethod
-    def of(cls, what: Any, params: PyTree, observe: dict[str, Callable[[Any], Any]], key: Any) -> "FlowMember":
+    def of(cls, what: AbstractFlow, params: PyTree, observe: dict[str, Observable], key: object) -> Self:
         if key is not None:
             raise fail("key", "be None for a deterministic flow", "a key", "Only stochastic flows draw numbers.")
         return cls(what=what, params=params, observe=observe)
@@ -127,7 +136,7 @@ class FlowMember(AbstractMember):
     def parts(self) -> tuple[PyTree, PyTree, PyTree]:
         return self.what, self.params, self.observe
 
-    def check_values(self, flowing: list[Any]) -> None:
+    def check_values(self, flowing: Sequence[Array | np.ndarray]) -> None:
         _check_values_of_flow(self.what, self.params, flowing)
 
     def check_options(self, options: Options) -> None:
@@ -139,7 +148,7 @@ class FlowMember(AbstractMember):
     def method(self, options: Options) -> Solver | None:
         return options.default if options.solver is None else options.solver
 
-    def settings(self, options: Options) -> dict[str, Any]:
+    def settings(self, options: Options) -> dict[str, object]:
         return {}
 
     def iterates(self, ts: Array) -> np.ndarray | None:
@@ -150,28 +159,28 @@ class FlowMember(AbstractMember):
             self.what,
             self.params,
             options.ts,
-            observe=self.observe,
-            solver=check_method_without_noise(self.method(options)),
-            rtol=options.control.rtol,
-            atol=options.control.atol,
-            save_params=options.save_params,
-            until=options.until,
-            max_steps=options.max_steps,
-            jumps=options.jumps,
-            longest_step=options.longest_step,
+            self.recorded(options),
+            Integration(
+                solver=check_method_without_noise(self.method(options)),
+                rtol=options.control.rtol,
+                atol=options.control.atol,
+                max_steps=options.max_steps,
+                jumps=options.jumps,
+                longest_step=options.longest_step,
+            ),
         )
 
 
-class PathMember(AbstractMember):
+class PathMember(AbstractMember[AbstractStochasticFlow]):
     """A stochastic flow with the key of one of its paths, in steps of fixed size."""
 
     what: AbstractStochasticFlow
     key: Key[Array, "*batch"]
     params: PyTree
-    observe: dict[str, Callable[[Any], Any]]
+    observe: dict[str, Observable]
 
     @classmethod
-    def of(cls, what: Any, params: PyTree, observe: dict[str, Callable[[Any], Any]], key: Any) -> "PathMember":
+    def of(cls, what: AbstractStochasticFlow, params: PyTree, observe: dict[str, Observable], key: object) -> Self:
         advice = "Return it from `build`: (flow, params, jax.random.key(seed))."
         return cls(what=what, key=check_key_for_noise(key, advice), params=params, observe=observe)
 
@@ -182,7 +191,7 @@ class PathMember(AbstractMember):
     def parts(self) -> tuple[PyTree, PyTree, PyTree]:
         return (self.what, self.key), self.params, self.observe
 
-    def check_values(self, flowing: list[Any]) -> None:
+    def check_values(self, flowing: Sequence[Array | np.ndarray]) -> None:
         _check_values_of_flow(self.what, self.params, flowing)
 
     def check_options(self, options: Options) -> None:
@@ -195,7 +204,7 @@ class PathMember(AbstractMember):
     def method(self, options: Options) -> Solver | None:
         return check_method_for_noise(options.solver, self.what)
 
-    def settings(self, options: Options) -> dict[str, Any]:
+    def settings(self, options: Options) -> dict[str, object]:
         numbers = jax.tree_util.tree_leaves(eqx.filter(self.method(options), eqx.is_array))
         return {"solver_numbers": [np.asarray(number).tolist() for number in numbers]}
 
@@ -207,23 +216,21 @@ class PathMember(AbstractMember):
             self.what,
             self.params,
             options.ts,
+            self.recorded(options),
             solver=options.solver,
             key=self.key,
-            observe=self.observe,
-            until=options.until,
-            save_params=options.save_params,
         )
 
 
-class RuleMember(AbstractMember):
+class RuleMember(AbstractMember[AbstractRule]):
     """A rule, which saves the iterates nearest to the save times by its own clock."""
 
     what: AbstractRule
     params: PyTree
-    observe: dict[str, Callable[[Any], Any]]
+    observe: dict[str, Observable]
 
     @classmethod
-    def of(cls, what: Any, params: PyTree, observe: dict[str, Callable[[Any], Any]], key: Any) -> "RuleMember":
+    def of(cls, what: AbstractRule, params: PyTree, observe: dict[str, Observable], key: object) -> Self:
         if key is not None:
             raise fail("key", "be None for a rule", "a key", "A rule that draws numbers takes it when it is made.")
         return cls(what=what, params=params, observe=observe)
@@ -235,7 +242,7 @@ class RuleMember(AbstractMember):
     def parts(self) -> tuple[PyTree, PyTree, PyTree]:
         return self.what, self.params, self.observe
 
-    def check_values(self, flowing: list[Any]) -> None:
+    def check_values(self, flowing: Sequence[Array | np.ndarray]) -> None:
         pass
 
     def check_options(self, options: Options) -> None:
@@ -247,7 +254,7 @@ class RuleMember(AbstractMember):
     def method(self, options: Options) -> Solver | None:
         return None
 
-    def settings(self, options: Options) -> dict[str, Any]:
+    def settings(self, options: Options) -> dict[str, object]:
         return {}
 
     def iterates(self, ts: Array) -> np.ndarray | None:
@@ -258,14 +265,12 @@ class RuleMember(AbstractMember):
             self.what,
             self.params,
             jnp.zeros(options.ts.size, int) if iterates is None else iterates,
-            observe=self.observe,
-            save_params=options.save_params,
-            until=options.until,
+            self.recorded(options),
         )
 
 
 @functools.singledispatch
-def _class_for(what: Any) -> type[AbstractMember] | None:
+def _class_for(what: object) -> type[AbstractMember] | None:
     """The class of the members that are runs of this; `None` for what cannot be run."""
     return None
 
@@ -275,11 +280,11 @@ _class_for.register(AbstractStochasticFlow, lambda what: PathMember)
 _class_for.register(AbstractRule, lambda what: RuleMember)
 
 
-def can_be_run(what: Any) -> bool:
+def can_be_run(what: object) -> bool:
     return _class_for(what) is not None
 
 
-def member_of(what: Any, params: PyTree, observe: dict[str, Callable[[Any], Any]], key: Any = None) -> AbstractMember:
+def member_of(what: object, params: PyTree, observe: dict[str, Observable], key: object = None) -> AbstractMember:
     """The member of a family of runs that this makes.
 
     **Raises** `ValueError` for what cannot be run, for a stochastic flow without a key, and for a key without use.
@@ -299,7 +304,7 @@ def default_for(members: Sequence[AbstractMember], rtol: float) -> Solver | None
     return default_solver(rtol, suited, any(flow.kinked(*split(params)) for flow, params in adaptive))
 
 
-def _check_values_of_flow(flow: AbstractFlow, params: PyTree, flowing: list[Any]) -> None:
+def _check_values_of_flow(flow: AbstractFlow, params: PyTree, flowing: Sequence[Array | np.ndarray]) -> None:
     if type(flow).check_values is not AbstractFlow.check_values:
         flow.check_values(*split(params))
     check_size(flowing, flowing[0].dtype)

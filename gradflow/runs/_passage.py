@@ -76,7 +76,7 @@ class Passed(eqx.Module):
         return cls(jnp.asarray(0), jnp.asarray(0))
 
 
-def saltation(passage: Passage, moves: Any, slope: PyTree) -> tuple[PyTree, Passed]:
+def saltation(passage: Passage, moves: PyTree, slope: PyTree) -> tuple[PyTree, Passed]:
     """The tangent at the end of a passage, one switch after another, and what was met.
 
     Where the method takes steps of their own, those between the switches are taken again, each on one side of them, and
@@ -129,7 +129,7 @@ class _Place(NamedTuple):
 
 def _cross(
     passage: Passage,
-    moves: Any,
+    moves: PyTree,
     met: _Met,
     todo: Bool[Array, " switches"],
     up: Bool[Array, " switches"],
@@ -152,7 +152,7 @@ def _cross(
     f0, _ = passage.rate(displaced(-1), s, sides)
     still, one, zero = jax.tree_util.tree_map(lambda _: None, moves), jnp.ones_like(s), jnp.zeros_like(s)
 
-    def change(moves: Any, direction: PyTree, time: Scalar) -> Float[Array, " switches"]:
+    def change(moves: PyTree, direction: PyTree, time: Scalar) -> Float[Array, " switches"]:
         """Derivatives of the switching functions."""
         functions = lambda passage, y, s: passage.rate(y, s, sides)[1]  # noqa: E731
         return eqx.filter_jvp(functions, (passage, y, s), (moves, direction, time))[1]
@@ -179,7 +179,7 @@ def _cross(
 
 
 def _reach(
-    passage: Passage, moves: Any, place: _Place, s: Scalar, first: Int[Array, ""], sides: Sides
+    passage: Passage, moves: PyTree, place: _Place, s: Scalar, first: Int[Array, ""], sides: Sides
 ) -> tuple[Scalar, PyTree, PyTree]:
     """Time, state and tangent at the surface of the switch `first`, which is met at about time `s`."""
     y, v = eqx.filter_jvp(lambda passage: passage.at(s), (passage,), (moves,))
@@ -203,7 +203,7 @@ def _reach(
 
 
 def _piece(
-    passage: Passage, moves: Any, place: _Place, s: Scalar, ds: Any, sides: Sides
+    passage: Passage, moves: PyTree, place: _Place, s: Scalar, ds: Scalar | None, sides: Sides
 ) -> tuple[tuple[PyTree, Bool[Array, ""]], PyTree]:
     """A step of the method from a place to time `s`, which has the tangent `ds`, on given sides, and its tangent."""
 

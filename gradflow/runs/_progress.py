@@ -2,7 +2,10 @@
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 EVERY = 30.0
 """Seconds between two lines, where there is no terminal: a log shall not fill with bars."""
@@ -19,7 +22,7 @@ class Bar:
     ):
         self._title, self._total, self._unit, self._done = title, total, unit, done
         self._remark, self._began, self._said = "", time.monotonic(), time.monotonic()
-        self._bar: Any = _tqdm(title, total, unit, done) if show and _is_watched() else None
+        self._bar = _tqdm(title, total, unit, done) if show and _is_watched() else None
         self._lines = show and self._bar is None
 
     def __enter__(self) -> "Bar":
@@ -70,7 +73,7 @@ def _is_watched() -> bool:
     return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
-def _tqdm(title: str, total: float | int | None, unit: str, done: float | int) -> Any:
+def _tqdm(title: str, total: float | int | None, unit: str, done: float | int) -> "tqdm":
     from tqdm import tqdm
 
     if unit == "%":

@@ -12,14 +12,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree, Scalar
 
 from gradflow._checks import check_callable, fail, is_concrete
 from gradflow._solution import Solution, moving
+from gradflow.flows import AbstractFlow
 from gradflow.protocols import GoesOn, KnowsOrdinary, SeesState, offered
+from gradflow.rules import AbstractRule
+
+Observable = Callable[[PyTree], PyTree]
+"""What is observed: a function of the parameters, which gives an array or a pytree of arrays."""
 
 
-def seen(fn: Callable[[Any], Any], params: PyTree) -> PyTree:
+def seen(fn: Observable, params: PyTree) -> PyTree:
     """Parameters as an observable is to see them.
 
     Coordinates other than the parameters themselves, such as `gradflow.Polar`, know their `ordinary()` parameters.
@@ -38,8 +43,8 @@ class Record(eqx.Module):
 
 
 def bind(
-    observe: dict[str, Callable[[Any], Any]], flow: Any, t: Any, state: PyTree, frozen: PyTree
-) -> dict[str, Callable[[Any], Any]]:
+    observe: dict[str, Observable], flow: AbstractFlow | AbstractRule, t: Scalar, state: PyTree, frozen: PyTree
+) -> dict[str, Observable]:
     """Observables as functions of the parameters alone; those with a method `of_state` get time and state."""
     watching = {name: (fn, offered(fn, SeesState)) for name, fn in observe.items()}
     return {
@@ -49,7 +54,7 @@ def bind(
 
 
 def blank_record(
-    rows: int, params: PyTree, observe: dict[str, Callable[[Any], Any]], save_params: bool, flowing: PyTree
+    rows: int, params: PyTree, observe: dict[str, Observable], save_params: bool, flowing: PyTree
 ) -> Record:
     """Buffers for runs of these parameters, of which `flowing` flow. All other leaves are kept once, without rows.
 
@@ -69,9 +74,7 @@ def blank_record(
     return Record(eqx.combine(buffers, params), observed, memories)
 
 
-def write_row(
-    record: Record, index: Int[Array, ""], params: PyTree, observe: dict[str, Callable[[Any], Any]]
-) -> Record:
+def write_row(record: Record, index: Int[Array, ""], params: PyTree, observe: dict[str, Observable]) -> Record:
     """The record with row `index` filled in."""
 
     def put(buffer: Any, leaf: Any) -> Any:
@@ -119,7 +122,7 @@ def nan_where(condition: Bool[Array, "..."], values: Array) -> Array:
     return jnp.where(condition, jnp.asarray(np.nan, values.dtype), values)
 
 
-def value_of(name: str, fn: Callable[[Any], Any], params: PyTree) -> PyTree:
+def value_of(name: str, fn: Observable, params: PyTree) -> PyTree:
     """What an observable is at some parameters: an array, or a pytree of arrays, which are recorded one by one.
 
     **Raises** `ValueError` for anything else, such as `None` of a function without `return`, and strings.
@@ -135,15 +138,15 @@ def value_of(name: str, fn: Callable[[Any], Any], params: PyTree) -> PyTree:
     return jax.tree_util.tree_map(jnp.asarray, value)
 
 
-def _without_arrays(value: Any) -> str:
+def _without_arrays(value: object) -> str:
     return "returning None: is there a `return`?" if value is None else f"returning an empty {type(value).__name__}"
 
 
-def _blank(rows: int, shape: tuple[int, ...], dtype: Any) -> Array:
+def _blank(rows: int, shape: tuple[int, ...], dtype: np.dtype) -> Array:
     return jnp.zeros((rows, *shape), dtype)
 
 
-def check_observe(observe: Any) -> dict[str, Callable[[Any], Any]]:
+def check_observe(observe: object) -> dict[str, Observable]:
     """A dictionary of named functions, or a complaint."""
     if observe is None:
         return {}

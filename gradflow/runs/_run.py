@@ -1,8 +1,6 @@
 """`AbstractRun`: what the driver, and loops that drive many runs at once, ask of a run, whatever it is a run of."""
 
 import abc
-from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -11,7 +9,7 @@ from jaxtyping import Array, Float, Int, PyTree, Scalar
 from gradflow._conserved import Conserved
 from gradflow._solution import Solution
 from gradflow._tree import Extents
-from gradflow.runs._record import with_unreached_rows
+from gradflow.runs._record import Observable, with_unreached_rows
 
 ErrorCounts = tuple[Int[Array, "..."], ...] | None
 """Entries of each leaf that the error control sees; `None` where there is no error control."""
@@ -62,46 +60,46 @@ class AbstractRun(eqx.Module):
         return self
 
     @abc.abstractmethod
-    def begin(self) -> Any:
+    def begin(self) -> PyTree:
         """What there is before the first step. Compiled."""
 
     @abc.abstractmethod
-    def advance(self, carry: Any, budget: Int[Array, ""]) -> Any:
+    def advance(self, carry: PyTree, budget: Int[Array, ""]) -> PyTree:
         """At most `budget` attempted steps. Compiled."""
 
     @abc.abstractmethod
-    def attempt(self, carry: Any, max_steps: Int[Array, ""]) -> Any:
+    def attempt(self, carry: PyTree, max_steps: Int[Array, ""]) -> PyTree:
         """One attempted step, for loops that drive many runs at once; `max_steps` of them at the most."""
 
     @abc.abstractmethod
-    def running(self, carry: Any) -> bool:
+    def running(self, carry: PyTree) -> bool:
         """Whether there is anything left to do."""
 
     @abc.abstractmethod
-    def progress(self, carry: Any) -> tuple[float, str]:
+    def progress(self, carry: PyTree) -> tuple[float, str]:
         """The part of the run that is done, between 0 and 1, and a remark for the bar."""
 
     @abc.abstractmethod
-    def state(self, carry: Any) -> PyTree:
+    def state(self, carry: PyTree) -> PyTree:
         """The state that has been reached."""
 
     @abc.abstractmethod
-    def position(self, carry: Any) -> Position:
+    def position(self, carry: PyTree) -> Position:
         """How far that is. Compiled."""
 
     @abc.abstractmethod
     def save_times(self) -> Float[Array, " rows"]:
         """The times that the result gives for its rows."""
 
-    def reopened(self, carry: Any) -> Any:
+    def reopened(self, carry: PyTree) -> PyTree:
         """The carry of a run that ended for want of steps, where it may take more now."""
         return carry
 
     @abc.abstractmethod
-    def summarise(self, carry: Any) -> Solution:
+    def summarise(self, carry: PyTree) -> Solution:
         """The result, with zeros in the rows that were not reached."""
 
-    def finish(self, carry: Any) -> Solution:
+    def finish(self, carry: PyTree) -> Solution:
         """The result, or the part of it that there is, with NaN in the rows that were not reached."""
         return with_unreached_rows(self.summarise(carry))
 
@@ -125,7 +123,7 @@ class AbstractRun(eqx.Module):
         """The loss at a state, if there is one."""
 
     @abc.abstractmethod
-    def observables(self, where: Point, state: PyTree) -> dict[str, Callable[[Any], Any]]:
+    def observables(self, where: Point, state: PyTree) -> dict[str, Observable]:
         """What is observed at a state, as functions of the parameters alone."""
 
     @abc.abstractmethod
@@ -137,11 +135,11 @@ class AbstractRun(eqx.Module):
         """Errors of which the result reports the largest."""
 
     @abc.abstractmethod
-    def motion(self, where: Point, state: PyTree) -> dict[str, Any]:
+    def motion(self, where: Point, state: PyTree) -> dict[str, PyTree]:
         """What the run does from a state, and what it keeps, by what messages call it."""
 
     @abc.abstractmethod
-    def evaluation(self) -> Any:
+    def evaluation(self) -> PyTree:
         """What is evaluated again and again, at the start: the derivative of the state, or a step."""
 
     @abc.abstractmethod

@@ -2,17 +2,17 @@
 
 import dataclasses
 import json
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from gradflow.programs import DIALECT, code_of
+from gradflow.programs._code import ArrayObject
 from gradflow.programs._digest import Digest
-from gradflow.runs._identity import close, machine, measured, measured_changes
+from gradflow.runs._identity import Measures, close, machine, measured, measured_changes
 from gradflow.runs._run import AbstractRun
 from gradflow.stores._changes import changes
 from gradflow.stores._identity import VERSION, Identity
@@ -83,23 +83,23 @@ def machine_changes(old: Identity, new: Identity) -> str:
     return "; ".join(changes(json.dumps(before), json.dumps(after)))
 
 
-def start_of(begun: PyTree) -> dict[str, Any]:
+def start_of(begun: PyTree) -> Measures:
     """What there is before the first step, field by field, without rows: in numbers, whatever computes them."""
     fields = {f.name: getattr(begun, f.name) for f in dataclasses.fields(begun) if f.name != "record"}
     return measured({name: eqx.filter(value, eqx.is_array) for name, value in fields.items()})
 
 
-def start_differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def start_differences(before: Measures, after: Measures) -> list[str]:
     """What differs between two of these, in words."""
     return [f"at the start, {change}" for change in measured_changes(before, after)][:FEW]
 
 
-def _settings(parts: dict[str, Any]) -> dict[str, Any]:
-    plain = {name: value for name, value in parts.items() if isinstance(value, bool | str)}
+def _settings(parts: dict[str, PyTree]) -> dict[str, object]:
+    plain: dict[str, object] = {name: value for name, value in parts.items() if isinstance(value, bool | str)}
     return plain | {"observe": sorted(parts["observe"])}
 
 
-def _arrays(parts: dict[str, Any]) -> dict[str, Any]:
+def _arrays(parts: dict[str, PyTree]) -> dict[str, Array]:
     """All arrays of a run, by the name of the argument and their place in it."""
     arrays = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(eqx.filter(parts, eqx.is_array))[0]:
@@ -115,7 +115,7 @@ def _called(field: str, place: str) -> str:
     return ".".join(part for part in (CALLED.get(field, field), place) if part)
 
 
-def _functions(parts: dict[str, Any]) -> dict[str, Any]:
+def _functions(parts: dict[str, PyTree]) -> dict[str, PyTree]:
     """All that is no array, with what is observed function by function."""
     parts_by_name = {}
     for name, value in parts.items():
@@ -127,7 +127,7 @@ def _functions(parts: dict[str, Any]) -> dict[str, Any]:
     return parts_by_name
 
 
-def _shown(array: Any) -> Any:
+def _shown(array: Array) -> object:
     """An array in words: its type and shape, or its numbers where these are few."""
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         return str(array.dtype)
@@ -141,5 +141,5 @@ def _shown(array: Any) -> Any:
     return f"{array.dtype} {tuple(array.shape)}{ends}"
 
 
-def _is_number(array: Any) -> bool:
+def _is_number(array: ArrayObject) -> bool:
     return isinstance(array, jax.Array) or array.dtype.kind in "biufc"

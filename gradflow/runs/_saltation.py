@@ -16,10 +16,10 @@ step. A surface that is crossed and crossed back within one step goes unseen.
 
 import functools
 import warnings
-from typing import Any
 
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from gradflow._checks import DerivativeWarning
@@ -76,7 +76,7 @@ def _reported_jvp(primals: tuple, tangents: tuple, *, lost: frozenset[str]) -> t
     return y, slope
 
 
-def _warn(lost: tuple[str, ...], missed: Any) -> None:
+def _warn(lost: tuple[str, ...], missed: Int[Array, ""] | Int[np.ndarray, ""]) -> None:
     why = []
     if missed > 0:
         why.append(f"the trajectory slides along kinks, grazes them or begins on them ({int(missed)} times)")

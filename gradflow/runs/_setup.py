@@ -1,8 +1,6 @@
 """What an adaptive run of a flow is made of: all that stays fixed, and all that changes from step to step."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,7 +13,7 @@ from gradflow._tree import Extents, PaddedRest, join
 from gradflow.flows import AbstractFlow
 from gradflow.problems._switching import Switching, switching
 from gradflow.runs._continue import Resumed, Step
-from gradflow.runs._record import Record, bind
+from gradflow.runs._record import Observable, Record, bind
 from gradflow.runs._run import CONSERVED, DERIVATIVE, AbstractRun, ErrorCounts, Point, Position
 from gradflow.runs._until import Until
 from gradflow.solvers import AbstractMethod, Field, StepControl
@@ -28,7 +26,7 @@ class Setup(AbstractRun):
     frozen: PyTree
     start: PyTree
     ts: Float[Array, " T"]
-    observe: dict[str, Callable[[Any], Any]]
+    observe: dict[str, Observable]
     method: AbstractMethod
     control: StepControl
     until: Until | None
@@ -73,10 +71,10 @@ class Setup(AbstractRun):
     def time_at(self, where: Point) -> Scalar:
         return self.flow.t0 + where.progress * (self.ts[-1] - self.flow.t0)
 
-    def observables(self, where: Point, state: PyTree) -> dict[str, Callable[[Any], Any]]:
+    def observables(self, where: Point, state: PyTree) -> dict[str, Observable]:
         return bind(self.observe, self.flow, self.time_at(where), state, self.frozen)
 
-    def motion(self, where: Point, state: PyTree) -> dict[str, Any]:
+    def motion(self, where: Point, state: PyTree) -> dict[str, PyTree]:
         values = {name: quantity.value for name, quantity in self.conserved(state).items()}
         return {DERIVATIVE: self.flow.vector_field(self.time_at(where), state, self.frozen), CONSERVED: values}
 

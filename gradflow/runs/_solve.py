@@ -1,25 +1,25 @@
 """`solve`: integrates a flow with adaptive steps; checks what it is given, then runs the compiled loop."""
 
+import functools
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
-import optimistix
 from jaxtyping import ArrayLike, Int, PyTree
 
 from gradflow import _checks
 from gradflow._solution import Solution, ended
-from gradflow._tree import join, tree_norm
+from gradflow._tree import join
 from gradflow.flows import AbstractFlow, AbstractStochasticFlow
 from gradflow.protocols import ExplainsFailure, offered
 from gradflow.runs._adaptive import AdaptiveRun
 from gradflow.runs._arguments import (
+    Recorded,
     check_jumps,
     check_longest_step,
     check_memory,
@@ -34,10 +34,10 @@ from gradflow.runs._callback import Callback
 from gradflow.runs._continue import Checkpoint, Resumed
 from gradflow.runs._drive import drive
 from gradflow.runs._fixed_steps import check_budget, check_no_limits, prepare_path
-from gradflow.runs._record import check_observe, seen
+from gradflow.runs._method import check_method_without_noise, method_for
+from gradflow.runs._record import Observable, check_observe, seen
 from gradflow.runs._until import Until, check_until
-from gradflow.solvers import AbstractMethod, AbstractStochasticMethod, CatchingUp, OneStep, StepControl, default_solver
-from gradflow.solvers._default import describe_choice
+from gradflow.solvers import AbstractMethod, AbstractStochasticMethod
 
 
 def solve(
@@ -45,7 +45,7 @@ def solve(
     params: PyTree,
     ts: ArrayLike | Sequence[float],
     *,
-    observe: Mapping[str, Callable[[Any], Any]] | None = None,
+    observe: Mapping[str, Observable] | None = None,
     solver: diffrax.AbstractSolver | AbstractMethod | AbstractStochasticMethod | None = None,
     rtol: float | ArrayLike = 1e-5,
     atol: float | ArrayLike | None = None,
@@ -54,8 +54,8 @@ def solve(
     max_steps: int | Int[jax.Array, ""] = 100_000,
     progress: bool = False,
     throw: bool = True,
-    key: Any = None,
-    trainable: Any = None,
+    key: object = None,
+    trainable: PyTree = None,
     jumps: ArrayLike | Sequence[float] | None = None,
     longest_step: float | ArrayLike | None = None,
     store: str | os.PathLike[str] | None = None,
@@ -127,40 +127,18 @@ def solve(
     >>> sol.status, sol.observed["norm"].shape
     ('ok', (5,))
     """
-    outside: dict[str, Any] = {"store": store, "resume": resume, "callback": callback}
+    recorded = Recorded(observe, save_params, until)
+    driven = functools.partial(drive, show=progress, store=store, resume=resume, callback=callback)
     if isinstance(flow, AbstractStochasticFlow):
         check_no_limits(jumps, longest_step)
-        path = prepare_path(
-            flow,
-            params,
-            check_times(ts, flow.t0),
-            solver=solver,
-            key=key,
-            observe=observe,
-            until=until,
-            save_params=save_params,
-            trainable=trainable,
-        )
+        times = check_times(ts, flow.t0)
+        path = prepare_path(flow, params, times, recorded, solver=solver, key=key, trainable=trainable)
         check_budget(path, max_steps)
-        return ended(drive(path, progress, **outside), throw)
-    solver = check_method_without_noise(solver)
-    setup = prepare(
-        flow,
-        params,
-        ts,
-        observe=observe,
-        solver=solver,
-        rtol=rtol,
-        atol=atol,
-        save_params=save_params,
-        until=until,
-        max_steps=max_steps,
-        key=key,
-        trainable=trainable,
-        jumps=jumps,
-        longest_step=longest_step,
-    )
-    sol = drive(setup, progress, **outside)
+        return ended(driven(path), throw)
+    method = check_method_without_noise(solver)
+    integration = Integration(method, rtol, atol, max_steps, jumps, longest_step)
+    setup = prepare(flow, params, ts, recorded, integration, key=key, trainable=trainable)
+    sol = driven(setup)
     if sol.errors and _checks.is_concrete(sol.errors):
         complaint = flow.complaint(sol.errors)
         if complaint:
@@ -186,22 +164,26 @@ SLIDING = (
 )
 
 
+class Integration(NamedTuple):
+    """How a flow is integrated in adaptive steps, as `solve` is given it."""
+
+    solver: diffrax.AbstractSolver | AbstractMethod | None
+    rtol: float | ArrayLike
+    atol: float | ArrayLike | None
+    max_steps: int | Int[jax.Array, ""]
+    jumps: ArrayLike | Sequence[float] | None = None
+    longest_step: float | ArrayLike | None = None
+
+
 def prepare(
     flow: AbstractFlow,
     params: PyTree,
     ts: ArrayLike | Sequence[float],
+    recorded: Recorded,
+    integration: Integration,
     *,
-    observe: Mapping[str, Callable[[Any], Any]] | None,
-    solver: diffrax.AbstractSolver | AbstractMethod | None,
-    rtol: float | ArrayLike,
-    atol: float | ArrayLike | None,
-    save_params: bool,
-    until: Until | None,
-    max_steps: int | Int[jax.Array, ""],
-    key: Any = None,
-    trainable: Any = None,
-    jumps: ArrayLike | Sequence[float] | None = None,
-    longest_step: float | ArrayLike | None = None,
+    key: object = None,
+    trainable: PyTree = None,
 ) -> AdaptiveRun:
     """Checks the arguments of `solve`; returns what the loop runs on."""
     if not isinstance(flow, AbstractFlow):
@@ -211,40 +193,23 @@ def prepare(
         raise _checks.fail("key", "be None for a deterministic flow", "a key", "Only stochastic flows draw numbers.")
     flowing, frozen = halves(flow, params, trainable, type(flow).__name__, Checkpoint)
     resumed = Resumed(params.t_final, params.state, params.checkpoint) if isinstance(params, Solution) else None
-    _checks.check_finite("params", flowing, "A flow cannot start from there.")
-    kinds = sorted({str(leaf.dtype) for leaf in jax.tree_util.tree_leaves(flowing)})
-    if len(kinds) > 1:
-        raise _checks.fail("params", "be of one floating-point type", " and ".join(kinds), "Cast them to one of these.")
-    if jnp.finfo(kinds[0]).bits < 32:
-        advice = "Its steps would be smaller than the rounding. Convert them; the data may stay as they are."
-        raise _checks.fail("params", "be of type float32 or float64 to follow a flow", kinds[0], advice)
+    dtype = _check_parameters(flowing)
     if resumed is None and _checks.is_concrete((flow, flowing, frozen)):
         with jax.ensure_compile_time_eval():
             flow.check_values(flowing, frozen)
         check_start(flow, join(flowing, frozen))
     times = check_times(ts, flow.t0 if resumed is None else resumed.t)
-    if save_params:
+    if recorded.save_params:
         check_memory(times.size, flowing)
-    observe = check_observe(observe)
+    observe = check_observe(recorded.observe)
+    max_steps = integration.max_steps
     if _checks.is_concrete(max_steps):
         _checks.check_count("max_steps", max_steps.item() if isinstance(max_steps, jax.Array) else max_steps)
-    check_until(until)
-    control = check_tolerances(rtol, atol, kinds[0])
+    check_until(recorded.until)
+    control = check_tolerances(integration.rtol, integration.atol, dtype)
     if resumed is None:
-        check_size(flowing, kinds[0])
-    choice = ""
-    if solver is None:
-        tolerance = float(control.rtol) if _checks.is_concrete(control.rtol) else 1e-5
-        solver = default_solver(tolerance, flow, flow.kinked(flowing, frozen))
-        choice = describe_choice(tolerance, flow, flow.kinks(flowing, frozen))
-    method = _prepare_solver(solver, control, flowing)
-    if flow.step_limited and not isinstance(method, OneStep):
-        advice = "Use one such as gradflow.solvers.Tsit5() or, where it is stiff, Hybrid()."
-        raise _checks.fail("solver", f"be an explicit method for a {type(flow).__name__}", method.name, advice)
-    if flow.constrained != isinstance(method, CatchingUp):
-        must = f"{'' if flow.constrained else 'not '}be gradflow.solvers.CatchingUp() for a {type(flow).__name__}"
-        raise _checks.fail("solver", must, method.name, "None chooses one that goes with it.")
-
+        check_size(flowing, dtype)
+    method, choice = method_for(flow, integration.solver, control, flowing, frozen)
     return AdaptiveRun(
         flow=flow,
         frozen=frozen,
@@ -253,49 +218,24 @@ def prepare(
         observe=observe,
         method=method,
         control=control,
-        until=until,
+        until=recorded.until,
         max_steps=jnp.asarray(max_steps),
-        save_params=bool(save_params),
+        save_params=bool(recorded.save_params),
         choice=choice,
-        jumps=join_jumps(check_jumps(jumps), flow.jumps),
-        longest_step=check_longest_step(longest_step),
+        jumps=join_jumps(check_jumps(integration.jumps), flow.jumps),
+        longest_step=check_longest_step(integration.longest_step),
         resumed=resumed,
         continued=resumed is not None,
     )
 
 
-def check_method_without_noise(
-    solver: diffrax.AbstractSolver | AbstractMethod | AbstractStochasticMethod | None,
-) -> diffrax.AbstractSolver | AbstractMethod | None:
-    """The method for a flow without noise; refuses those for stochastic flows."""
-    if isinstance(solver, AbstractStochasticMethod):
-        advice = "See gradflow.solvers."
-        raise _checks.fail("solver", "be one for a flow without noise", f"of type {type(solver).__name__}", advice)
-    return solver
-
-
-def _prepare_solver(solver: Any, control: StepControl, trainable: PyTree) -> AbstractMethod:
-    """The method; a diffrax solver with a loop that both modes of the run can use and its root finder's tolerances."""
-    if isinstance(solver, AbstractMethod):
-        return solver
-    if not isinstance(solver, diffrax.AbstractSolver):
-        if isinstance(solver, type):
-            raise _checks.fail("solver", "be a solver", f"the class {solver.__name__}", f"Write {solver.__name__}().")
-        raise _checks.fail("solver", "be a diffrax solver", f"of type {type(solver).__name__}", "See gradflow.solvers.")
-    if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
-        advice = "Use gradflow.solvers.Tsit5() or Heun(); for fixed steps of Euler, iterate gradflow.GradientDescent."
-        raise _checks.fail("solver", "have an error estimate", f"{type(solver).__name__}, which has none", advice)
-    if isinstance(solver, diffrax.AbstractRungeKutta) and solver.scan_kind is None:
-        # The plain loop over stages: diffrax's default one is made for reverse mode and knows no forward mode.
-        solver = eqx.tree_at(lambda s: s.scan_kind, solver, "lax", is_leaf=lambda x: x is None)
-    if not isinstance(solver, diffrax.AbstractImplicitSolver):
-        return OneStep(solver)
-    size = tree_norm(trainable)
-    rough = control.rtol.astype(size.dtype) * size if control.atol is None else control.atol
-    settings: dict[str, Any] = {"rtol": control.rtol, "atol": rough, "norm": optimistix.rms_norm}
-    # A root finder of diffrax leaves a marker where it wants the tolerances of the run; its class has no public name.
-    marker = type(diffrax.with_stepsize_controller_tols(optimistix.Newton)().rtol)
-    finder = solver.root_finder
-    open_ones = [name for name in settings if isinstance(getattr(finder, name, None), marker)]
-    where = lambda s: [getattr(s.root_finder, name) for name in open_ones]  # noqa: E731
-    return OneStep(eqx.tree_at(where, solver, [settings[name] for name in open_ones]) if open_ones else solver)
+def _check_parameters(flowing: PyTree) -> str:
+    """Refuses parameters from which no flow can start; returns the name of their type."""
+    _checks.check_finite("params", flowing, "A flow cannot start from there.")
+    kinds = sorted({str(leaf.dtype) for leaf in jax.tree_util.tree_leaves(flowing)})
+    if len(kinds) > 1:
+        raise _checks.fail("params", "be of one floating-point type", " and ".join(kinds), "Cast them to one of these.")
+    if jnp.finfo(kinds[0]).bits < 32:
+        advice = "Its steps would be smaller than the rounding. Convert them; the data may stay as they are."
+        raise _checks.fail("params", "be of type float32 or float64 to follow a flow", kinds[0], advice)
+    return kinds[0]

@@ -4,13 +4,13 @@ import os
 import pathlib
 import time
 import warnings
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jaxtyping import Array, PyTree
 
 from gradflow._checks import fail
 from gradflow._solution import Solution, Status, moving
@@ -53,7 +53,7 @@ class StoredRun:
             raise
         self._written, self._before, self._began = 0, 0.0, time.monotonic()
 
-    def take_up(self, begun: Any) -> Any:
+    def take_up(self, begun: PyTree) -> PyTree:
         """Where the run goes on, which has just begun: there, or where the store has it."""
         self._identity.record["start"] = start_of(begun)
         before = self._store.identity
@@ -79,7 +79,7 @@ class StoredRun:
     def due(self) -> bool:
         return self._store.state.due()
 
-    def save(self, carry: Any, position: Position) -> None:
+    def save(self, carry: PyTree, position: Position) -> None:
         """Writes the rows that were reached, then the state from which the run goes on."""
         began = time.monotonic()
         reached = int(position.rows)
@@ -102,7 +102,7 @@ class StoredRun:
     def _refuse(self, changes: list[str]) -> None:
         refuse(changes, self._store.path, "run")
 
-    def _restored(self, begun: Any, leaves: list[Any]) -> Any:
+    def _restored(self, begun: PyTree, leaves: list[Array]) -> PyTree:
         """The carry of the state that was kept, with its rows."""
         arrays, static = eqx.partition(_without_record(begun), eqx.is_array)
         carry = eqx.combine(jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(arrays), leaves), static)
@@ -113,12 +113,12 @@ class StoredRun:
         filled = {name: _filled(rows[name], leaf) for name, leaf in blank.items()}
         return eqx.tree_at(lambda c: c.record, carry, _with_rows(self._run, begun.record, filled))
 
-    def _template(self, begun: Any) -> xr.Dataset:
+    def _template(self, begun: PyTree) -> xr.Dataset:
         """The data set with nothing in it yet."""
         run = self._run
         ts = np.asarray(run.save_times())
         rows = {name: _plain(leaf, 0, 0) for name, leaf in _rows_of(run, begun.record).items()}
-        variables: dict[str, Any] = {}
+        variables: dict[str, tuple] = {}
         for name, values in rows.items():
             dims = ("time", *(f"{name}_{i}" for i in range(values.ndim - 1)))
             empty = np.asarray(np.nan if values.dtype.kind in "fc" else 0, values.dtype)
@@ -130,7 +130,7 @@ class StoredRun:
             variables[name] = ((), empty, ATTRIBUTES.get(name, {}))
         variables["status"] = ((), np.asarray(MISSING, np.int8), RUNNING)
         variables[SECONDS] = ((), np.asarray(0.0), {"long_name": "time that the run has taken", "units": "s"})
-        about: dict[str, Any] = {"format": FORMAT, KIND: run.title, "method": result.method, "dtype": str(_dtype(run))}
+        about = {"format": FORMAT, KIND: run.title, "method": result.method, "dtype": str(_dtype(run))}
         rtol = self._identity.record["settings"].get("rtol")
         about |= ({} if rtol is None else {"rtol": rtol}) | installation()
         return xr.Dataset(variables, {"time": ("time", ts, {"long_name": "flow time", "units": "1"})}, about)
@@ -140,20 +140,20 @@ def _eps(run: AbstractRun) -> float:
     return float(jnp.finfo(_dtype(run)).eps)
 
 
-def _dtype(run: AbstractRun) -> Any:
+def _dtype(run: AbstractRun) -> np.dtype:
     return jnp.result_type(*jax.tree_util.tree_leaves(run.start))
 
 
-def _without_record(carry: Any) -> Any:
+def _without_record(carry: PyTree) -> PyTree:
     return eqx.tree_at(lambda c: c.record, carry, None)
 
 
-def _arrays_of(carry: Any) -> list[Any]:
+def _arrays_of(carry: PyTree) -> list[Array]:
     """All that changes on the way, but for the rows, which are appended to the store by themselves."""
     return jax.tree_util.tree_leaves(eqx.filter(_without_record(carry), eqx.is_array))
 
 
-def _rows_of(run: AbstractRun, record: Record) -> dict[str, Any]:
+def _rows_of(run: AbstractRun, record: Record) -> dict[str, Array]:
     """The buffers of a record as variables; parameters leaf by leaf, by their places."""
     observed = named_arrays(record.observed)
     for name in observed:
@@ -163,11 +163,11 @@ def _rows_of(run: AbstractRun, record: Record) -> dict[str, Any]:
     return observed | named_arrays({"params": _flowing(run, record)})
 
 
-def _flowing(run: AbstractRun, record: Record) -> Any:
+def _flowing(run: AbstractRun, record: Record) -> PyTree:
     return moving(record.params, held_paths(run.frozen))
 
 
-def _with_rows(run: AbstractRun, record: Record, rows: dict[str, Any]) -> Record:
+def _with_rows(run: AbstractRun, record: Record, rows: dict[str, Array]) -> Record:
     """The record with other buffers, by the names of variables."""
     ordered = iter(rows.values())
     take = lambda _: next(ordered)  # noqa: E731
@@ -176,13 +176,13 @@ def _with_rows(run: AbstractRun, record: Record, rows: dict[str, Any]) -> Record
     return Record(eqx.combine(params, record.params), observed, record.memories)
 
 
-def _plain(buffer: Any, first: int, last: int) -> np.ndarray:
+def _plain(buffer: Array, first: int, last: int) -> np.ndarray:
     """Rows as the store takes them: types of half precision that it does not know become single, which holds them."""
     rows = np.asarray(buffer)[first:last]
     return rows.astype(np.float32) if rows.dtype.kind == "V" else rows
 
 
-def _filled(rows: np.ndarray, blank: Any) -> Any:
+def _filled(rows: np.ndarray, blank: Array) -> Array:
     """A buffer whose first rows are these."""
     buffer = np.zeros(blank.shape, blank.dtype)
     buffer[: len(rows)] = rows.astype(blank.dtype)

@@ -1,13 +1,12 @@
 """A condition that ends a run: a function of the parameters goes above or below a value."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, Scalar, ScalarLike
 
 from gradflow._checks import check_callable, fail, is_concrete
 from gradflow.runs._record import seen
@@ -37,11 +36,13 @@ class Until(eqx.Module):
     ('stopped', 0.6931)
     """
 
-    fn: Callable[[Any], Any]
+    fn: Callable[[PyTree], ScalarLike]
     value: Float[Array, ""]
     sign: int = eqx.field(static=True)
 
-    def __init__(self, fn: Callable[[Any], Any], *, above: Any = None, below: Any = None):
+    def __init__(
+        self, fn: Callable[[PyTree], ScalarLike], *, above: ArrayLike | None = None, below: ArrayLike | None = None
+    ):
         check_callable("fn", fn, "fn(params) -> scalar")
         if (above is None) == (below is None):
             given = "neither" if above is None else "both"
@@ -60,7 +61,7 @@ class Until(eqx.Module):
         return self.sign * (jnp.asarray(self.fn(seen(self.fn, params)), self.value.dtype) - self.value)
 
 
-def check_until(until: Any) -> None:
+def check_until(until: object) -> None:
     """Refuses conditions that are none."""
     if until is not None and not isinstance(until, Until):
         advice = "For instance gradflow.Until(problem, below=0.1)."

@@ -1,7 +1,6 @@
 """The variables of labelled results: how those of a run are called, and what holds one number for each run."""
 
 import re
-from typing import Any
 
 import jax
 from jaxtyping import Array, PyTree
@@ -14,7 +13,7 @@ COUNTS = ("steps", "accepted", "rejected", "gradient_evaluations", "hessian_vect
 PER_RUN = ("t_final", "loss_first", "loss_last")
 OF_RUNS = ("drift_", "error_")
 """How the variables begin that hold one number for each quantity of a run."""
-ATTRIBUTES: dict[str, dict[str, Any]] = {
+ATTRIBUTES: dict[str, dict[str, object]] = {
     "status": {
         "long_name": "how the run ended",
         "flag_values": list(range(MISSING, len(Status.labels()))),
@@ -49,9 +48,9 @@ def named_arrays(observed: dict[str, PyTree]) -> dict[str, Array]:
     return arrays
 
 
-def numbers_of(results: Solution) -> dict[str, Any]:
+def numbers_of(results: Solution) -> dict[str, Array]:
     """What a run, or each of a batch, has one number of: how it ended, what it cost, how accurate it was."""
-    numbers: dict[str, Any] = {f"drift_{name}": value for name, value in results.drift.items()}
+    numbers: dict[str, Array] = {f"drift_{name}": value for name, value in results.drift.items()}
     numbers |= {f"error_{name}": value for name, value in (results.errors or {}).items()}
     numbers |= {name: results.stats[name] for name in COUNTS}
     numbers |= {"status": results.code, "t_final": results.t_final}

@@ -1,7 +1,9 @@
 """What looks at a run from outside, segment by segment: its store, the callback of the caller, a bar."""
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from jaxtyping import PyTree
 
 from gradflow._solution import Solution, SolveError
 from gradflow.runs._callback import Callback, loss_of, position_of, snapshot
@@ -31,7 +33,7 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def begin(self, begun: Any) -> Any:
+    def begin(self, begun: PyTree) -> PyTree:
         """Where the run goes on that has just begun."""
         if self._stored is None:
             return begun
@@ -43,7 +45,7 @@ class Watch:
         self._advanced = carry is begun
         return carry
 
-    def segment(self, carry: Any) -> None:
+    def segment(self, carry: PyTree) -> None:
         """After each segment. **Raises** what the callback does, and `SolveError` where nothing can be written."""
         self._advanced = True
         if self._stored is not None and self._stored.due():
@@ -54,7 +56,7 @@ class Watch:
             share, remark = self._run.progress(carry)
             self._bar.reach(min(100.0, 100.0 * share), remark + self._with_loss(carry))
 
-    def end(self, carry: Any) -> Solution:
+    def end(self, carry: PyTree) -> Solution:
         """The result of a run that goes no further, which its store gets as well."""
         solution = self._run.finish(carry)
         if self._stored is not None and self._advanced:
@@ -62,7 +64,7 @@ class Watch:
             self._write(solution)
         return solution
 
-    def _save(self, carry: Any) -> None:
+    def _save(self, carry: PyTree) -> None:
         assert self._stored is not None
         try:
             self._stored.save(carry, position_of(self._run, carry))
@@ -76,7 +78,7 @@ class Watch:
         except OSError as error:
             raise self._unwritable(solution, error) from error
 
-    def _unwritable(self, reached: Any, error: OSError) -> SolveError:
+    def _unwritable(self, reached: PyTree | Solution, error: OSError) -> SolveError:
         """What is raised where the disk is full."""
         assert self._stored is not None
         solution = reached if isinstance(reached, Solution) else self._run.finish(reached)
@@ -87,7 +89,7 @@ class Watch:
         )
         return SolveError(f"{message} was stored last. The part computed is in `error.solution`.", solution)
 
-    def _tell(self, carry: Any) -> None:
+    def _tell(self, carry: PyTree) -> None:
         """Calls the callback. What it raises stops the run, and gets what there is as its attribute `solution`."""
         assert self._callback is not None
         position = position_of(self._run, carry)
@@ -101,7 +103,7 @@ class Watch:
             error.add_note("gradflow: the part that was computed is in the attribute `solution` of this error.")
             raise
 
-    def _with_loss(self, carry: Any) -> str:
+    def _with_loss(self, carry: PyTree) -> str:
         """The loss, for the bar; one of a while ago where it takes long."""
         began = time.monotonic()
         if began >= self._loss_due:

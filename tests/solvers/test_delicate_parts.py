@@ -8,8 +8,9 @@ import pytest
 
 import gradflow as gf
 from gradflow.runs._adaptive import begin
+from gradflow.runs._arguments import Recorded
 from gradflow.runs._attempt import attempt
-from gradflow.runs._solve import prepare
+from gradflow.runs._solve import Integration, prepare
 from gradflow.solvers import _rkc2, _sk_rock
 
 CIRCLE = gf.EmpiricalRisk(*gf.data.circle(8), gf.losses.square)
@@ -92,8 +93,8 @@ def test_ndf_holds_steps_to_the_instability_it_has_met():
     that it met, and no other is rejected: steps of 0.5 and then 0.7 of `alpha = 1.185`, of order one, over the
     curvature (Shampine and Reichelt 1997 for alpha; the shares keep `1 - h / alpha` positive)."""
     flow = gf.GradientFlow(lambda w: -0.5 * jnp.sum(jnp.array([1.0, 0.25]) * w**2))
-    options = {"rtol": 1e-3, "atol": 1e30, "save_params": False, "until": None, "max_steps": 1000, "observe": None}
-    setup = prepare(flow, jnp.ones(2), [40.0], solver=gf.solvers.NDF(), **options)
+    integration = Integration(gf.solvers.NDF(), rtol=1e-3, atol=1e30, max_steps=1000)
+    setup = prepare(flow, jnp.ones(2), [40.0], Recorded(None, False, None), integration)
     carry, step, proposed = begin(setup), eqx.filter_jit(attempt), []
     for _ in range(12):
         carry = step(setup, carry, None)
