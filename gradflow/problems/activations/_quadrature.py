@@ -55,14 +55,14 @@ class Quadrature(AbstractActivation):
     promised: float = eqx.field(static=True)
     nonsmooth: bool = eqx.field(static=True)
 
-    def __init__(self, fn: object, accuracy: float = 1e-5, variance: float = 9.0):
-        function = check_callable("fn", fn, "fn(array), elementwise")
+    def __init__(self, fn: Callable[[Array], Array], accuracy: float = 1e-5, variance: float = 9.0):
+        check_callable("fn", fn, "fn(array), elementwise")
         check_positive("accuracy", accuracy, "For instance 1e-5.")
         check_positive("variance", variance, "It is the largest that a field will have.")
-        if jax.eval_shape(function, jax.ShapeDtypeStruct((3,), jnp.result_type(float))).shape != (3,):
+        if jax.eval_shape(fn, jax.ShapeDtypeStruct((3,), jnp.result_type(float))).shape != (3,):
             raise fail("fn", "be elementwise", "not: three numbers give another shape", "For instance jax.numpy.tanh.")
-        self.fn, self.accuracy, self.variance = function, float(accuracy), float(variance)
-        chosen = choose(function, self.accuracy, self.variance)
+        self.fn, self.accuracy, self.variance = fn, float(accuracy), float(variance)
+        chosen = choose(fn, self.accuracy, self.variance)
         if chosen is None:
             actual = f"not finite within 30 standard deviations at variance {self.variance:g}"
             raise fail("fn", "be finite, with its moments", actual, "Does it overflow? Give a smaller variance=.")
