@@ -21,12 +21,12 @@ if "XLA_FLAGS" not in os.environ:  # the workers of pytest-xdist inherit what th
     os.environ["XLA_FLAGS"] = QUICK_TO_COMPILE if understood(QUICK_TO_COMPILE) else ""
 
 import jax  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
+import jaxtyping  # noqa: E402
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-with install_import_hook("gradflow", "beartype.beartype"):
+with jaxtyping.install_import_hook("gradflow", "beartype.beartype"):
     import gradflow  # noqa: F401
 
 import jax.numpy as jnp  # noqa: E402
@@ -41,6 +41,14 @@ def few_programs():
     """A process that holds the programs of all tests at once runs out of memory maps, and crashes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def unchecked():
+    """No run-time checks of types, as users run the package: what it says by itself of a value of the wrong type."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What `solve` asks of a flow: a start, a vector field, the parameters in a state."""
 
 import abc
-from typing import Any
+from collections.abc import Callable
 
 import diffrax
 from jaxtyping import Array, Float, PyTree, Scalar
@@ -33,7 +33,7 @@ class AbstractFlow(DeclaresSpectrum, ControlsErrors, DeclaresCost, ReportsErrors
     (`errors`, `complaint`, `remedy`). A flow with noise derives from `AbstractStochasticFlow`.
     """
 
-    def __init_subclass__(cls, **keywords: Any) -> None:
+    def __init_subclass__(cls, **keywords: object) -> None:
         super().__init_subclass__(**keywords)
         for name in FORMER.keys() & vars(cls).keys():
             raise fail(name, f"be called {FORMER[name]}", f"declared by {cls.__name__} under its former name")
@@ -65,7 +65,7 @@ class AbstractFlow(DeclaresSpectrum, ControlsErrors, DeclaresCost, ReportsErrors
 
     def terms(self) -> diffrax.AbstractTerm:
         """The flow as diffrax terms, with `args = frozen`."""
-        field: Any = self.vector_field
+        field: Callable[..., PyTree] = self.vector_field
         return diffrax.ODETerm(field)
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:

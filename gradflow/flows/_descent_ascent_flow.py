@@ -2,12 +2,11 @@
 
 import itertools
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_finite, check_not_negative, fail
 from gradflow._tree import flatten, split
@@ -94,7 +93,7 @@ class DescentAscentFlow(AbstractSplitFlow):
     2.0
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     learning_rate: Float[Array, ""]
     order: int = eqx.field(static=True)
     initial_amplitude: PyTree
@@ -103,12 +102,12 @@ class DescentAscentFlow(AbstractSplitFlow):
 
     def __init__(
         self,
-        problem: Any,
-        learning_rate: Any,
+        problem: Callable[[PyTree], Scalar],
+        learning_rate: ArrayLike,
         order: int = 2,
-        amplitude: Any = None,
-        t0: Any = 0.0,
-        rounding: Any = None,
+        amplitude: PyTree = None,
+        t0: ArrayLike = 0.0,
+        rounding: ArrayLike | None = None,
     ):
         self.problem, self.learning_rate = check_descent(problem, learning_rate)
         if order not in STAGES:

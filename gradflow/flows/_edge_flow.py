@@ -1,11 +1,10 @@
 """Edge flow: a centre, the direction of its largest eigenvalue, and how far gradient descent alternates along it."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow.flows._split_flow import (
     AbstractSplitFlow,
@@ -43,10 +42,10 @@ class EdgeFlow(AbstractSplitFlow):
     2.0
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     learning_rate: Float[Array, ""]
 
-    def __init__(self, problem: Any, learning_rate: Any):
+    def __init__(self, problem: Callable[[PyTree], Scalar], learning_rate: ArrayLike):
         self.problem, self.learning_rate = check_descent(problem, learning_rate)
 
     @property

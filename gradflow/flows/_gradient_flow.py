@@ -1,7 +1,7 @@
 """Gradient flow `theta' = -grad L(theta)`."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -42,10 +42,10 @@ class GradientFlow(AbstractFlow):
     [0.368, 0.368]
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     symmetric_jacobian: ClassVar[bool] = True
 
-    def __init__(self, problem: Callable[[Any], Any]):
+    def __init__(self, problem: Callable[[PyTree], Scalar]):
         check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
         self.problem = problem
 
@@ -84,14 +84,16 @@ class GradientFlow(AbstractFlow):
         check_scalar(self.problem, join(trainable, frozen))
 
 
-def energy_and_balances(problem: Any, loss: Scalar, dissipated: Scalar, params: PyTree) -> dict[str, Conserved]:
+def energy_and_balances(
+    problem: Callable[[PyTree], Scalar], loss: Scalar, dissipated: Scalar, params: PyTree
+) -> dict[str, Conserved]:
     """What gradient flow conserves: the loss plus the integral of the squared gradient, and what the model knows of."""
     quantities = {"energy": Conserved(loss + dissipated, jnp.abs(loss) + jnp.abs(dissipated))}
     conserving = offered(problem, ConservesAlong)
     return quantities if conserving is None else quantities | conserving.conserved(params)
 
 
-def check_scalar(problem: Callable[[Any], Any], params: PyTree) -> None:
+def check_scalar(problem: Callable[[PyTree], Scalar], params: PyTree) -> None:
     """Refuses a problem whose value is not a real floating-point scalar, without evaluating it."""
     try:
         value = eqx.filter_eval_shape(problem, params)
@@ -110,7 +112,7 @@ def check_scalar(problem: Callable[[Any], Any], params: PyTree) -> None:
         raise fail("problem", "return a real floating-point scalar", actual, advice)
 
 
-def field_kinks(problem: Any, trainable: PyTree, frozen: PyTree) -> tuple[str, ...] | None:
+def field_kinks(problem: Callable[[PyTree], Scalar], trainable: PyTree, frozen: PyTree) -> tuple[str, ...] | None:
     """The operations at which the gradient of a problem jumps; none where ReLU has been smoothed."""
     smoothed = isinstance(getattr(problem, "predict", None), Smoothed)
     return () if smoothed else kinks_of(problem, trainable, frozen)

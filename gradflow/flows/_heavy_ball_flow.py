@@ -1,11 +1,11 @@
 """The heavy ball in continuous time, at low and at high resolution."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, check_choice
 from gradflow.flows._second_order import (
@@ -57,7 +57,7 @@ class HeavyBallFlow(AbstractSecondOrderFlow):
     0.7358
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     autonomous: ClassVar[bool] = True
     mu: Float[Array, ""]
     s: Float[Array, ""]
@@ -65,7 +65,12 @@ class HeavyBallFlow(AbstractSecondOrderFlow):
     start: Literal["matched", "paper", "rest"] = eqx.field(static=True)
 
     def __init__(
-        self, problem: Callable[[Any], Any], mu: Any, s: Any, resolution: Any = "high", start: Any = "matched"
+        self,
+        problem: Callable[[PyTree], Scalar],
+        mu: ArrayLike,
+        s: ArrayLike,
+        resolution: Literal["high", "low"] = "high",
+        start: Literal["matched", "paper", "rest"] = "matched",
     ):
         check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
         check_strong_convexity(mu, s)

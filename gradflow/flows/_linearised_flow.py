@@ -1,12 +1,12 @@
 """Training of a linearised model, in the space of its predictions: the tangent-kernel flow, with or without
 momentum."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_count, check_finite, fail, is_concrete
 from gradflow._linalg import kernel
@@ -65,7 +65,7 @@ class LinearisedFlow(AbstractFlow):
         problem: EmpiricalRisk,
         params: PyTree,
         dynamics: AbstractSecondOrderFlow | None = None,
-        path: tuple[Any, Any] | None = None,
+        path: tuple[ArrayLike, ArrayLike] | None = None,
         chunk: int = 32,
     ):
         if not isinstance(problem, EmpiricalRisk):
@@ -135,7 +135,7 @@ class LinearisedFlow(AbstractFlow):
             raise fail("params", f"be predictions of shape {self.start.shape}", actual, advice)
 
     @full_precision
-    def exact(self, ts: Any) -> Float[Array, "T n ..."]:
+    def exact(self, ts: ArrayLike | Sequence[float]) -> Float[Array, "T n ..."]:
         """Predictions at times `ts`, from `flow.start`, in closed form.
 
         **Raises** `ValueError` unless the loss is `losses.square`, the kernel is one, the coefficients are constant.

@@ -1,6 +1,6 @@
 """Gradient flow of diagonal linear networks in logarithmic coordinates, `beta = alpha^2 sinh(2 q)`."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -55,7 +55,7 @@ class LogDiagonalFlow(AbstractFlow):
     # The Jacobian is the negative product of the Hessian in `beta` and of the positive diagonal `d beta / d q`.
     real_spectrum: ClassVar[bool] = True
 
-    def __init__(self, problem: Any):
+    def __init__(self, problem: EmpiricalRisk):
         self.problem = check_risk(problem)
 
     @property

@@ -1,14 +1,15 @@
 """Mean-field flow: networks of any width, and of width infinity, as one system with a weight for every node."""
 
 import warnings
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Scalar
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import TheoryWarning, check_finite, check_not_negative, fail, is_concrete
 from gradflow._conserved import Conserved
@@ -76,7 +77,12 @@ class MeanFieldFlow(AbstractFlow):
     weights: tuple[Float[Array, " _"], ...]
     decay: Float[Array, "*layers"]
 
-    def __init__(self, problem: Any, weights: Any, decay: Any = 0.0):
+    def __init__(
+        self,
+        problem: EmpiricalRisk | PopulationRisk,
+        weights: Sequence[ArrayLike],
+        decay: ArrayLike | Sequence[ArrayLike] = 0.0,
+    ):
         if not isinstance(problem, EmpiricalRisk | PopulationRisk):
             advice = "Nodes of quadrature over a distribution make a gradflow.PopulationRisk."
             raise fail(
@@ -177,10 +183,10 @@ class MeanFieldFlow(AbstractFlow):
                 stacklevel=4,
             )
 
-    def _weights(self, dtype: Any) -> tuple[Array, ...]:
+    def _weights(self, dtype: DTypeLike) -> tuple[Array, ...]:
         return tuple(p.astype(dtype) for p in self.weights)
 
-    def _rates(self, dtype: Any) -> Float[Array, " layers"]:
+    def _rates(self, dtype: DTypeLike) -> Float[Array, " layers"]:
         return jnp.broadcast_to(self.decay.astype(dtype), (len(self.weights) + 1,))
 
 
@@ -189,7 +195,7 @@ def _drift(flow: MeanFieldFlow, trainable: PyTree, frozen: PyTree) -> PyTree:
     return flow.vector_field(jnp.zeros(()), flow.init(trainable, frozen), frozen)[0]
 
 
-def warn_unbounded(activation: Any) -> None:
+def warn_unbounded(activation: Callable[[Array], Array]) -> None:
     """Says that the theorems ask for a bounded activation."""
     with jax.core.eval_context():
         far = jnp.array([-BOUNDED, BOUNDED, -1e2 * BOUNDED, 1e2 * BOUNDED], jnp.float32)

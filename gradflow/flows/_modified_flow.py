@@ -1,12 +1,12 @@
 """Modified equations: first-order flows that follow gradient descent and momentum methods to higher order."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, check_choice, check_finite, check_positive, fail
 from gradflow._tree import join
@@ -58,7 +58,7 @@ class ModifiedFlow(AbstractFlow):
     True
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     learning_rate: Float[Array, ""]
     momentum: Float[Array, ""]
     first_step: Float[Array, ""]
@@ -68,13 +68,13 @@ class ModifiedFlow(AbstractFlow):
 
     def __init__(
         self,
-        problem: Callable[[Any], Any],
-        learning_rate: Any,
-        momentum: Any = 0.0,
+        problem: Callable[[PyTree], Scalar],
+        learning_rate: ArrayLike,
+        momentum: ArrayLike = 0.0,
         nesterov: bool = False,
         order: int = 2,
-        start: Any = "matched",
-        first_step: Any = None,
+        start: Literal["matched", "plain"] = "matched",
+        first_step: ArrayLike | None = None,
     ):
         check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
         check_positive("learning_rate", learning_rate)

@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_count, check_not_negative, fail, is_concrete
 from gradflow._tree import flatten
@@ -96,7 +97,7 @@ class MomentumDescentAscentFlow(AbstractAlternatingFlow):
     True
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     learning_rate: Float[Array, ""]
     momentum: Float[Array, ""]
     nesterov: bool = eqx.field(static=True)
@@ -106,19 +107,19 @@ class MomentumDescentAscentFlow(AbstractAlternatingFlow):
 
     def __init__(
         self,
-        problem: Callable[[Any], Any],
-        learning_rate: Any,
-        momentum: Any,
+        problem: Callable[[PyTree], Scalar],
+        learning_rate: ArrayLike,
+        momentum: ArrayLike,
         nesterov: bool = False,
         warm_up: int | None = None,
-        rounding: Any = None,
+        rounding: ArrayLike | None = None,
     ):
         self.problem, self.learning_rate = check_descent(problem, learning_rate)
         check_momentum(momentum)
         if warm_up is None:
             if not is_concrete(momentum):
                 raise fail("warm_up", "be given where `momentum` is traced", "None", "Take 10 / (1 - momentum).")
-            warm_up = max(HALF_WIDTH + 1, math.ceil(DECAYED / (1 - float(momentum))))
+            warm_up = max(HALF_WIDTH + 1, math.ceil(DECAYED / (1 - float(np.asarray(momentum)))))
         check_count("warm_up", warm_up)
         if warm_up <= HALF_WIDTH:
             advice = f"The start is taken from {2 * HALF_WIDTH + 3} iterates about it."

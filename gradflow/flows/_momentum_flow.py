@@ -1,11 +1,12 @@
 """Momentum methods with a fixed coefficient, as people train: their second-order flow."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Scalar
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, check_positive, fail, is_concrete
 from gradflow.flows._second_order import AbstractSecondOrderFlow
@@ -45,13 +46,15 @@ class MomentumFlow(AbstractSecondOrderFlow):
     True
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     autonomous: ClassVar[bool] = True
     learning_rate: Float[Array, ""]
     momentum: Float[Array, ""]
     nesterov: bool = eqx.field(static=True)
 
-    def __init__(self, problem: Callable[[Any], Any], learning_rate: Any, momentum: Any, nesterov: bool = False):
+    def __init__(
+        self, problem: Callable[[PyTree], Scalar], learning_rate: ArrayLike, momentum: ArrayLike, nesterov: bool = False
+    ):
         check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
         check_positive("learning_rate", learning_rate)
         check_momentum(momentum)
@@ -93,7 +96,10 @@ class MomentumFlow(AbstractSecondOrderFlow):
         return self.momentum / self._ratio() if self.nesterov else jnp.zeros_like(self.momentum)
 
 
-def check_momentum(momentum: Any) -> None:
+def check_momentum(momentum: ArrayLike) -> None:
     """Refuses momentum outside `[0, 1)`."""
-    if is_concrete(momentum) and not 0 <= float(momentum) < 1:
-        raise fail("momentum", "lie in [0, 1)", f"{float(momentum):g}", "Typical values are 0.9 and 0.99.")
+    if not is_concrete(momentum):
+        return
+    value = float(np.asarray(momentum))
+    if not 0 <= value < 1:
+        raise fail("momentum", "lie in [0, 1)", f"{value:g}", "Typical values are 0.9 and 0.99.")

@@ -1,11 +1,11 @@
 """Nesterov's method for convex functions in continuous time, at low and at high resolution."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, check_choice, check_positive
 from gradflow.flows._second_order import AbstractSecondOrderFlow, MomentumState, check_step, displacement, dot, shifted
@@ -49,12 +49,18 @@ class NesterovConvexFlow(AbstractSecondOrderFlow):
     True
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     s: Float[Array, ""]
     alpha: Float[Array, ""]
     resolution: Literal["high", "low"] = eqx.field(static=True)
 
-    def __init__(self, problem: Callable[[Any], Any], s: Any, alpha: Any = 3.0, resolution: Any = "high"):
+    def __init__(
+        self,
+        problem: Callable[[PyTree], Scalar],
+        s: ArrayLike,
+        alpha: ArrayLike = 3.0,
+        resolution: Literal["high", "low"] = "high",
+    ):
         check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
         check_step(s)
         check_positive("alpha", alpha, "Nesterov's method has 3.")

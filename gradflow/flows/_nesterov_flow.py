@@ -1,12 +1,12 @@
 """Nesterov's method for strongly convex functions in continuous time, at low and at high resolution."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, check_choice
 from gradflow._tree import join
@@ -58,7 +58,7 @@ class NesterovFlow(AbstractSecondOrderFlow):
     True
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     autonomous: ClassVar[bool] = True
     mu: Float[Array, ""]
     s: Float[Array, ""]
@@ -66,7 +66,12 @@ class NesterovFlow(AbstractSecondOrderFlow):
     start: Literal["matched", "paper"] = eqx.field(static=True)
 
     def __init__(
-        self, problem: Callable[[Any], Any], mu: Any, s: Any, resolution: Any = "high", start: Any = "matched"
+        self,
+        problem: Callable[[PyTree], Scalar],
+        mu: ArrayLike,
+        s: ArrayLike,
+        resolution: Literal["high", "low"] = "high",
+        start: Literal["matched", "paper", "rest"] = "matched",
     ):
         check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
         check_strong_convexity(mu, s)

@@ -1,11 +1,11 @@
 """Gradient flow in polar coordinates neuron by neuron, `w_j = exp(rho_j) u_j` with `|u_j| = 1`."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_count, fail
 from gradflow._conserved import Conserved
@@ -70,7 +70,7 @@ class NeuronPolarFlow(AbstractFlow):
     longest_step: Float[Array, ""] | None
     step_limited: ClassVar[bool] = True
 
-    def __init__(self, problem: Any, degree: int = 2, *, longest_step: Any = 0.5):
+    def __init__(self, problem: EmpiricalRisk, degree: int = 2, *, longest_step: ArrayLike | None = 0.5):
         self.problem = check_risk(problem)
         check_count("degree", degree, least=2)
         self.longest_step, self.degree = check_longest(longest_step), degree

@@ -1,13 +1,12 @@
 """Fluctuations of one-pass SGD around its order parameters, to leading order in the number of inputs."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_count, check_positive, fail, is_concrete
 from gradflow._tree import flatten
@@ -87,7 +86,7 @@ class FluctuationFlow(AbstractFlow):
     dim: Scalar
     points: Float[Array, "samples fields"]
 
-    def __init__(self, flow: Any, width: int, *, dim: Any, samples: int = 4096, key: Any):
+    def __init__(self, flow: OrderParameterFlow, width: int, *, dim: ArrayLike, samples: int = 4096, key: Array):
         if not isinstance(flow, OrderParameterFlow):
             raise fail("flow", "be a gradflow.OrderParameterFlow", f"of type {type(flow).__name__}")
         check_count("width", width)
@@ -100,7 +99,7 @@ class FluctuationFlow(AbstractFlow):
         factor = jnp.linalg.cholesky(drawn.T @ drawn / samples)
         self.points = jax.scipy.linalg.solve_triangular(factor, drawn.T, lower=True).T
 
-    def start(self, params: OrderParameters, covariance: Any = None) -> Fluctuations:
+    def start(self, params: OrderParameters, covariance: ArrayLike | None = None) -> Fluctuations:
         """A start from these order parameters, the same in every run unless a `covariance` is given."""
         size = flatten(self.flow.init(params, None))[0].size
         if covariance is None:
@@ -191,7 +190,7 @@ class FluctuationFlow(AbstractFlow):
     def errors(self, state: tuple[Overlaps, Array], frozen: PyTree) -> dict[str, Scalar]:
         return self.flow.errors(state[0], None)
 
-    def complaint(self, errors: Mapping[str, Any]) -> str:
+    def complaint(self, errors: Mapping[str, ArrayLike]) -> str:
         return self.flow.complaint(errors)
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:

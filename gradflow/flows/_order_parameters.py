@@ -1,13 +1,14 @@
 """Order parameters of one-pass SGD on a two-layer network with many inputs (Saad and Solla)."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Scalar
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, check_not_negative, check_positive, fail, is_concrete
 from gradflow.flows._base import AbstractFlow
@@ -111,7 +112,7 @@ class OrderParameterFlow(AbstractFlow):
     gamma_over_p: Scalar
     noise: Scalar
     dim: Scalar | None
-    schedule: Callable[[Any], Any] | None
+    schedule: Callable[[Scalar], ArrayLike] | None
     teacher_output: Float[Array, " k"]
     second_layer_rate: Scalar
     batch_size: Scalar
@@ -121,18 +122,18 @@ class OrderParameterFlow(AbstractFlow):
 
     def __init__(
         self,
-        P: Any,
-        activation: Any = None,
+        P: ArrayLike | TeacherStudent,
+        activation: str | Callable[[Array], Array] | None = None,
         *,
-        gamma_over_p: Any,
-        noise: Any = None,
+        gamma_over_p: ArrayLike,
+        noise: ArrayLike | None = None,
         normalised: bool | None = None,
-        terms: Any = "full",
-        dim: Any = None,
-        schedule: Callable[[Any], Any] | None = None,
-        teacher_output: Any = None,
-        second_layer_rate: Any = 0.0,
-        batch_size: Any = 1,
+        terms: str | Collection[str] = "full",
+        dim: ArrayLike | None = None,
+        schedule: Callable[[Scalar], ArrayLike] | None = None,
+        teacher_output: ArrayLike | Sequence[ArrayLike] | None = None,
+        second_layer_rate: ArrayLike = 0.0,
+        batch_size: ArrayLike = 1,
         allow_float32: bool = False,
     ):
         if isinstance(P, TeacherStudent):
@@ -218,8 +219,8 @@ class OrderParameterFlow(AbstractFlow):
     def errors(self, state: Overlaps, frozen: PyTree) -> dict[str, Scalar]:
         return errors_of(self.activation, self.params(state).Q, self.P)
 
-    def complaint(self, errors: Mapping[str, Any]) -> str:
-        return self.activation.complaint(float(errors["quadrature"]))
+    def complaint(self, errors: Mapping[str, ArrayLike]) -> str:
+        return self.activation.complaint(float(np.asarray(errors["quadrature"])))
 
     def covariance(self, params: OrderParameters) -> Float[Array, "n n"]:
         """Covariance `[[Q, M], [M^T, P]]` of all fields."""
@@ -282,7 +283,7 @@ def errors_of(activation: AbstractActivation, Q: Float[Array, "p p"], P: Float[A
     return {} if error is None else {"quadrature": error}
 
 
-def check_terms(terms: Any) -> tuple[str, ...]:
+def check_terms(terms: str | Collection[str]) -> tuple[str, ...]:
     """The groups of terms by name of a regime, or as they are listed."""
     if isinstance(terms, str) and terms in REGIMES:
         return REGIMES[terms]
@@ -293,7 +294,7 @@ def check_terms(terms: Any) -> tuple[str, ...]:
     return tuple(name for name in TERMS if name in terms)
 
 
-def check_double(dtype: Any, allowed: bool) -> None:
+def check_double(dtype: DTypeLike, allowed: bool) -> None:
     """Asks for float64: the risk is a difference of numbers of order one."""
     if dtype != jnp.float64 and not allowed:
         advice = (
@@ -303,7 +304,7 @@ def check_double(dtype: Any, allowed: bool) -> None:
         raise fail("params", "be in float64", f"in {dtype}", advice)
 
 
-def check_limit(gamma_over_p: Any, dim: Any) -> None:
+def check_limit(gamma_over_p: ArrayLike, dim: ArrayLike) -> None:
     """Refuses learning rates so large that a single step moves the order parameters by more than their size."""
     if not is_concrete((gamma_over_p, dim)):
         return

@@ -1,11 +1,11 @@
 """The limit of many student units: `M` and the diagonal of what lies outside the space of the teacher."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import fail
 from gradflow.flows._base import AbstractFlow
@@ -64,7 +64,14 @@ class OverparametrisedFlow(AbstractFlow):
     teacher_output: Float[Array, " k"]
     allow_float32: bool = eqx.field(static=True)
 
-    def __init__(self, P: Any, activation: Any = None, *, teacher_output: Any = None, allow_float32: bool = False):
+    def __init__(
+        self,
+        P: ArrayLike | TeacherStudent,
+        activation: str | Callable[[Array], Array] | None = None,
+        *,
+        teacher_output: ArrayLike | Sequence[ArrayLike] | None = None,
+        allow_float32: bool = False,
+    ):
         if isinstance(P, TeacherStudent):
             if not P.normalised:
                 raise fail("P", "be normalised", "a problem of plain sums", "Wide students need the factor 1/p.")
@@ -116,8 +123,8 @@ class OverparametrisedFlow(AbstractFlow):
     def errors(self, state: ReducedOverlaps, frozen: PyTree) -> dict[str, Scalar]:
         return errors_of(self.activation, self.expand(state).Q, self.P)
 
-    def complaint(self, errors: Mapping[str, Any]) -> str:
-        return self.activation.complaint(float(errors["quadrature"]))
+    def complaint(self, errors: Mapping[str, ArrayLike]) -> str:
+        return self.activation.complaint(float(np.asarray(errors["quadrature"])))
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         if not isinstance(trainable, ReducedOverlaps):

@@ -1,12 +1,12 @@
 """Gradient flow of homogeneous networks in polar coordinates, `w = exp(rho) u` with `|u| = 1`."""
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_choice, check_count, check_positive, fail, is_concrete
 from gradflow._conserved import Conserved
@@ -88,11 +88,11 @@ class PolarFlow(AbstractFlow):
 
     def __init__(
         self,
-        problem: Any,
+        problem: EmpiricalRisk,
         degree: int = 2,
         *,
         time: Literal["physical", "sundman"] = "physical",
-        longest_step: Any = 0.5,
+        longest_step: ArrayLike | None = 0.5,
     ):
         self.problem = check_risk(problem)
         check_count("degree", degree, least=2, advice="A linear model has no saddle at zero.")
@@ -228,7 +228,7 @@ def inner(one: PyTree, other: PyTree) -> Float[Array, ""]:
     return jnp.asarray(sum(jax.tree_util.tree_leaves(products)))
 
 
-def check_longest(longest_step: Any) -> Float[Array, ""] | None:
+def check_longest(longest_step: ArrayLike | None) -> Float[Array, ""] | None:
     """The limit on the growth in a step as an array."""
     if longest_step is None:
         return None

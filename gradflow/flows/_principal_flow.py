@@ -1,12 +1,11 @@
 """The principal flow: gradient descent on a quadratic, exactly."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, check_count, check_positive
 from gradflow._linalg import hessian_vector_product, matrix_function
@@ -42,11 +41,11 @@ class PrincipalFlow(AbstractFlow):
     0.25
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     learning_rate: Float[Array, ""]
     iterations: int = eqx.field(static=True)
 
-    def __init__(self, problem: Callable[[Any], Any], learning_rate: Any, iterations: int = 20):
+    def __init__(self, problem: Callable[[PyTree], Scalar], learning_rate: ArrayLike, iterations: int = 20):
         check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
         check_positive("learning_rate", learning_rate)
         check_count("iterations", iterations)

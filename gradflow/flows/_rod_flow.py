@@ -1,11 +1,10 @@
 """Rod flow: centre and half-difference of neighbouring iterates of gradient descent."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._tree import scaled_norm
 from gradflow.flows._split_flow import (
@@ -48,10 +47,10 @@ class RodFlow(AbstractSplitFlow):
     2.0
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     learning_rate: Float[Array, ""]
 
-    def __init__(self, problem: Any, learning_rate: Any):
+    def __init__(self, problem: Callable[[PyTree], Scalar], learning_rate: ArrayLike):
         self.problem, self.learning_rate = check_descent(problem, learning_rate)
 
     @property

@@ -1,11 +1,12 @@
 """Learning-rate schedules with finitely many parameters, and the times at which schedules jump."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Scalar
+from jaxtyping import Array, ArrayLike, Float, Scalar
 
 from gradflow._checks import check_finite, check_positive, fail, is_concrete
 
@@ -28,7 +29,7 @@ class InterpolatedSchedule(eqx.Module):
     ts: Float[Array, " n"]
     log_factors: Float[Array, " n"]
 
-    def __init__(self, ts: Any, factors: Any):
+    def __init__(self, ts: ArrayLike | Sequence[ArrayLike], factors: ArrayLike | Sequence[ArrayLike]):
         ts, factors = jnp.asarray(ts, float), jnp.asarray(factors, float)
         if ts.ndim != 1 or ts.size == 0 or (is_concrete(ts) and not _increases(np.asarray(ts))):
             raise fail("ts", "be increasing times (n,)", f"of shape {ts.shape}, or not increasing")
@@ -42,7 +43,7 @@ class InterpolatedSchedule(eqx.Module):
         return jnp.exp(jnp.interp(jnp.asarray(t, self.ts.dtype), self.ts, self.log_factors))
 
 
-def schedule_jumps(schedule: Any) -> Float[Array, " n"] | None:
+def schedule_jumps(schedule: Callable[[Scalar], ArrayLike] | None) -> Float[Array, " n"] | None:
     """Times at which a schedule is known to jump or to bend, in order; `None` where none are.
 
     Known are the knots of an `InterpolatedSchedule`, an attribute `jumps` of any schedule, and what the schedules of
@@ -58,7 +59,7 @@ def schedule_jumps(schedule: Any) -> Float[Array, " n"] | None:
     return jnp.asarray(jumps, float) if jumps else None
 
 
-def _optax_boundaries(schedule: Any, begin: float, end: float) -> list[float]:
+def _optax_boundaries(schedule: Callable[[Scalar], ArrayLike] | None, begin: float, end: float) -> list[float]:
     """Boundaries of a schedule of optax that starts at `begin` and gives way to another at `end`."""
     if not str(getattr(schedule, "__module__", "")).startswith("optax"):
         return []
@@ -82,7 +83,7 @@ def _optax_boundaries(schedule: Any, begin: float, end: float) -> list[float]:
     return [begin + time for time in local if begin <= begin + time <= end]
 
 
-def _closure(function: Any) -> dict[str, Any]:
+def _closure(function: object) -> dict[str, Any]:
     """The variables that a function keeps from where it was made; those not yet set are left out."""
     code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None) or ()
     variables = {}

@@ -2,13 +2,14 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
-from gradflow._checks import check_callable, check_finite, check_not_negative, check_positive, fail
+from gradflow._checks import check_callable, check_finite, check_not_negative, check_positive, fail, is_concrete
 from gradflow._conserved import Conserved
 from gradflow._tree import join, split
 from gradflow.flows._base import AbstractFlow
@@ -36,7 +37,7 @@ class AbstractSecondOrderFlow(AbstractFlow):
     on the exact flow of any problem, and its drift stands in the `Solution` as `"energy"`.
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     oscillatory: ClassVar[bool] = True
     autonomous: ClassVar[bool] = False
     """Whether the coefficients are constant."""
@@ -125,7 +126,7 @@ class AbstractSecondOrderFlow(AbstractFlow):
         check_scalar(self.problem, join(trainable, frozen))
 
 
-Coefficient = Callable[[Any], Any] | Float[Array, ""]
+Coefficient = Callable[[Scalar], ArrayLike] | Float[Array, ""]
 
 
 class SecondOrderFlow(AbstractSecondOrderFlow):
@@ -156,7 +157,7 @@ class SecondOrderFlow(AbstractSecondOrderFlow):
     0.5
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     a: Coefficient
     b: Coefficient
     c: Coefficient
@@ -166,14 +167,14 @@ class SecondOrderFlow(AbstractSecondOrderFlow):
 
     def __init__(
         self,
-        problem: Callable[[Any], Any],
-        damping: Any,
-        hessian_damping: Any = 0.0,
-        gradient_weight: Any = 1.0,
+        problem: Callable[[PyTree], Scalar],
+        damping: Callable[[Scalar], ArrayLike] | ArrayLike,
+        hessian_damping: Callable[[Scalar], ArrayLike] | ArrayLike = 0.0,
+        gradient_weight: Callable[[Scalar], ArrayLike] | ArrayLike = 1.0,
         *,
-        velocity: Any = 0.0,
+        velocity: ArrayLike = 0.0,
         initial_velocity: PyTree | None = None,
-        t0: Any = 0.0,
+        t0: ArrayLike = 0.0,
     ):
         check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
         self.problem = problem
@@ -222,7 +223,7 @@ class SecondOrderFlow(AbstractSecondOrderFlow):
             raise fail("initial_velocity", wanted, f"of {shapes[1]}")
 
 
-def check_strong_convexity(mu: Any, s: Any) -> None:
+def check_strong_convexity(mu: ArrayLike, s: ArrayLike) -> None:
     """Refuses a step size that is not positive, and a parameter `mu` that is negative or larger than `1 / s`.
 
     The strong-convexity parameter is at most the sharpness, and methods with it are meant for `s <= 1 / sharpness`;
@@ -230,16 +231,15 @@ def check_strong_convexity(mu: Any, s: Any) -> None:
     """
     check_step(s)
     check_not_negative("mu", mu, "It is the strong-convexity parameter: a bound from below on Hessian eigenvalues.")
-    try:
-        product = float(mu) * float(s)
-    except TypeError:  # arrays and tracers are not looked at
+    if not is_concrete((mu, s)) or jnp.ndim(mu) or jnp.ndim(s):
         return
-    if product > 1:
+    convexity, step = float(np.asarray(mu)), float(np.asarray(s))
+    if convexity * step > 1:
         advice = "The strong-convexity parameter is at most the sharpness, and `s` at most one over that."
-        raise fail("mu", f"be at most 1 / s = {1 / float(s):g}", f"{float(mu):g}", advice)
+        raise fail("mu", f"be at most 1 / s = {1 / step:g}", f"{convexity:g}", advice)
 
 
-def check_step(s: Any) -> None:
+def check_step(s: ArrayLike) -> None:
     check_positive("s", s, "It is the step size of the discrete method, at most about 1 / sharpness.")
 
 
@@ -263,11 +263,11 @@ def dot(a: PyTree, b: PyTree) -> Float[Array, ""]:
     return jnp.sum(jnp.stack(jax.tree_util.tree_leaves(parts)))
 
 
-def _coefficient(name: str, value: Any) -> Any:
+def _coefficient(name: str, value: Callable[[Scalar], ArrayLike] | ArrayLike) -> Coefficient:
     return value if callable(value) else _number(name, value)
 
 
-def _number(name: str, value: Any) -> Float[Array, ""]:
+def _number(name: str, value: ArrayLike) -> Float[Array, ""]:
     try:
         number = jnp.asarray(value, float)
     except (TypeError, ValueError) as error:
@@ -278,6 +278,6 @@ def _number(name: str, value: Any) -> Float[Array, ""]:
     return number
 
 
-def _at(coefficient: Any, t: Scalar) -> Scalar:
+def _at(coefficient: Coefficient, t: Scalar) -> Scalar:
     value = coefficient(t) if callable(coefficient) else coefficient
     return jnp.asarray(value, t.dtype)

@@ -1,13 +1,14 @@
 """Stochastic gradient descent in continuous time: an Ito equation with the covariance of the mini-batch gradient."""
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_choice, check_count, check_positive, fail
 from gradflow._tree import join
@@ -60,11 +61,11 @@ class SGDFlow(AbstractStochasticFlow):
 
     def __init__(
         self,
-        problem: Any,
-        learning_rate: Any,
+        problem: EmpiricalRisk,
+        learning_rate: ArrayLike,
         batch_size: int,
         order: int = 1,
-        sampling: Any = "replacement",
+        sampling: Literal["replacement", "batch"] = "replacement",
     ):
         check_batches(problem, batch_size)
         check_positive("learning_rate", learning_rate)
@@ -126,7 +127,9 @@ class SGDFlow(AbstractStochasticFlow):
     def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
         return self.problem(join(state, frozen))
 
-    def terms(self, path: Any = None) -> diffrax.AbstractTerm:
+    def terms(
+        self, path: diffrax.AbstractPath | Callable[[Scalar, Scalar], Array] | None = None
+    ) -> diffrax.AbstractTerm:
         """Drift and noise as diffrax terms with `args = frozen`.
 
         `path`: a Brownian motion of diffrax of shape `(n,)`, or a function `(t0, t1) -> (n,)` of its increments.
@@ -134,9 +137,9 @@ class SGDFlow(AbstractStochasticFlow):
         if path is None:
             advice = f"For instance diffrax.VirtualBrownianTree(t0, t1, tol, ({self.noise_size},), key)."
             raise fail("path", "be a Brownian motion", "None", advice)
-        drift: Any = self.vector_field
+        drift: Callable[..., PyTree] = self.vector_field
 
-        def operator(t: Any, state: PyTree, frozen: PyTree) -> lineax.AbstractLinearOperator:
+        def operator(t: Scalar, state: PyTree, frozen: PyTree) -> lineax.AbstractLinearOperator:
             shape = jax.ShapeDtypeStruct((self.noise_size,), jnp.result_type(*jax.tree_util.tree_leaves(state)))
             return lineax.FunctionLinearOperator(lambda xi: self.noise(t, state, frozen, xi), shape)
 
@@ -145,7 +148,7 @@ class SGDFlow(AbstractStochasticFlow):
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         check_scalar(self.problem, join(trainable, frozen))
 
-    def _gradient(self, frozen: PyTree) -> Any:
+    def _gradient(self, frozen: PyTree) -> Callable[[PyTree], PyTree]:
         return jax.grad(lambda p: self.problem(join(p, frozen)))
 
     def _weighted(self, state: PyTree, frozen: PyTree, weights: Float[Array, " n"]) -> PyTree:
@@ -168,7 +171,7 @@ class SGDFlow(AbstractStochasticFlow):
         return scale * (increments - jnp.mean(increments))
 
 
-def check_batches(problem: Any, batch_size: Any) -> None:
+def check_batches(problem: Callable[[PyTree], Scalar], batch_size: int) -> None:
     """Refuses problems without samples, and batches larger than the data."""
     if not isinstance(problem, EmpiricalRisk):
         advice = "Its gradient has to be a mean over samples."

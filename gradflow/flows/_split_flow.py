@@ -7,11 +7,11 @@ edge it falls by orders of magnitude, and how small it has become decides when t
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, check_positive, fail, is_concrete
 from gradflow._tree import flatten, join, scaled_norm
@@ -54,7 +54,7 @@ class Probe(NamedTuple):
 class AbstractAlternatingFlow(AbstractFlow):
     """A flow of a centre and of an amplitude about it; a state has at least the three parts of `SplitState`."""
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     learning_rate: Float[Array, ""]
 
     @property
@@ -75,24 +75,24 @@ class AbstractAlternatingFlow(AbstractFlow):
     def gradient(self, frozen: PyTree) -> Callable[[PyTree], PyTree]:
         return jax.grad(lambda p: self.problem(join(p, frozen)))
 
-    def params(self, state: Any) -> PyTree:
+    def params(self, state: PyTree) -> PyTree:
         return state.centre
 
-    def amplitude(self, state: Any) -> PyTree:
+    def amplitude(self, state: PyTree) -> PyTree:
         """The amplitude `a`, in the structure of the parameters that flow."""
         return jax.tree_util.tree_map(lambda b: jnp.exp(state.log_size).astype(b.dtype) * b, state.direction)
 
-    def predicted_variance(self, state: Any, frozen: PyTree) -> Float[Array, ""]:
+    def predicted_variance(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
         """The variance of the iterates about their centre, `|a|^2`."""
         return jnp.sum(flatten(self.amplitude(state))[0] ** 2)
 
-    def predicted_loss(self, state: Any, frozen: PyTree) -> Float[Array, ""]:
+    def predicted_loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
         """The mean of the loss over two iterates, `[L(c + a) + L(c - a)] / 2`."""
         a = self.amplitude(state)
         both = [jax.tree_util.tree_map(lambda c, x, s=s: c + s * x, self.params(state), a) for s in (1, -1)]
         return (self.problem(join(both[0], frozen)) + self.problem(join(both[1], frozen))) / 2
 
-    def errors(self, state: Any, frozen: PyTree) -> dict[str, Scalar]:
+    def errors(self, state: PyTree, frozen: PyTree) -> dict[str, Scalar]:
         """`amplitude_growth`: what rounding leaves uncertain of the logarithm of the amplitude, per step of descent."""
         centre, direction = flatten(state.centre)[0], flatten(state.direction)[0]
         probed = probe_scale(centre, direction, state.log_size) * scaled_norm(direction)
@@ -100,7 +100,7 @@ class AbstractAlternatingFlow(AbstractFlow):
         some = (probed > 0) & (scaled_norm(direction) > 0)
         return {"amplitude_growth": jnp.where(some, size / jnp.where(some, probed, 1), 0)}
 
-    def complaint(self, errors: Mapping[str, Any]) -> str:
+    def complaint(self, errors: Mapping[str, ArrayLike]) -> str:
         worst = float(jnp.max(errors["amplitude_growth"]))
         if not worst > LARGEST_ROUNDING:
             return ""
@@ -113,7 +113,7 @@ class AbstractAlternatingFlow(AbstractFlow):
     def kinks(self, trainable: PyTree, frozen: PyTree) -> tuple[str, ...] | None:
         return field_kinks(self.problem, trainable, frozen)
 
-    def loss(self, state: Any, frozen: PyTree) -> Float[Array, ""]:
+    def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
         return self.problem(join(self.params(state), frozen))
 
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
@@ -168,7 +168,9 @@ class AbstractSplitFlow(AbstractAlternatingFlow):
         return ErrorWeights(SplitState(controlled.centre, direction, jnp.full_like(controlled.log_size, weight / 2)))
 
 
-def check_descent(problem: Any, learning_rate: Any) -> tuple[Callable[[Any], Any], Float[Array, ""]]:
+def check_descent(
+    problem: Callable[[PyTree], Scalar], learning_rate: ArrayLike
+) -> tuple[Callable[[PyTree], Scalar], Float[Array, ""]]:
     """The problem and the learning rate of gradient descent, as they are kept."""
     check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
     if getattr(problem, "vector_field", None) is not None:

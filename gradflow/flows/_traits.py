@@ -1,10 +1,10 @@
 """What a flow may declare beyond its equations, with what holds unless it does."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import PrecisionWarning
 
@@ -109,7 +109,7 @@ class ReportsErrors(eqx.Module):
         run are in `Solution.errors`."""
         return {}
 
-    def complaint(self, errors: Mapping[str, Any]) -> str:
+    def complaint(self, errors: Mapping[str, ArrayLike]) -> str:
         """What to say of the largest errors along a run; nothing where they are as promised."""
         return ""
 

@@ -1,7 +1,6 @@
 """Calling a model on a batch, and saying why it could not be called."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -9,15 +8,16 @@ from jaxtyping import Array, PyTree, Shaped
 
 from gradflow._checks import fail
 
+Predict = Callable[[PyTree, Array], Array]
+"""Predictions on a batch: `predict(params, x)`."""
 
-def call_model(params: PyTree, inputs: Shaped[Array, "m ..."]) -> Any:
+
+def call_model(params: PyTree, inputs: Shaped[Array, "m ..."]) -> Array:
     """Predictions of parameters that are called on one sample, as Equinox models are.
 
     **Raises** `ValueError` for parameters that cannot be called, and for layers that ask for a key or a state.
     """
-    if not callable(params):
-        advice = "Pass predict=..., a function (params, x) -> predictions."
-        raise fail("params", "be callable when predict=None", f"of type {type(params).__name__}", advice)
+    _check_called(params)
     try:
         return jax.vmap(params)(inputs)
     except Exception as error:
@@ -33,7 +33,7 @@ def call_model(params: PyTree, inputs: Shaped[Array, "m ..."]) -> Any:
         raise fail("params", "be callable on one sample alone when predict=None", actual, advice) from error
 
 
-def call_predict(predict: Callable[[Any, Any], Any], params: PyTree, inputs: Shaped[Array, "m ..."]) -> Any:
+def call_predict(predict: Predict, params: PyTree, inputs: Shaped[Array, "m ..."]) -> Array:
     """`predict(params, inputs)`.
 
     **Raises** `ValueError` where it fails, but would not with its arguments swapped, or on one sample at a time.
@@ -51,12 +51,18 @@ def call_predict(predict: Callable[[Any, Any], Any], params: PyTree, inputs: Sha
         raise
 
 
-def _batch(predictions: Any, inputs: Any) -> bool:
+def _check_called(params: PyTree) -> None:
+    if not callable(params):
+        advice = "Pass predict=..., a function (params, x) -> predictions."
+        raise fail("params", "be callable when predict=None", f"of type {type(params).__name__}", advice)
+
+
+def _batch(predictions: object, inputs: Array) -> bool:
     shape = getattr(predictions, "shape", ())
     return bool(shape) and shape[0] == inputs.shape[0]
 
 
-def _works(predict: Callable[[Any, Any], Any], params: PyTree, inputs: Array) -> bool:
+def _works(predict: Predict, params: PyTree, inputs: Array) -> bool:
     """Whether this gives an array with an entry for every input; found out without computing anything."""
     try:
         return _batch(eqx.filter_eval_shape(predict, params, inputs), inputs)

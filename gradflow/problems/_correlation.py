@@ -1,13 +1,12 @@
 """Neural correlation function `N(u) = sum_i <z_i, H(x_i; u)>`: what drives a network while its weights are small."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from gradflow._checks import check_count, check_finite, fail, is_concrete
 from gradflow._tree import at_least_single, common_dtype, full_precision, join, scaled_norm, split, tree_norm
@@ -52,16 +51,15 @@ class NeuralCorrelation(eqx.Module):
     labels: Float[Array, "n ..."]
     degree: int = eqx.field(static=True)
 
-    def __init__(self, problem: Any, degree: int = 2, *, at: PyTree = None, labels: Any = None):
-        check_risk(problem)
+    def __init__(self, problem: EmpiricalRisk, degree: int = 2, *, at: PyTree = None, labels: ArrayLike | None = None):
+        self.problem, self.degree = check_risk(problem), degree
         check_count("degree", degree)
-        self.problem, self.degree = problem, degree
         if labels is not None:
             self.labels = jnp.asarray(labels)
         elif at is None:
-            self.labels = residuals_at_origin(problem)
+            self.labels = residuals_at_origin(self.problem)
         else:
-            self.labels = problem.residuals(problem.predictions(at))
+            self.labels = self.problem.residuals(self.problem.predictions(at))
         check_labels(self.labels)
 
     @full_precision
@@ -73,7 +71,7 @@ class NeuralCorrelation(eqx.Module):
             raise fail("predict", "return predictions of the shape of the targets", actual)
         return jnp.sum(self.labels.astype(predictions.dtype) * predictions)
 
-    def residual(self, params: PyTree, *, relative: bool = True, kink: Any = None) -> Float[Array, ""]:
+    def residual(self, params: PyTree, *, relative: bool = True, kink: ArrayLike | None = None) -> Float[Array, ""]:
         """`|grad N(u) - degree N(u) u|` at the direction `u` of the parameters, relative to `degree |N(u)|`.
 
         With `kink`, neurons within an angle of that sine of a kink of ReLU count as on it, where the gradient is any
@@ -92,14 +90,16 @@ class NeuralCorrelation(eqx.Module):
         return distance / jnp.abs(scaled) if relative else distance
 
 
-def residuals_at_origin(problem: EmpiricalRisk, predictions: Any = None) -> Float[Array, "n ..."]:
+def residuals_at_origin(
+    problem: EmpiricalRisk, predictions: Float[Array, "n ..."] | None = None
+) -> Float[Array, "n ..."]:
     """Residuals `-dL/dp_i` at predictions of zero, of the shape of the targets unless said otherwise."""
     if predictions is None:
         shape = problem.y.shape
         if jnp.issubdtype(problem.y.dtype, jnp.integer) and problem.y.ndim == 1:
             advice = "Give targets as one-hot rows, for instance with labels='onehot'."
             raise fail("problem", "have targets of the shape of the predictions", "one with class indices", advice)
-        predictions = at_least_single(jnp.zeros(shape, common_dtype(problem.y, float)))
+        return problem.residuals(at_least_single(jnp.zeros(shape, common_dtype(problem.y, float))))
     return problem.residuals(predictions)
 
 
@@ -113,7 +113,7 @@ def check_labels(labels: Float[Array, "n ..."]) -> None:
         )
 
 
-def check_risk(problem: Any) -> EmpiricalRisk:
+def check_risk(problem: object) -> EmpiricalRisk:
     """The problem, if it knows its predictions; a complaint otherwise."""
     if not isinstance(problem, EmpiricalRisk):
         actual = f"of type {type(problem).__name__}"
@@ -141,7 +141,7 @@ def check_degree(problem: EmpiricalRisk, degree: int, trainable: PyTree, frozen:
 
 
 @fresh_jit
-def _scalings(problem: EmpiricalRisk, trainable: PyTree, frozen: PyTree) -> tuple[Any, Any, Any]:
+def _scalings(problem: EmpiricalRisk, trainable: PyTree, frozen: PyTree) -> tuple[Array, Array, Array]:
     """Predictions at random parameters, at twice and at half of them."""
     leaves, structure = jax.tree_util.tree_flatten(trainable)
     keys = jax.random.split(jax.random.key(0), len(leaves))
@@ -155,7 +155,10 @@ def _scalings(problem: EmpiricalRisk, trainable: PyTree, frozen: PyTree) -> tupl
 
 
 def polar_rate(
-    problem: EmpiricalRisk, predict: Callable[[PyTree], Float[Array, "n ..."]], unit: PyTree, amplitude: Any
+    problem: EmpiricalRisk,
+    predict: Callable[[PyTree], Float[Array, "n ..."]],
+    unit: PyTree,
+    amplitude: Float[Array, ""],
 ) -> tuple[PyTree, Float[Array, "n ..."]]:
     """`sum_i <r_i, grad H(x_i; u)>` with `r` the residuals at the predictions `amplitude * H(x; u)`, and these `r`."""
     predictions, back = jax.vjp(predict, unit)

@@ -1,7 +1,6 @@
 """The empirical risk `L(theta) = mean_i l(f(x_i; theta), y_i)`, or the sum."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import equinox as eqx
 import jax
@@ -12,8 +11,8 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from gradflow._checks import check_callable, check_choice, check_finite, fail, is_concrete
 from gradflow._conserved import Conserved
 from gradflow._tree import full_precision
-from gradflow.problems._calling import call_model, call_predict
-from gradflow.problems._labels import check_labels, check_targets
+from gradflow.problems._calling import Predict, call_model, call_predict
+from gradflow.problems._labels import Loss, check_labels, check_targets
 from gradflow.problems.losses import cross_entropy
 from gradflow.protocols import Conserves, ConservesAlong, offered
 
@@ -49,16 +48,16 @@ class EmpiricalRisk(eqx.Module):
 
     x: Shaped[Array, "n ..."]
     y: Shaped[Array, "n ..."]
-    loss: Callable[[Any, Any], Any]
-    predict: Callable[[Any, Any], Any] | None = None
+    loss: Loss
+    predict: Predict | None = None
     reduction: Literal["mean", "sum"] = eqx.field(static=True, default="mean")
 
     def __init__(
         self,
-        x: Any,
-        y: Any,
-        loss: Callable[[Any, Any], Any],
-        predict: Callable[[Any, Any], Any] | None = None,
+        x: PyTree,
+        y: PyTree,
+        loss: Loss,
+        predict: Predict | None = None,
         reduction: Literal["mean", "sum"] = "mean",
     ):
         check_callable("loss", loss, "loss(prediction, target)", "See `gradflow.losses`.")
@@ -143,7 +142,7 @@ class EmpiricalRisk(eqx.Module):
         return {} if model is None else model.conserved()
 
 
-def _as_array(name: str, value: Any) -> Array:
+def _as_array(name: str, value: PyTree) -> Array:
     """A JAX array, or a complaint about lists of unequal rows, strings and the like."""
     if isinstance(value, jax.Array):
         return value

@@ -1,16 +1,19 @@
 """Labels of classification as signs, class indices or rows of one-hot vectors, and what speaks for a label."""
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Scalar, Shaped
 
 from gradflow._checks import fail, is_concrete
 from gradflow.problems.losses import cross_entropy, exponential, hinge, logistic
 
 LabelKind = Literal["signs", "indices", "onehot"]
+Loss = Callable[[Array, Array], Scalar]
+"""Of one sample: `loss(prediction, target)`."""
 
 
 def label_kind(y: Shaped[Array, "n ..."]) -> LabelKind:
@@ -66,7 +69,7 @@ def towards_label(
     return labelled, jnp.max(jnp.where(mine, -jnp.inf, values), axis=1)
 
 
-def check_inputs_of_length(x: Any) -> None:
+def check_inputs_of_length(x: ArrayLike) -> None:
     """Refuses a sample of norm zero: no neuron is ever active on it."""
     if is_concrete(x):
         with jax.ensure_compile_time_eval():
@@ -82,7 +85,7 @@ def _zero_samples(x: Shaped[Array, "n ..."]) -> Bool[Array, " n"]:
     return jnp.max(jnp.abs(x), axis=tuple(range(1, x.ndim)), initial=0) == 0
 
 
-def check_targets(loss: Any, y: Any) -> None:
+def check_targets(loss: Loss, y: Shaped[Array, "n ..."]) -> None:
     """Refuses targets that the loss has no meaning for, as far as this shows without a model, where they are known."""
     if not is_concrete(y):
         return
@@ -114,7 +117,7 @@ ROUGHLY = 0.01
 """By how much the sum of the probabilities of a sample may miss one: bfloat16 resolves 0.008."""
 
 
-def check_labels(loss: Any, y: Any, outputs: tuple[int, ...]) -> None:
+def check_labels(loss: Loss, y: Shaped[Array, "n ..."], outputs: tuple[int, ...]) -> None:
     """Refuses class indices beyond the number of outputs, where they are known; `outputs` is that of one sample."""
     integers = jnp.issubdtype(jnp.result_type(y), jnp.integer)
     if loss is not cross_entropy or not is_concrete(y) or len(outputs) != 1 or not integers or jnp.ndim(y) != 1:
@@ -126,7 +129,13 @@ def check_labels(loss: Any, y: Any, outputs: tuple[int, ...]) -> None:
         _refuse(loss, y, must, (y < 0) | (y >= outputs[0]), advice)
 
 
-def _refuse(loss: Any, y: Any, what: str, wrong: Any, advice: str) -> None:
+def _refuse(
+    loss: Loss,
+    y: Shaped[Array, "n ..."],
+    what: str,
+    wrong: Bool[Array, "n ..."],
+    advice: str,
+) -> None:
     if bool(jnp.any(wrong)):
         first = jnp.ravel(y)[jnp.argmax(jnp.ravel(wrong))]
         actual = f"something else in {int(jnp.sum(wrong))} of {wrong.size} entries, first {float(first):g}"

@@ -1,11 +1,9 @@
 """Order parameters `(Q, M)`: the overlaps of a two-layer network with itself and with its teacher."""
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from gradflow._checks import fail, is_concrete
 from gradflow._tree import common_dtype
@@ -35,7 +33,7 @@ class OrderParameters(eqx.Module):
     M: Float[Array, "p k"]
     output: Float[Array, " p"] | None = None
 
-    def __init__(self, Q: Any, M: Any, output: Any = None):
+    def __init__(self, Q: ArrayLike, M: ArrayLike, output: ArrayLike | None = None):
         Q, M = jnp.asarray(Q), jnp.asarray(M)
         output = None if output is None else jnp.asarray(output)
         if Q.ndim != 2 or Q.shape[0] != Q.shape[1] or Q.shape[0] == 0:
@@ -55,7 +53,7 @@ class OrderParameters(eqx.Module):
         self.output = None if output is None else output.astype(dtype)
 
 
-def check_covariance(params: OrderParameters, P: Any) -> None:
+def check_covariance(params: OrderParameters, P: ArrayLike) -> None:
     """Refuses `(Q, M, P)` that are not the covariance of any fields; tracers pass."""
     if not is_concrete((params, P)):
         return
@@ -68,7 +66,7 @@ def check_covariance(params: OrderParameters, P: Any) -> None:
         raise fail("params", "make [[Q, M], [M^T, P]] positive semi-definite", actual, advice)
 
 
-def check_teacher(P: Any) -> Float[Array, "k k"]:
+def check_teacher(P: ArrayLike) -> Float[Array, "k k"]:
     """`P` as an array; refused unless it is symmetric and positive definite."""
     P = jnp.asarray(P)
     if P.ndim != 2 or P.shape[0] != P.shape[1] or P.shape[0] == 0:

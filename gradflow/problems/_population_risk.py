@@ -1,17 +1,16 @@
 """The population risk `L(theta) = sum_i w_i l(f(x_i; theta), y_i)`, with quadrature nodes for data."""
 
-from collections.abc import Callable
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree, Shaped
+from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
 from gradflow._checks import check_finite, check_not_negative, fail
 from gradflow._tree import full_precision
+from gradflow.problems._calling import Predict
 from gradflow.problems._empirical_risk import EmpiricalRisk
+from gradflow.problems._labels import Loss
 
 
 class PopulationRisk(eqx.Module):
@@ -39,11 +38,11 @@ class PopulationRisk(eqx.Module):
 
     def __init__(
         self,
-        x: Any,
-        y: Any,
-        weights: Any,
-        loss: Callable[[Any, Any], Any],
-        predict: Callable[[Any, Any], Any] | None = None,
+        x: PyTree,
+        y: PyTree,
+        weights: ArrayLike,
+        loss: Loss,
+        predict: Predict | None = None,
     ):
         self.data = EmpiricalRisk(x, y, loss, predict, reduction="sum")
         if np.shape(weights) != (self.data.x.shape[0],):
@@ -63,7 +62,7 @@ class PopulationRisk(eqx.Module):
         return self.data.y
 
     @property
-    def loss(self) -> Callable[[Any, Any], Any]:
+    def loss(self) -> Loss:
         """The loss of one sample."""
         return self.data.loss
 

@@ -8,16 +8,22 @@ of any of its switches, wherever the state is.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, TypeGuard
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.core import AbstractValue, ShapedArray
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
 from gradflow.problems._kinks._primitives import INLINED
+
+Program = ClosedJaxpr | Jaxpr
+"""A program, with its constants or without."""
+Held = Iterator[tuple[Array, Array]]
+"""For every array of switching functions in turn, which of them are held, and which of those on the upper side."""
 
 COMPARISONS = {"gt": True, "ge": True, "lt": False, "le": False}
 """Comparisons, and what they give where the first operand is the larger one."""
@@ -51,9 +57,9 @@ class Switching(eqx.Module):
     """The program of a field, `values` of its switching functions, and the field on chosen sides of them."""
 
     leaves: list[Array]  # all that the field depends on, besides time and state
-    program: Any = eqx.field(static=True)
+    program: Jaxpr = eqx.field(static=True)
     plan: Plan = eqx.field(static=True)
-    structure: Any = eqx.field(static=True)  # of the state
+    structure: Hashable = eqx.field(static=True)  # of the state
 
     def __call__(self, t: Scalar, y: PyTree, sides: "Sides | None" = None) -> tuple[PyTree, Float[Array, " switches"]]:
         """The field, and its switching functions."""
@@ -90,7 +96,9 @@ class Sides(eqx.Module):
         return halves
 
 
-def switching(vector_field: Callable[..., PyTree], flow: Any, t: Scalar, y: PyTree, frozen: PyTree) -> Switching | None:
+def switching(
+    vector_field: Callable[..., PyTree], flow: PyTree, t: Scalar, y: PyTree, frozen: PyTree
+) -> Switching | None:
     """The switches of `vector_field(flow, t, y, frozen)` that depend on the state; `None` where there are none."""
     dynamic, static = eqx.partition((flow, frozen), eqx.is_array)
     leaves, structure = jax.tree_util.tree_flatten(dynamic)
@@ -111,20 +119,20 @@ def switching(vector_field: Callable[..., PyTree], flow: Any, t: Scalar, y: PyTr
     return Switching(leaves, inner, plan, state) if plan.count or plan.lost else None
 
 
-def _is_float(atom: Any) -> bool:
-    return jnp.issubdtype(atom.aval.dtype, jnp.floating)
+def _is_float(aval: AbstractValue) -> TypeGuard[ShapedArray]:
+    return isinstance(aval, ShapedArray) and jnp.issubdtype(aval.dtype, jnp.floating)
 
 
-def _inner(eqn: Any) -> Any:
+def _inner(eqn: JaxprEqn) -> Program | None:
     return next((eqn.params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in eqn.params), None)
 
 
-def _open(jaxpr: Any) -> tuple[Any, list[Any]]:
+def _open(jaxpr: Program) -> tuple[Jaxpr, list[object]]:
     """A program and its constants."""
     return (jaxpr.jaxpr, list(jaxpr.consts)) if isinstance(jaxpr, ClosedJaxpr) else (jaxpr, [])
 
 
-def _plan(jaxpr: Any, flags: Sequence[bool]) -> Plan:
+def _plan(jaxpr: Program, flags: Sequence[bool]) -> Plan:
     """Marks the switches that depend on arguments with a flag."""
     inner, consts = _open(jaxpr)
     depends = dict(zip([*inner.constvars, *inner.invars], [False] * len(consts) + list(flags), strict=True))
@@ -139,19 +147,20 @@ def _plan(jaxpr: Any, flags: Sequence[bool]) -> Plan:
     return Plan(tuple(actions), outs, frozenset(lost))
 
 
-def _action(eqn: Any, inputs: list[bool], lost: set[str]) -> tuple[Plan | int | None, Sequence[bool]]:
+def _action(eqn: JaxprEqn, inputs: list[bool], lost: set[str]) -> tuple[Plan | int | None, Sequence[bool]]:
     """What is done at an equation, and which of its results depend on the state."""
-    name = eqn.primitive.name
+    name, first = eqn.primitive.name, eqn.invars[0].aval
     every = [True] * len(eqn.outvars)
-    if name in PAIRS and _is_float(eqn.invars[0]):
+    if name in PAIRS and _is_float(first):
         return 1, every
-    if name in OVER_ENTRIES and _is_float(eqn.invars[0]):
-        size = math.prod(eqn.invars[0].aval.shape[axis] for axis in eqn.params["axes"])
+    if name in OVER_ENTRIES and _is_float(first):
+        size = math.prod(first.shape[axis] for axis in eqn.params["axes"])
         return max(size - 1, 0).bit_length(), every
-    if name in OPAQUE and _is_float(eqn.invars[0]):
+    if name in OPAQUE and _is_float(first):
         lost.add(name)
-    if name in INLINED and _inner(eqn) is not None and name != "shard_map":
-        plan = _plan(_inner(eqn), inputs)
+    inner = _inner(eqn) if name in INLINED and name != "shard_map" else None
+    if inner is not None:
+        plan = _plan(inner, inputs)
         lost |= plan.lost
         return plan if plan.count else None, plan.varying
     if name == "scan":
@@ -167,7 +176,7 @@ def _action(eqn: Any, inputs: list[bool], lost: set[str]) -> tuple[Plan | int | 
     return None, every
 
 
-def _scan_plan(eqn: Any, inputs: list[bool]) -> Plan:
+def _scan_plan(eqn: JaxprEqn, inputs: list[bool]) -> Plan:
     constant, carried = eqn.params["num_consts"], eqn.params["num_carry"]
     flags = list(inputs)
     while True:
@@ -179,11 +188,11 @@ def _scan_plan(eqn: Any, inputs: list[bool]) -> Plan:
 
 
 def _evaluate(
-    jaxpr: Any, plan: Plan, args: Sequence[Any], sides: Iterator[tuple[Array, Array]] | None
-) -> tuple[list[Any], list[Array]]:
+    jaxpr: Program, plan: Plan, args: Sequence[object], sides: Held | None
+) -> tuple[list[object], list[Array]]:
     """The results of a program and the switching functions in it, which are held on `sides` where these are given."""
     inner, consts = _open(jaxpr)
-    environment: dict[Any, Any] = dict(zip([*inner.constvars, *inner.invars], [*consts, *args], strict=True))
+    environment: dict[Var, object] = dict(zip([*inner.constvars, *inner.invars], [*consts, *args], strict=True))
     values: list[Array] = []
     for eqn, action in zip(inner.eqns, plan.actions, strict=True):
         inputs = [atom.val if isinstance(atom, Literal) else environment[atom] for atom in eqn.invars]
@@ -199,7 +208,7 @@ def _evaluate(
     return [atom.val if isinstance(atom, Literal) else environment[atom] for atom in inner.outvars], values
 
 
-def _bind(eqn: Any, inputs: list[Any]) -> list[Any]:
+def _bind(eqn: JaxprEqn, inputs: list[object]) -> list[object]:
     bound = eqn.primitive.get_bind_params(eqn.params)
     # Older versions of JAX give the functions of a call apart from its parameters.
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
@@ -207,16 +216,20 @@ def _bind(eqn: Any, inputs: list[Any]) -> list[Any]:
     return list(outs) if eqn.primitive.multiple_results else [outs]
 
 
-def _call(eqn: Any, plan: Plan, inputs: list[Any], sides: Any) -> tuple[list[Any], list[Array]]:
-    return _evaluate(_inner(eqn), plan, inputs, sides)
+def _call(eqn: JaxprEqn, plan: Plan, inputs: list[object], sides: Held | None) -> tuple[list[object], list[Array]]:
+    inner = _inner(eqn)
+    assert inner is not None  # the plan is that of a program
+    return _evaluate(inner, plan, inputs, sides)
 
 
-def _scan(eqn: Any, plan: Plan, inputs: list[Any], sides: Any) -> tuple[list[Any], list[Array]]:
+def _scan(eqn: JaxprEqn, plan: Plan, inputs: list[object], sides: Held | None) -> tuple[list[object], list[Array]]:
     constant, carried = eqn.params["num_consts"], eqn.params["num_carry"]
     fixed, start, rows = inputs[:constant], inputs[constant : constant + carried], inputs[constant + carried :]
     given = None if sides is None else [next(sides) for _ in range(plan.count)]
 
-    def body(carry: list[Any], each: tuple[list[Any], Any]) -> tuple[list[Any], Any]:
+    def body(
+        carry: list[object], each: tuple[list[object], list[tuple[Array, Array]] | None]
+    ) -> tuple[list[object], PyTree]:
         rows, given = each
         args = [*fixed, *carry, *rows]
         outs, values = _evaluate(eqn.params["jaxpr"], plan, args, None if given is None else iter(given))
@@ -227,7 +240,7 @@ def _scan(eqn: Any, plan: Plan, inputs: list[Any], sides: Any) -> tuple[list[Any
     return [*last, *stacked], values
 
 
-def _switch(eqn: Any, inputs: list[Any], sides: Any, values: list[Array]) -> Array:
+def _switch(eqn: JaxprEqn, inputs: list[Any], sides: Held | None, values: list[Array]) -> Array:
     """The result of a switch, whose switching functions are appended to `values`."""
     name, first = eqn.primitive.name, inputs[0]
     if name in OVER_ENTRIES:
@@ -252,7 +265,7 @@ def _switch(eqn: Any, inputs: list[Any], sides: Any, values: list[Array]) -> Arr
     return jnp.where(held, forced, natural)
 
 
-def _one_of(a: Array, b: Array, larger: bool, sides: Any, values: list[Array]) -> Array:
+def _one_of(a: Array, b: Array, larger: bool, sides: Held | None, values: list[Array]) -> Array:
     """The larger or the smaller one of two arrays, entry by entry."""
     values.append(a - b)
     natural = jnp.maximum(a, b) if larger else jnp.minimum(a, b)

@@ -1,12 +1,13 @@
 """Learning a two-layer teacher from Gaussian inputs: the population risk in closed form."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from gradflow._checks import check_count, check_finite, fail, is_concrete
 from gradflow._tree import common_dtype, full_precision
@@ -55,12 +56,12 @@ class TeacherStudent(eqx.Module):
 
     def __init__(
         self,
-        teacher: Any,
-        activation: Any = "erf",
+        teacher: ArrayLike,
+        activation: str | Callable[[Array], Array] = "erf",
         *,
-        noise: Any = 0.0,
+        noise: ArrayLike = 0.0,
         normalised: bool = True,
-        teacher_output: Any = None,
+        teacher_output: ArrayLike | Sequence[ArrayLike] | None = None,
     ):
         teacher = jnp.asarray(teacher)
         if teacher.ndim != 2 or 0 in teacher.shape:
@@ -75,14 +76,25 @@ class TeacherStudent(eqx.Module):
         self.normalised = bool(normalised)
 
     @classmethod
-    def orthogonal(cls, dim: int, units: int, activation: Any = "erf", *, dtype: Any = None, **options: Any) -> Any:
-        """A teacher of orthogonal units of length `sqrt dim`, so that `P = I`; `options` as for the class."""
+    def orthogonal(
+        cls,
+        dim: int,
+        units: int,
+        activation: str | Callable[[Array], Array] = "erf",
+        *,
+        dtype: DTypeLike | None = None,
+        noise: ArrayLike = 0.0,
+        normalised: bool = True,
+        teacher_output: ArrayLike | Sequence[ArrayLike] | None = None,
+    ) -> "TeacherStudent":
+        """A teacher of orthogonal units of length `sqrt dim`, so that `P = I`; the rest as for the class."""
         check_count("dim", dim)
         check_count("units", units)
         if units > dim:
             raise fail("units", f"be at most dim = {dim}", f"{units}", "No more vectors are orthogonal.")
         dtype = jnp.result_type(float) if dtype is None else dtype
-        return cls(jnp.sqrt(jnp.asarray(dim, dtype)) * jnp.eye(units, dim, dtype=dtype), activation, **options)
+        weights = jnp.sqrt(jnp.asarray(dim, dtype)) * jnp.eye(units, dim, dtype=dtype)
+        return cls(weights, activation, noise=noise, normalised=normalised, teacher_output=teacher_output)
 
     @property
     def dim(self) -> int:
@@ -95,7 +107,7 @@ class TeacherStudent(eqx.Module):
         return self.teacher @ self.teacher.T / self.dim
 
     @full_precision
-    def order_parameters(self, params: Any) -> OrderParameters:
+    def order_parameters(self, params: PyTree) -> OrderParameters:
         """The overlaps of weights `W` or `(W, v)`; order parameters stay what they are."""
         if isinstance(params, OrderParameters):
             return params
@@ -106,7 +118,7 @@ class TeacherStudent(eqx.Module):
 
     @fresh_jit
     @full_precision
-    def __call__(self, params: Any) -> Float[Array, ""]:
+    def __call__(self, params: PyTree) -> Float[Array, ""]:
         overlaps = self.order_parameters(params)
         c = residual_weights(overlaps, self.teacher_output, self.normalised)
         return population_risk(self.activation, joint_covariance(overlaps.Q, overlaps.M, self.P), c)
@@ -123,7 +135,7 @@ class TeacherStudent(eqx.Module):
         return jax.random.normal(key, (width, self.dim), self.teacher.dtype)
 
 
-def split_weights(params: Any) -> tuple[Array, Array | None]:
+def split_weights(params: PyTree) -> tuple[Array, Array | None]:
     """Weights and second layer, or `None`, of `W` or `(W, v)`."""
     if isinstance(params, tuple):
         if len(params) != 2:
@@ -142,13 +154,13 @@ def residual_weights(
     return jnp.concatenate([-student / p, taught / k]) if normalised else jnp.concatenate([-student, taught])
 
 
-def check_noise(noise: Any) -> None:
+def check_noise(noise: ArrayLike) -> None:
     """Refuses a variance that is negative or not finite."""
     if is_concrete(noise) and not np.all(np.isfinite(np.asarray(noise)) & (np.asarray(noise) >= 0)):
         raise fail("noise", "not be negative", f"{noise}", "It is the variance of the label noise.")
 
 
-def teacher_layer(output: Any, units: int, dtype: Any) -> Float[Array, " k"]:
+def teacher_layer(output: ArrayLike | Sequence[ArrayLike] | None, units: int, dtype: DTypeLike) -> Float[Array, " k"]:
     """The second layer of a teacher, ones by default."""
     layer = jnp.ones(units) if output is None else jnp.asarray(output)
     if layer.shape != (units,):

@@ -1,11 +1,11 @@
 """What `iterate` asks of a rule: a start, a step, the parameters in a state, a clock and continuous limits."""
 
 import abc
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Scalar
 
 from gradflow._checks import check_positive, fail
 from gradflow.flows import AbstractFlow
@@ -36,7 +36,7 @@ class AbstractRule(eqx.Module):
         return ()
 
     @abc.abstractmethod
-    def time(self, k: Any) -> Any:
+    def time(self, k: ArrayLike) -> Float[Array, "..."]:
         """Flow time at which iterate `k` sits."""
 
     @abc.abstractmethod
@@ -92,15 +92,15 @@ class AbstractRuleOfDescentTime(AbstractRule):
     def time_unit(self) -> str:
         return "t = k * learning_rate"
 
-    def time(self, k: Any) -> Any:
+    def time(self, k: ArrayLike) -> Float[Array, "..."]:
         return jnp.asarray(k, self.learning_rate.dtype) * self.learning_rate
 
 
-def check_learning_rate(learning_rate: Any) -> None:
+def check_learning_rate(learning_rate: ArrayLike) -> None:
     """Refuses learning rates that are not positive."""
     check_positive("learning_rate", learning_rate, "Typical values lie below 2 / sharpness.")
 
 
-def unknown_order(rule: AbstractRule, order: Any) -> ValueError:
+def unknown_order(rule: AbstractRule, order: object) -> ValueError:
     """The complaint about a continuous limit that a rule does not know."""
     return fail("order", f"be one of {rule.orders} for {type(rule).__name__}", f"{order!r}")

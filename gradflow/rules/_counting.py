@@ -7,13 +7,13 @@ a counter beside it: added to at every mark, and carried by every loop and branc
 
 import inspect
 import sys
+import types
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
-from jaxtyping import Array, Int, PyTree
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
+from jaxtyping import Array, ArrayLike, Bool, Int, PyTree, Scalar
 
 GRADIENT, VALUE = "gradflow_gradient_evaluated", "gradflow_value_evaluated"
 """Names of functions that do nothing but to be found in the program."""
@@ -21,6 +21,10 @@ FORWARD = "custom_lin"
 """What stands for a tangent of a function that has a backward pass of its own, and so no forward mode."""
 CALLS = frozenset({"jit", "pjit", "closed_call", "core_call", "custom_vjp_call", "custom_jvp_call", "checkpoint"})
 """Operations that are carried out by what they call."""
+
+
+Counted = tuple[list[object], Int[Array, ""]]
+"""Results of a program, and the number of gradients taken in it."""
 
 
 class UncountableError(Exception):
@@ -37,7 +41,7 @@ def marked(problem: Callable[[PyTree], Array]) -> Callable[[PyTree], Array]:
     def forward(params: PyTree) -> tuple[Array, PyTree]:
         return jax.vjp(problem, params)
 
-    def backward(pullback: Any, slope: Any) -> tuple[PyTree]:
+    def backward(pullback: Callable[[Array], tuple[PyTree]], slope: ArrayLike) -> tuple[PyTree]:
         return (pullback(_mark(GRADIENT)(slope))[0],)
 
     value.defvjp(forward, backward)
@@ -59,16 +63,16 @@ def run_counted(fn: Callable[..., PyTree], *args: PyTree) -> tuple[PyTree, Int[A
 class Watch:
     """Whether a problem, or another one of its kind, is called by anybody else than `through` meanwhile."""
 
-    def __init__(self, problem: Callable[..., Any]):
+    def __init__(self, problem: Callable[[PyTree], Scalar]):
         self._code, self._inside, self.found = _code_of(problem), False, False
 
-    def through(self, fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def through(self, fn: Callable[[PyTree], Scalar]) -> Callable[[PyTree], Scalar]:
         """A function whose calls of the problem are none of those looked for."""
 
-        def called(value: Any) -> Any:
+        def called(params: PyTree) -> Scalar:
             before, self._inside = self._inside, True
             try:
-                return fn(value)
+                return fn(params)
             finally:
                 self._inside = before
 
@@ -87,7 +91,7 @@ class Watch:
         self.found |= not self._inside
 
 
-def _code_of(problem: Callable[..., Any]) -> Any:
+def _code_of(problem: Callable[[PyTree], Scalar]) -> types.CodeType | None:
     """The code that runs when a function, or an object with a method `__call__`, is called."""
     fn = inspect.unwrap(problem)
     if not hasattr(fn, "__code__"):
@@ -95,17 +99,17 @@ def _code_of(problem: Callable[..., Any]) -> Any:
     return getattr(fn, "__code__", None)
 
 
-def _mark(name: str) -> Callable[[Any], Any]:
-    def same(x: Any) -> Any:
+def _mark(name: str) -> Callable[[ArrayLike], Array]:
+    def same(x: Array) -> Array:
         return x
 
     same.__name__ = name
     return jax.jit(same)
 
 
-def _run(closed: ClosedJaxpr, args: Sequence[Any]) -> tuple[list[Any], Int[Array, ""]]:
-    jaxpr: Any = closed.jaxpr
-    values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args], strict=True))
+def _run(closed: ClosedJaxpr, args: Sequence[object]) -> Counted:
+    jaxpr = closed.jaxpr
+    values: dict[Var, object] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args], strict=True))
     count = jnp.zeros((), int)
     for eqn in jaxpr.eqns:
         inputs = [atom.val if isinstance(atom, Literal) else values[atom] for atom in eqn.invars]
@@ -115,7 +119,7 @@ def _run(closed: ClosedJaxpr, args: Sequence[Any]) -> tuple[list[Any], Int[Array
     return [atom.val if isinstance(atom, Literal) else values[atom] for atom in jaxpr.outvars], count
 
 
-def _carry_out(eqn: Any, inputs: list[Any]) -> tuple[Sequence[Any], Int[Array, ""] | int]:
+def _carry_out(eqn: JaxprEqn, inputs: list[object]) -> tuple[Sequence[object], Int[Array, ""] | int]:
     """The results of an operation, and the gradients that it took."""
     name, params = eqn.primitive.name, eqn.params
     if params.get("name") in (GRADIENT, VALUE):
@@ -128,37 +132,39 @@ def _carry_out(eqn: Any, inputs: list[Any]) -> tuple[Sequence[Any], Int[Array, "
     if name in CALLS:
         return _run(_closed(params["jaxpr"] if "jaxpr" in params else params["call_jaxpr"]), inputs)
     if name == "while":
-        return _while(params, inputs)
+        return _while(eqn, inputs)
     if name == "cond":
         return jax.lax.switch(
-            inputs[0], [lambda *args, b=b: _run(_closed(b), args) for b in params["branches"]], *inputs[1:]
+            jnp.asarray(inputs[0]), [lambda *args, b=b: _run(_closed(b), args) for b in params["branches"]], *inputs[1:]
         )
     if name == "scan":
-        return _scan(params, inputs)
+        return _scan(eqn, inputs)
     raise UncountableError(name)
 
 
-def _while(params: Any, inputs: list[Any]) -> tuple[Sequence[Any], Int[Array, ""]]:
+def _while(eqn: JaxprEqn, inputs: list[object]) -> Counted:
+    params = eqn.params
     first = params["cond_nconsts"]
     second = first + params["body_nconsts"]
     if _holds_mark([params["cond_jaxpr"]]):
         raise UncountableError("while")
 
-    def going(state: Any) -> Any:
-        return _run(params["cond_jaxpr"], [*inputs[:first], *state[0]])[0][0]
+    def going(state: Counted) -> Bool[Array, ""]:
+        return jnp.asarray(_run(params["cond_jaxpr"], [*inputs[:first], *state[0]])[0][0])
 
-    def body(state: Any) -> Any:
+    def body(state: Counted) -> Counted:
         outs, more = _run(params["body_jaxpr"], [*inputs[first:second], *state[0]])
         return outs, state[1] + more
 
     return jax.lax.while_loop(going, body, (inputs[second:], jnp.zeros((), int)))
 
 
-def _scan(params: Any, inputs: list[Any]) -> tuple[Sequence[Any], Int[Array, ""]]:
+def _scan(eqn: JaxprEqn, inputs: list[object]) -> Counted:
+    params = eqn.params
     constant = params["num_consts"]
     carried = constant + params["num_carry"]
 
-    def body(state: Any, row: Any) -> Any:
+    def body(state: Counted, row: list[object]) -> tuple[Counted, list[object]]:
         outs, more = _run(params["jaxpr"], [*inputs[:constant], *state[0], *row])
         return (outs[: params["num_carry"]], state[1] + more), outs[params["num_carry"] :]
 
@@ -168,15 +174,15 @@ def _scan(params: Any, inputs: list[Any]) -> tuple[Sequence[Any], Int[Array, ""]
     return [*outs, *rows], count
 
 
-def _closed(jaxpr: Any) -> ClosedJaxpr:
+def _closed(jaxpr: ClosedJaxpr | Jaxpr) -> ClosedJaxpr:
     return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
 
 
-def _holds_mark(values: Iterable[Any]) -> bool:
+def _holds_mark(values: Iterable[object]) -> bool:
     return any(_any(value, lambda eqn: eqn.params.get("name") in (GRADIENT, VALUE)) for value in values)
 
 
-def _any(value: Any, condition: Callable[[Any], bool]) -> bool:
+def _any(value: object, condition: Callable[[JaxprEqn], bool]) -> bool:
     """Whether a condition holds for an operation of a program, at any depth."""
     if isinstance(value, tuple | list):
         return any(_any(one, condition) for one in value)

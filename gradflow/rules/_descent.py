@@ -1,7 +1,6 @@
 """What rules share that step against a gradient, and keep nothing but the parameters."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,17 +9,18 @@ from jaxtyping import Array, Float, PyTree, Scalar
 
 from gradflow._tree import join
 from gradflow.flows._gradient_flow import check_scalar
+from gradflow.problems import EmpiricalRisk
 from gradflow.rules._base import AbstractRule, AbstractRuleOfDescentTime, check_learning_rate
 
 
 class AbstractDescent(AbstractRuleOfDescentTime):
     """`theta - eta g` with some `g`; iterate `k` sits at `t = k eta`."""
 
-    problem: eqx.AbstractVar[Any]
+    problem: eqx.AbstractVar[Callable[[PyTree], Scalar] | EmpiricalRisk]
     learning_rate: eqx.AbstractVar[Float[Array, ""]]
 
     def descend(
-        self, problem: Callable[[PyTree], Any], state: PyTree, frozen: PyTree
+        self, problem: Callable[[PyTree], Scalar], state: PyTree, frozen: PyTree
     ) -> tuple[PyTree, Float[Array, ""]]:
         """A step against the gradient of this problem, and its loss before it."""
         loss, gradient = jax.value_and_grad(lambda p: problem(join(p, frozen)))(state)

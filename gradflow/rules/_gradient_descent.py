@@ -1,10 +1,9 @@
 """Gradient descent `theta_{k+1} = theta_k - eta grad L(theta_k)`."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Scalar
 
 from gradflow._checks import check_callable
 from gradflow.flows import AbstractFlow, GradientFlow, ModifiedFlow
@@ -34,10 +33,10 @@ class GradientDescent(AbstractDescent):
     (0.3487, 1.0)
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     learning_rate: Float[Array, ""]
 
-    def __init__(self, problem: Callable[[Any], Any], learning_rate: Any):
+    def __init__(self, problem: Callable[[PyTree], Scalar], learning_rate: ArrayLike):
         check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
         check_learning_rate(learning_rate)
         self.problem = problem

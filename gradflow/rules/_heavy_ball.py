@@ -1,12 +1,12 @@
 """The heavy ball `w_{k+1} = w_k + beta (w_k - w_{k-1}) - s grad L(w_k)`."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Scalar
 
 from gradflow._checks import check_callable, check_choice
 from gradflow._tree import join
@@ -48,7 +48,7 @@ class HeavyBall(AbstractMomentumRule):
     [1.0, 0.9, 0.76, 0.614]
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     learning_rate: Float[Array, ""]
     mu: Float[Array, ""] | None
     momentum: Float[Array, ""] | None
@@ -56,12 +56,12 @@ class HeavyBall(AbstractMomentumRule):
 
     def __init__(
         self,
-        problem: Callable[[Any], Any],
-        learning_rate: Any,
+        problem: Callable[[PyTree], Scalar],
+        learning_rate: ArrayLike,
         *,
-        mu: Any = None,
-        momentum: Any = None,
-        start: Any = None,
+        mu: ArrayLike | None = None,
+        momentum: ArrayLike | None = None,
+        start: Literal["paper", "rest"] | None = None,
     ):
         check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
         check_learning_rate(learning_rate)
@@ -72,7 +72,7 @@ class HeavyBall(AbstractMomentumRule):
         check_choice("start", start, ("paper", "rest"))
         if mu is not None:
             check_strong_convexity(mu, learning_rate)
-        else:
+        elif momentum is not None:
             check_momentum(momentum)
         self.problem, self.start = problem, start
         self.learning_rate = jnp.asarray(learning_rate, float)
@@ -84,7 +84,7 @@ class HeavyBall(AbstractMomentumRule):
         """The coefficient of the last step."""
         return self.coefficient()
 
-    def time(self, k: Any) -> Any:
+    def time(self, k: ArrayLike) -> Float[Array, "..."]:
         unit = self.unit_of_time()
         return jnp.asarray(k, unit.dtype) * unit
 
@@ -102,15 +102,16 @@ class HeavyBall(AbstractMomentumRule):
     def form(self) -> UpdateForm:
         return UpdateForm(self.learning_rate, self.beta, "heavy_ball")
 
-    def flow(self, order: int = 1, resolution: Any = "high") -> AbstractFlow:
+    def flow(self, order: int = 1, resolution: Literal["high", "low"] = "high") -> AbstractFlow:
         """With `mu`: `HeavyBallFlow` of that resolution, started to match. With fixed momentum: `ModifiedFlow` of that
         order for `resolution="low"` or an order above 1, and `MomentumFlow` at order 1 and high resolution."""
         check_choice("resolution", resolution, ("high", "low"))
         if order not in self.orders:
             raise unknown_order(self, order)
-        if self.momentum is None:
+        if self.mu is not None:
             start = "matched" if self.start == "paper" else "rest"
             return HeavyBallFlow(self.problem, self.mu, self.learning_rate, resolution, start)
+        assert self.momentum is not None  # one of the two is given
         if order == 1 and resolution == "high" and self.start == "rest":
             return MomentumFlow(self.problem, self.learning_rate, self.momentum)
         first = 1.0 if self.start == "rest" else 1 + self.momentum

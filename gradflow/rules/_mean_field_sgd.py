@@ -1,13 +1,13 @@
 """Stochastic gradient descent of layers that average over their nodes, with a learning rate for each layer."""
 
 import itertools
-from typing import Any
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree, Scalar
 
 from gradflow._checks import check_count, check_key, fail, is_concrete
 from gradflow._tree import join
@@ -59,7 +59,15 @@ class MeanFieldSGD(AbstractRuleOfDescentTime):
     key: Key[Array, ""]
     batch_size: int = eqx.field(static=True)
 
-    def __init__(self, problem: Any, weights: Any, learning_rate: Any = None, *, key: Any, batch_size: int = 1):
+    def __init__(
+        self,
+        problem: EmpiricalRisk | PopulationRisk,
+        weights: Sequence[ArrayLike],
+        learning_rate: ArrayLike | None = None,
+        *,
+        key: Array,
+        batch_size: int = 1,
+    ):
         flow = MeanFieldFlow(problem, weights)
         for number, p in enumerate(flow.weights):
             if is_concrete(p) and not np.allclose(p, 1 / p.shape[0]):

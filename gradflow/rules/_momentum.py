@@ -1,7 +1,8 @@
 """What the rules with momentum share: their coefficient, their clock, and a state of two sets of parameters."""
 
+import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Literal
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from gradflow.rules._base import AbstractRule, check_learning_rate
 class AbstractMomentumRule(AbstractRule):
     """A rule whose coefficient is fixed, `momentum`, or follows from `mu`; the state holds the iterate first."""
 
-    problem: eqx.AbstractVar[Callable[[Any], Any]]
+    problem: eqx.AbstractVar[Callable[[PyTree], Scalar]]
     learning_rate: eqx.AbstractVar[Float[Array, ""]]
     mu: eqx.AbstractVar[Float[Array, ""] | None]
     momentum: eqx.AbstractVar[Float[Array, ""] | None]
@@ -30,8 +31,8 @@ class AbstractMomentumRule(AbstractRule):
         """The momentum coefficient, fixed or from the strong-convexity parameter."""
         if self.momentum is not None:
             return self.momentum
-        mu: Any = self.mu
-        root = jnp.sqrt(mu * self.learning_rate)
+        assert self.mu is not None  # a rule with neither has coefficients of its own
+        root = jnp.sqrt(self.mu * self.learning_rate)
         return (1 - root) / (1 + root)
 
     def unit_of_time(self) -> Scalar:
@@ -51,12 +52,15 @@ class AbstractMomentumRule(AbstractRule):
     def loss(self, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
         return self.problem(join(state[0], frozen))
 
+    @abc.abstractmethod
+    def flow(self, order: int = 1, resolution: Literal["high", "low"] = "high") -> AbstractFlow:
+        """The flow of this order in the learning rate and, at order 1, of this resolution."""
+
     def limits(self) -> dict[str, AbstractFlow]:
         """Flows of both resolutions, or of orders 1 and 2 for a fixed coefficient."""
-        flow: Any = self.flow
         if self.momentum is None:
-            return {f"{name} resolution": flow(1, name) for name in ("low", "high")}
-        return {"order 1": flow(1, "low"), "second order ODE": flow(1, "high"), "order 2": flow(2)}
+            return {"low resolution": self.flow(1, "low"), "high resolution": self.flow(1, "high")}
+        return {"order 1": self.flow(1, "low"), "second order ODE": self.flow(1, "high"), "order 2": self.flow(2)}
 
     def with_learning_rate(self, learning_rate: float | Scalar) -> AbstractRule:
         check_learning_rate(learning_rate)

@@ -1,11 +1,11 @@
 """Nesterov's method `v_{k+1} = w_k - s grad L(w_k)`, `w_{k+1} = v_{k+1} + beta_k (v_{k+1} - v_k)`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Scalar
 
 from gradflow._checks import check_callable, check_choice, check_positive, fail
 from gradflow._tree import join
@@ -48,7 +48,7 @@ class Nesterov(AbstractMomentumRule):
     [1.0, 0.85, 0.6975]
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     learning_rate: Float[Array, ""]
     mu: Float[Array, ""] | None
     momentum: Float[Array, ""] | None
@@ -56,12 +56,12 @@ class Nesterov(AbstractMomentumRule):
 
     def __init__(
         self,
-        problem: Callable[[Any], Any],
-        learning_rate: Any,
+        problem: Callable[[PyTree], Scalar],
+        learning_rate: ArrayLike,
         *,
-        mu: Any = None,
-        momentum: Any = None,
-        alpha: Any = 3.0,
+        mu: ArrayLike | None = None,
+        momentum: ArrayLike | None = None,
+        alpha: ArrayLike = 3.0,
     ):
         check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
         check_learning_rate(learning_rate)
@@ -82,7 +82,7 @@ class Nesterov(AbstractMomentumRule):
         """Whether the coefficient is `k/(k + alpha)`."""
         return self.mu is None and self.momentum is None
 
-    def beta(self, k: Any) -> Scalar:
+    def beta(self, k: ArrayLike) -> Scalar:
         """The coefficient of step `k`."""
         if self.convex:
             count = jnp.asarray(k, self.alpha.dtype)
@@ -93,7 +93,7 @@ class Nesterov(AbstractMomentumRule):
     def time_unit(self) -> str:
         return "t = (k + alpha/2) sqrt(s)" if self.convex else super().time_unit
 
-    def time(self, k: Any) -> Any:
+    def time(self, k: ArrayLike) -> Float[Array, "..."]:
         shift = 0.5 * self.alpha if self.convex else 0.0
         unit = self.unit_of_time()
         return (jnp.asarray(k, unit.dtype) + shift) * unit
@@ -110,17 +110,17 @@ class Nesterov(AbstractMomentumRule):
         beta = jnp.ones_like(self.alpha) if self.convex else self.coefficient()  # k/(k + alpha) tends to one
         return UpdateForm(self.learning_rate, beta, "nesterov")
 
-    def flow(self, order: int = 1, resolution: Any = "high") -> AbstractFlow:
+    def flow(self, order: int = 1, resolution: Literal["high", "low"] = "high") -> AbstractFlow:
         """With `mu` or neither: `NesterovFlow` or `NesterovConvexFlow` of that resolution, started to match. With fixed
         momentum: `ModifiedFlow` of that order for `resolution="low"` or an order above 1, and `MomentumFlow` at order 1
         and high resolution."""
         check_choice("resolution", resolution, ("high", "low"))
         if order not in self.orders:
             raise unknown_order(self, order)
-        if self.convex:
-            return NesterovConvexFlow(self.problem, self.learning_rate, self.alpha, resolution)
-        if self.momentum is None:
+        if self.mu is not None:
             return NesterovFlow(self.problem, self.mu, self.learning_rate, resolution)
+        if self.momentum is None:
+            return NesterovConvexFlow(self.problem, self.learning_rate, self.alpha, resolution)
         if order == 1 and resolution == "high":
             return MomentumFlow(self.problem, self.learning_rate, self.momentum, nesterov=True)
         return ModifiedFlow(self.problem, self.learning_rate, self.momentum, nesterov=True, order=order)

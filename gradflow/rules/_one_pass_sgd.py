@@ -1,12 +1,11 @@
 """One-pass SGD on a teacher-student problem: a fresh Gaussian input at every step."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree, Scalar
 
 from gradflow._checks import check_callable, check_count, check_key, check_not_negative, check_positive, fail
 from gradflow.flows import AbstractFlow, OrderParameterFlow
@@ -50,19 +49,19 @@ class OnePassSGD(AbstractRule):
 
     problem: TeacherStudent
     gamma_over_p: Scalar
-    schedule: Callable[[Any], Any] | None
+    schedule: Callable[[Scalar], ArrayLike] | None
     second_layer_rate: Scalar
     key: Key[Array, ""]
     batch_size: int = eqx.field(static=True)
 
     def __init__(
         self,
-        problem: Any,
-        gamma_over_p: Any,
+        problem: TeacherStudent,
+        gamma_over_p: ArrayLike,
         *,
-        key: Any,
-        schedule: Callable[[Any], Any] | None = None,
-        second_layer_rate: Any = 0.0,
+        key: Array,
+        schedule: Callable[[Scalar], ArrayLike] | None = None,
+        second_layer_rate: ArrayLike = 0.0,
         batch_size: int = 1,
     ):
         if not isinstance(problem, TeacherStudent):
@@ -85,7 +84,7 @@ class OnePassSGD(AbstractRule):
     def time_unit(self) -> str:
         return "t = steps * gamma / (p d)"
 
-    def time(self, k: Any) -> Any:
+    def time(self, k: ArrayLike) -> Float[Array, "..."]:
         return jnp.asarray(k, self.gamma_over_p.dtype) * (self.gamma_over_p / self.problem.dim)
 
     def init(self, trainable: PyTree, frozen: PyTree) -> PyTree:

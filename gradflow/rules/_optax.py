@@ -2,13 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Scalar
 
 from gradflow._checks import check_callable, fail
 from gradflow._tree import join
@@ -17,7 +16,10 @@ from gradflow.flows._gradient_flow import check_scalar
 from gradflow.protocols import UpdateForm
 from gradflow.rules._base import AbstractRule, AbstractRuleOfDescentTime, check_learning_rate
 from gradflow.rules._counting import UncountableError, Watch, marked, run_counted
-from gradflow.rules._optax_form import optax_form
+from gradflow.rules._optax_form import Transform, optax_form
+
+Limit = Callable[[Callable[[PyTree], Scalar]], AbstractFlow]
+"""A function `problem -> flow`."""
 
 
 class OptaxRule(AbstractRuleOfDescentTime):
@@ -49,12 +51,18 @@ class OptaxRule(AbstractRuleOfDescentTime):
     0.3487
     """
 
-    problem: Callable[[Any], Any]
-    transform: Any
+    problem: Callable[[PyTree], Scalar]
+    transform: Transform
     learning_rate: Float[Array, ""]
-    limit: Callable[[Any], AbstractFlow] | None
+    limit: Limit | None
 
-    def __init__(self, problem: Callable[[Any], Any], transform: Any, learning_rate: Any, limit: Any = None):
+    def __init__(
+        self,
+        problem: Callable[[PyTree], Scalar],
+        transform: Transform,
+        learning_rate: ArrayLike,
+        limit: Limit | None = None,
+    ):
         check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
         check_learning_rate(learning_rate)
         if not isinstance(transform, optax.GradientTransformation) and not callable(transform):
@@ -95,7 +103,9 @@ class OptaxRule(AbstractRuleOfDescentTime):
         transform = optax.with_extra_args_support(self._transform())
         evaluates = False
 
-        def update(fn: Callable[[PyTree], Array], gradient: PyTree, memory: PyTree, params: PyTree, loss: Array) -> Any:
+        def update(
+            fn: Callable[[PyTree], Array], gradient: PyTree, memory: PyTree, params: PyTree, loss: Array
+        ) -> tuple[PyTree, PyTree]:
             def value_fn(p: PyTree) -> Array:
                 nonlocal evaluates
                 evaluates = True

@@ -2,16 +2,19 @@
 
 import functools
 import inspect
-from typing import Any
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from gradflow.protocols import SecondMoment, UpdateForm
 
+Transform = optax.GradientTransformation | Callable[..., optax.GradientTransformation]
+"""A transform, or a function `learning_rate -> transform`."""
 
-def optax_form(transform: Any, learning_rate: Float[Array, ""]) -> UpdateForm | None:
+
+def optax_form(transform: Transform, learning_rate: Float[Array, ""]) -> UpdateForm | None:
     """The form of `optax.sgd`, `optax.rmsprop` or `optax.adam`, or of `functools.partial` of one of them; else `None`.
 
     Whatever is made inside a function of the user's, or ready made, is a closure that does not tell its constants.
@@ -21,45 +24,69 @@ def optax_form(transform: Any, learning_rate: Float[Array, ""]) -> UpdateForm | 
         maker, given = transform.func, transform.keywords
         if transform.args:
             return None
-    reader = next((read for function, read in _READERS if maker is function), None)
-    if reader is None:
+    known = next((pair for pair in _READERS if maker is pair[0]), None)
+    if known is None:
         return None
-    defaults = {name: item.default for name, item in inspect.signature(maker).parameters.items()}
-    return reader(learning_rate, {**defaults, **given})
+    function, reader = known
+    defaults = {name: item.default for name, item in inspect.signature(function).parameters.items()}
+    constants = {**defaults, **given}
+    constants.pop("learning_rate", None)
+    return reader(learning_rate, **constants)
 
 
-def _sgd(learning_rate: Float[Array, ""], constants: dict[str, Any]) -> UpdateForm | None:
-    momentum = constants["momentum"]
+def _sgd(
+    learning_rate: Float[Array, ""], *, momentum: ArrayLike | None, nesterov: bool, **_: object
+) -> UpdateForm | None:
     if momentum is None:
         return UpdateForm(learning_rate)
-    averaging = "nesterov" if constants["nesterov"] else "heavy_ball"
+    averaging = "nesterov" if nesterov else "heavy_ball"
     return UpdateForm(learning_rate, jnp.asarray(momentum, float), averaging)
 
 
-def _rmsprop(learning_rate: Float[Array, ""], constants: dict[str, Any]) -> UpdateForm | None:
-    if constants["centered"] or constants["momentum"] is not None:
+def _rmsprop(
+    learning_rate: Float[Array, ""],
+    *,
+    decay: ArrayLike,
+    eps: ArrayLike,
+    eps_in_sqrt: bool,
+    centered: bool,
+    momentum: ArrayLike | None,
+    initial_scale: ArrayLike = 0.0,
+    bias_correction: bool = False,
+    **_: object,
+) -> UpdateForm | None:
+    if centered or momentum is not None:
         return None
-    eps, zero = constants["eps"], 0.0
-    inside, outside = (eps, zero) if constants["eps_in_sqrt"] else (zero, eps)
-    return UpdateForm(learning_rate, memory=_memory(constants["decay"], inside, outside, constants))
+    inside, outside = (eps, 0.0) if eps_in_sqrt else (0.0, eps)
+    return UpdateForm(learning_rate, memory=_memory(decay, inside, outside, initial_scale, bias_correction))
 
 
-def _adam(learning_rate: Float[Array, ""], constants: dict[str, Any]) -> UpdateForm | None:
-    if constants["nesterov"]:
+def _adam(
+    learning_rate: Float[Array, ""],
+    *,
+    b1: ArrayLike,
+    b2: ArrayLike,
+    eps: ArrayLike,
+    eps_root: ArrayLike,
+    nesterov: bool,
+    **_: object,
+) -> UpdateForm | None:
+    if nesterov:
         return None
-    memory = _memory(constants["b2"], constants["eps_root"], constants["eps"], {"bias_correction": True})
-    return UpdateForm(learning_rate, jnp.asarray(constants["b1"], float), "average", memory)
+    memory = _memory(b2, eps_root, eps, initial=0.0, bias_correction=True)
+    return UpdateForm(learning_rate, jnp.asarray(b1, float), "average", memory)
 
 
-def _memory(decay: Any, inside: Any, outside: Any, constants: dict[str, Any]) -> SecondMoment:
-    initial = constants.get("initial_scale", 0.0)
+def _memory(
+    decay: ArrayLike, inside: ArrayLike, outside: ArrayLike, initial: ArrayLike, bias_correction: bool
+) -> SecondMoment:
     return SecondMoment(
         decay=jnp.asarray(decay, float),
         inside=jnp.asarray(inside, float),
         outside=jnp.asarray(outside, float),
         initial=jnp.asarray(initial, float),
         scalar=False,
-        bias_correction=bool(constants.get("bias_correction", False)),
+        bias_correction=bool(bias_correction),
     )
 
 

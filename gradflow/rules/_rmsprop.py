@@ -1,13 +1,12 @@
 """RMSProp: descent over the root of an average of squared gradients, entry by entry or as a whole."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Scalar
 
 from gradflow._checks import check_callable, check_not_negative, fail, is_concrete
 from gradflow._tree import join
@@ -20,7 +19,7 @@ from gradflow.rules._base import AbstractRule, AbstractRuleOfDescentTime, check_
 class AbstractRMSProp(AbstractRuleOfDescentTime):
     """What the two forms share; the state holds the parameters and the memory."""
 
-    problem: eqx.AbstractVar[Callable[[Any], Any]]
+    problem: eqx.AbstractVar[Callable[[PyTree], Scalar]]
     learning_rate: eqx.AbstractVar[Float[Array, ""]]
     memory: eqx.AbstractVar[SecondMoment]
 
@@ -87,17 +86,17 @@ class RMSProp(AbstractRMSProp):
     [0.8, 9.8]
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     learning_rate: Float[Array, ""]
     memory: SecondMoment
 
     def __init__(
         self,
-        problem: Callable[[Any], Any],
-        learning_rate: Any,
-        decay: Any = 0.9,
-        eps: Any = 1e-8,
-        initial_scale: Any = 0.0,
+        problem: Callable[[PyTree], Scalar],
+        learning_rate: ArrayLike,
+        decay: ArrayLike = 0.9,
+        eps: ArrayLike = 1e-8,
+        initial_scale: ArrayLike = 0.0,
         eps_in_sqrt: bool = True,
         bias_correction: bool = False,
     ):
@@ -124,17 +123,17 @@ class ScalarRMSProp(AbstractRMSProp):
     [2.88, 3.84]
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Scalar]
     learning_rate: Float[Array, ""]
     memory: SecondMoment
 
     def __init__(
         self,
-        problem: Callable[[Any], Any],
-        learning_rate: Any,
-        decay: Any = 0.9,
-        eps: Any = 1e-8,
-        initial_scale: Any = 0.0,
+        problem: Callable[[PyTree], Scalar],
+        learning_rate: ArrayLike,
+        decay: ArrayLike = 0.9,
+        eps: ArrayLike = 1e-8,
+        initial_scale: ArrayLike = 0.0,
         eps_in_sqrt: bool = True,
         bias_correction: bool = False,
     ):
@@ -145,7 +144,7 @@ class ScalarRMSProp(AbstractRMSProp):
 
 
 def second_moment(
-    decay: Any, eps: Any, initial_scale: Any, eps_in_sqrt: bool, bias_correction: bool, scalar: bool
+    decay: ArrayLike, eps: ArrayLike, initial_scale: ArrayLike, eps_in_sqrt: bool, bias_correction: bool, scalar: bool
 ) -> SecondMoment:
     """The memory of these constants, checked; they are named as optax names them."""
     check_not_negative("decay", decay)

@@ -1,11 +1,11 @@
 """Stochastic gradient descent on mini-batches of a data set."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, Key, PyTree
 
 from gradflow._checks import check_choice, check_key
 from gradflow.flows import AbstractFlow, GradientFlow, SGDFlow
@@ -55,7 +55,15 @@ class SGD(AbstractDescent):
     batch_size: int = eqx.field(static=True)
     sampling: Literal["replacement", "batch", "epochs"] = eqx.field(static=True)
 
-    def __init__(self, problem: Any, learning_rate: Any, *, batch_size: int, key: Any, sampling: Any = "replacement"):
+    def __init__(
+        self,
+        problem: EmpiricalRisk,
+        learning_rate: ArrayLike,
+        *,
+        batch_size: int,
+        key: Array,
+        sampling: Literal["replacement", "epochs", "batch"] = "replacement",
+    ):
         check_batches(problem, batch_size)
         check_learning_rate(learning_rate)
         check_choice("sampling", sampling, SAMPLINGS)

@@ -378,6 +378,7 @@ def test_units_of_length_zero_and_single_precision():
         np.testing.assert_allclose(single, activation.i4(entries(C)), rtol=1e-3)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_names_of_activations():
     assert isinstance(activations.named("erf"), activations.Erf)
     relu = activations.ReLU()

@@ -371,6 +371,7 @@ def rule(g, **options):
 
 
 @pytest.mark.parametrize(("make", "message"), MISTAKES)
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -223,6 +223,7 @@ def test_flows_of_rules():
         ),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()

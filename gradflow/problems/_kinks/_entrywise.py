@@ -5,10 +5,12 @@ operations that it is made of: `max(x, 0) + log(1 + exp(-|x|))` is smooth though
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.special
+from jax.typing import DTypeLike
+from jaxtyping import ArrayLike
 
 LINES = 8
 """Straight lines, in the space of all quantities that enter, along which a function is looked at."""
@@ -28,24 +30,37 @@ EVERYWHERE = 1e3
 """Constants that are larger do not limit what a network computes."""
 
 
-class Operation(NamedTuple):
-    """An entrywise operation: its numpy form, taking its parameters as a dictionary first, and whether it may have
-    kinks."""
+Entries = np.ndarray | np.generic
+"""Entries of an array, or a single one."""
 
-    fn: Callable[..., Any]
+
+class Settings(NamedTuple):
+    """What an operation takes besides arrays: the exponent of `integer_pow`, the type of a conversion."""
+
+    y: int = 1
+    new_dtype: DTypeLike = float
+
+
+NO_SETTINGS = Settings()
+
+
+class Operation(NamedTuple):
+    """An entrywise operation: its numpy form, which takes its settings first, and whether it may have kinks."""
+
+    fn: Callable[..., Entries]
     kinks: bool = False
 
 
-def _plain(fn: Callable[..., Any], kinks: bool = False) -> Operation:
-    return Operation(lambda params, *inputs: fn(*inputs), kinks)
+def _plain(fn: Callable[..., Entries], kinks: bool = False) -> Operation:
+    return Operation(lambda settings, *inputs: fn(*inputs), kinks)
 
 
-def _select(params: dict[str, Any], which: Any, *cases: Any) -> Any:
-    return np.choose(np.asarray(which).astype(int), list(cases))
+def _select(settings: Settings, which: ArrayLike, *cases: ArrayLike) -> Entries:
+    return np.choose(np.asarray(which).astype(int), [np.asarray(case) for case in cases])
 
 
-def _convert(params: dict[str, Any], x: Any) -> Any:
-    dtype_kind = np.dtype(params["new_dtype"]).kind
+def _convert(settings: Settings, x: ArrayLike) -> Entries:
+    dtype_kind = np.dtype(settings.new_dtype).kind
     if dtype_kind == "b":
         return np.asarray(x) != 0
     return np.trunc(x) if dtype_kind in "iu" else np.asarray(x, float)
@@ -59,7 +74,7 @@ OPERATIONS = {
     "mul": _plain(np.multiply),
     "div": _plain(np.divide),
     "square": _plain(np.square),
-    "integer_pow": Operation(lambda params, x: np.asarray(x, float) ** params["y"]),
+    "integer_pow": Operation(lambda settings, x: np.asarray(x, float) ** settings.y),
     "pow": _plain(lambda x, y: np.power(np.asarray(x, float), y), kinks=True),
     "sqrt": _plain(np.sqrt, kinks=True),
     "rsqrt": _plain(lambda x: 1 / np.sqrt(x), kinks=True),
@@ -137,7 +152,7 @@ class Line(NamedTuple):
     """An operation of a program; `inputs` are places of earlier lines and of inputs in the program."""
 
     name: str
-    params: tuple[tuple[str, Any], ...]
+    settings: Settings
     inputs: tuple[int, ...]
 
 
@@ -153,9 +168,9 @@ def has_kink(program: Program) -> bool:
     Second differences over their spacing tend to zero like the spacing where a function is smooth, and to the jump of
     the slope at a kink. They are compared point by point on two grids, along lines in general position.
 
-    >>> from gradflow.problems._kinks._entrywise import Input, Line, has_kink
+    >>> from gradflow.problems._kinks._entrywise import NO_SETTINGS, Input, Line, has_kink
     >>> x, zero = Input(True, "f", False, None), Input(False, "f", False, 0.0)
-    >>> has_kink((x, zero, Line("max", (), (0, 1)))), has_kink((x, Line("tanh", (), (0,))))
+    >>> has_kink((x, zero, Line("max", NO_SETTINGS, (0, 1)))), has_kink((x, Line("tanh", NO_SETTINGS, (0,))))
     (True, False)
     """
     if program not in _cached:
@@ -172,12 +187,12 @@ def _probe(program: Program) -> bool:
     spans = np.where(np.arange(LINES) % 2, SPAN * (1 + reach), SPAN)[:, None]
     s = spans * np.linspace(-1, 1, POINTS)
     with np.errstate(all="ignore"):
-        values: list[Any] = []
+        values: list[Entries] = []
         for step in program:
             if isinstance(step, Input):
                 values.append(_sample(step, s, rng))
             else:
-                values.append(OPERATIONS[step.name].fn(dict(step.params), *(values[i] for i in step.inputs)))
+                values.append(OPERATIONS[step.name].fn(step.settings, *(values[i] for i in step.inputs)))
         return _jumps(np.broadcast_to(np.asarray(values[-1], float), s.shape), s[:, 1:2] - s[:, :1])
 
 

@@ -1,19 +1,18 @@
 """What a single operation makes of what is known of the arrays that enter it."""
 
-from typing import Any
-
 import numpy as np
+from jax.extend.core import JaxprEqn
 
-from gradflow.problems._kinks._entrywise import EVERYWHERE, OPERATIONS
+from gradflow.problems._kinks._entrywise import EVERYWHERE, OPERATIONS, Settings
 from gradflow.problems._kinks._primitives import JUMPING, KEEPING, REARRANGING
-from gradflow.problems._kinks._value import Shift, Value, alias, kind_of, used
+from gradflow.problems._kinks._value import Kink, Shift, Value, alias, kind_of, used
 
 NEAR_ONE = 1e-3
 """Distance from one below which the upper bound on a probability only keeps its logarithm finite."""
 
 
-def entrywise(name: str, params: dict[str, Any], inputs: list[Value], kind: str) -> Value:
-    simpler = _simplified(name, params, inputs, kind)
+def entrywise(name: str, settings: Settings, inputs: list[Value], kind: str) -> Value:
+    simpler = _simplified(name, settings, inputs, kind)
     if simpler is not None:
         return simpler
     shifts = [value for value in inputs if value.shift is not None]
@@ -22,27 +21,26 @@ def entrywise(name: str, params: dict[str, Any], inputs: list[Value], kind: str)
         if result is not None:
             return result
     varies = any(value.varies for value in inputs)
-    kinks = frozenset[Any]().union(*(value.kinks for value in inputs))
+    kinks = frozenset[Kink]().union(*(value.kinks for value in inputs))
     if name == "sub" and _is_variance(*inputs):
         return Value(kind, varies, kinks, positive=True)
     pending = frozenset[str]().union(*(value.pending for value in inputs))
     if varies and _may_have_kinks(name, inputs, kind):
         pending = pending | {"where" if name == "select_n" else name}
-    settings = tuple((key, params[key]) for key in ("y", "new_dtype") if key in params)
     result = Value(
-        kind, varies, kinks, _is_positive(name, params, inputs), None, name, settings, tuple(inputs), pending
+        kind, varies, kinks, _is_positive(name, settings, inputs), None, name, settings, tuple(inputs), pending
     )
     if name in ("div", "mul") and not inputs[1].varies:
         result.summed = inputs[0].summed
     return result
 
 
-def _simplified(name: str, params: dict[str, Any], inputs: list[Value], kind: str) -> Value | None:
+def _simplified(name: str, settings: Settings, inputs: list[Value], kind: str) -> Value | None:
     """The result where the operation does nothing, or nothing that depends on the parameters."""
     first = inputs[0]
     if all(value.number is not None for value in inputs):
         with np.errstate(all="ignore"):
-            number = float(OPERATIONS[name].fn(params, *(value.number for value in inputs)))
+            number = float(OPERATIONS[name].fn(settings, *(value.number for value in inputs)))
         return Value(kind, number=number, positive=number >= 0)
     if name == "mul" and any(value.number == 0 for value in inputs):
         return Value(kind, number=0.0, positive=True)
@@ -96,12 +94,12 @@ def _may_have_kinks(name: str, inputs: list[Value], kind: str) -> bool:
     return OPERATIONS[name].kinks
 
 
-def _is_positive(name: str, params: dict[str, Any], inputs: list[Value]) -> bool:
+def _is_positive(name: str, settings: Settings, inputs: list[Value]) -> bool:
     """Whether a result is never negative."""
     if name in ("exp", "exp2", "square", "abs", "sqrt", "rsqrt", "logistic", "cosh"):
         return True
     if name == "integer_pow":
-        return params["y"] % 2 == 0 or inputs[0].positive
+        return settings.y % 2 == 0 or inputs[0].positive
     if name == "mul" and inputs[0] is inputs[1]:
         return True
     if name == "max":
@@ -124,11 +122,11 @@ def _squared(value: Value | None) -> Value | None:
     if value is None or value.name not in ("square", "integer_pow", "mul"):
         return None
     if value.name == "integer_pow":
-        return value.inputs[0] if dict(value.params)["y"] == 2 else None
+        return value.inputs[0] if value.settings.y == 2 else None
     return value.inputs[0] if all(other is value.inputs[0] for other in value.inputs) else None
 
 
-def mixing(name: str, eqn: Any, inputs: list[Value]) -> list[Value]:
+def mixing(name: str, eqn: JaxprEqn, inputs: list[Value]) -> list[Value]:
     """An operation across entries."""
     dtype_kinds = [kind_of(out.aval) for out in eqn.outvars]
     if name in KEEPING and len(inputs) == 1:
@@ -138,7 +136,7 @@ def mixing(name: str, eqn: Any, inputs: list[Value]) -> list[Value]:
         if only.shift is not None:
             return [alias(only)]
     varies = any(value.varies for value in inputs)
-    kinks = frozenset[Any]().union(*(used(value).resolved() for value in inputs))
+    kinks = frozenset[Kink]().union(*(used(value).resolved() for value in inputs))
     positive = name in REARRANGING and all(value.positive for value in inputs)
     if name in JUMPING and varies:
         if name in ("reduce_max", "reduce_min"):

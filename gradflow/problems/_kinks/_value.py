@@ -1,13 +1,12 @@
 """What is known of an array in a program: what its entries depend on, and which kinks are on the way to it."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import jax.core
 import numpy as np
 
-from gradflow.problems._kinks._entrywise import COMPARISONS, Input, Line, Program, has_kink
+from gradflow.problems._kinks._entrywise import COMPARISONS, NO_SETTINGS, Input, Line, Program, Settings, has_kink
 
 LONGEST = 2000
 """Operations of an entrywise function beyond which its kinks are believed without a look at the whole."""
@@ -25,6 +24,10 @@ class Shift:
         return self.used_otherwise or not self.subtracted
 
 
+Kink = str | Shift
+"""An operation at which a slope jumps, by name, or a maximum that may turn out to be none."""
+
+
 class Value:
     """What is known of an array in the program: how its entries depend on those of others.
 
@@ -32,7 +35,7 @@ class Value:
     """
 
     __slots__ = (
-        *("inputs", "kind", "kinks", "name", "number", "params", "pending", "positive", "shift", "stopped"),
+        *("inputs", "kind", "kinks", "name", "number", "pending", "positive", "settings", "shift", "stopped"),
         *("summed", "varies"),
     )
 
@@ -40,21 +43,21 @@ class Value:
         self,
         kind: str,
         varies: bool = False,
-        kinks: frozenset[Any] = frozenset(),
+        kinks: frozenset[Kink] = frozenset(),
         positive: bool = False,
         number: float | None = None,
         name: str | None = None,
-        params: tuple[tuple[str, Any], ...] = (),
+        settings: Settings = NO_SETTINGS,
         inputs: tuple["Value", ...] = (),
         pending: frozenset[str] = frozenset(),
     ):
         self.kind, self.varies, self.kinks, self.positive, self.number = kind, varies, kinks, positive, number
-        self.name, self.params, self.inputs, self.pending = name, params, inputs, pending
+        self.name, self.settings, self.inputs, self.pending = name, settings, inputs, pending
         self.shift: Shift | None = None
         self.stopped = False
         self.summed: Value | None = None  # what it is a sum of, up to a constant factor
 
-    def resolved(self) -> frozenset[Any]:
+    def resolved(self) -> frozenset[Kink]:
         """The kinks on the way to here; those of the entrywise function count if the whole of it has one."""
         if not self.pending:
             return self.kinks
@@ -83,24 +86,27 @@ def program_of(value: Value) -> Program | None:
         if now.name is None:
             steps.append(Input(now.varies, now.kind, now.positive, now.number))
         else:
-            steps.append(Line(now.name, now.params, tuple(places[id(other)] for other in now.inputs)))
+            steps.append(Line(now.name, now.settings, tuple(places[id(other)] for other in now.inputs)))
         if len(steps) > LONGEST:
             return None
     return tuple(steps)
 
 
-def kind_of(array: Any) -> str:
+def kind_of(array: object) -> str:
     """`"f"`, `"i"` or `"b"`; random keys and the like count as integers."""
+    dtype = getattr(array, "dtype", None)
+    if dtype is None:
+        raise TypeError(f"{type(array).__name__} is not an array")
     try:
-        dtype_kind = np.dtype(array.dtype).kind
+        dtype_kind = np.dtype(dtype).kind
     except TypeError:
         return "i"
     return "i" if dtype_kind in "iu" else "b" if dtype_kind == "b" else "f"
 
 
-def constant(array: Any) -> Value:
+def constant(array: object) -> Value:
     """An array that does not depend on the parameters, with its value if it is a number that can be looked at."""
-    if isinstance(array, jax.core.Tracer) or np.ndim(array) > 0 or not hasattr(array, "dtype"):
+    if isinstance(array, jax.core.Tracer) or getattr(array, "ndim", 0) > 0 or not hasattr(array, "dtype"):
         number = float(array) if isinstance(array, int | float) else None
         return Value(kind_of(array) if hasattr(array, "dtype") else "f", number=number)
     dtype_kind = kind_of(array)
@@ -124,8 +130,8 @@ def alias(value: Value) -> Value:
     return copy
 
 
-def opaque(values: Iterable[Value], kind: str, also: frozenset[Any] = frozenset()) -> Value:
+def opaque(values: Iterable[Value], kind: str, also: frozenset[Kink] = frozenset()) -> Value:
     """A value of which no more is known than what it comes from."""
     values = list(values)
-    kinks = frozenset[Any]().union(also, *(used(value).resolved() for value in values))
+    kinks = frozenset[Kink]().union(also, *(used(value).resolved() for value in values))
     return Value(kind, any(value.varies for value in values), kinks)

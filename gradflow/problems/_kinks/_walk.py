@@ -8,28 +8,30 @@ choices that depend on data alone do not count. Neither does a maximum that is s
 in log-softmax.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
 
 import equinox as eqx
 import jax
 import jax.core
-from jax.extend.core import ClosedJaxpr, Literal
-from jaxtyping import PyTree
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Primitive, Var
+from jaxtyping import Array, PyTree, Scalar
 
 from gradflow._tree import join
-from gradflow.problems._kinks._entrywise import OPERATIONS
+from gradflow.problems._kinks._entrywise import OPERATIONS, Settings
 from gradflow.problems._kinks._operations import entrywise, mixing
 from gradflow.problems._kinks._primitives import INLINED, REPEATED
-from gradflow.problems._kinks._value import Shift, Value, constant, kind_of, opaque, used
+from gradflow.problems._kinks._value import Kink, Shift, Value, constant, kind_of, opaque, used
+
+Done = tuple[Primitive, tuple[float | int, ...], str | int]
+"""A computation within a program: the operation, what enters it, and its parameters or itself."""
 
 KEPT = 128
 """Problems whose kinks are remembered."""
 
-_cached: dict[Any, tuple[str, ...]] = {}
+_cached: dict[Hashable, tuple[str, ...]] = {}
 
 
-def kinks_of(problem: Callable[[Any], Any], trainable: PyTree, frozen: PyTree) -> tuple[str, ...] | None:
+def kinks_of(problem: Callable[[PyTree], Scalar], trainable: PyTree, frozen: PyTree) -> tuple[str, ...] | None:
     """The operations at which the gradient of `problem(join(trainable, frozen))` jumps, by name; `None` if it cannot
     be traced.
 
@@ -44,7 +46,7 @@ def kinks_of(problem: Callable[[Any], Any], trainable: PyTree, frozen: PyTree) -
     """
     leaves, structure = jax.tree_util.tree_flatten((trainable, problem, frozen))
     abstract = [_abstract(leaf) if eqx.is_array(leaf) else leaf for leaf in leaves]
-    key: Any = None
+    key: Hashable = None
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         key = structure, tuple(_identity(leaf) for leaf in abstract)
         try:
@@ -63,18 +65,18 @@ def kinks_of(problem: Callable[[Any], Any], trainable: PyTree, frozen: PyTree) -
     return kinks
 
 
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+def _abstract(leaf: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
 
 
-def _identity(leaf: Any) -> Any:
+def _identity(leaf: object) -> object:
     return (leaf.shape, leaf.dtype, leaf.weak_type) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
 
-def _traced(leaves: list[Any], structure: Any, flowing: int) -> tuple[str, ...]:
+def _traced(leaves: Sequence[PyTree], structure: Hashable, flowing: int) -> tuple[str, ...]:
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, jax.ShapeDtypeStruct)]
 
-    def value(*arrays: Any) -> Any:
+    def value(*arrays: Array) -> PyTree:
         whole = list(leaves)
         for place, array in zip(places, arrays, strict=True):
             whole[place] = array
@@ -84,32 +86,32 @@ def _traced(leaves: list[Any], structure: Any, flowing: int) -> tuple[str, ...]:
     with jax.disable_jit(False):
         closed = jax.make_jaxpr(value)(*(leaves[place] for place in places))
     given = [Value(kind_of(leaves[place]), varies=place < flowing) for place in places]
-    kinks = frozenset[Any]().union(*(used(out).resolved() for out in walk(closed, given)))
+    kinks = frozenset[Kink]().union(*(used(out).resolved() for out in walk(closed, given)))
     names = {kink.name if isinstance(kink, Shift) else kink for kink in kinks if _counts(kink)}
     return tuple(sorted(names))
 
 
-def _counts(kink: Any) -> bool:
+def _counts(kink: Kink) -> bool:
     return kink.is_kink if isinstance(kink, Shift) else True
 
 
-def walk(jaxpr: Any, args: Sequence[Value]) -> list[Value]:
+def walk(jaxpr: ClosedJaxpr | Jaxpr, args: Sequence[Value]) -> list[Value]:
     """The results of a program, from what is known of its arguments."""
     consts = [constant(c) for c in jaxpr.consts] if isinstance(jaxpr, ClosedJaxpr) else []
     inner = jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
-    values: dict[Any, Value] = dict(zip([*inner.constvars, *inner.invars], [*consts, *args], strict=True))
+    values: dict[Var, Value] = dict(zip([*inner.constvars, *inner.invars], [*consts, *args], strict=True))
 
-    def read(atom: Any) -> Value:
+    def read(atom: Var | Literal) -> Value:
         return constant(atom.val) if isinstance(atom, Literal) else values[atom]
 
-    done: dict[Any, list[Value]] = {}
+    done: dict[Done, list[Value]] = {}
     for eqn in inner.eqns:
         inputs = [read(atom) for atom in eqn.invars]
         values.update(zip(eqn.outvars, _once(done, eqn, inputs), strict=True))
     return [read(atom) for atom in inner.outvars]
 
 
-def _once(done: dict[Any, list[Value]], eqn: Any, inputs: list[Value]) -> list[Value]:
+def _once(done: dict[Done, list[Value]], eqn: JaxprEqn, inputs: list[Value]) -> list[Value]:
     """The results of an operation; the same ones where a program computes something twice."""
     numbers = tuple(value.number if value.number is not None else id(value) for value in inputs)
     key = eqn.primitive, numbers, str(eqn.params) if eqn.primitive.name in REPEATED else id(eqn)
@@ -118,22 +120,23 @@ def _once(done: dict[Any, list[Value]], eqn: Any, inputs: list[Value]) -> list[V
     return done[key]
 
 
-def _equation(eqn: Any, inputs: list[Value]) -> list[Value]:
+def _equation(eqn: JaxprEqn, inputs: list[Value]) -> list[Value]:
     name, params = eqn.primitive.name, eqn.params
     if name in INLINED:
         inner = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
         if inner is not None:
             return walk(inner, inputs)
     if name == "scan":
-        return _scan(params, inputs)
+        return _scan(eqn, inputs)
     if name == "while":
-        return _while(params, inputs)
+        return _while(eqn, inputs)
     if name == "cond":
-        return _cond(params, inputs)
+        return _cond(eqn, inputs)
     if name == "is_finite":  # always, in a run that goes on
         return [Value("b", number=1.0, positive=True)]
     if name in OPERATIONS and (name != "convert_element_type" or len(inputs) == 1):
-        return [entrywise(name, params, inputs, kind_of(eqn.outvars[0].aval))]
+        settings = Settings(**{key: params[key] for key in Settings._fields if key in params})
+        return [entrywise(name, settings, inputs, kind_of(eqn.outvars[0].aval))]
     return mixing(name, eqn, inputs)
 
 
@@ -152,23 +155,23 @@ def _names(value: Value) -> set[str]:
     return {kink for kink in value.kinks if isinstance(kink, str)}
 
 
-def _scan(params: dict[str, Any], inputs: list[Value]) -> list[Value]:
-    constant, carried = params["num_consts"], params["num_carry"]
+def _scan(eqn: JaxprEqn, inputs: list[Value]) -> list[Value]:
+    constant, carried = eqn.params["num_consts"], eqn.params["num_carry"]
     fixed, start, rows = inputs[:constant], inputs[constant : constant + carried], inputs[constant + carried :]
     each = [Value(v.kind, v.varies, used(v).resolved(), v.positive, v.number) for v in rows]
-    outs = _repeated(lambda carry: walk(params["jaxpr"], [*fixed, *carry, *each]), start)
+    outs = _repeated(lambda carry: walk(eqn.params["jaxpr"], [*fixed, *carry, *each]), start)
     return [*outs[:carried], *(opaque([value], value.kind) for value in outs[carried:])]
 
 
-def _while(params: dict[str, Any], inputs: list[Value]) -> list[Value]:
-    skipped = params["cond_nconsts"]
-    first = skipped + params["body_nconsts"]
-    return _repeated(lambda carry: walk(params["body_jaxpr"], [*inputs[skipped:first], *carry]), inputs[first:])
+def _while(eqn: JaxprEqn, inputs: list[Value]) -> list[Value]:
+    skipped = eqn.params["cond_nconsts"]
+    first = skipped + eqn.params["body_nconsts"]
+    return _repeated(lambda carry: walk(eqn.params["body_jaxpr"], [*inputs[skipped:first], *carry]), inputs[first:])
 
 
-def _cond(params: dict[str, Any], inputs: list[Value]) -> list[Value]:
+def _cond(eqn: JaxprEqn, inputs: list[Value]) -> list[Value]:
     index, *args = inputs
     which = index.resolved()
     also = (which - {"comparison"}) | {"cond"} if which else which
-    branches = [walk(branch, args) for branch in params["branches"]]
+    branches = [walk(branch, args) for branch in eqn.params["branches"]]
     return [opaque(outs, outs[0].kind, also) for outs in zip(*branches, strict=True)]

@@ -1,7 +1,7 @@
 """What the theory of wide inputs asks of an activation: `E s s`, `E s' s'`, `E s'' s` and `E s' s' s s`."""
 
 import abc
-from typing import Any
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 Entries = Float[Array, "..."]
-Covariance = Any
+Covariance = Entries | Sequence[Sequence[Entries]]
 """Covariance of a few Gaussian fields: `C[i][j]` is the entry for fields `i` and `j`, counted from zero. Entries are
 arrays that broadcast against one another, so that one call serves a whole table of units."""
 

@@ -2,16 +2,18 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from gradflow.programs import captured
 
 Entries = Float[Array, "..."]
+Numbers = TypeVar("Numbers", np.ndarray, Array)
 
 MOST = 256
 """Nodes per field, at most: what smooth activations do not need and nonsmooth ones do not profit from."""
@@ -42,7 +44,7 @@ class Rule(NamedTuple):
     def places(self) -> np.ndarray:
         return self.spacing * (np.arange(self.nodes) - self.nodes / 2 + 0.5)
 
-    def points(self, dtype: Any) -> tuple[Entries, Entries]:
+    def points(self, dtype: DTypeLike) -> tuple[Entries, Entries]:
         """Nodes and weights."""
         return jnp.asarray(self.places, dtype), jnp.asarray(self.spacing * _density(self.places), dtype)
 
@@ -70,7 +72,7 @@ class Choice(NamedTuple):
     jumps: bool
 
 
-def choose(fn: Callable[[Any], Any], accuracy: float, variance: float) -> Choice | None:
+def choose(fn: Callable[[Array], Array], accuracy: float, variance: float) -> Choice | None:
     """The rule for a function; `None` without moments. Under a trace that the function depends on, a fine one for all
     functions, of which nothing is known."""
     try:
@@ -81,7 +83,7 @@ def choose(fn: Callable[[Any], Any], accuracy: float, variance: float) -> Choice
         return Choice(UNKNOWN, accuracy, False, False)
 
 
-def _hashable(fn: Callable[[Any], Any]) -> bool:
+def _hashable(fn: Callable[[Array], Array]) -> bool:
     """Not so are modules that hold arrays."""
     try:
         hash(fn)
@@ -91,11 +93,11 @@ def _hashable(fn: Callable[[Any], Any]) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _known(fn: Callable[[Any], Any], accuracy: float, variance: float, code: str) -> Choice | None:
+def _known(fn: Callable[[Array], Array], accuracy: float, variance: float, code: str) -> Choice | None:
     return _choose(fn, accuracy, variance)
 
 
-def _choose(fn: Callable[[Any], Any], accuracy: float, variance: float) -> Choice | None:
+def _choose(fn: Callable[[Array], Array], accuracy: float, variance: float) -> Choice | None:
     """The rule with the fewest nodes that meets the accuracy at variances up to this one; `None` without moments.
 
     What is looked at are `E s s`, `E s' s'`, `E x s' s` and `E s' s' s s` of coincident fields, which are the hardest:
@@ -136,7 +138,7 @@ def at_kinks(rule: Rule) -> float:
     return 0.5 * rule.spacing * float(_density(np.zeros(1))[0])
 
 
-def _breaks(fn: Callable[[Any], Any], rule: Rule, accuracy: float, variance: float) -> tuple[bool, bool]:
+def _breaks(fn: Callable[[Array], Array], rule: Rule, accuracy: float, variance: float) -> tuple[bool, bool]:
     """Whether `s'` is not all of the derivative of `s`, since that jumps, and the same of `s''` and `s'`.
 
     Integration by parts, of expectations over one field, knows of jumps what derivatives do not.
@@ -158,7 +160,7 @@ def _breaks(fn: Callable[[Any], Any], rule: Rule, accuracy: float, variance: flo
 
 
 def difference(
-    fn: Callable[[Any], Any], slope: Callable[[Any], Any], rule: Rule, variances: Float[Array, " fields"]
+    fn: Callable[[Array], Array], slope: Callable[[Array], Array], rule: Rule, variances: Float[Array, " fields"]
 ) -> Float[Array, ""]:
     """Relative error of the expectations over coincident fields of these variances, the largest of them."""
     nodes, weights = _differences_at(rule)
@@ -182,7 +184,7 @@ def _relative(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return total / np.where(size > 0, size, 1)
 
 
-def _parts(fn: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
+def _parts(fn: Callable[[Array], Array], x: np.ndarray) -> np.ndarray:
     """The products at these points, in double precision, for functions of any precision."""
     at = jnp.asarray(x, jnp.result_type(float))
     s, d = (np.asarray(value, float) for value in jax.jvp(fn, (at,), (jnp.ones_like(at),)))
@@ -190,7 +192,7 @@ def _parts(fn: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
         return np.stack(_products(x, s, d))
 
 
-def _products(x: Any, s: Any, d: Any) -> list[Any]:
+def _products(x: Numbers, s: Numbers, d: Numbers) -> list[Numbers]:
     """What is integrated over coincident fields: `s s, s' s', x s' s, s' s' s s`."""
     return [s * s, d * d, x * d * s, d * d * s * s]
 

@@ -1,6 +1,8 @@
 """Activations by name."""
 
-from typing import Any
+from collections.abc import Callable
+
+from jaxtyping import Array
 
 from gradflow._checks import check_choice
 from gradflow.problems.activations._base import AbstractActivation
@@ -12,7 +14,7 @@ from gradflow.problems.activations._square import Square
 NAMES: dict[str, type[AbstractActivation]] = {"erf": Erf, "relu": ReLU, "square": Square}
 
 
-def named(activation: Any) -> AbstractActivation:
+def named(activation: str | Callable[[Array], Array]) -> AbstractActivation:
     """The activation of that name.
 
     A function becomes a `Quadrature`, an activation stays what it is.

@@ -1,6 +1,6 @@
 """Probabilities that two and that four correlated Gaussian fields are all positive, for singular covariances too."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -46,13 +46,15 @@ def arcsin(r: Entries) -> Entries:
     return jnp.where(inside, jnp.arcsin(jnp.where(inside, r, 0)), jnp.sign(r) * jnp.pi / 2)
 
 
-def partial(C: Covariance, at: int, i: int, j: int, scale: Any = None) -> Entries:
+def partial(C: Covariance, at: int, i: int, j: int, scale: Sequence[Entries] | None = None) -> Entries:
     """Covariance of fields `i` and `j` given that field `at` is zero."""
     variance = C[at][at] if scale is None else scale[at]
     return C[i][j] - C[i][at] * C[at][j] * inverse_root(C[at][at], variance) ** 2
 
 
-def orthant2(a: Entries, ab: Entries, b: Entries, scale_a: Any = None, scale_b: Any = None) -> Entries:
+def orthant2(
+    a: Entries, ab: Entries, b: Entries, scale_a: Entries | None = None, scale_b: Entries | None = None
+) -> Entries:
     """`P(x0 > 0, x1 > 0) = 1/4 + asin(correlation) / 2 pi`; a field without variance counts as independent."""
     scale_a, scale_b = a if scale_a is None else scale_a, b if scale_b is None else scale_b
     return 0.25 + arcsin(ab * inverse_root(a, scale_a) * inverse_root(b, scale_b)) / (2 * jnp.pi)

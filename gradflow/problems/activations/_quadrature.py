@@ -3,7 +3,6 @@
 import itertools
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -49,14 +48,14 @@ class Quadrature(AbstractActivation):
     15.0
     """
 
-    fn: Callable[[Any], Any]
+    fn: Callable[[Array], Array]
     accuracy: float = eqx.field(static=True)
     variance: float = eqx.field(static=True)
     rule: Rule = eqx.field(static=True)
     promised: float = eqx.field(static=True)
     nonsmooth: bool = eqx.field(static=True)
 
-    def __init__(self, fn: Any, accuracy: float = 1e-5, variance: float = 9.0):
+    def __init__(self, fn: Callable[[Array], Array], accuracy: float = 1e-5, variance: float = 9.0):
         check_callable("fn", fn, "fn(array), elementwise")
         check_positive("accuracy", accuracy, "For instance 1e-5.")
         check_positive("variance", variance, "It is the largest that a field will have.")
@@ -140,7 +139,7 @@ class Quadrature(AbstractActivation):
         num_products = students * (students + 1) // 2 * n * (n + 1) // 2
         return pairs * (n - 2) * (n - 3) // 2 * nodes**3 + num_products * self.rule.finer * nodes**2
 
-    def _factors(self, powers: tuple[int, int]) -> Callable[[Any], Any]:
+    def _factors(self, powers: tuple[int, int]) -> Callable[[Array], Array]:
         """`s'^m s^n`."""
         slopes, values = powers
 
@@ -163,7 +162,7 @@ class Quadrature(AbstractActivation):
         return self._many(C, fns)
 
     def _pair(
-        self, C: Covariance, first: Callable[[Any], Any], second: Callable[[Any], Any], moment: bool = False
+        self, C: Covariance, first: Callable[[Array], Array], second: Callable[[Array], Array], moment: bool = False
     ) -> Entries:
         """`E f(x0) g(x1)`; with `moment`, times the standardised first field."""
         L = _factor(C, 2)
@@ -177,7 +176,7 @@ class Quadrature(AbstractActivation):
 
         return jax.lax.scan(add, jnp.zeros(L[0][0].shape[:-1], w.dtype), (z, w * z if moment else w))[0]
 
-    def _many(self, C: Covariance, fns: list[Callable[[Any], Any]]) -> Entries:
+    def _many(self, C: Covariance, fns: list[Callable[[Array], Array]]) -> Entries:
         """The same over three or four fields; the last is integrated out into a table over the mean it is given."""
         size = len(fns)
         L = _factor(C, size)
