@@ -8,6 +8,7 @@ PAGES = (
     "first-steps",
     "choosing-times-and-tolerances",
     "own-models",
+    "large-data",
     "saving-and-continuing",
     "pictures",
     "solvers",

@@ -16,6 +16,7 @@ from gradflow.data._openml import DownloadError as DownloadError
 from gradflow.data._orthogonal_inputs import orthogonal_inputs as orthogonal_inputs
 from gradflow.data._prepare import Options as Options
 from gradflow.data._principal_components import principal_components as principal_components
+from gradflow.data._shard import shard as shard
 from gradflow.data._sine import sine as sine
 from gradflow.data._two_directions import two_directions as two_directions
 from gradflow.data._xor import xor as xor

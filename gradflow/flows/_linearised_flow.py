@@ -176,7 +176,7 @@ class LinearisedFlow(AbstractFlow):
         return jnp.mean(each) if self.problem.reduction == "mean" else jnp.sum(each)
 
     def _weight(self) -> float:
-        return 1 / self.problem.x.shape[0] if self.problem.reduction == "mean" else 1.0
+        return 1 / self.problem.num_samples if self.problem.reduction == "mean" else 1.0
 
 
 def oscillation(t: Array, p: Array, q: Array, value: Array, slope: Array) -> Array:

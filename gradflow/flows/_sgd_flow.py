@@ -81,7 +81,7 @@ class SGDFlow(AbstractStochasticFlow):
 
     @property
     def noise_size(self) -> int:
-        return self.problem.x.shape[0]
+        return self.problem.num_samples
 
     @property
     def weak_order(self) -> int:
@@ -111,7 +111,7 @@ class SGDFlow(AbstractStochasticFlow):
 
     def moved(self, t: Scalar, dt: Scalar, state: PyTree, frozen: PyTree, increments: Float[Array, " n"]) -> PyTree:
         """Drift and noise weigh the samples' gradients differently, so one gradient does for both."""
-        n = self.problem.x.shape[0]
+        n = self.problem.num_samples
         weight = 1 / n if self.problem.reduction == "mean" else 1.0
         weights = self._noise_weights(increments) - (dt * weight).astype(increments.dtype)
         step = self._weighted(state, frozen, weights)
@@ -162,7 +162,7 @@ class SGDFlow(AbstractStochasticFlow):
 
     def _noise_weights(self, increments: Float[Array, " n"]) -> Float[Array, " n"]:
         """The weights of `g_i` in the noise; `sum_i (g_i - g) xi_i = sum_i g_i (xi_i - mean xi)`."""
-        n, batch = self.problem.x.shape[0], self.batch_size
+        n, batch = self.problem.num_samples, self.batch_size
         variance = 1 / (n * batch)
         if self.sampling == "batch":
             variance *= (n - batch) / max(n - 1, 1)
@@ -177,7 +177,7 @@ def check_batches(problem: Callable[[PyTree], Scalar], batch_size: int) -> None:
         advice = "Its gradient has to be a mean over samples."
         raise fail("problem", "be a gradflow.EmpiricalRisk", f"of type {type(problem).__name__}", advice)
     check_count("batch_size", batch_size)
-    n = problem.x.shape[0]
+    n = problem.num_samples
     if batch_size > n:
         raise fail("batch_size", f"be at most {n}, the number of samples", str(batch_size))
 

@@ -8,11 +8,11 @@ from jaxtyping import Array, PyTree, Shaped
 
 from gradflow._checks import fail
 
-Predict = Callable[[PyTree, Array], Array]
+Predict = Callable[[PyTree, PyTree[Array]], Array]
 """Predictions on a batch: `predict(params, x)`."""
 
 
-def call_model(params: PyTree, inputs: Shaped[Array, "m ..."]) -> Array:
+def call_model(params: PyTree, inputs: PyTree[Shaped[Array, "m ..."]]) -> Array:
     """Predictions of parameters that are called on one sample, as Equinox models are.
 
     **Raises** `ValueError` for parameters that cannot be called, and for layers that ask for a key or a state.
@@ -33,7 +33,7 @@ def call_model(params: PyTree, inputs: Shaped[Array, "m ..."]) -> Array:
         raise fail("params", "be callable on one sample alone when predict=None", actual, advice) from error
 
 
-def call_predict(predict: Predict, params: PyTree, inputs: Shaped[Array, "m ..."]) -> Array:
+def call_predict(predict: Predict, params: PyTree, inputs: PyTree[Shaped[Array, "m ..."]]) -> Array:
     """`predict(params, inputs)`.
 
     **Raises** `ValueError` where it fails, but would not with its arguments swapped, or on one sample at a time.
@@ -57,12 +57,12 @@ def _check_called(params: PyTree) -> None:
         raise fail("params", "be callable when predict=None", f"of type {type(params).__name__}", advice)
 
 
-def _batch(predictions: object, inputs: Array) -> bool:
+def _batch(predictions: object, inputs: PyTree[Array]) -> bool:
     shape = getattr(predictions, "shape", ())
-    return bool(shape) and shape[0] == inputs.shape[0]
+    return bool(shape) and shape[0] == jax.tree_util.tree_leaves(inputs)[0].shape[0]
 
 
-def _works(predict: Predict, params: PyTree, inputs: Array) -> bool:
+def _works(predict: Predict, params: PyTree, inputs: PyTree[Array]) -> bool:
     """Whether this gives an array with an entry for every input; found out without computing anything."""
     try:
         return _batch(eqx.filter_eval_shape(predict, params, inputs), inputs)

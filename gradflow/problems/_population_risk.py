@@ -45,8 +45,9 @@ class PopulationRisk(eqx.Module):
         predict: Predict | None = None,
     ):
         self.data = EmpiricalRisk(x, y, loss, predict, reduction="sum")
-        if np.shape(weights) != (self.data.x.shape[0],):
-            raise fail("weights", f"have shape ({self.data.x.shape[0]},)", f"of shape {np.shape(weights)}")
+        n = self.data.num_samples
+        if np.shape(weights) != (n,):
+            raise fail("weights", f"have shape ({n},)", f"of shape {np.shape(weights)}")
         check_finite("weights", weights)
         check_not_negative("weights", weights)
         self.weights = jnp.asarray(weights, float)

@@ -77,7 +77,7 @@ class SGD(AbstractDescent):
 
     def batch(self, k: Int[Array, ""]) -> Int[Array, " batch_size"]:
         """The indices of the samples of step `k`."""
-        n, size = self.problem.x.shape[0], self.batch_size
+        n, size = self.problem.num_samples, self.batch_size
         if self.sampling == "epochs":
             steps = n // size
             order = jax.random.permutation(jax.random.fold_in(self.key, k // steps), n)
@@ -89,9 +89,9 @@ class SGD(AbstractDescent):
 
     def step(self, k: Int[Array, ""], state: PyTree, frozen: PyTree) -> tuple[PyTree, Float[Array, ""]]:
         chosen = self.batch(k)
-        drawn = (self.problem.x[chosen], self.problem.y[chosen])
+        drawn = jax.tree_util.tree_map(lambda leaf: leaf[chosen], (self.problem.x, self.problem.y))
         problem = eqx.tree_at(lambda p: (p.x, p.y), self.problem, drawn)
-        scale = 1.0 if self.problem.reduction == "mean" else self.problem.x.shape[0] / self.batch_size
+        scale = 1.0 if self.problem.reduction == "mean" else self.problem.num_samples / self.batch_size
         return self.descend(lambda p: scale * problem(p), state, frozen)
 
     def flow(self, order: int = 1) -> AbstractFlow:
