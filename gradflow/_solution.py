@@ -193,7 +193,7 @@ class Solution(eqx.Module):
         """
         write_pytree(path, self)
 
-    def plot(self, **options: Any) -> "Figure":
+    def plot(self, **options: int) -> "Figure":
         """The figure of this run, the loss and every observable over time: `gradflow.plot.solution(self, **options)`.
 
         >>> import gradflow as gf, jax.numpy as jnp

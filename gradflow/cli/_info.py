@@ -9,7 +9,6 @@ import platform
 import textwrap
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 
@@ -30,7 +29,7 @@ def describe_installation() -> str:
     for device in jax.devices():
         lines.append(f"device {device.id}: {device.platform}, {device.device_kind}")
     methods = (diffrax.AbstractSolver, solvers.AbstractMethod, solvers.AbstractStochasticMethod)
-    sections: list[tuple[str, ModuleType, Callable[[Any], bool]]] = [
+    sections: list[tuple[str, ModuleType, Callable[[object], bool]]] = [
         ("flows", flows, lambda value: _is_a(value, flows.AbstractFlow)),
         ("rules", rules, lambda value: _is_a(value, rules.AbstractRule)),
         ("models", models, _callable),
@@ -73,20 +72,20 @@ def describe_store(path: pathlib.Path) -> str:
     return "\n".join(lines)
 
 
-def _is_a(value: Any, types: Any) -> bool:
+def _is_a(value: object, types: type | tuple[type, ...]) -> bool:
     return inspect.isclass(value) and issubclass(value, types)
 
 
-def _callable(value: Any) -> bool:
+def _callable(value: object) -> bool:
     """A class whose instances can be called, or, as observables of a whole state, nearly so."""
     return inspect.isclass(value) and any("__call__" in vars(cls) for cls in value.__mro__[:-1])
 
 
-def _function(value: Any) -> bool:
+def _function(value: object) -> bool:
     return inspect.isfunction(value) and value.__module__.startswith("gradflow.") and "_checks" not in value.__module__
 
 
-def _entries(room: ModuleType, offered: Callable[[Any], bool]) -> list[str]:
+def _entries(room: ModuleType, offered: Callable[[object], bool]) -> list[str]:
     """Name and first line of the docstring, without what belongs to what follows it."""
     entries = []
     for name, value in sorted(vars(room).items(), key=lambda entry: entry[0].lower()):

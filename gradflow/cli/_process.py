@@ -28,7 +28,7 @@ class Commands(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, args or ["--help"])
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: Any) -> object:
         warnings.showwarning = _warn
         try:
             result = super().invoke(ctx)
@@ -97,5 +97,5 @@ def _processor() -> str:
     return hashlib.sha256(description.encode()).hexdigest()[:12]
 
 
-def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+def _warn(message: Warning | str, *_: object, **__: object) -> None:
     print(f"gradflow: warning: {message}", file=sys.stderr)

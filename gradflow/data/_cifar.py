@@ -5,7 +5,6 @@ Source: A. Krizhevsky (2009), *Learning multiple layers of features from tiny im
 
 import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -67,7 +66,7 @@ def _read_pickle(file: Path) -> tuple[np.ndarray, np.ndarray]:
     return pixels, np.asarray(labels)
 
 
-def _is_label_list(labels: Any, count: int) -> bool:
+def _is_label_list(labels: object, count: int) -> bool:
     if isinstance(labels, np.ndarray):
         return labels.shape == (count,) and labels.dtype.kind in "iu"
     return isinstance(labels, list) and len(labels) == count and all(type(label) is int for label in labels)
@@ -76,7 +75,7 @@ def _is_label_list(labels: Any, count: int) -> bool:
 class _Unpickler(pickle.Unpickler):
     """Reads NumPy arrays and built-in containers; refuses every other name, since calling it could run anything."""
 
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
+    def find_class(self, module_name: str, global_name: str, /) -> object:
         allowed = {
             ("numpy", "ndarray"): np.ndarray,
             # Python 2 wrote `dtype('u1', 0, 1)`, and NumPy 2.4.0 to 2.4.4 warn of flags that are not booleans. A new

@@ -1,14 +1,13 @@
 """Unit vectors in the plane with `y = 5 max(0, x_1)^2 + 4 max(0, x_2)^2`."""
 
-from typing import Any
-
 import numpy as np
+from jax.typing import DTypeLike
 
 from gradflow._checks import check_count, fail
 from gradflow.data._dataset import Dataset, float_dtype
 
 
-def circle(n: int = 50, *, evenly_spaced: bool = False, seed: int = 0, dtype: Any = None) -> Dataset:
+def circle(n: int = 50, *, evenly_spaced: bool = False, seed: int = 0, dtype: DTypeLike | None = None) -> Dataset:
     """Inputs on the unit circle, labelled by two squared-ReLU neurons.
 
         x = (cos a, sin a),   y = 5 max(0, x_1)^2 + 4 max(0, x_2)^2

@@ -1,15 +1,14 @@
 """Labelled inputs of which those of one label form acute angles, and those of different labels obtuse ones."""
 
-from typing import Any
-
 import numpy as np
+from jax.typing import DTypeLike
 
 from gradflow._checks import check_count
 from gradflow.data._dataset import Dataset, float_dtype
 from gradflow.data._draw import orthonormal_columns
 
 
-def correlated(n: int = 20, in_size: int = 8, *, seed: int = 0, dtype: Any = None) -> Dataset:
+def correlated(n: int = 20, in_size: int = 8, *, seed: int = 0, dtype: DTypeLike | None = None) -> Dataset:
     """Unit vectors with labels such that `y_i y_j x_i . x_j >= 0` for all pairs.
 
         x = y R |g| / |g|,    g ~ N(0, I) with absolute values taken entrywise, R a random rotation, y = +-1 at random

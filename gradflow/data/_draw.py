@@ -1,7 +1,7 @@
 """What the synthetic generators share: Haar-distributed frames, noise, and its check."""
 
 import math
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 from jaxtyping import Float
@@ -29,13 +29,13 @@ def describe_noise(noise: float) -> str:
     return f" + {noise:g} N(0, 1)" if noise else ""
 
 
-def check_noise(noise: Any) -> float:
+def check_noise(noise: object) -> float:
     """Refuses standard deviations that are negative or not finite."""
     if not is_number(noise) or not math.isfinite(noise) or noise < 0:
         raise fail("noise", "be a standard deviation, zero or positive", repr(noise), "Use 0.0 for none.")
     return float(noise)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether `value` is a real scalar."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)

@@ -1,9 +1,10 @@
 """Gaussian inputs labelled by a two-layer teacher, `y = sum_j a_j s(w_j . x)` with `|w_j| = 1` and `a_j = +-1`."""
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import ArrayLike
 
 from gradflow._checks import check_callable, check_count, fail
 from gradflow.data._dataset import Dataset, float_dtype
@@ -20,11 +21,11 @@ def gaussian_teacher(
     in_size: int,
     width: int,
     *,
-    activation: Callable[[Any], Any] = relu,
+    activation: Callable[[np.ndarray], ArrayLike] = relu,
     out_size: int | None = None,
     noise: float = 0.0,
     seed: int = 0,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
 ) -> Dataset:
     """Regression data of a random two-layer teacher.
 

@@ -1,9 +1,9 @@
 """Linear regression with a prescribed spectrum: `X^T X / n` has eigenvalues spaced evenly in the logarithm."""
 
 import math
-from typing import Any
 
 import numpy as np
+from jax.typing import DTypeLike
 
 from gradflow._checks import check_count, fail
 from gradflow.data._dataset import Dataset, float_dtype
@@ -11,7 +11,7 @@ from gradflow.data._draw import add_noise, check_noise, describe_noise, is_numbe
 
 
 def linear_regression(
-    n: int, in_size: int, *, condition: float = 10.0, noise: float = 0.0, seed: int = 0, dtype: Any = None
+    n: int, in_size: int, *, condition: float = 10.0, noise: float = 0.0, seed: int = 0, dtype: DTypeLike | None = None
 ) -> Dataset:
     """A linear teacher on inputs whose covariance is known exactly.
 

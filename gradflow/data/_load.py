@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 from gradflow._checks import check_choice
 from gradflow.data._circle import circle
@@ -33,7 +32,7 @@ def names() -> list[str]:
     return list(LOADERS)
 
 
-def load(name: str, **options: Any) -> Dataset:
+def load(name: str, **options: object) -> Dataset:
     """The data set called `name`, with hyphens or underscores.
 
     **Arguments**
@@ -59,7 +58,7 @@ def load(name: str, **options: Any) -> Dataset:
 
 
 def load_some(
-    name: str, *, path: str | None = None, samples: int | None = None, at_most: int = 500, **options: Any
+    name: str, *, path: str | None = None, samples: int | None = None, at_most: int = 500, **options: object
 ) -> Dataset:
     """`load` without what is left open: `samples` of the data set, or as many as there are up to `at_most`.
 

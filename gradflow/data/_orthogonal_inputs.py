@@ -1,15 +1,21 @@
 """Orthonormal inputs, `x_i . x_j = 1` if `i = j`, else 0: the best understood setting of shallow ReLU networks."""
 
-from typing import Any
-
 import numpy as np
+from jax.typing import DTypeLike
 
 from gradflow._checks import check_count, check_finite, fail
 from gradflow.data._dataset import Dataset, float_dtype
 from gradflow.data._draw import orthonormal_columns
 
 
-def orthogonal_inputs(n: int, in_size: int, *, y: Any = None, seed: int = 0, dtype: Any = None) -> Dataset:
+def orthogonal_inputs(
+    n: int,
+    in_size: int,
+    *,
+    y: object = None,
+    seed: int = 0,
+    dtype: DTypeLike | None = None,
+) -> Dataset:
     """Orthonormal inputs at random, with given targets or random signs.
 
     **Arguments**
@@ -54,7 +60,7 @@ def orthogonal_inputs(n: int, in_size: int, *, y: Any = None, seed: int = 0, dty
     )
 
 
-def _check_targets(y: Any, n: int) -> np.ndarray:
+def _check_targets(y: object, n: int) -> np.ndarray:
     try:
         targets = np.asarray(y, dtype=np.float64)
     except (TypeError, ValueError):

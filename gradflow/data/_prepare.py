@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Bool, Int, Shaped
 
 from gradflow._checks import check_choice, check_count, fail
@@ -39,7 +40,7 @@ class Options(TypedDict, total=False):
     unit_norm: bool
     labels: str
     seed: int
-    dtype: Any
+    dtype: DTypeLike | None
 
 
 class Resolved(NamedTuple):
@@ -69,11 +70,11 @@ def resolve(
     *,
     classes: Any = None,
     n: Any = None,
-    centre: Any = False,
-    unit_norm: Any = False,
+    centre: object = False,
+    unit_norm: object = False,
     labels: Any = "onehot",
     seed: Any = 0,
-    dtype: Any = None,
+    dtype: object = None,
 ) -> Resolved:
     """Checks `Options`, of any type, against the labels `known` of a data set."""
     chosen = available if classes is None else _check_classes(classes, available)

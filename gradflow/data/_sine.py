@@ -1,14 +1,13 @@
 """One period of a sine on a line, with a constant beside the line for networks without biases."""
 
-from typing import Any
-
 import numpy as np
+from jax.typing import DTypeLike
 
 from gradflow._checks import check_count
 from gradflow.data._dataset import Dataset, float_dtype
 
 
-def sine(n: int = 20, *, dtype: Any = None) -> Dataset:
+def sine(n: int = 20, *, dtype: DTypeLike | None = None) -> Dataset:
     """Regression in one dimension: a sine over equally spaced points.
 
         x = (s, 1),   y = sin(pi s),   s = -1 ... 1

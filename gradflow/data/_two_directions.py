@@ -1,14 +1,13 @@
 """Copies of two inputs at a small angle, of opposite labels."""
 
-from typing import Any
-
 import numpy as np
+from jax.typing import DTypeLike
 
 from gradflow._checks import check_count, fail
 from gradflow.data._dataset import Dataset, float_dtype
 
 
-def two_directions(n_plus: int = 3, n_minus: int = 1, *, angle: float = 0.1, dtype: Any = None) -> Dataset:
+def two_directions(n_plus: int = 3, n_minus: int = 1, *, angle: float = 0.1, dtype: DTypeLike | None = None) -> Dataset:
     """Copies of two nearby inputs of opposite labels.
 
     `n_plus` of `(1, 0)` of label +1, `n_minus` of `(cos angle, sin angle)` of label -1.

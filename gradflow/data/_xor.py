@@ -1,8 +1,7 @@
 """Four clusters at the corners `(+-1, +-1)`, labelled by the product of the corner's coordinates."""
 
-from typing import Any
-
 import numpy as np
+from jax.typing import DTypeLike
 
 from gradflow._checks import check_count
 from gradflow.data._dataset import Dataset, float_dtype
@@ -12,7 +11,9 @@ from gradflow.data._draw import add_noise, check_noise
 CORNERS = ((1.0, 1.0), (-1.0, 1.0), (-1.0, -1.0), (1.0, -1.0))
 
 
-def xor(n: int = 100, *, noise: float = 0.1, in_size: int = 2, seed: int = 0, dtype: Any = None) -> Dataset:
+def xor(
+    n: int = 100, *, noise: float = 0.1, in_size: int = 2, seed: int = 0, dtype: DTypeLike | None = None
+) -> Dataset:
     """Exclusive or: opposite corners share a label.
 
     No linear classifier can follow it.

@@ -1,7 +1,5 @@
 """What runs tend to as something goes to zero or to infinity: from several runs, with an estimate of the error."""
 
-from typing import Any
-
 from gradflow.limits._alternating_flow import alternating_flow as alternating_flow
 from gradflow.limits._filippov import FilippovSolution as FilippovSolution
 from gradflow.limits._filippov import filippov as filippov
@@ -18,7 +16,7 @@ from gradflow.limits._width_fluctuations import width_fluctuations as width_fluc
 _FORMER_NAMES = {"Extrapolated": FilippovSolution, "Pursuit": NeuronPursuitResult}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> type:
     if name not in _FORMER_NAMES:
         raise AttributeError(f"module 'gradflow.limits' has no attribute {name!r}")
     return _FORMER_NAMES[name]

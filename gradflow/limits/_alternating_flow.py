@@ -1,25 +1,27 @@
 """Alternating gradient flow: training from a vanishing start, one neuron after the other."""
 
-from typing import Any
+from collections.abc import Sequence
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from gradflow import _checks
 from gradflow.limits._neurons import NeuronPursuitResult, check_numbers, residuals_at_origin, settle
 from gradflow.models._polar import neuron_rows, with_rows
 from gradflow.problems import EmpiricalRisk, NeuralCorrelation
 from gradflow.programs import fresh_jit
+from gradflow.solvers import AbstractMethod
 from gradflow.theory._ascent import ascend
 
 
 def alternating_flow(
     problem: EmpiricalRisk,
     model: PyTree,
-    log_norms: Any,
+    log_norms: ArrayLike | Sequence[float],
     *,
     degree: int = 2,
     rounds: int = 20,
@@ -27,7 +29,7 @@ def alternating_flow(
     tolerance: float = 1e-5,
     horizon: float = 1e5,
     rtol: float = 1e-6,
-    solver: Any = None,
+    solver: diffrax.AbstractSolver | AbstractMethod | None = None,
 ) -> NeuronPursuitResult:
     """Saddles of a sum of neurons in the limit of a vanishing start.
 
@@ -76,69 +78,108 @@ def alternating_flow(
     if np.shape(log_norms) not in ((), (width,)):
         raise _checks.fail("log_norms", f"be one number or {width}", f"of shape {np.shape(log_norms)}")
     _checks.check_finite("log_norms", np.asarray(log_norms, float))
-    logs = np.broadcast_to(np.asarray(log_norms, float), (width,))
-    exponent = degree - 2
-    thresholds = -logs if degree == 2 else (np.exp(-exponent * logs) - 1) / exponent
-    units = unit_rows(rows)
-    dtype = neuron_rows(model).dtype
-    # What a flow keeps of the first directions, and rounding may have lost: without it a direction that has turned all
-    # the way to one label would stay there when another label is what is left.
-    trace = float(np.sqrt(np.finfo(dtype).eps)) * units
-    # `grown` is the clock on the side of the direction `sides`, the last one in which the neuron grew.
-    grown, active, sides = np.zeros(width), np.zeros(width, bool), units.copy()
-    weights = np.zeros_like(rows)
-    times, losses = [0.0], [float(problem(with_rows(model, jnp.zeros_like(neuron_rows(model)))))]
+    neurons = _Neurons(model, rows, np.broadcast_to(np.asarray(log_norms, float), (width,)), degree)
+    times, losses = [0.0], [float(problem(neurons.params()))]
     saddles, activated, correlations, ended = [], [], [], "rounds"
+    fitted = 10 * tolerance * float(jnp.linalg.norm(residuals_at_origin(problem, model)))
     for _ in range(rounds):
-        here = with_rows(model, jnp.asarray(weights, dtype))
-        labels = problem.residuals(problem.predictions(here))
+        labels = problem.residuals(problem.predictions(neurons.params()))
         size = float(jnp.linalg.norm(labels))
-        if size <= 10 * tolerance * float(jnp.linalg.norm(residuals_at_origin(problem, model))):
+        if size <= fitted:
             ended = "fitted"
             break
-        dormant = np.flatnonzero(~active)
-        if dormant.size == 0:
+        if np.all(neurons.active):
             ended = "nothing grows"
             break
-        correlation = NeuralCorrelation(problem, degree, labels=labels)
-        turned, values = nearest_points(correlation, model, jnp.asarray(unit_rows(units + trace), dtype))
-        units[dormant] = turned[dormant]
-        speed = degree * values
-        threshold = 1e-6 * size
-        grows = ~active & (speed > threshold)
-        overlaps = output_overlaps(problem, model, jnp.asarray(sides, dtype), jnp.asarray(units, dtype))
-        grown = np.where(grows & (np.asarray(overlaps) < 0), -grown, grown)
-        sides[grows] = units[grows]
-        waits = np.where(grows, (thresholds - grown) / np.maximum(speed, threshold), np.inf)
+        values = neurons.turn(problem, NeuralCorrelation(problem, degree, labels=labels), 1e-6 * size)
+        waits = neurons.waits(degree * values, 1e-6 * size)
         first = int(np.argmin(waits))
         if not np.isfinite(waits[first]):
             ended = "nothing grows"
             break
         wait = max(float(waits[first]), 0.0)
-        grown[dormant] = np.minimum(grown + np.where(np.isfinite(speed), speed, 0) * wait, thresholds)[dormant]
+        neurons.pass_time(wait, degree * values)
         # Neurons of equal norms in one basin become active together.
-        together = ~active & (waits <= wait * (1 + 1e-6))
-        weights[together], active[together] = seed_norm * units[together], True
-        weights = settle(problem, model, weights, tolerance, horizon, rtol, solver)
-        resting = active & (np.linalg.norm(weights, axis=1) < seed_norm)
-        for j in np.flatnonzero(resting):
-            units[j] = weights[j] / max(np.linalg.norm(weights[j]), 1e-300)
-        # One that was active has outgrown its start by all of the threshold.
-        sides[resting], grown[resting] = units[resting], thresholds[resting]
-        weights[resting], active[resting] = 0.0, False
-        here = with_rows(model, jnp.asarray(weights, dtype))
-        saddles.append(here)
+        neurons.activate(waits <= wait * (1 + 1e-6), seed_norm)
+        neurons.weights = settle(problem, model, neurons.weights, tolerance, horizon, rtol, solver)
+        neurons.deactivate(seed_norm)
+        saddles.append(neurons.params())
         activated.append(first)
         correlations.append(float(values[first]))
         times.append(times[-1] + wait)
-        losses.append(float(problem(here)))
-        if first not in np.flatnonzero(active) and losses[-1] >= losses[-2] * (1 - 1e-9):
+        losses.append(float(problem(saddles[-1])))
+        if not neurons.active[first] and losses[-1] >= losses[-2] * (1 - 1e-9):
             ended = "nothing grows"
             break
-    final = with_rows(model, jnp.asarray(weights, dtype))
-    return NeuronPursuitResult(
-        np.array(times), np.array(losses), final, tuple(saddles), tuple(activated), np.array(correlations), ended
-    )
+    visited = np.array(times), np.array(losses), neurons.params(), tuple(saddles), tuple(activated)
+    return NeuronPursuitResult(*visited, np.array(correlations), ended)
+
+
+class _Neurons:
+    """What alternating gradient flow knows of the neurons: directions and clocks, and the weights of the active ones.
+
+    `grown` is the clock on the side of the direction `sides`, the last one in which the neuron grew; it counts to the
+    threshold.
+    """
+
+    def __init__(
+        self, model: PyTree, rows: Float[np.ndarray, "width size"], logs: Float[np.ndarray, " width"], degree: int
+    ):
+        exponent = degree - 2
+        self.model, self.degree, self.dtype = model, degree, neuron_rows(model).dtype
+        self.thresholds = -logs if degree == 2 else (np.exp(-exponent * logs) - 1) / exponent
+        self.units = unit_rows(rows)
+        # What a flow keeps of the first directions, and rounding may have lost: without it a direction that has turned
+        # all the way to one label would stay there when another label is what is left.
+        self.trace = float(np.sqrt(np.finfo(self.dtype).eps)) * self.units
+        self.grown, self.active = np.zeros(len(rows)), np.zeros(len(rows), bool)
+        self.sides, self.weights = self.units.copy(), np.zeros_like(rows)
+
+    def params(self) -> PyTree:
+        """The network of the active neurons."""
+        return with_rows(self.model, jnp.asarray(self.weights, self.dtype))
+
+    def turn(
+        self, problem: EmpiricalRisk, correlation: NeuralCorrelation, threshold: float
+    ) -> Float[np.ndarray, " width"]:
+        """Turns the dormant ones to the maxima of their basins, and the clocks of those whose output changes sides.
+
+        Returns the correlations there. `threshold`: of the speed above which a neuron grows.
+        """
+        traced = jnp.asarray(unit_rows(self.units + self.trace), self.dtype)
+        turned, values = nearest_points(correlation, self.model, traced)
+        dormant = ~self.active
+        self.units[dormant] = turned[dormant]
+        grows = dormant & (self.degree * values > threshold)
+        sides, units = jnp.asarray(self.sides, self.dtype), jnp.asarray(self.units, self.dtype)
+        overlaps = output_overlaps(problem, self.model, sides, units)
+        self.grown = np.where(grows & (np.asarray(overlaps) < 0), -self.grown, self.grown)
+        self.sides[grows] = self.units[grows]
+        return values
+
+    def waits(self, speed: Float[np.ndarray, " width"], threshold: float) -> Float[np.ndarray, " width"]:
+        """How long each takes to become active; infinity for those that do not grow."""
+        grows = ~self.active & (speed > threshold)
+        return np.where(grows, (self.thresholds - self.grown) / np.maximum(speed, threshold), np.inf)
+
+    def pass_time(self, wait: float, speed: Float[np.ndarray, " width"]) -> None:
+        """The clocks of the dormant ones go on."""
+        grown = np.minimum(self.grown + np.where(np.isfinite(speed), speed, 0) * wait, self.thresholds)
+        self.grown[~self.active] = grown[~self.active]
+
+    def activate(self, ripe: Bool[np.ndarray, " width"], seed_norm: float) -> None:
+        """The dormant ones among these become active, with weights of this norm."""
+        together = ~self.active & ripe
+        self.weights[together], self.active[together] = seed_norm * self.units[together], True
+
+    def deactivate(self, seed_norm: float) -> None:
+        """Active ones below this norm become dormant again."""
+        resting = self.active & (np.linalg.norm(self.weights, axis=1) < seed_norm)
+        for j in np.flatnonzero(resting):
+            self.units[j] = self.weights[j] / max(np.linalg.norm(self.weights[j]), 1e-300)
+        # One that was active has outgrown its start by all of the threshold.
+        self.sides[resting], self.grown[resting] = self.units[resting], self.thresholds[resting]
+        self.weights[resting], self.active[resting] = 0.0, False
 
 
 def unit_rows(rows: Float[np.ndarray, "width size"]) -> Float[np.ndarray, "width size"]:
@@ -151,7 +192,7 @@ class _NeuronCorrelation(eqx.Module):
     correlation: NeuralCorrelation
     model: PyTree
 
-    def __call__(self, row: Array, index: Any) -> Float[Array, ""]:
+    def __call__(self, row: Array, index: Int[ArrayLike, ""]) -> Float[Array, ""]:
         rows = jnp.zeros_like(neuron_rows(self.model)).at[index].set(row)
         return self.correlation(with_rows(self.model, rows))
 

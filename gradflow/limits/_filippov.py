@@ -64,7 +64,7 @@ class FilippovSolution(eqx.Module):
 
 
 def filippov(
-    build: Callable[[Any], AbstractFlow],
+    build: Callable[[Float[Array, ""]], AbstractFlow],
     params: PyTree,
     ts: ArrayLike | Sequence[float],
     *,

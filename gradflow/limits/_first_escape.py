@@ -1,7 +1,5 @@
 """`first_escape`: the first feature of a vanishing start, at a cost that does not depend on how small the start is."""
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -38,7 +36,7 @@ class FirstEscape(eqx.Module):
 
 def first_escape(
     problem: EmpiricalRisk,
-    start: Any,
+    start: Polar,
     *,
     degree: int = 2,
     norm: float = 1e-3,

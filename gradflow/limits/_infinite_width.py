@@ -1,27 +1,30 @@
 """`infinite_width`: the mean-field limit of a network to a requested accuracy, with an estimate of the error."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from gradflow import _checks
 from gradflow._solution import Solution, Status
 from gradflow.flows import MeanFieldFlow
 from gradflow.models import MeanFieldNodes, MeanFieldStart
 from gradflow.models.nodes import AbstractNodeRule, Sobol
+from gradflow.problems import EmpiricalRisk, PopulationRisk
 from gradflow.runs._solve import solve
+from gradflow.solvers import AbstractMethod
 
 Errors = dict[str, float]
+Observe = Callable[[MeanFieldFlow], Mapping[str, Callable[[PyTree], PyTree]]]
 
 MOST_ENTRIES = 1_000_000
 """Weights of a network of nodes beyond which there is no refinement, by default."""
@@ -45,17 +48,17 @@ BEYOND_GRIDS = 1024
 
 
 def infinite_width(
-    problem: Any,
-    start: Any,
-    ts: Any,
+    problem: EmpiricalRisk | PopulationRisk,
+    start: MeanFieldStart,
+    ts: ArrayLike | Sequence[float],
     *,
     accuracy: float = 1e-5,
-    rule: Any = None,
-    decay: Any = 0.0,
-    observe: Callable[[MeanFieldFlow], dict[str, Any]] | None = None,
-    particles: dict[str, Any] | None = None,
+    rule: AbstractNodeRule | Sequence[AbstractNodeRule] | None = None,
+    decay: ArrayLike = 0.0,
+    observe: Observe | None = None,
+    particles: dict[str, ArrayLike] | None = None,
     replicates: int = 8,
-    solver: Any = None,
+    solver: diffrax.AbstractSolver | AbstractMethod | None = None,
     save_params: bool = True,
     max_weights: int = MOST_ENTRIES,
 ) -> Solution:
@@ -140,13 +143,13 @@ def infinite_width(
 class _Runs:
     """Runs on nodes, and what they have in common."""
 
-    problem: Any
+    problem: EmpiricalRisk | PopulationRisk
     start: MeanFieldStart
-    ts: Any
-    decay: Any
-    observe: Any
-    particles: dict[str, Any]
-    solver: Any
+    ts: ArrayLike | Sequence[float]
+    decay: ArrayLike
+    observe: Observe | None
+    particles: dict[str, ArrayLike]
+    solver: diffrax.AbstractSolver | AbstractMethod
     save_params: bool
     accuracy: float
     max_weights: int
@@ -160,13 +163,13 @@ class _Runs:
         """The lowest tolerance."""
         return 64 * self.eps
 
-    def __call__(self, nodes: MeanFieldNodes, rtol: Any, throw: bool = True) -> Solution:
+    def __call__(self, nodes: MeanFieldNodes, rtol: float | Float[Array, ""], throw: bool = True) -> Solution:
         nodes = nodes.with_particles(**self.particles)
         flow = MeanFieldFlow(self.problem, nodes.weights, self.decay)
         observe = {"predictions": flow.predictions, "risk": flow.risk}
         observe |= {} if self.observe is None else self.observe(flow)
-        options = {"observe": observe, "solver": self.solver, "save_params": self.save_params, "throw": throw}
-        return solve(flow, nodes.net, self.ts, rtol=rtol, **options)
+        saved = functools.partial(solve, observe=observe, save_params=self.save_params)
+        return saved(flow, nodes.net, self.ts, rtol=rtol, solver=self.solver, throw=throw)
 
     def fits(self, rules: tuple[AbstractNodeRule, ...]) -> bool:
         """Whether these rules keep to their kind and to the number of weights."""

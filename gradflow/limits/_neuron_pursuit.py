@@ -1,16 +1,16 @@
 """Neuron pursuit: a network trained by adding the best next neuron."""
 
-from typing import Any
-
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from gradflow import _checks
 from gradflow.limits._neurons import NeuronPursuitResult, check_numbers, residuals_at_origin, settle
 from gradflow.models._polar import neuron_rows, with_rows
 from gradflow.problems import EmpiricalRisk, NeuralCorrelation
+from gradflow.solvers import AbstractMethod
 from gradflow.theory import kkt_points
 
 
@@ -24,8 +24,8 @@ def neuron_pursuit(
     tolerance: float = 1e-5,
     horizon: float = 1e5,
     rtol: float = 1e-6,
-    solver: Any = None,
-    key: Any = None,
+    solver: diffrax.AbstractSolver | AbstractMethod | None = None,
+    key: PRNGKeyArray | None = None,
 ) -> NeuronPursuitResult:
     """Trains a network neuron by neuron, the best next one at a time.
 

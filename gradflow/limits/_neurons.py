@@ -1,7 +1,6 @@
 """What theories of small initialisation that go neuron by neuron have in common."""
 
-from typing import Any
-
+import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,7 @@ from gradflow.observables import GradientNorm
 from gradflow.problems import EmpiricalRisk
 from gradflow.runs._solve import solve
 from gradflow.runs._until import Until
+from gradflow.solvers import AbstractMethod
 
 
 class NeuronPursuitResult(eqx.Module):
@@ -39,7 +39,7 @@ def residuals_at_origin(problem: EmpiricalRisk, model: PyTree) -> Array:
     return problem.residuals(jnp.zeros_like(problem.predictions(model)))
 
 
-def check_numbers(seed_norm: Any, tolerance: Any, horizon: Any) -> None:
+def check_numbers(seed_norm: float, tolerance: float, horizon: float) -> None:
     for name, value in (("seed_norm", seed_norm), ("tolerance", tolerance), ("horizon", horizon)):
         _checks.check_positive(name, value)
 
@@ -51,7 +51,7 @@ def settle(
     tolerance: float,
     horizon: float,
     rtol: float,
-    solver: Any,
+    solver: diffrax.AbstractSolver | AbstractMethod | None,
 ) -> np.ndarray:
     """Weights after gradient flow to convergence."""
     start = with_rows(model, jnp.asarray(weights, neuron_rows(model).dtype))

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import Any
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -63,7 +63,7 @@ class Saddle(eqx.Module):
         return self.rate / 2
 
 
-def find_saddles(sol: Solution, problem: Any, *, drop: float | None = None) -> list[Saddle]:
+def find_saddles(sol: Solution, problem: Callable[[PyTree], Array], *, drop: float | None = None) -> list[Saddle]:
     """The saddles that a run visited, its start and its end included.
 
     Jumps are local maxima of the rate at which the loss falls, `|grad L|^2`; two of them count as one if the loss falls
@@ -137,7 +137,7 @@ def find_saddles(sol: Solution, problem: Any, *, drop: float | None = None) -> l
 
 @fresh_jit
 @full_precision
-def _along(problem: Any, flowing: PyTree, static: PyTree) -> tuple[Array, Array]:
+def _along(problem: Callable[[PyTree], Array], flowing: PyTree, static: PyTree) -> tuple[Array, Array]:
     """Loss and squared gradient of all rows."""
 
     def one(row: PyTree) -> tuple[Array, Array]:
@@ -200,7 +200,7 @@ def _refined(ts: np.ndarray, values: np.ndarray, row: int) -> float:
     return float(ts[row] + np.clip(shift, ts[row - 1] - ts[row], ts[row + 1] - ts[row]))
 
 
-def _unstable(problem: Any, params: PyTree) -> tuple[int, float, float]:
+def _unstable(problem: Callable[[PyTree], Array], params: PyTree) -> tuple[int, float, float]:
     """Negative eigenvalues, minus the lowest one, and the fraction of the state along its direction."""
     trainable, frozen = split(params)
     flat, _ = jax.flatten_util.ravel_pytree(trainable)
@@ -223,7 +223,7 @@ def _unstable(problem: Any, params: PyTree) -> tuple[int, float, float]:
 
 @fresh_jit
 @full_precision
-def _second(problem: Any, trainable: PyTree, frozen: PyTree) -> tuple[Array, Array]:
+def _second(problem: Callable[[PyTree], Array], trainable: PyTree, frozen: PyTree) -> tuple[Array, Array]:
     flat, unflatten = jax.flatten_util.ravel_pytree(trainable)
 
     def value(v: Array) -> Array:

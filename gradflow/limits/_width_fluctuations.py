@@ -1,16 +1,19 @@
 """`width_fluctuations`: how far networks of finite width deviate from the limit, predicted from the limit alone."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from gradflow import _checks
 from gradflow._tree import split
 from gradflow.flows import MeanFieldFlow
 from gradflow.models import MeanFieldStart
+from gradflow.models.nodes import AbstractNodeRule
+from gradflow.problems import EmpiricalRisk, PopulationRisk
 from gradflow.runs._arguments import check_times
 from gradflow.runs._solve import solve
 
@@ -25,14 +28,20 @@ class WidthFluctuations(NamedTuple):
     limit: Float[Array, "T n"]
     variances: Float[Array, "T n L"]
 
-    def std(self, width: Any) -> Float[Array, "T n"]:
+    def std(self, width: ArrayLike | Sequence[int]) -> Float[Array, "T n"]:
         """Standard deviation of the predictions of networks of one width, or of one for each hidden layer."""
         widths = jnp.broadcast_to(jnp.asarray(width, float), (self.variances.shape[-1],))
         return jnp.sqrt(jnp.sum(self.variances / widths[None, None, :], axis=-1))
 
 
 def width_fluctuations(
-    problem: Any, start: Any, ts: Any, *, rule: Any = None, decay: Any = 0.0, rtol: float = 1e-6
+    problem: EmpiricalRisk | PopulationRisk,
+    start: MeanFieldStart,
+    ts: ArrayLike | Sequence[float],
+    *,
+    rule: AbstractNodeRule | Sequence[AbstractNodeRule] | None = None,
+    decay: ArrayLike = 0.0,
+    rtol: float = 1e-6,
 ) -> WidthFluctuations:
     """How far predictions of finite networks deviate from width infinity.
 
@@ -64,15 +73,16 @@ def width_fluctuations(
     nodes = start.nodes(rule)
     MeanFieldFlow(problem, nodes.weights, decay).check_values(*split(nodes.net))
 
-    def predictions(weights: Any) -> Array:
+    def predictions(weights: tuple[Array, ...]) -> Array:
         flow = MeanFieldFlow(problem, weights, decay)
-        options = {"observe": {"g": flow.predictions}, "save_params": False, "solver": diffrax.Tsit5()}
-        return solve(flow, nodes.net, times, rtol=rtol, throw=False, **options).observed["g"]
+        observe, solver = {"g": flow.predictions}, diffrax.Tsit5()
+        run = solve(flow, nodes.net, times, observe=observe, rtol=rtol, solver=solver, save_params=False, throw=False)
+        return run.observed["g"]
 
     return _variances(predictions, nodes.weights)
 
 
-def _variances(predictions: Any, weights: tuple[Array, ...]) -> WidthFluctuations:
+def _variances(predictions: Callable[[tuple[Array, ...]], Array], weights: tuple[Array, ...]) -> WidthFluctuations:
     flat = jnp.concatenate(weights)
     ends = [sum(p.shape[0] for p in weights[: i + 1]) for i in range(len(weights))]
 

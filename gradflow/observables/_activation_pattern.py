@@ -1,12 +1,11 @@
 """Activation pattern: which neuron is active on which sample."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from gradflow._checks import check_finite, fail
 from gradflow._tree import full_precision
@@ -30,9 +29,11 @@ class ActivationPattern(eqx.Module):
     """
 
     x: Float[Array, "n in_size"]
-    preactivations: Callable[[Any, Any], Any] | None
+    preactivations: Callable[[PyTree, Array], Array] | None
 
-    def __init__(self, x: Any, preactivations: Callable[[Any, Any], Any] | None = None):
+    def __init__(
+        self, x: ArrayLike | Sequence[Sequence[float]], preactivations: Callable[[PyTree, Array], Array] | None = None
+    ):
         check_finite("x", x)
         self.x = jnp.asarray(x)
         self.preactivations = preactivations

@@ -1,6 +1,6 @@
 """What alternates about the centre of gradient descent at the edge of stability, as the flows there predict it."""
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import equinox as eqx
 from jaxtyping import Array, Float, PyTree, Scalar
@@ -31,7 +31,7 @@ class Amplitude(eqx.Module):
     def __call__(self, params: PyTree) -> PyTree:
         raise _needs_a_flow()
 
-    def of_state(self, flow: Any, t: Scalar, state: PyTree, frozen: PyTree) -> PyTree:
+    def of_state(self, flow: object, t: Scalar, state: PyTree, frozen: PyTree) -> PyTree:
         return _ask(flow, HasAmplitude).amplitude(state)
 
 
@@ -52,7 +52,7 @@ class Variance(eqx.Module):
     def __call__(self, params: PyTree) -> Float[Array, ""]:
         raise _needs_a_flow()
 
-    def of_state(self, flow: Any, t: Scalar, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
+    def of_state(self, flow: object, t: Scalar, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
         return _ask(flow, PredictsAverages).predicted_variance(state, frozen)
 
 
@@ -75,11 +75,11 @@ class MeanLoss(eqx.Module):
     def __call__(self, params: PyTree) -> Float[Array, ""]:
         raise _needs_a_flow()
 
-    def of_state(self, flow: Any, t: Scalar, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
+    def of_state(self, flow: object, t: Scalar, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
         return _ask(flow, PredictsAverages).predicted_loss(state, frozen)
 
 
-def _ask(flow: Any, protocol: type[P]) -> P:
+def _ask(flow: object, protocol: type[P]) -> P:
     predicting = offered(flow, protocol)
     if predicting is None:
         actual = f"observing a {type(flow).__name__}"

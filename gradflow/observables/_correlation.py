@@ -1,11 +1,11 @@
 """How far directions are from KKT points of the neural correlation function, and log-norms below underflow."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from gradflow._checks import check_positive
 from gradflow._tree import full_precision, in_single, split, tree_norm
@@ -69,7 +69,14 @@ class KKTResidual(eqx.Module):
     relative: bool = eqx.field(static=True)
     sees_coordinates: ClassVar[bool] = True
 
-    def __init__(self, correlation: Any, *, degree: int = 2, relative: bool = True, kink: Any = None):
+    def __init__(
+        self,
+        correlation: NeuralCorrelation | EmpiricalRisk,
+        *,
+        degree: int = 2,
+        relative: bool = True,
+        kink: ArrayLike | None = None,
+    ):
         self.correlation = as_correlation(correlation, degree)
         self.relative = bool(relative)
         if kink is not None:
@@ -98,7 +105,7 @@ class Correlation(eqx.Module):
     correlation: NeuralCorrelation
     sees_coordinates: ClassVar[bool] = True
 
-    def __init__(self, correlation: Any, *, degree: int = 2):
+    def __init__(self, correlation: NeuralCorrelation | EmpiricalRisk, *, degree: int = 2):
         self.correlation = as_correlation(correlation, degree)
 
     @in_single
@@ -136,7 +143,15 @@ class Aligned(eqx.Module):
     norm: Float[Array, ""]
     sees_coordinates: ClassVar[bool] = True
 
-    def __init__(self, correlation: Any, *, tolerance: Any = 1e-3, norm: Any = 0.1, degree: int = 2, kink: Any = None):
+    def __init__(
+        self,
+        correlation: NeuralCorrelation | EmpiricalRisk,
+        *,
+        tolerance: ArrayLike = 1e-3,
+        norm: ArrayLike = 0.1,
+        degree: int = 2,
+        kink: ArrayLike | None = None,
+    ):
         check_positive("tolerance", tolerance)
         check_positive("norm", norm)
         self.residual = KKTResidual(correlation, degree=degree, kink=kink)
@@ -149,7 +164,7 @@ class Aligned(eqx.Module):
         return jnp.maximum(close, large)
 
 
-def as_correlation(given: Any, degree: int) -> NeuralCorrelation:
+def as_correlation(given: NeuralCorrelation | EmpiricalRisk, degree: int) -> NeuralCorrelation:
     """A correlation function as it is; that of a problem at the origin."""
     return NeuralCorrelation(given, degree) if isinstance(given, EmpiricalRisk) else given
 

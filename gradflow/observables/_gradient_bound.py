@@ -1,7 +1,5 @@
 """A lower bound on the gradient norm from the living neurons alone."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -40,7 +38,7 @@ class GradientBound(eqx.Module):
 
     problem: EmpiricalRisk
 
-    def __init__(self, problem: Any):
+    def __init__(self, problem: EmpiricalRisk):
         if not isinstance(problem, EmpiricalRisk):
             raise fail("problem", "be a gradflow.EmpiricalRisk", f"of type {type(problem).__name__}")
         if problem.y.ndim != 1 or problem.x.ndim != 2:

@@ -36,9 +36,9 @@ class IterateMean(eqx.Module):
     0.2
     """
 
-    fn: Callable[[Any], Any]
+    fn: Callable[[PyTree], Array]
 
-    def __init__(self, fn: Callable[[Any], Any]):
+    def __init__(self, fn: Callable[[PyTree], Array]):
         self.fn = check_callable("fn", fn, "fn(params) -> array")
 
     def __call__(self, params: PyTree) -> Array:

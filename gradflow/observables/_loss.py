@@ -1,7 +1,6 @@
 """Loss and accuracy."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -27,9 +26,9 @@ class Loss(eqx.Module):
     2.0
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Array]
 
-    def __init__(self, problem: Callable[[Any], Any]):
+    def __init__(self, problem: Callable[[PyTree], Array]):
         self.problem = check_callable("problem", problem, "problem(params) -> scalar")
 
     @in_single
@@ -70,7 +69,7 @@ class Accuracy(eqx.Module):
         return jnp.mean(right.astype(predictions.dtype))
 
 
-def needs_data(problem: Any) -> EmpiricalRisk:
+def needs_data(problem: object) -> EmpiricalRisk:
     """The problem, if it holds data; a complaint otherwise."""
     if not isinstance(problem, EmpiricalRisk):
         actual = f"of type {type(problem).__name__}"

@@ -1,11 +1,11 @@
 """How fast the loss falls along gradient flow: what tells a plateau from a jump."""
 
-from typing import Any
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, PyTree
+from jaxtyping import ArrayLike, Float, PyTree
 
 from gradflow._checks import check_callable, check_positive
 from gradflow._tree import full_precision, in_single, join, split
@@ -38,10 +38,10 @@ class LossRate(eqx.Module):
     ([23.7, 26.4], 0.5)
     """
 
-    problem: Any
+    problem: Callable[[PyTree], jax.Array]
     scale: Float[jax.Array, ""]
 
-    def __init__(self, problem: Any, scale: Any = 1.0):
+    def __init__(self, problem: Callable[[PyTree], jax.Array], scale: ArrayLike = 1.0):
         self.problem = check_callable("problem", problem, "problem(params) -> scalar")
         check_positive("scale", scale)
         self.scale = jnp.asarray(scale, float)

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_choice, fail
 from gradflow._tree import in_single, join, split
@@ -42,7 +42,7 @@ class Lyapunov(eqx.Module):
     least: Float[Array, ""] | None
     kind: Literal["sharp", "published"] = eqx.field(static=True)
 
-    def __init__(self, minimum: PyTree, least: Any = None, kind: Any = "sharp"):
+    def __init__(self, minimum: PyTree, least: ArrayLike | None = None, kind: Literal["sharp", "published"] = "sharp"):
         check_choice("kind", kind, ("sharp", "published"))
         self.minimum, self.kind = minimum, kind
         self.least = None if least is None else jnp.asarray(least, float)

@@ -1,7 +1,5 @@
 """Margins, and how near the direction of the weights is to a KKT point of the maximum-margin problem."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.flatten_util
@@ -32,7 +30,7 @@ class Margins(eqx.Module):
     problem: EmpiricalRisk
     kind: LabelKind = eqx.field(static=True)
 
-    def __init__(self, problem: Any):
+    def __init__(self, problem: EmpiricalRisk):
         if not isinstance(problem, EmpiricalRisk):
             raise fail("problem", "be a gradflow.EmpiricalRisk", f"of type {type(problem).__name__}")
         self.problem, self.kind = problem, label_kind(problem.y)
@@ -67,7 +65,7 @@ class NormalisedMargin(eqx.Module):
     margins: Margins
     degree: int = eqx.field(static=True)
 
-    def __init__(self, problem: Any, degree: int = 2):
+    def __init__(self, problem: EmpiricalRisk, degree: int = 2):
         check_count("degree", degree)
         self.margins, self.degree = Margins(problem), int(degree)
 
@@ -107,7 +105,7 @@ class MaxMarginResidual(eqx.Module):
     margins: Margins
     unseparated: float | None = eqx.field(static=True)
 
-    def __init__(self, problem: Any, unseparated: float | None = None):
+    def __init__(self, problem: EmpiricalRisk, unseparated: float | None = None):
         self.margins, self.unseparated = Margins(problem), unseparated
 
     @in_single

@@ -1,7 +1,6 @@
 """How far neurons have moved."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -30,9 +29,9 @@ class NeuronMovement(eqx.Module):
     """
 
     start: Float[Array, "width in_size"]
-    neurons: Callable[[Any], Any] | None
+    neurons: Callable[[PyTree], Array] | None
 
-    def __init__(self, start: PyTree, neurons: Callable[[Any], Any] | None = None):
+    def __init__(self, start: PyTree, neurons: Callable[[PyTree], Array] | None = None):
         self.neurons = neurons
         self.start = self._rows(start)
 

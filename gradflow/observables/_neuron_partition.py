@@ -1,11 +1,10 @@
 """Neuron partition: which neurons are of the right sign for a sample, and which are active on it."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Int8, PyTree, Shaped
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Int, Int8, PyTree, Shaped
 
 from gradflow._checks import check_finite, fail
 from gradflow._tree import full_precision
@@ -49,7 +48,7 @@ class NeuronPartition(eqx.Module):
     y: Shaped[Array, "n ..."]
     kind: LabelKind = eqx.field(static=True)
 
-    def __init__(self, x: Any, y: Any):
+    def __init__(self, x: ArrayLike, y: ArrayLike):
         check_finite("x", x)
         check_inputs_of_length(x)
         self.x, self.y = jnp.asarray(x), jnp.asarray(y)
@@ -83,7 +82,7 @@ class PartitionCounts(eqx.Module):
 
     partition: NeuronPartition
 
-    def __init__(self, x: Any, y: Any):
+    def __init__(self, x: ArrayLike, y: ArrayLike):
         self.partition = NeuronPartition(x, y)
 
     def __call__(self, params: PyTree) -> Int[Array, "4"]:
@@ -91,6 +90,6 @@ class PartitionCounts(eqx.Module):
         return jnp.stack([jnp.sum(codes == code) for code in range(4)])
 
 
-def output_weights(params: PyTree, width: int, dtype: Any) -> Float[Array, "neurons *classes"]:
+def output_weights(params: PyTree, width: int, dtype: DTypeLike) -> Float[Array, "neurons *classes"]:
     """What each neuron contributes to the outputs for an activation of one, multiplier included."""
     return jnp.moveaxis(jax.jacrev(params.readout)(jnp.zeros(width, dtype)), -1, 0)

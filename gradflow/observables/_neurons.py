@@ -1,13 +1,12 @@
 """Norms and angles of single neurons."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from gradflow._checks import check_finite, fail, is_concrete
 from gradflow._tree import in_single, scaled_norm
@@ -28,7 +27,7 @@ class NeuronNorms(eqx.Module):
     [5.0, 1.0]
     """
 
-    weights: Callable[[Any], Any] | None = None
+    weights: Callable[[PyTree], Array] | None = None
 
     @in_single
     def __call__(self, params: PyTree) -> Float[Array, " width"]:
@@ -54,9 +53,13 @@ class NeuronAngles(eqx.Module):
     """
 
     reference: Float[Array, "*k in_size"] | None
-    neurons: Callable[[Any], Any] | None
+    neurons: Callable[[PyTree], Array] | None
 
-    def __init__(self, reference: Any = None, neurons: Callable[[Any], Any] | None = None):
+    def __init__(
+        self,
+        reference: ArrayLike | Sequence[float] | Sequence[Sequence[float]] | None = None,
+        neurons: Callable[[PyTree], Array] | None = None,
+    ):
         self.reference = None if reference is None else jnp.asarray(reference, float)
         check_finite("reference", self.reference)
         if self.reference is not None and self.reference.ndim not in (1, 2):

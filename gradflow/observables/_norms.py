@@ -1,7 +1,6 @@
 """Norms of the parameters and of the gradient."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -38,9 +37,9 @@ class GradientNorm(eqx.Module):
     2.0
     """
 
-    problem: Callable[[Any], Any]
+    problem: Callable[[PyTree], Array]
 
-    def __init__(self, problem: Callable[[Any], Any]):
+    def __init__(self, problem: Callable[[PyTree], Array]):
         self.problem = check_callable("problem", problem, "problem(params) -> scalar")
 
     @in_single

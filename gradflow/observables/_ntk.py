@@ -1,10 +1,10 @@
 """The empirical neural tangent kernel and its spectrum."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from gradflow._checks import check_count, check_finite
 from gradflow._linalg import kernel
@@ -38,7 +38,9 @@ class NTK(eqx.Module):
     x: Array | None
     chunk: int = eqx.field(static=True)
 
-    def __init__(self, problem: EmpiricalRisk, x: Any = None, *, chunk: int = 32):
+    def __init__(
+        self, problem: EmpiricalRisk, x: ArrayLike | Sequence[Sequence[float]] | None = None, *, chunk: int = 32
+    ):
         self.problem = needs_data(problem)
         check_finite("x", x)
         self.x = None if x is None else jnp.asarray(x)
@@ -66,7 +68,9 @@ class NTKEigenvalues(eqx.Module):
 
     ntk: NTK
 
-    def __init__(self, problem: EmpiricalRisk, x: Any = None, *, chunk: int = 32):
+    def __init__(
+        self, problem: EmpiricalRisk, x: ArrayLike | Sequence[Sequence[float]] | None = None, *, chunk: int = 32
+    ):
         self.ntk = NTK(problem, x, chunk=chunk)
 
     @full_precision

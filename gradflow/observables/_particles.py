@@ -1,12 +1,12 @@
 """Networks as distributions of particles: histograms along a run, distances between two."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_callable, check_count, fail, is_concrete
 from gradflow._tree import in_single, join
@@ -40,7 +40,9 @@ class ParticleHistogram(eqx.Module):
     value: Callable[[MeanFieldNet], Array]
     layer: int = eqx.field(static=True)
 
-    def __init__(self, edges: Any, value: Callable[[MeanFieldNet], Array] = first_norms, layer: int = 0):
+    def __init__(
+        self, edges: ArrayLike | Sequence[float], value: Callable[[MeanFieldNet], Array] = first_norms, layer: int = 0
+    ):
         self.edges = jnp.asarray(edges, float)
         if self.edges.ndim != 1 or self.edges.shape[0] < 2 or not bool(jnp.all(jnp.diff(self.edges) > 0)):
             raise fail("edges", "increase", f"{edges!r}")
@@ -103,7 +105,7 @@ def wasserstein(
 
 
 @eqx.filter_jit
-def particle_distance(a: Any, b: Any, directions: int = 64, seed: int = 0) -> Float[Array, ""]:
+def particle_distance(a: MeanFieldNodes, b: MeanFieldNodes, directions: int = 64, seed: int = 0) -> Float[Array, ""]:
     """Sliced 2-Wasserstein distance of two networks of one hidden layer.
 
     They are taken as distributions of nodes `(w, c)`.
@@ -138,7 +140,7 @@ def particle_distance(a: Any, b: Any, directions: int = 64, seed: int = 0) -> Fl
     return jnp.sqrt(jnp.mean(jax.vmap(along)(units)))
 
 
-def _points(argument: str, nodes: Any) -> Float[Array, "nodes entries"]:
+def _points(argument: str, nodes: object) -> Float[Array, "nodes entries"]:
     if not isinstance(nodes, MeanFieldNodes):
         advice = "For instance from gradflow.models.as_nodes."
         raise fail(argument, "be gradflow.models.MeanFieldNodes", f"of type {type(nodes).__name__}", advice)

@@ -1,11 +1,9 @@
 """Neurons that slide along a kink: held there by fields that oppose each other on its two sides."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from gradflow._checks import check_positive, fail
 from gradflow._tree import full_precision
@@ -45,7 +43,7 @@ class SlidingNeurons(eqx.Module):
     problem: EmpiricalRisk
     band: Float[Array, ""]
 
-    def __init__(self, problem: EmpiricalRisk, band: Any):
+    def __init__(self, problem: EmpiricalRisk, band: ArrayLike):
         if not isinstance(problem, EmpiricalRisk):
             raise fail("problem", "be a gradflow.EmpiricalRisk", f"of type {type(problem).__name__}")
         check_positive("band", band, "The smoothing of the run is a good choice.")

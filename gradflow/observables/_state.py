@@ -1,7 +1,6 @@
 """What a run knows besides its parameters: time, velocity, and the whole state of a flow or an optimiser."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -28,7 +27,7 @@ class Time(eqx.Module):
     def __call__(self, params: PyTree) -> Float[Array, ""]:
         raise _needs_a_run("the time")
 
-    def of_state(self, flow: Any, t: Scalar, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
+    def of_state(self, flow: object, t: Scalar, state: PyTree, frozen: PyTree) -> Float[Array, ""]:
         return jnp.asarray(t, jnp.result_type(float))
 
 
@@ -49,15 +48,15 @@ class State(eqx.Module):
     0.5
     """
 
-    fn: Callable[[Any], Any]
+    fn: Callable[[PyTree], PyTree]
 
-    def __init__(self, fn: Callable[[Any], Any]):
+    def __init__(self, fn: Callable[[PyTree], PyTree]):
         self.fn = check_callable("fn", fn, "fn(state) -> array")
 
     def __call__(self, params: PyTree) -> Array:
         raise _needs_a_run("the whole state")
 
-    def of_state(self, flow: Any, t: Scalar, state: PyTree, frozen: PyTree) -> Array:
+    def of_state(self, flow: object, t: Scalar, state: PyTree, frozen: PyTree) -> Array:
         return jnp.asarray(self.fn(state))
 
 
@@ -81,7 +80,7 @@ class Velocity(eqx.Module):
     def __call__(self, params: PyTree) -> Float[Array, " parameters"]:
         raise _needs_a_run("the velocity")
 
-    def of_state(self, flow: Any, t: Scalar, state: PyTree, frozen: PyTree) -> Float[Array, " parameters"]:
+    def of_state(self, flow: object, t: Scalar, state: PyTree, frozen: PyTree) -> Float[Array, " parameters"]:
         moving = offered(flow, HasVectorField)
         if moving is None:
             actual = f"observing a {type(flow).__name__}, which has no velocity"

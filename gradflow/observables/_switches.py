@@ -1,9 +1,10 @@
 """Switching events in a recorded history of partitions or activation patterns, and what they say."""
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import ArrayLike, Bool, Float, Int
 
 from gradflow._checks import fail
 from gradflow.observables._neuron_partition import FALSE_DEAD, TRUE_LIVING
@@ -46,7 +47,7 @@ class Switches(NamedTuple):
         return int(np.sum(self.before // 2 != self.after // 2))
 
 
-def switches(ts: Any, history: Any) -> Switches:
+def switches(ts: ArrayLike | Sequence[float], history: ArrayLike) -> Switches:
     """The switching events in a recorded history of partitions.
 
     The history `(T, n, neurons)` is that of a `NeuronPartition`, or of an `ActivationPattern`.
@@ -82,7 +83,7 @@ def switches(ts: Any, history: Any) -> Switches:
     return Switches(ts[row + 1], ts[row], sample, neuron, before, after, spells, born, died)
 
 
-def survivors(history: Any) -> Bool[np.ndarray, "n neurons"]:
+def survivors(history: ArrayLike) -> Bool[np.ndarray, "n neurons"]:
     """Pairs that are true-living at all save times of a history: `(n, neurons)`.
 
     **Arguments**: `history (T, n, neurons)`: `sol.observed["name"]` of a `NeuronPartition`.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from jaxtyping import PyTree
 from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ from gradflow.plot._curves import scale_time, spans_decades, time_label
 from gradflow.plot._phase import check_runs, colours_of, draw_path, frame
 from gradflow.plot._plane import path_of, plane_of
 from gradflow.plot._solution import observed_arrays
-from gradflow.plot._style import STYLE, figure
+from gradflow.plot._style import STYLE, Colour, figure
 
 DPI = 90
 """Pixels per inch of a frame."""
@@ -43,7 +44,7 @@ def animate(
     sols: Solution | Sequence[Solution],
     path: str | os.PathLike[str],
     *,
-    directions: tuple[Any, Any] | None = None,
+    directions: tuple[PyTree, PyTree] | None = None,
     labels: Sequence[str] | None = None,
     frames: int = 60,
     seconds: float = 6.0,
@@ -90,7 +91,9 @@ def animate(
     return target
 
 
-def _stage(runs: Sequence[Solution], names: Sequence[str], directions: Any) -> tuple[Figure, list[_Growing]]:
+def _stage(
+    runs: Sequence[Solution], names: Sequence[str], directions: tuple[PyTree, PyTree] | None
+) -> tuple[Figure, list[_Growing]]:
     """The figure with all paths pale, and the lines that grow on them."""
     paths = [path_of(sol) for sol in runs]
     plane, curve = plane_of(paths, directions, runs[0].held), _common_curve(runs)
@@ -111,7 +114,7 @@ def _stage(runs: Sequence[Solution], names: Sequence[str], directions: Any) -> t
     return drawn, growing
 
 
-def _on(ax: Axes, sol: Solution, ts: np.ndarray, points: np.ndarray, name: str, colour: Any) -> list[_Growing]:
+def _on(ax: Axes, sol: Solution, ts: np.ndarray, points: np.ndarray, name: str, colour: Colour) -> list[_Growing]:
     before = len(ax.lines)
     draw_path(ax, sol, points, "_whole", colour)
     for line in ax.lines[before:]:

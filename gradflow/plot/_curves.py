@@ -1,11 +1,12 @@
 """Curves over time, as figures of runs and of sweeps share them: lines of an array, scales, the label of the axis."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -83,7 +84,7 @@ def draw_lines(
         ax.set_yscale("log")
 
 
-def beside(ax: Axes, entries: dict[str, Any] | None = None) -> None:
+def beside(ax: Axes, entries: Mapping[str, Artist] | None = None) -> None:
     """A legend to the right of the axes, of these handles by label or of all there are."""
     shown = () if entries is None else (list(entries.values()), list(entries))
     ax.legend(*shown, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2, handlelength=1.2)

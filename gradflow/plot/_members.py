@@ -2,11 +2,11 @@
 
 import json
 import math
-from typing import Any
 
 import matplotlib
 import numpy as np
 import xarray as xr
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -94,7 +94,7 @@ def _over_time(ax: Axes, ds: xr.Dataset, name: str, grid: tuple[str, ...], shade
 def _name_shades(drawn: Figure, ds: xr.Dataset, shade: str) -> None:
     values = ds[shade].values
     shown = np.unique(np.linspace(0, len(values) - 1, NAMED_VALUES).astype(int))
-    handles: list[Any] = [Line2D([], [], color=shades(len(values))[i]) for i in shown]
+    handles: list[Artist] = [Line2D([], [], color=shades(len(values))[i]) for i in shown]
     labels = [f"{values[i]:g}" if values.dtype.kind == "f" else str(values[i]) for i in shown]
     drawn.legend(handles, labels, loc="outside lower center", ncols=min(len(shown), 5), title=shade)
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradflow.plot._legends import clear_legends
-from gradflow.plot._style import STYLE, figure, label_decades, shades
+from gradflow.plot._style import STYLE, Colour, figure, label_decades, shades
 from gradflow.theory import momentum_rates
 
 MARKERS = {"gradient_descent": "^", "heavy_ball": "o", "nesterov": "s"}
@@ -36,7 +36,7 @@ def momentum(ds: xr.Dataset) -> Figure:
         return clear_legends(drawn)
 
 
-def _losses(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
+def _losses(ax: Axes, ds: xr.Dataset, colours: dict[str, Colour]) -> None:
     for name, colour in colours.items():
         ax.semilogy(ds.iteration, ds.loss.sel(rule=name).isel(width=-1), color=colour, label=LABELS[name])
     title = rf"width {ds.width.values[-1]}, $\mu = {float(ds.ratio):g}\,\lambda_{{\min}}$"
@@ -44,7 +44,7 @@ def _losses(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
     ax.legend()
 
 
-def _gaps(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
+def _gaps(ax: Axes, ds: xr.Dataset, colours: dict[str, Colour]) -> None:
     for name in ds.momentum.values:
         for resolution, line in (("low", ":"), ("high", "-")):
             gap = ds.flow_gap.sel(momentum=name, resolution=resolution)
@@ -54,7 +54,7 @@ def _gaps(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
     ax.legend()
 
 
-def _rates(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
+def _rates(ax: Axes, ds: xr.Dataset, colours: dict[str, Colour]) -> None:
     for name in ds.momentum.values:
         predicted, measured = ds.predicted_rate.sel(momentum=name), ds.measured_rate.sel(momentum=name)
         ax.semilogx(ds.eigenvalue, predicted, "-", color=colours[name], label=f"{LABELS[name]}, predicted")
@@ -66,7 +66,7 @@ def _rates(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
     ax.legend(loc="upper left")
 
 
-def _winners(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
+def _winners(ax: Axes, ds: xr.Dataset, colours: dict[str, Colour]) -> None:
     values, s = ds.eigenvalue.values, ds.attrs["learning_rate"]
     ratios = np.geomspace(ds.ratio.values[0], ds.ratio.values[-1], 200)
     methods: tuple[Literal["heavy_ball", "nesterov"], ...] = ("heavy_ball", "nesterov")
@@ -87,7 +87,7 @@ def _winners(ax: Axes, ds: xr.Dataset, colours: dict[str, object]) -> None:
     ax.legend(loc="upper left")
 
 
-def _against_width(ax: Axes, ds: xr.Dataset, variable: str, label: str, colours: dict[str, object]) -> None:
+def _against_width(ax: Axes, ds: xr.Dataset, variable: str, label: str, colours: dict[str, Colour]) -> None:
     for name, colour in colours.items():
         values = ds[variable].sel(rule=name)
         ax.loglog(ds.width, values, MARKERS[name] + "-", color=colour, markersize=3, label=LABELS[name])

@@ -1,15 +1,15 @@
 """The phase portrait of runs: two directions of the space of parameters."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, PyTree
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from gradflow._checks import check_callable, check_count, fail
 from gradflow._solution import DISCRETE, Solution, moving
@@ -17,7 +17,7 @@ from gradflow.plot._curves import caption, spans_decades
 from gradflow.plot._legends import legend_below
 from gradflow.plot._plane import Plane, loss_on, path_of, plane_of
 from gradflow.plot._solution import check_solution
-from gradflow.plot._style import STYLE, figure, shades
+from gradflow.plot._style import STYLE, Colour, figure, shades
 
 ROOM = 0.15
 """Of the width and height of the paths, what is left around them."""
@@ -35,8 +35,8 @@ LEVELS = 14
 def phase(
     sols: Solution | Sequence[Solution],
     *,
-    directions: tuple[Any, Any] | None = None,
-    loss: Callable[[Any], Any] | None = None,
+    directions: tuple[PyTree, PyTree] | None = None,
+    loss: Callable[[PyTree], Array] | None = None,
     labels: Sequence[str] | None = None,
     resolution: int = 41,
 ) -> Figure:
@@ -87,7 +87,7 @@ def phase(
         return drawn
 
 
-def check_runs(sols: Any, labels: Sequence[str] | None) -> tuple[list[Solution], list[str]]:
+def check_runs(sols: Solution | Sequence[Solution], labels: Sequence[str] | None) -> tuple[list[Solution], list[str]]:
     """The runs and their names.
 
     **Raises** `ValueError` for what has no path in one space of parameters.
@@ -116,16 +116,16 @@ def _shapes(sol: Solution) -> list[tuple[str, tuple[int, ...]]]:
     return [(jax.tree_util.keystr(path), leaf.shape) for path, leaf in leaves]
 
 
-def colours_of(runs: Sequence[Solution]) -> list[Any]:
+def colours_of(runs: Sequence[Solution]) -> list[Colour]:
     """One colour a run, from light to dark; a single run is dark."""
     return shades(len(runs)) if len(runs) > 1 else shades(2)[1:]
 
 
-def draw_path(ax: Axes, sol: Solution, path: Float[np.ndarray, "T 2"], name: str, colour: Any) -> Any:
+def draw_path(ax: Axes, sol: Solution, path: Float[np.ndarray, "T 2"], name: str, colour: Colour) -> Line2D:
     """A path in the plane: iterates as dots, a flow as a line; its start as a ring, its end as a square."""
-    dots = sol.method == DISCRETE
-    style: dict[str, Any] = {"linestyle": "none", "marker": ".", "markersize": 4} if dots else {"linestyle": "-"}
-    (line,) = ax.plot(*path.T, color=colour, label=name, **style)
+    (line,) = ax.plot(*path.T, color=colour, label=name, linestyle="-")
+    if sol.method == DISCRETE:
+        line.set(linestyle="none", marker=".", markersize=4)
     ax.plot(*path[:1].T, "o", color=colour, markersize=6, markerfacecolor="none")
     ax.plot(*path[-1:].T, "s", color=colour, markersize=4.5)
     return line
@@ -145,7 +145,7 @@ def frame(ax: Axes, plane: Plane) -> None:
 
 
 def _draw_loss(
-    drawn: Figure, ax: Axes, plane: Plane, loss: Callable[[Any], Any], sol: Solution, resolution: int
+    drawn: Figure, ax: Axes, plane: Plane, loss: Callable[[PyTree], Array], sol: Solution, resolution: int
 ) -> None:
     x, y = np.linspace(*ax.get_xlim(), resolution), np.linspace(*ax.get_ylim(), resolution)
     values = np.ma.masked_invalid(loss_on(plane, x, y, loss, sol))

@@ -1,7 +1,5 @@
 """The figure of the phase diagram of one-pass SGD."""
 
-from typing import Any
-
 import matplotlib
 import numpy as np
 import xarray as xr
@@ -116,7 +114,7 @@ def _samples(ax: Axes, ds: xr.Dataset) -> None:
 
 
 def _map(drawn: Figure, ax: Axes, ds: xr.Dataset, name: str, title: str) -> None:
-    values: Any = np.log10(ds[name].values.T)
+    values = np.log10(ds[name].values.T)
     corners = _corners(ds.rate.values), _corners(ds.noise.values)
     mesh = ax.pcolormesh(*corners, np.ma.masked_invalid(values), cmap="viridis")
     drawn.colorbar(mesh, ax=ax, label=rf"$\log_{{10}}$ {'risk' if name == 'final_risk' else '$t$'}")
@@ -129,7 +127,7 @@ def _map(drawn: Figure, ax: Axes, ds: xr.Dataset, name: str, title: str) -> None
 def _exponents(drawn: Figure, ax: Axes, ds: xr.Dataset, name: str, title: str) -> None:
     """A map over both exponents, with the regions of theory: the grid is sheared, for its rows have one sum each."""
     kappas, sums = (_edges(ds[axis].values) for axis in ("kappa", "kappa_plus_delta"))
-    values: Any = np.log10(ds[f"{name}_exponents"].values.T)
+    values = np.log10(ds[f"{name}_exponents"].values.T)
     x = np.broadcast_to(kappas[None, :], (sums.size, kappas.size))
     y = sums[:, None] - kappas[None, :]
     mesh = ax.pcolormesh(x, y, np.ma.masked_invalid(values), cmap="viridis")

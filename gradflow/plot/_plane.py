@@ -1,7 +1,7 @@
 """A plane in the space of parameters: its two directions, coordinates of a run in it, a loss on it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -40,7 +40,9 @@ def path_of(sol: Solution) -> Float[np.ndarray, "T size"]:
     return np.concatenate(rows, axis=1)[sol.reached]
 
 
-def plane_of(paths: Sequence[Float[np.ndarray, "_ size"]], directions: Any, held: tuple[str, ...]) -> Plane:
+def plane_of(
+    paths: Sequence[Float[np.ndarray, "_ size"]], directions: tuple[PyTree, PyTree] | None, held: tuple[str, ...]
+) -> Plane:
     """The plane of two directions through the end of the first path, or that of the two principal components of all.
 
     Two parameters are their own plane. `held`: paths of the parameters that do not flow.
@@ -76,7 +78,7 @@ def _principal(points: Float[np.ndarray, "T size"]) -> tuple[np.ndarray, np.ndar
     return centre, axes[:2] * signs[:, None], (first, second)
 
 
-def _spanning(directions: Any, held: tuple[str, ...], size: int) -> Float[np.ndarray, "2 size"]:
+def _spanning(directions: object, held: tuple[str, ...], size: int) -> Float[np.ndarray, "2 size"]:
     """An orthonormal basis of two directions, the first of which keeps its own."""
     if not isinstance(directions, list | tuple) or len(directions) != 2:
         raise fail("directions", "be a pair", f"of type {type(directions).__name__}", "For instance (first, second).")
@@ -91,7 +93,7 @@ def _spanning(directions: Any, held: tuple[str, ...], size: int) -> Float[np.nda
     return np.stack([first, remaining / np.linalg.norm(remaining)])
 
 
-def _vector(direction: Any, held: tuple[str, ...], size: int) -> Float[np.ndarray, " size"]:
+def _vector(direction: PyTree, held: tuple[str, ...], size: int) -> Float[np.ndarray, " size"]:
     """A direction as a vector: given as one, or as parameters, of which those count that flow."""
     if isinstance(direction, jax.Array | np.ndarray) and direction.shape == (size,):
         return np.asarray(direction, float)
@@ -104,7 +106,11 @@ def _vector(direction: Any, held: tuple[str, ...], size: int) -> Float[np.ndarra
 
 
 def loss_on(
-    plane: Plane, x: Float[np.ndarray, " nx"], y: Float[np.ndarray, " ny"], loss: Callable[[Any], Any], sol: Solution
+    plane: Plane,
+    x: Float[np.ndarray, " nx"],
+    y: Float[np.ndarray, " ny"],
+    loss: Callable[[PyTree], Array],
+    sol: Solution,
 ) -> Float[np.ndarray, "ny nx"]:
     """The loss over a grid of the plane; what does not flow is as at the end of the run."""
     flowing = moving(sol.final, sol.held)

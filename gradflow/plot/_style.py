@@ -24,7 +24,11 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def shades(count: int) -> list[Any]:
+Colour = tuple[float, float, float, float]
+"""Red, green, blue and opacity."""
+
+
+def shades(count: int) -> list[Colour]:
     """Colours from light to dark in one order, so that a figure printed in grey keeps its meaning."""
     import matplotlib
 
@@ -42,9 +46,9 @@ def label_decades(ax: Axes) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def figure(**size: Any) -> Figure:
+def figure(figsize: tuple[float, float]) -> Figure:
     """A figure that belongs to no window: nothing global is opened or kept."""
-    return Figure(**size)
+    return Figure(figsize=figsize)
 
 
 def save(drawn: Figure, path: str | os.PathLike[str]) -> pathlib.Path:

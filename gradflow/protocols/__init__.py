@@ -12,6 +12,7 @@ from gradflow.protocols._models import KnowsOrdinary as KnowsOrdinary
 from gradflow.protocols._models import OneHiddenLayer as OneHiddenLayer
 from gradflow.protocols._models import PiecewiseLinearLayer as PiecewiseLinearLayer
 from gradflow.protocols._models import TakesNeuronWeights as TakesNeuronWeights
+from gradflow.protocols._noise import HasNoise as HasNoise
 from gradflow.protocols._offered import missing as missing
 from gradflow.protocols._offered import offered as offered
 from gradflow.protocols._problems import ChecksStart as ChecksStart

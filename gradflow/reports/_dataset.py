@@ -1,8 +1,7 @@
 """The report of a study or of a sweep."""
 
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Hashable, Iterator
 
 import numpy as np
 import xarray as xr
@@ -144,7 +143,7 @@ def _rank(name: str) -> int:
     return 2 if name in counts or name.endswith("gradient_evaluations") else int(name.startswith("drift_"))
 
 
-def _over_time(ds: xr.Dataset, dims: tuple[Any, ...]) -> list[str]:
+def _over_time(ds: xr.Dataset, dims: tuple[Hashable, ...]) -> list[str]:
     """Scalars over time that are available for every run."""
     names = [str(name) for name, value in ds.data_vars.items() if value.dims == (*dims, "time")]
     return [name for name in names if name != "saved_time" and ds[name].dtype.kind in "biuf"]

@@ -6,7 +6,6 @@ import io
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -113,7 +112,7 @@ def inline_svg(drawn: Figure) -> str:
     return re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text).strip()
 
 
-def number(value: Any) -> str:
+def number(value: object) -> str:
     """A number to four digits, counts in full, a dash for what is not known."""
     if isinstance(value, bool | np.bool_):
         return str(bool(value))
@@ -124,14 +123,14 @@ def number(value: Any) -> str:
     return str(value)
 
 
-def and_error(value: Any, error: Any) -> str:
+def and_error(value: object, error: float | np.ndarray) -> str:
     """A number with its error beside it, where that is known."""
     return f"{number(value)} ± {float(error):.1e}" if np.isfinite(error) else number(value)
 
 
-def versions(attributes: Mapping[str, Any]) -> str:
+def versions(attributes: Mapping[str, object]) -> str:
     """A table of what `installation` tells, as far as it is known."""
-    rows = list(json.loads(attributes.get("versions", "{}")).items())
+    rows = list(json.loads(str(attributes.get("versions", "{}"))).items())
     return pairs([*rows, *((name, str(attributes[name])) for name in PROVENANCE if name in attributes)])
 
 

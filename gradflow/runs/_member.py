@@ -7,7 +7,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
 import diffrax
 import equinox as eqx
@@ -32,6 +32,7 @@ from gradflow.solvers import AbstractMethod, AbstractStochasticMethod, StepContr
 
 Solver = diffrax.AbstractSolver | AbstractMethod | AbstractStochasticMethod
 
+M = TypeVar("M", bound="AbstractMember")
 What = TypeVar("What", bound=AbstractFlow | AbstractRule)
 """What a member is a run of."""
 
@@ -67,7 +68,7 @@ class AbstractMember(eqx.Module, Generic[What]):
 
     @classmethod
     @abc.abstractmethod
-    def of(cls, what: What, params: PyTree, observe: dict[str, Observable], key: object) -> Self:
+    def of(cls, what: What, params: PyTree, observe: dict[str, Observable], key: object) -> "AbstractMember":
         """A member, with its key checked."""
 
     @property
@@ -111,7 +112,7 @@ class AbstractMember(eqx.Module, Generic[What]):
         """What its run keeps, and what ends that early."""
         return Recorded(self.observe, options.save_params, options.until)
 
-    def replaced(self, params: PyTree) -> Self:
+    def replaced(self: M, params: PyTree) -> M:
         """The member from other parameters."""
         return dataclasses.replace(self, params=params)
 
@@ -124,7 +125,7 @@ class FlowMember(AbstractMember[AbstractFlow]):
     observe: dict[str, Observable]
 
     @classmethod
-    def of(cls, what: AbstractFlow, params: PyTree, observe: dict[str, Observable], key: object) -> Self:
+    def of(cls, what: AbstractFlow, params: PyTree, observe: dict[str, Observable], key: object) -> "FlowMember":
         if key is not None:
             raise fail("key", "be None for a deterministic flow", "a key", "Only stochastic flows draw numbers.")
         return cls(what=what, params=params, observe=observe)
@@ -180,7 +181,9 @@ class PathMember(AbstractMember[AbstractStochasticFlow]):
     observe: dict[str, Observable]
 
     @classmethod
-    def of(cls, what: AbstractStochasticFlow, params: PyTree, observe: dict[str, Observable], key: object) -> Self:
+    def of(
+        cls, what: AbstractStochasticFlow, params: PyTree, observe: dict[str, Observable], key: object
+    ) -> "PathMember":
         advice = "Return it from `build`: (flow, params, jax.random.key(seed))."
         return cls(what=what, key=check_key_for_noise(key, advice), params=params, observe=observe)
 
@@ -230,7 +233,7 @@ class RuleMember(AbstractMember[AbstractRule]):
     observe: dict[str, Observable]
 
     @classmethod
-    def of(cls, what: AbstractRule, params: PyTree, observe: dict[str, Observable], key: object) -> Self:
+    def of(cls, what: AbstractRule, params: PyTree, observe: dict[str, Observable], key: object) -> "RuleMember":
         if key is not None:
             raise fail("key", "be None for a rule", "a key", "A rule that draws numbers takes it when it is made.")
         return cls(what=what, params=params, observe=observe)

@@ -4,6 +4,7 @@ import os
 import pathlib
 import time
 import warnings
+from collections.abc import Mapping
 
 import equinox as eqx
 import jax
@@ -153,7 +154,7 @@ def _arrays_of(carry: PyTree) -> list[Array]:
     return jax.tree_util.tree_leaves(eqx.filter(_without_record(carry), eqx.is_array))
 
 
-def _rows_of(run: AbstractRun, record: Record) -> dict[str, Array]:
+def _rows_of(run: AbstractRun, record: Record) -> dict[str, Array | np.ndarray]:
     """The buffers of a record as variables; parameters leaf by leaf, by their places."""
     observed = named_arrays(record.observed)
     for name in observed:
@@ -167,7 +168,7 @@ def _flowing(run: AbstractRun, record: Record) -> PyTree:
     return moving(record.params, held_paths(run.frozen))
 
 
-def _with_rows(run: AbstractRun, record: Record, rows: dict[str, Array]) -> Record:
+def _with_rows(run: AbstractRun, record: Record, rows: Mapping[str, Array | np.ndarray]) -> Record:
     """The record with other buffers, by the names of variables."""
     ordered = iter(rows.values())
     take = lambda _: next(ordered)  # noqa: E731
@@ -176,13 +177,13 @@ def _with_rows(run: AbstractRun, record: Record, rows: dict[str, Array]) -> Reco
     return Record(eqx.combine(params, record.params), observed, record.memories)
 
 
-def _plain(buffer: Array, first: int, last: int) -> np.ndarray:
+def _plain(buffer: Array | np.ndarray, first: int, last: int) -> np.ndarray:
     """Rows as the store takes them: types of half precision that it does not know become single, which holds them."""
     rows = np.asarray(buffer)[first:last]
     return rows.astype(np.float32) if rows.dtype.kind == "V" else rows
 
 
-def _filled(rows: np.ndarray, blank: Array) -> Array:
+def _filled(rows: np.ndarray, blank: Array | np.ndarray) -> Array:
     """A buffer whose first rows are these."""
     buffer = np.zeros(blank.shape, blank.dtype)
     buffer[: len(rows)] = rows.astype(blank.dtype)

@@ -3,6 +3,7 @@
 import re
 
 import jax
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from gradflow._checks import fail
@@ -29,7 +30,7 @@ ATTRIBUTES: dict[str, dict[str, object]] = {
 }
 
 
-def named_arrays(observed: dict[str, PyTree]) -> dict[str, Array]:
+def named_arrays(observed: dict[str, PyTree]) -> dict[str, Array | np.ndarray]:
     """Observables as variables: those of a pytree are called by the name of the observable and their place in it.
 
     >>> import jax.numpy as jnp
@@ -48,9 +49,9 @@ def named_arrays(observed: dict[str, PyTree]) -> dict[str, Array]:
     return arrays
 
 
-def numbers_of(results: Solution) -> dict[str, Array]:
+def numbers_of(results: Solution) -> dict[str, Array | np.ndarray]:
     """What a run, or each of a batch, has one number of: how it ended, what it cost, how accurate it was."""
-    numbers: dict[str, Array] = {f"drift_{name}": value for name, value in results.drift.items()}
+    numbers: dict[str, Array | np.ndarray] = {f"drift_{name}": value for name, value in results.drift.items()}
     numbers |= {f"error_{name}": value for name, value in (results.errors or {}).items()}
     numbers |= {name: results.stats[name] for name in COUNTS}
     numbers |= {"status": results.code, "t_final": results.t_final}

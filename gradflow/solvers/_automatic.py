@@ -1,6 +1,6 @@
 """Automatic: an explicit Runge-Kutta method on short or smooth runs, the implicit multistep method on all others."""
 
-from typing import Any
+from collections.abc import Callable
 
 import diffrax
 import equinox as eqx
@@ -68,17 +68,18 @@ class Automatic(AbstractMethod):
     'Automatic(Tsit5, NDF)'
     """
 
-    explicit: Any
+    explicit: diffrax.AbstractERK
     implicit: NDF
 
-    def __init__(self, explicit: Any = None, implicit: Any = None):
-        self.explicit = diffrax.Tsit5() if explicit is None else explicit
-        self.implicit = NDF() if implicit is None else implicit
-        if not isinstance(self.explicit, diffrax.AbstractERK) or not getattr(self.explicit.tableau, "fsal", False):
+    def __init__(self, explicit: object = None, implicit: object = None):
+        explicit = diffrax.Tsit5() if explicit is None else explicit
+        implicit = NDF() if implicit is None else implicit
+        if not isinstance(explicit, diffrax.AbstractERK) or not getattr(explicit.tableau, "fsal", False):
             must = "be an explicit diffrax solver whose last stage is the first of the next step"
             raise fail("explicit", must, f"of type {type(explicit).__name__}", "For instance gradflow.solvers.Tsit5().")
-        if not isinstance(self.implicit, NDF):
+        if not isinstance(implicit, NDF):
             raise fail("implicit", "be a gradflow.solvers.NDF", f"of type {type(implicit).__name__}")
+        self.explicit, self.implicit = explicit, implicit
 
     @property
     def exact_counts(self) -> bool:
@@ -90,7 +91,9 @@ class Automatic(AbstractMethod):
 
     @property
     def first_order(self) -> int:
-        return int(self.explicit.order(None))
+        order = self.explicit.order(None)
+        assert order is not None  # Runge-Kutta methods know theirs
+        return int(order)
 
     def begin(self, field: Field, y: PyTree, slope: PyTree, dt: Scalar) -> Mode:
         history = self.implicit.begin(field, y, slope, dt)
@@ -105,27 +108,26 @@ class Automatic(AbstractMethod):
         dt: Scalar,
         control: StepControl,
         scale: PyTree,
-        state: Any,
+        state: Mode,
     ) -> Attempt:
-        mode: Mode = state
-        one = self._explicit(field, y, dt, control, scale, mode)
-        other = self._implicit(field, y, dt, control, scale, mode)
+        one = self._explicit(field, y, dt, control, scale, state)
+        other = self._implicit(field, y, dt, control, scale, state)
 
-        def choose(a: Any, b: Any) -> Any:
-            return jnp.where(mode.implicit, a, b)
+        def choose(a: Array, b: Array) -> Array:
+            return jnp.where(state.implicit, a, b)
 
         parts = lambda a: (a.y1, a.ratio, a.factor, a.accepted, a.rejected, a.finite, a.evaluations)  # noqa: E731
         mixed = jax.tree_util.tree_map(choose, parts(other), parts(one))
-        dense = (mode.implicit, one.dense, other.dense)
+        dense = (state.implicit, one.dense, other.dense)
         y1, ratio, factor, accepted, rejected, finite, evaluations = mixed
-        products = jnp.where(mode.implicit, other.products, 0)
+        products = jnp.where(state.implicit, other.products, 0)
         return Attempt(y1, ratio, factor, accepted, rejected, dense, finite, evaluations, products)
 
-    def scale_fraction(self, state: Any) -> Scalar:
+    def scale_fraction(self, state: Mode) -> Scalar:
         return jnp.where(state.budget > 1, SCALE_FRACTION, 0.0)
 
-    def piece(self, field: Field, dt: Scalar, y: PyTree, state: Any) -> tuple[PyTree, Bool[Array, ""]]:
-        tableau = _Tableau(type(self.explicit).tableau)
+    def piece(self, field: Field, dt: Scalar, y: PyTree, state: Mode) -> tuple[PyTree, Bool[Array, ""]]:
+        tableau = self._tableau()
         start, unflatten = flatten(y)
         h = dt.astype(start.dtype)
         rows, nodes = jnp.asarray(tableau.rows, start.dtype), jnp.asarray(tableau.nodes, dt.dtype)
@@ -136,7 +138,7 @@ class Automatic(AbstractMethod):
         k = jax.lax.fori_loop(0, tableau.stages, stage, jnp.zeros((tableau.stages, start.size), start.dtype))
         return unflatten(start + jnp.asarray(tableau.solution, start.dtype) @ k), ~state.implicit
 
-    def renewed(self, field: Field, dt: Scalar, y: PyTree, state: Any) -> Any:
+    def renewed(self, field: Field, dt: Scalar, y: PyTree, state: Mode) -> Mode:
         history = self.implicit.renewed(field, dt, y, state.history)
         return eqx.tree_at(lambda m: (m.slope, m.history), state, (flatten(field(dt, y))[0], history))
 
@@ -152,7 +154,7 @@ class Automatic(AbstractMethod):
         """A step of the explicit method; no evaluations where the other one is at work."""
         # Where the field is not smooth, cost grows like one over the tolerance: no tightening there.
         given, control = control, control.tightened(jnp.where(mode.budget > 1, 1, field.progress))
-        tableau = _Tableau(type(self.explicit).tableau)
+        tableau = self._tableau()
         start, unflatten = flatten(y)
         h = dt.astype(start.dtype)
         rows, nodes = jnp.asarray(tableau.rows, start.dtype), jnp.asarray(tableau.nodes, dt.dtype)
@@ -200,7 +202,7 @@ class Automatic(AbstractMethod):
         )
         switch = keep & (rejections > MAX_REJECTION_SHARE)
         stiffest = tried.accepted.stiffest
-        h = _Tableau(type(self.explicit).tableau).limit / jnp.where(stiffest > 0, stiffest, 1)
+        h = self._tableau().limit / jnp.where(stiffest > 0, stiffest, 1)
         factor = jnp.where(
             switch & (stiffest > 0), (0.9 * h.astype(dt.dtype) / dt).astype(tried.factor.dtype), tried.factor
         )
@@ -210,6 +212,11 @@ class Automatic(AbstractMethod):
         accepted = Mode(~switch, mode.slope, no, one, no, tried.accepted, steps, rejections, budget)
         rejected = Mode(~no, mode.slope, no, one, no, tried.rejected, mode.steps, rejections, mode.budget)
         return eqx.tree_at(lambda a: (a.factor, a.accepted, a.rejected), tried, (factor, accepted, rejected))
+
+    def _tableau(self) -> "_Tableau":
+        tableau = type(self.explicit).tableau
+        assert isinstance(tableau, diffrax.ButcherTableau)  # those of several terms have no `fsal`
+        return _Tableau(tableau)
 
     def _whole(self, field: Field, dt: Scalar) -> Scalar:
         """The length of the run."""
@@ -238,7 +245,7 @@ class Automatic(AbstractMethod):
 class _Tableau:
     """The coefficients of an explicit Runge-Kutta method as arrays, and how far it is stable on the negative axis."""
 
-    def __init__(self, tableau: Any):
+    def __init__(self, tableau: diffrax.ButcherTableau):
         self.stages = int(tableau.num_stages)
         self.rows = np.zeros((self.stages, self.stages))
         for i, row in enumerate(tableau.a_lower):
@@ -254,7 +261,12 @@ class _Tableau:
         self.limit = float(z[int(np.argmax(grown))])
 
 
-def cost_if_held(field: Field, unflatten: Any, tableau: _Tableau, k: Float[Array, "stages size"]) -> Scalar:
+def cost_if_held(
+    field: Field,
+    unflatten: Callable[[Float[Array, " size"]], PyTree],
+    tableau: _Tableau,
+    k: Float[Array, "stages size"],
+) -> Scalar:
     """Evaluations per length of the step just taken, were steps held by stability alone.
 
     The last two stages are near in time, so that the field's change over their distance tells how stiff it is (Hairer,

@@ -88,13 +88,5 @@ def conjugate_gradient(
     final = jax.lax.while_loop(wanted, iterate, start)
     x, residual, _, squares, gamma, relative, count, negative, finite, curvature, stiffest = final
     converged = error(squares, gamma, relative) <= tolerance
-    return Solved(
-        scale * x,
-        scale * residual,
-        count,
-        converged & ~negative,
-        negative,
-        finite,
-        -jax.lax.stop_gradient(curvature),
-        jax.lax.stop_gradient(stiffest),
-    )
+    extremes = -jax.lax.stop_gradient(curvature), jax.lax.stop_gradient(stiffest)
+    return Solved(scale * x, scale * residual, count, converged & ~negative, negative, finite, *extremes)

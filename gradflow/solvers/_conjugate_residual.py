@@ -72,13 +72,6 @@ def conjugate_residual(
 
     final = jax.lax.while_loop(wanted, iterate, start)
     x, residual, _, _, count, negative, finite, curvature, stiffest = final
-    return Solved(
-        scale * x,
-        scale * residual,
-        count,
-        (error(residual) <= tolerance) & ~negative,
-        negative,
-        finite,
-        -jax.lax.stop_gradient(curvature),
-        jax.lax.stop_gradient(stiffest),
-    )
+    converged = (error(residual) <= tolerance) & ~negative
+    extremes = -jax.lax.stop_gradient(curvature), jax.lax.stop_gradient(stiffest)
+    return Solved(scale * x, scale * residual, count, converged, negative, finite, *extremes)

@@ -14,8 +14,7 @@ neurons in any case. Implicit ones it does not: with a hundredth, later features
 there the scale stays.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
@@ -115,7 +114,7 @@ class StepControl(eqx.Module):
         """The number of entries of a state that count."""
         return sum(self._sizes_of(jax.tree_util.tree_leaves(y)))
 
-    def _sizes_of(self, leaves: list[Any]) -> list[Any]:
+    def _sizes_of(self, leaves: list[Array]) -> Sequence[int | Scalar]:
         if self.num_entries is None:
             return [max(leaf.size, 1) for leaf in leaves]
         return [jnp.maximum(count, 1) for count in self.num_entries]

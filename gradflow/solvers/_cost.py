@@ -4,7 +4,7 @@ from typing import Any
 
 import diffrax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from gradflow.solvers._stabilised import AbstractStabilised
 
@@ -15,7 +15,9 @@ def counts_evaluations(solver: diffrax.AbstractSolver) -> bool:
     return explicit or isinstance(solver, AbstractStabilised)
 
 
-def evaluations_per_step(solver: diffrax.AbstractSolver, solver_state: Any, after: Any = None) -> Int[Array, ""] | None:
+def evaluations_per_step(
+    solver: diffrax.AbstractSolver, solver_state: PyTree, after: PyTree = None
+) -> Int[Array, ""] | None:
     """Evaluations of the field in one attempted step, or `None` if unknown.
 
     The attempt is that from `solver_state` to `after`.

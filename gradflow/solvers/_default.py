@@ -1,7 +1,5 @@
 """The default method, from the traits of a flow and the tolerance."""
 
-from typing import Any
-
 import diffrax
 
 from gradflow.protocols import lacking_for_second_order
@@ -27,7 +25,7 @@ KINKED = 1e-6
 """Tolerance from which on flows with kinks get a method for them."""
 
 
-def default_solver(rtol: float, flow: Any = None, kinked: bool = False) -> diffrax.AbstractSolver | AbstractMethod:
+def default_solver(rtol: float, flow: object = None, kinked: bool = False) -> diffrax.AbstractSolver | AbstractMethod:
     """The method that `solve` takes unless told otherwise.
 
     `Automatic`; an explicit Runge-Kutta method where the flow oscillates or limits its steps; `Hybrid` at kinks.
@@ -69,7 +67,7 @@ def default_solver(rtol: float, flow: Any = None, kinked: bool = False) -> diffr
     return Hybrid() if kinked and rtol >= KINKED else Automatic(explicit)
 
 
-def describe_choice(rtol: float, flow: Any, kinks: tuple[str, ...] | None) -> str:
+def describe_choice(rtol: float, flow: object, kinks: tuple[str, ...] | None) -> str:
     """Why `default_solver` chooses as it does, in a few words; empty where nothing is known of kinks.
 
     >>> import gradflow as gf

@@ -1,7 +1,6 @@
 """What a step along the edge of stability needs at a point: curvature, its third derivative, the preconditioner."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -35,7 +34,7 @@ class Preconditioner(eqx.Module):
 
     def slope(self, memory: Array, k: Scalar) -> Array:
         """The derivative of `P` in the memory."""
-        form: Any = self.form.memory
+        form = self.form.memory
         if form is None:
             return jnp.zeros_like(memory)
         c, eta = form.correction(k).astype(memory.dtype), self.form.learning_rate.astype(memory.dtype)
@@ -122,7 +121,7 @@ def curvature(
         first, second = both(jnp.where(i == j, u[i], u[i] + u[j]))
         return mapped.at[i].set(jnp.where(i == j, first, mapped[i])), squares.at[p].set(second)
 
-    def alone(i: Any, mapped: Array) -> Array:
+    def alone(i: Int[Array, ""], mapped: Array) -> Array:
         return mapped.at[i].set(jax.jvp(gradient, (w,), (u[i],))[1])
 
     start = jnp.zeros_like(u), jnp.zeros((rows.size, w.size), w.dtype)

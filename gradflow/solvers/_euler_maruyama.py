@@ -1,15 +1,16 @@
 """Steps of fixed size for stochastic flows, `dy = F dt + G dW` in Ito's sense."""
 
 import abc
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Float, PyTree, Scalar
 
 from gradflow._checks import check_positive, fail
+from gradflow.protocols import HasNoise
 
 
 class AbstractStochasticMethod(eqx.Module):
@@ -29,10 +30,10 @@ class AbstractStochasticMethod(eqx.Module):
         return type(self).__name__
 
     @abc.abstractmethod
-    def step(self, flow: Any, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, dw: Float[Array, " n"]) -> PyTree:
+    def step(self, flow: HasNoise, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, dw: Float[Array, " n"]) -> PyTree:
         """The state after one step, `dw` being the increments of the Brownian motions."""
 
-    def evaluations(self, flow: Any) -> tuple[int, int]:
+    def evaluations(self, flow: HasNoise) -> tuple[int, int]:
         """Gradients and Hessian-vector products of a step."""
         return self.gradients_per_step, self.gradients_per_step * flow.products_per_evaluation
 
@@ -58,13 +59,13 @@ class EulerMaruyama(AbstractStochasticMethod):
 
     dt: Scalar | None
 
-    def __init__(self, dt: Any = None):
+    def __init__(self, dt: ArrayLike | None = None):
         self.dt = _step(dt)
 
-    def step(self, flow: Any, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, dw: Float[Array, " n"]) -> PyTree:
+    def step(self, flow: HasNoise, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, dw: Float[Array, " n"]) -> PyTree:
         return flow.moved(t, dt, y, frozen, dw)
 
-    def evaluations(self, flow: Any) -> tuple[int, int]:
+    def evaluations(self, flow: HasNoise) -> tuple[int, int]:
         # The drift of order 2 takes a gradient of its own, besides that which the noise shares.
         extra = flow.products_per_evaluation
         return 1 + (extra > 0), extra
@@ -95,10 +96,10 @@ class SmallNoise(AbstractStochasticMethod):
 
     dt: Scalar | None
 
-    def __init__(self, dt: Any = None):
+    def __init__(self, dt: ArrayLike | None = None):
         self.dt = _step(dt)
 
-    def step(self, flow: Any, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, dw: Float[Array, " n"]) -> PyTree:
+    def step(self, flow: HasNoise, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, dw: Float[Array, " n"]) -> PyTree:
         first = flow.vector_field(t, y, frozen)
         ahead = jax.tree_util.tree_map(lambda a, f: a + dt.astype(a.dtype) * f, y, first)
         second = flow.vector_field(t + dt, ahead, frozen)
@@ -107,7 +108,7 @@ class SmallNoise(AbstractStochasticMethod):
             lambda a, f, g, b: a + dt.astype(a.dtype) / 2 * (f + g) + b, y, first, second, noise
         )
 
-    def evaluations(self, flow: Any) -> tuple[int, int]:
+    def evaluations(self, flow: HasNoise) -> tuple[int, int]:
         return self.gradients_per_step, 2 * flow.products_per_evaluation
 
 
@@ -132,7 +133,7 @@ class FixedSteps(AbstractStochasticMethod):
     solver: diffrax.AbstractSolver
     dt: Scalar | None
 
-    def __init__(self, solver: Any, dt: Any = None):
+    def __init__(self, solver: object, dt: ArrayLike | None = None):
         if not isinstance(solver, diffrax.AbstractItoSolver):
             actual = f"of type {type(solver).__name__}"
             raise fail("solver", "be a diffrax solver in Ito's sense", actual, "For instance diffrax.Euler().")
@@ -142,17 +143,17 @@ class FixedSteps(AbstractStochasticMethod):
     def name(self) -> str:
         return type(self.solver).__name__
 
-    def step(self, flow: Any, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, dw: Float[Array, " n"]) -> PyTree:
+    def step(self, flow: HasNoise, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, dw: Float[Array, " n"]) -> PyTree:
         terms = flow.terms(lambda t0, t1: dw)
         state = self.solver.init(terms, t, t + dt, y, frozen)
         y1, *_ = self.solver.step(terms, t, t + dt, y, frozen, state, made_jump=False)
         return y1
 
-    def evaluations(self, flow: Any) -> tuple[int, int]:
+    def evaluations(self, flow: HasNoise) -> tuple[int, int]:
         return (2, flow.products_per_evaluation) if isinstance(self.solver, diffrax.Euler) else (-1, -1)
 
 
-def _step(dt: Any) -> Scalar | None:
+def _step(dt: ArrayLike | None) -> Scalar | None:
     if dt is None:
         return None
     check_positive("dt", dt, "It is the largest step in time.")

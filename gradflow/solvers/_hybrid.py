@@ -1,8 +1,9 @@
 """Hybrid: Bogacki and Shampine's method of order three on short steps, ROCK2 on long ones."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
+import diffrax
 import equinox as eqx
 from jaxtyping import PyTree, Scalar
 
@@ -30,11 +31,11 @@ class Hybrid(AbstractROCK2):
 
     nonstiff: ClassVar[float] = 2.5
 
-    spectral_radius: Callable[[Any, PyTree, Any], Scalar] | None = None
+    spectral_radius: Callable[[Scalar, PyTree, PyTree], Scalar] | None = None
     refresh: int = eqx.field(default=25, static=True)
     max_stages: int | None = eqx.field(default=None, static=True)
     bounded: bool = eqx.field(default=False, static=True)
 
-    def error_order(self, terms: Any) -> int:
+    def error_order(self, terms: diffrax.AbstractTerm) -> int:
         del terms
         return 3

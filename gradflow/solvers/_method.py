@@ -24,7 +24,7 @@ class Field(eqx.Module):
     jumps that bound the step: the field is evaluated strictly between them, on the right side of each.
     """
 
-    flow: Any
+    flow: Any  # some methods ask more of it than others, by the protocols of the package
     frozen: PyTree
     t: Scalar
     progress: Scalar
@@ -123,11 +123,11 @@ class AbstractMethod(eqx.Module):
         dt: Scalar,
         control: StepControl,
         scale: PyTree,
-        state: Any,
+        state: PyTree,
     ) -> Attempt:
         """One attempted step of size `dt`."""
 
-    def scale_fraction(self, state: Any) -> float | Scalar:
+    def scale_fraction(self, state: PyTree) -> float | Scalar:
         """Share of their present size below which small entries are held to an absolute error only."""
         return 0.0
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -153,7 +152,7 @@ class NDF(AbstractMethod):
         dt: Scalar,
         control: StepControl,
         scale: PyTree,
-        state: Any,
+        state: History,
     ) -> Attempt:
         return self.step(field, y, dt, control, scale, state, jnp.asarray(True))
 
@@ -226,7 +225,7 @@ class NDF(AbstractMethod):
         after = History(table, quadratures, h, order, equal, contraction, curvature, age, error, stiffest)
         return after, factor, extra
 
-    def renewed(self, field: Field, dt: Scalar, y: PyTree, state: Any) -> Any:
+    def renewed(self, field: Field, dt: Scalar, y: PyTree, state: History) -> History:
         # Past states take part in a jump as if they had been on this side all along: their differences stay.
         controlled, quadratures = split_state(field, y)
         rows = state.table.at[0].set(controlled), state.quadratures.at[0].set(quadratures)

@@ -1,7 +1,7 @@
 """Newton's method with a Krylov method for the linear systems, for one step of an implicit method."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -115,7 +115,7 @@ def newton(
     def residual(d: Vector) -> Vector:
         return equation.residual(equation.derivative(equation.start + d), d)
 
-    def solve(_: Any, __: Any) -> tuple[Array, Newton]:
+    def solve(_: Callable[[Vector], Vector], __: Vector) -> tuple[Array, Newton]:
         final = jax.lax.while_loop(running, iterate, begin)
         # As numbers: whatever comes along with the solution of `custom_root` must have a derivative.
         return final.correction, jax.tree_util.tree_map(lambda a: a.astype(dtype), final)

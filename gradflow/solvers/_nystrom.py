@@ -111,7 +111,7 @@ class Nystrom(AbstractMethod):
         dt: Scalar,
         control: StepControl,
         scale: PyTree,
-        state: Any,
+        state: NystromState,
     ) -> Attempt:
         which = jnp.searchsorted(-jnp.asarray(TIGHTEST), -control.rtol)
         step = _Step(field, y, dt, self._damping(field, state.force), which)
@@ -150,10 +150,10 @@ class Nystrom(AbstractMethod):
             products=jnp.asarray(0),
         )
 
-    def scale_fraction(self, state: Any) -> float:
+    def scale_fraction(self, state: NystromState) -> float:
         return SCALE_FRACTION
 
-    def renewed(self, field: Field, dt: Scalar, y: PyTree, state: Any) -> Any:
+    def renewed(self, field: Field, dt: Scalar, y: PyTree, state: NystromState) -> NystromState:
         velocity = flatten(y.momentum)[0]
         force = flatten(field(dt, y).momentum)[0] + self._damping(field, velocity) * velocity
         return eqx.tree_at(lambda s: s.force, state, force)
@@ -278,7 +278,7 @@ def _read(name: str) -> str:
     return importlib.resources.files("gradflow.solvers").joinpath(name).read_text()
 
 
-def _lower(rows: list[list[Any]]) -> np.ndarray:
+def _lower(rows: list[list[str | int | float]]) -> np.ndarray:
     full = np.zeros((len(rows), len(rows)))
     for i, row in enumerate(rows):
         full[i, :i] = [float(Fraction(x)) for x in row]

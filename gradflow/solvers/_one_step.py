@@ -1,7 +1,5 @@
 """Any one-step method of diffrax, with the proportional-integral controller of this package."""
 
-from typing import Any
-
 import diffrax
 import equinox as eqx
 import jax
@@ -54,7 +52,7 @@ class OneStep(AbstractMethod):
         dt: Scalar,
         control: StepControl,
         scale: PyTree,
-        state: Any,
+        state: PyTree,
     ) -> Attempt:
         inner, previous, failed, fastest = state
         local = state_dtype(y)
@@ -95,17 +93,17 @@ class OneStep(AbstractMethod):
             products=jnp.asarray(0),
         )
 
-    def scale_fraction(self, state: Any) -> float:
+    def scale_fraction(self, state: PyTree) -> float:
         return SCALE_FRACTION
 
-    def piece(self, field: Field, dt: Scalar, y: PyTree, state: Any) -> tuple[PyTree, Bool[Array, ""]]:
+    def piece(self, field: Field, dt: Scalar, y: PyTree, state: PyTree) -> tuple[PyTree, Bool[Array, ""]]:
         zero, stop = jnp.zeros((), state_dtype(y)), dt.astype(state_dtype(y))
         terms = _terms(field)
         inner = self.solver.init(terms, zero, stop, y, field.frozen)
         y1, *_ = self.solver.step(terms, zero, stop, y, field.frozen, inner, made_jump=jnp.asarray(False))
         return y1, jnp.asarray(True)
 
-    def renewed(self, field: Field, dt: Scalar, y: PyTree, state: Any) -> Any:
+    def renewed(self, field: Field, dt: Scalar, y: PyTree, state: PyTree) -> PyTree:
         inner, *others = state
         if isinstance(self.solver, AbstractStabilised):
             return eqx.tree_at(lambda s: s.field, inner, field(dt, y)), *others
@@ -123,7 +121,7 @@ def state_dtype(y: PyTree) -> jnp.dtype:
     return jnp.result_type(*jax.tree_util.tree_leaves(y))
 
 
-def _nothing(t: Any, y: Any, args: Any) -> Any:
+def _nothing(t: object, y: PyTree, args: PyTree) -> PyTree:
     return y
 
 

@@ -12,10 +12,11 @@ stable on the real interval `[-beta, 0]` with `beta = (2/3) (s^2 - 1) (1 - 2 e /
 """
 
 from collections.abc import Callable
-from typing import Any
 
+import diffrax
 import equinox as eqx
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PyTree, Scalar
 
 from gradflow import _checks
@@ -57,7 +58,7 @@ class RKC2(AbstractStabilised):
     True
     """
 
-    spectral_radius: Callable[[Any, PyTree, Any], Scalar] | None = None
+    spectral_radius: Callable[[Scalar, PyTree, PyTree], Scalar] | None = None
     refresh: int = eqx.field(default=25, static=True)
     max_stages: int | None = eqx.field(default=None, static=True)
     bounded: bool = eqx.field(default=False, static=True)
@@ -67,7 +68,7 @@ class RKC2(AbstractStabilised):
         if self.max_stages is not None:
             _checks.check_count("max_stages", self.max_stages, least=2)
 
-    def error_order(self, terms: Any) -> int:
+    def error_order(self, terms: diffrax.AbstractTerm) -> int:
         del terms
         return 3
 
@@ -105,7 +106,7 @@ class RKC2(AbstractStabilised):
         return y1, f1, error
 
 
-def coefficients(stages: Int[Array, ""], max_stages: int, dtype: Any) -> tuple[Float[Array, " rows"], ...]:
+def coefficients(stages: Int[Array, ""], max_stages: int, dtype: DTypeLike) -> tuple[Float[Array, " rows"], ...]:
     """`c_j`, and `mu, nu, m, g` of stage `j + 1` in row `j`; row `stages` leaves the state as it is.
 
     The polynomials are summed in powers of `w0 - 1`, `T_j = sum_k a_k` with

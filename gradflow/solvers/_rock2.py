@@ -14,8 +14,9 @@ import functools
 import importlib.resources
 import json
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -89,12 +90,12 @@ class ROCK2(AbstractROCK2):
     True
     """
 
-    spectral_radius: Callable[[Any, PyTree, Any], Scalar] | None = None
+    spectral_radius: Callable[[Scalar, PyTree, PyTree], Scalar] | None = None
     refresh: int = eqx.field(default=25, static=True)
     max_stages: int | None = eqx.field(default=None, static=True)
     bounded: bool = eqx.field(default=False, static=True)
 
-    def error_order(self, terms: Any) -> int:
+    def error_order(self, terms: diffrax.AbstractTerm) -> int:
         del terms
         return 2
 

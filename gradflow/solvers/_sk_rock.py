@@ -13,7 +13,7 @@ with `c_j` the sums that the same recurrence gives for `F = 1`. For `F = l y`, `
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Scalar
 
 from gradflow._checks import check_count, check_positive, fail, is_concrete
+from gradflow.protocols import HasNoise
 from gradflow.solvers._euler_maruyama import AbstractStochasticMethod
 from gradflow.solvers._stabilised import combine
 
@@ -64,7 +65,7 @@ class SKROCK(AbstractStochasticMethod):
     dt: Scalar | None
     stages: int = eqx.field(static=True)
 
-    def __init__(self, dt: Any, *, spectral_radius: Any = None, stages: int | None = None):
+    def __init__(self, dt: object, *, spectral_radius: ArrayLike | None = None, stages: int | None = None):
         check_positive("dt", dt, "It is the largest step in time.")
         if (spectral_radius is None) == (stages is None):
             actual = "given together with `stages`" if stages is not None else "missing, and so is `stages`"
@@ -74,11 +75,12 @@ class SKROCK(AbstractStochasticMethod):
                 advice = "Pass a number of `stages`."
                 raise fail("spectral_radius", "be known when the solver is built, as `dt`", "traced", advice)
             check_positive("spectral_radius", spectral_radius)
-            stages = math.ceil(math.sqrt((float(dt) * float(spectral_radius) + 1.5) / REACH) + 0.5)
+            product = float(np.asarray(dt)) * float(np.asarray(spectral_radius))
+            stages = math.ceil(math.sqrt((product + 1.5) / REACH) + 0.5)
         check_count("stages", stages)
         self.dt, self.stages = jnp.asarray(dt, float), int(stages)
 
-    def step(self, flow: Any, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, dw: Float[Array, " n"]) -> PyTree:
+    def step(self, flow: HasNoise, frozen: PyTree, t: Scalar, dt: Scalar, y: PyTree, dw: Float[Array, " n"]) -> PyTree:
         noise = flow.noise(t, y, frozen, dw)
         rows = coefficients(self.stages)
         c, m, n, k = (jnp.asarray(column, float) for column in rows)
@@ -92,7 +94,7 @@ class SKROCK(AbstractStochasticMethod):
         first = combine((1.0, y), (m[1] * dt, slope), (k[1], noise))
         return jax.lax.fori_loop(2, self.stages + 1, stage, (first, y))[0]
 
-    def evaluations(self, flow: Any) -> tuple[int, int]:
+    def evaluations(self, flow: HasNoise) -> tuple[int, int]:
         return self.stages + 1, self.stages * flow.products_per_evaluation
 
 

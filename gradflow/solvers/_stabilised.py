@@ -7,7 +7,7 @@ length `h` on a field of spectral radius `rho` takes about `sqrt(h rho)` evaluat
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import diffrax
 import equinox as eqx
@@ -53,7 +53,7 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
     nonstiff: ClassVar[float] = 0.0
     """`h rho` up to which steps are taken by a nonstiff method, for which the spectral radius hardly matters."""
 
-    spectral_radius: AbstractVar[Callable[[Any, PyTree, Any], Scalar] | None]
+    spectral_radius: AbstractVar[Callable[[Scalar, PyTree, PyTree], Scalar] | None]
     refresh: AbstractVar[int]
     max_stages: AbstractVar[int | None]
     bounded: AbstractVar[bool]
@@ -81,7 +81,9 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         Evaluates the field once per stage; no stages, no evaluations, and no meaning to what is returned.
         """
 
-    def init(self, terms: Any, t0: ArrayLike, t1: ArrayLike, y0: PyTree, args: PyTree) -> StabilisedState:
+    def init(
+        self, terms: diffrax.AbstractTerm, t0: ArrayLike, t1: ArrayLike, y0: PyTree, args: PyTree
+    ) -> StabilisedState:
         """Evaluates nothing: the first step does, and counts it."""
         del terms, t0, t1, args
         zeros = jax.tree_util.tree_map(jnp.zeros_like, y0)
@@ -97,7 +99,7 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
 
     def step(
         self,
-        terms: Any,
+        terms: diffrax.AbstractTerm,
         t0: ArrayLike,
         t1: ArrayLike,
         y0: PyTree,
@@ -106,8 +108,8 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         made_jump: Bool[ArrayLike, ""],
     ) -> tuple[PyTree, PyTree, dict[str, PyTree], StabilisedState, diffrax.RESULTS]:
         """One attempt. Where the cap on the stages forbids it, state and error are not finite, and nothing is spent."""
-        begin, length = jnp.asarray(t0), jnp.asarray(t1) - t0
-        h = jnp.asarray(terms.contr(t0, t1)).astype(_real_dtype(y0))
+        begin, end = jnp.asarray(t0), jnp.asarray(t1)
+        length, h = end - begin, jnp.asarray(terms.contr(begin, end)).astype(_real_dtype(y0))
 
         def field(c: Scalar, y: PyTree) -> PyTree:
             return terms.vf(begin + c.astype(length.dtype) * length, y, args)
@@ -129,10 +131,10 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         new = StabilisedState(f1, fits, state.radius, state.direction, state.age + 1, product, num_evaluations)
         return y1, error, dense, new, diffrax.RESULTS.successful
 
-    def func(self, terms: Any, t0: ArrayLike, y0: PyTree, args: PyTree) -> PyTree:
-        return terms.vf(t0, y0, args)
+    def func(self, terms: diffrax.AbstractTerm, t0: ArrayLike, y0: PyTree, args: PyTree) -> PyTree:
+        return terms.vf(jnp.asarray(t0), y0, args)
 
-    def order(self, terms: Any) -> int:
+    def order(self, terms: diffrax.AbstractTerm) -> int:
         del terms
         return 2
 
@@ -173,7 +175,7 @@ class AbstractStabilised(diffrax.AbstractAdaptiveSolver[StabilisedState]):
         after_stabilised = jnp.where(step < edge, jnp.minimum(NONSTIFF_STEP_RATIO * step, edge), step)
         return jnp.where(state.product <= self.nonstiff, after_nonstiff, after_stabilised)
 
-    def _most_stages(self, dtype: Any) -> int:
+    def _most_stages(self, dtype: jnp.dtype) -> int:
         if self.max_stages is not None:
             return self.max_stages
         return 200 if jnp.finfo(dtype).bits >= 64 else 100
@@ -251,5 +253,5 @@ def combine(*parts: tuple[Scalar | float, PyTree]) -> PyTree:
     return jax.tree_util.tree_map(total, *(tree for _, tree in parts))
 
 
-def _real_dtype(y: PyTree) -> Any:
+def _real_dtype(y: PyTree) -> jnp.dtype:
     return jnp.result_type(*jax.tree_util.tree_leaves(y))

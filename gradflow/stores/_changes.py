@@ -1,8 +1,8 @@
 """Complaints about stores that hold something else than what is to be resumed, and what differs, in words."""
 
 import json
+import os
 import pathlib
-from typing import Any
 
 from gradflow._checks import fail
 
@@ -25,14 +25,14 @@ def changes(old: str, new: str) -> list[str]:
     return [_change(name, before.get(name), after.get(name)) for name in changed]
 
 
-def refuse(changes: list[str], path: Any, what: str = "sweep") -> None:
+def refuse(changes: list[str], path: str | os.PathLike[str], what: str = "sweep") -> None:
     """Complains about a store if anything has changed. `what`: the kind of computation."""
     if changes:
         actual = f"{str(path)!r} with changes ({'; '.join(changes)})"
         raise fail("store", f"hold the same {what} in order to be resumed", actual, AFRESH)
 
 
-def _change(name: str, before: Any, after: Any) -> str:
+def _change(name: str, before: object, after: object) -> str:
     if isinstance(before, dict) and isinstance(after, dict):
         keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
         differences = [f"{name}[{key!r}]: {_short(before.get(key))} -> {_short(after.get(key))}" for key in keys]
@@ -40,6 +40,6 @@ def _change(name: str, before: Any, after: Any) -> str:
     return f"{name}: {_short(before)} -> {_short(after)}"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."

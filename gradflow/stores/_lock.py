@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import platform
-from typing import Any
+from typing import TextIO
 
 from gradflow._checks import fail
 
@@ -38,7 +38,7 @@ class StoreLock:
                 self._path.parent.rmdir()
 
 
-def _opened(store: pathlib.Path, path: pathlib.Path) -> Any:
+def _opened(store: pathlib.Path, path: pathlib.Path) -> TextIO:
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -69,7 +69,7 @@ def _opened(store: pathlib.Path, path: pathlib.Path) -> Any:
     return file
 
 
-def _lock(file: Any) -> None:
+def _lock(file: TextIO) -> None:
     if fcntl is None:
         return
     try:

@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -82,9 +82,9 @@ class _Writer:
 
     def __init__(self) -> None:
         self.arrays: dict[str, np.ndarray] = {}
-        self.known: dict[int, tuple[str, Any]] = {}
+        self.known: dict[int, dict[str, str]] = {}
 
-    def describe(self, value: Any, where: str) -> Any:
+    def describe(self, value: object, where: str) -> object:
         if value is None or isinstance(value, bool | int | str):
             return value
         if isinstance(value, float):
@@ -109,13 +109,13 @@ class _Writer:
             return {"name": _name_of(value, where)}
         return self._node(value, where)
 
-    def _array(self, value: Any, where: str) -> Any:
+    def _array(self, value: jax.Array | np.ndarray | np.generic, where: str) -> dict[str, str]:
         if isinstance(value, jax.core.Tracer):
             raise fail(where or "tree", "be concrete", "traced", "Save it outside of jax.jit and jax.vmap.")
         if id(value) in self.known:
-            return self.known[id(value)][1]
+            return self.known[id(value)]
         name, data = f"a{len(self.arrays)}", value
-        extra: dict[str, Any] = {}
+        extra: dict[str, str] = {}
         if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
             extra["key"], data = str(jax.random.key_impl(value)), jax.random.key_data(value)
         array = np.asarray(data)
@@ -125,17 +125,17 @@ class _Writer:
             raise fail(where or "tree", "hold numbers or strings", f"an array of type {array.dtype}")
         self.arrays[name] = array
         described = {"array": name, "on": "host" if isinstance(value, np.ndarray | np.generic) else "device"} | extra
-        self.known[id(value)] = (name, described)
+        self.known[id(value)] = described
         return described
 
-    def _dataclass(self, value: Any, where: str) -> Any:
+    def _dataclass(self, value: Any, where: str) -> dict[str, object]:
         fields = {}
         for field in dataclasses.fields(value):
             if hasattr(value, field.name):
                 fields[field.name] = self.describe(getattr(value, field.name), f"{where}.{field.name}")
         return {"dataclass": _name_of(type(value), where), "fields": fields}
 
-    def _node(self, value: Any, where: str) -> Any:
+    def _node(self, value: PyTree, where: str) -> dict[str, object]:
         """A node of a kind that JAX knows and this file does not: its leaves, in order, and a fingerprint."""
         leaves, structure = jax.tree_util.tree_flatten(value, is_leaf=lambda leaf: leaf is None)
         if len(leaves) == 1 and leaves[0] is value:
@@ -149,9 +149,9 @@ class _Reader:
 
     def __init__(self, load: Callable[[str], np.ndarray], like: PyTree):
         self.load, self.like = load, like
-        self.known: dict[str, Any] = {}
+        self.known: dict[str, jax.Array | np.ndarray] = {}
 
-    def build(self, described: Any) -> Any:
+    def build(self, described: Any) -> PyTree:
         if not isinstance(described, dict):
             return described
         tag = next(iter(described))
@@ -182,20 +182,22 @@ class _Reader:
             return cls(**fields)
         return _assembled(cls, fields)
 
-    def _array(self, described: Any) -> Any:
+    def _array(self, described: Mapping[str, str]) -> jax.Array | np.ndarray:
         name = described["array"]
         if name not in self.known:
             array = self.load(name)
             if "dtype" in described:
                 array = array.view(jnp.dtype(described["dtype"]))
-            value: Any = array if described["on"] == "host" else jnp.asarray(array)
+            value = array if described["on"] == "host" else jnp.asarray(array)
             if value.dtype != array.dtype:
                 advice = "Enable float64: jax.config.update('jax_enable_x64', True)."
                 raise fail("path", f"hold types that JAX has now, not {array.dtype}", "another's", advice)
-            self.known[name] = jax.random.wrap_key_data(value, impl=described["key"]) if "key" in described else value
+            self.known[name] = (
+                jax.random.wrap_key_data(jnp.asarray(value), impl=described["key"]) if "key" in described else value
+            )
         return self.known[name]
 
-    def _node(self, described: Any) -> Any:
+    def _node(self, described: Mapping[str, Any]) -> PyTree:
         for node in _nodes(self.like):
             structure = jax.tree_util.tree_structure(node, is_leaf=lambda leaf: leaf is None)
             if str(structure) == described["structure"]:
@@ -211,16 +213,16 @@ def _opaque(value: Any) -> bool:
     return not set(getattr(value, "__dict__", {})) <= names
 
 
-def _assembled(cls: type, fields: dict[str, Any]) -> Any:
+def _assembled(cls: type, fields: Mapping[str, object]) -> object:
     """An instance with these fields, without a call of anything of its class."""
     value = object.__new__(cls)
     defaults = {f.name: f.default for f in dataclasses.fields(cls) if f.default is not dataclasses.MISSING}
-    for name, content in (defaults | fields).items():
+    for name, content in {**defaults, **fields}.items():
         object.__setattr__(value, name, content)
     return value
 
 
-def _nodes(tree: PyTree) -> list[Any]:
+def _nodes(tree: PyTree) -> list[PyTree]:
     """A pytree and all nodes in it, leaves left out."""
     nodes, open_ones = [], [tree]
     while open_ones:
@@ -231,7 +233,7 @@ def _nodes(tree: PyTree) -> list[Any]:
     return nodes
 
 
-def _name_of(value: Any, where: str) -> str:
+def _name_of(value: object, where: str) -> str:
     """The module and name under which a function or a class can be imported."""
     value = getattr(value, "__wrapped__", value) if not hasattr(value, "__qualname__") else value
     name = f"{getattr(value, '__module__', None)}:{getattr(value, '__qualname__', None)}"

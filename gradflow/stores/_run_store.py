@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
@@ -12,7 +12,7 @@ from gradflow._checks import fail
 from gradflow.stores._identity import Identity
 from gradflow.stores._lock import StoreLock
 from gradflow.stores._state_file import StateFile
-from gradflow.stores._zarr_group import check_writable, create, identity_in, is_ours, refuse_foreign, sidecar
+from gradflow.stores._zarr_group import array_in, check_writable, create, identity_in, is_ours, refuse_foreign, sidecar
 
 KIND = "run"
 """Attribute that a store of one run has, with the name of what runs."""
@@ -32,7 +32,7 @@ class RunStore:
     def __init__(self, path: str | os.PathLike[str], *, resume: bool):
         self.path = pathlib.Path(path)
         self.state = StateFile(self.path / ".state.npz")
-        self._group: Any = None
+        self._group: zarr.Group | None = None
         refuse_foreign(self.path)
         check_writable("store", path)
         self._lock = StoreLock(self.path, sidecar(self.path) / "lock")
@@ -62,27 +62,27 @@ class RunStore:
                 encoding[name] = {"chunks": (rows, *variable.shape[1:])}
         create(template, self.path, encoding, identity=identity)
 
-    def append(self, first: int, rows: dict[str, np.ndarray], numbers: dict[str, Any]) -> None:
+    def append(self, first: int, rows: dict[str, np.ndarray], numbers: Mapping[str, object]) -> None:
         """Writes rows from number `first` on, and numbers of the whole run."""
         group = self._open()
         for name, values in rows.items():
             if len(values):
-                group[name][first : first + len(values)] = values
+                array_in(group, name)[first : first + len(values)] = values
         for name, value in numbers.items():
-            group[name][...] = np.asarray(value)
+            array_in(group, name)[...] = np.asarray(value)
 
     def rows(self, names: list[str], count: int) -> dict[str, np.ndarray]:
         """The first rows of variables."""
         group = self._open()
-        return {name: np.asarray(group[name][:count]) for name in names}
+        return {name: np.asarray(array_in(group, name)[:count]) for name in names}
 
     def number(self, name: str) -> float:
-        return float(self._open()[name][...])
+        return float(np.asarray(array_in(self._open(), name)[...]))
 
     def release(self) -> None:
         self._lock.release()
 
-    def _open(self) -> Any:
+    def _open(self) -> zarr.Group:
         if self._group is None:
             self._group = zarr.open_group(self.path, mode="r+")
         return self._group

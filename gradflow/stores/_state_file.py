@@ -29,7 +29,7 @@ class StateFile:
         """Notes what keeping the state, and all that goes with it, has taken just now."""
         self._next = time.monotonic() + seconds / COST
 
-    def save(self, leaves: Sequence[Any]) -> None:
+    def save(self, leaves: Sequence[jax.Array]) -> None:
         """Replaces the file. What it was before stays if this fails."""
         began = time.monotonic()
         self.path.parent.mkdir(exist_ok=True)
@@ -44,7 +44,7 @@ class StateFile:
             raise
         self.spent(time.monotonic() - began)
 
-    def load(self, like: Sequence[Any]) -> list[Any] | None:
+    def load(self, like: Sequence[jax.Array]) -> list[jax.Array] | None:
         """Arrays of the shapes and types, and on the devices, of others; `None` if there are none that fit."""
         try:
             with np.load(self.path) as file:
@@ -63,7 +63,7 @@ class StateFile:
         self.path.unlink(missing_ok=True)
 
 
-def placed(array: np.ndarray, like: Any) -> Any:
+def placed(array: np.ndarray, like: jax.Array) -> jax.Array:
     """An array as a JAX array of the type, and on the devices, of another one."""
     value = jnp.asarray(array)
     if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
@@ -71,7 +71,7 @@ def placed(array: np.ndarray, like: Any) -> Any:
     return jax.device_put(value, like.sharding)
 
 
-def _bits(leaf: Any) -> np.ndarray:
+def _bits(leaf: jax.Array) -> np.ndarray:
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return np.asarray(leaf)

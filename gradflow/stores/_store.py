@@ -7,7 +7,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from gradflow._checks import fail
 from gradflow.stores._changes import changes, refuse
 from gradflow.stores._identity import Identity
 from gradflow.stores._zarr_group import (
+    array_in,
     check_writable,
     create,
     identity_in,
@@ -96,36 +97,37 @@ class Store:
         The status goes last, so that a member counts as done only when it is all there. What lies between the members
         within a chunk is written as well; on disk it is what it is in memory.
         """
-        group: Any = zarr.open_group(self.path, mode="r+")
+        group = zarr.open_group(self.path, mode="r+")
         rows = []
         for (outer, _), members in itertools.groupby(sorted(indices), key=lambda i: (i[:-1], i[-1] // CHUNK)):
             inner = [index[-1] for index in members]
             rows.append((*outer, slice(inner[0], inner[-1] + 1)))
         for name in sorted(self._names, key=lambda n: n == "status"):
+            stored = array_in(group, name)
             for row in rows:
-                group[name][row] = arrays[name][row]
+                stored[row] = arrays[name][row]
 
-    def record(self, costs: dict[str, Any], share: Any) -> None:
+    def record(self, costs: Mapping[str, object], share: object) -> None:
         """Keeps what a run of this process took, whether it came to an end or not."""
         self.sidecar.mkdir(exist_ok=True)
         about = {"chunk": str(share), "ended": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
-        (self.sidecar / f"run-{share}-{time.time_ns()}.json").write_text(json.dumps(costs | about))
+        (self.sidecar / f"run-{share}-{time.time_ns()}.json").write_text(json.dumps({**costs, **about}))
 
-    def finish(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, float | str]:
         """The provenance of all runs together. Once nothing is missing it goes into the attributes of the store."""
         records = [json.loads(file.read_text()) for file in sorted(self.sidecar.glob("run-*.json"))]
         if not records:
             return {}
         total = provenance(records)
-        group: Any = zarr.open_group(self.path, mode="r+")
-        if np.all(group["status"][...] != -1):
+        group = zarr.open_group(self.path, mode="r+")
+        if np.all(np.asarray(array_in(group, "status")[...]) != -1):
             group.attrs.update(total)
             zarr.consolidate_metadata(str(self.path))
             shutil.rmtree(self.sidecar, ignore_errors=True)
         return total
 
 
-def provenance(records: list[dict[str, Any]]) -> dict[str, Any]:
+def provenance(records: list[dict[str, Any]]) -> dict[str, float | str]:
     """The attributes that tell how one run, or several, were computed."""
     return {
         "wall_seconds": round(sum(record["wall_seconds"] for record in records), 3),

@@ -5,8 +5,9 @@ import os
 import pathlib
 import shutil
 import tempfile
-from typing import Any
+from collections.abc import Mapping
 
+import numpy as np
 import xarray as xr
 import zarr
 
@@ -56,7 +57,15 @@ def write_dataset(ds: xr.Dataset, path: str | os.PathLike[str]) -> pathlib.Path:
     return target
 
 
-def annotate(path: str | os.PathLike[str], **attrs: Any) -> None:
+def array_in(group: zarr.Group, name: str) -> zarr.Array:
+    """The array of a name; raises `KeyError` where there is none."""
+    node = group[name]
+    if not isinstance(node, zarr.Array):
+        raise KeyError(name)
+    return node
+
+
+def annotate(path: str | os.PathLike[str], **attrs: str | float) -> None:
     """Adds attributes to a store of ours, such as the command that wrote it.
 
     >>> import gradflow as gf, pathlib, tempfile, xarray as xr
@@ -67,7 +76,7 @@ def annotate(path: str | os.PathLike[str], **attrs: Any) -> None:
     ...     gf.sweeps.open_store(path).attrs["command"]
     'gradflow compare'
     """
-    group: Any = zarr.open_group(path, mode="r+")
+    group = zarr.open_group(path, mode="r+")
     group.attrs.update(attrs)
     zarr.consolidate_metadata(str(path))
 
@@ -110,7 +119,7 @@ def check_writable(argument: str, path: str | os.PathLike[str]) -> None:
 def create(
     ds: xr.Dataset,
     path: pathlib.Path,
-    encoding: dict[str, Any],
+    encoding: Mapping[str, Mapping[str, object]],
     replace: bool = True,
     identity: Identity | None = None,
 ) -> None:
@@ -119,8 +128,9 @@ def create(
     # Format 2: fixed-length strings, which coordinates such as the name of a loss are, have no place in format 3.
     ds.to_zarr(unfinished, mode="w", zarr_format=2, encoding=encoding)
     if identity is not None:
-        group: Any = zarr.open_group(unfinished, mode="r+")
-        group = group.create_group(IDENTITY, attributes={"record": json.dumps(identity.record)})
+        group = zarr.open_group(unfinished, mode="r+").create_group(
+            IDENTITY, attributes={"record": json.dumps(identity.record)}
+        )
         group.create_array("sketches", data=identity.sketches)
         zarr.consolidate_metadata(str(unfinished))
     if replace and path.exists():
@@ -135,8 +145,9 @@ def create(
 def identity_in(path: pathlib.Path) -> Identity:
     """What a store keeps about what it holds; complains about stores that do not."""
     try:
-        group: Any = zarr.open_group(path / IDENTITY, mode="r")
-        identity = Identity(json.loads(group.attrs["record"]), group["sketches"][...])
+        group = zarr.open_group(path / IDENTITY, mode="r")
+        record = json.loads(str(group.attrs["record"]))
+        identity = Identity(record, np.asarray(array_in(group, "sketches")[...]))
     except (OSError, ValueError, KeyError):
         identity = None
     if identity is None or identity.record["version"] != VERSION:

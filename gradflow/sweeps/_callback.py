@@ -1,7 +1,10 @@
 """What a sweep tells while it goes on: a small record after each segment."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+AxisValue = bool | int | float | str
+"""A value of an axis of a grid."""
 
 
 class SweepSnapshot(NamedTuple):
@@ -22,6 +25,6 @@ class SweepSnapshot(NamedTuple):
 
     finished: int
     total: int
-    members: list[dict[str, Any]]
+    members: list[dict[str, AxisValue]]
     statuses: list[str]
     losses: Sequence[float | None]

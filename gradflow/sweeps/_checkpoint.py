@@ -1,7 +1,6 @@
 """Unfinished members, kept on disk so that an interrupted sweep goes on where it was."""
 
 import pathlib
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -11,7 +10,7 @@ from gradflow.stores._state_file import StateFile, placed
 from gradflow.sweeps._slots import EMPTY, SlotState
 
 
-def unfinished_file(share: Any, group: int) -> str:
+def unfinished_file(share: object, group: int) -> str:
     """The name of the file of a group, which stores that were begun long ago have, too."""
     return f"in-flight-{share}-{group}.npz"
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Mapping
 
 import diffrax
 import equinox as eqx
@@ -15,7 +15,7 @@ from jaxtyping import Array
 from gradflow._checks import fail
 from gradflow._solution import Solution
 from gradflow._tree import flatten, split
-from gradflow.runs._member import AbstractMember, Options
+from gradflow.runs._member import AbstractMember, Options, Solver
 from gradflow.runs._record import value_of
 from gradflow.runs._run import point
 from gradflow.runs._variables import ATTRIBUTES, COUNTS, MISSING, OF_RUNS, PER_RUN, named_arrays, numbers_of
@@ -27,13 +27,18 @@ from gradflow.sweeps._padding import corner
 RESERVED = frozenset({"time", "params", "status", "saved_time", *PER_RUN, *COUNTS})
 
 
-class Row(dict[str, Any]):
+class Row(dict[str, jax.ShapeDtypeStruct]):
     """Shapes and types of the variables of the members of one shape, and its saved parameters leaf by leaf.
 
     `observed`: the names of those that are observed.
     """
 
-    def __init__(self, columns: dict[str, Any], observed: dict[str, Any], params: list[tuple[int, ...]]):
+    def __init__(
+        self,
+        columns: dict[str, jax.ShapeDtypeStruct],
+        observed: dict[str, jax.ShapeDtypeStruct],
+        params: list[tuple[int, ...]],
+    ):
         super().__init__(columns | observed)
         self.params, self.observed = params, list(observed)
 
@@ -42,7 +47,7 @@ def row_of(member: AbstractMember, options: Options) -> Row:
     """Shape and type of every variable of one member, without running it."""
     rows = options.ts.size
 
-    def every_row(values: dict[str, Array]) -> dict[str, Array]:
+    def every_row(values: Mapping[str, Array | np.ndarray]) -> dict[str, Array]:
         return {name: jnp.broadcast_to(value, (rows, *value.shape)) for name, value in values.items()}
 
     def sample(member: AbstractMember) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -91,7 +96,7 @@ def _values_of(results: Solution, row: Row) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in columns.items()}
 
 
-def _unreached_as_nan(rows: Any, reached: np.ndarray) -> np.ndarray:
+def _unreached_as_nan(rows: Array | np.ndarray, reached: np.ndarray) -> np.ndarray:
     """Rows of a batch, with NaN in those that its members did not reach, where their type has one."""
     rows = np.asarray(rows)
     if not jnp.issubdtype(rows.dtype, jnp.inexact):
@@ -100,11 +105,11 @@ def _unreached_as_nan(rows: Any, reached: np.ndarray) -> np.ndarray:
 
 
 def template(
-    grid: dict[str, np.ndarray], members: Members, rows: list[Row], options: Options, config: dict[str, Any]
+    grid: dict[str, np.ndarray], members: Members, rows: list[Row], options: Options, config: dict[str, object]
 ) -> xr.Dataset:
     """The data set with nothing in it yet: every variable at its largest shape."""
     shapes: dict[str, tuple[int, ...]] = {}
-    dtypes: dict[str, Any] = {}
+    dtypes: dict[str, np.dtype] = {}
     for row in rows:
         for name in row.observed:
             if name in RESERVED or name in grid or name.startswith(OF_RUNS):
@@ -127,12 +132,12 @@ def template(
     for name in COUNTS:
         variables[name] = (tuple(grid), np.zeros(sizes, np.int64), ATTRIBUTES.get(name, {}))
     variables["status"] = (tuple(grid), np.full(sizes, MISSING, np.int8), ATTRIBUTES["status"])
-    coordinates: dict[str, Any] = {name: (name, values) for name, values in grid.items()}
+    coordinates: dict[str, tuple] = {name: (name, values) for name, values in grid.items()}
     coordinates["time"] = ("time", np.asarray(options.ts), {"long_name": "flow time", "units": "1"})
     return xr.Dataset(variables, coordinates, _provenance(members, options, config))
 
 
-def configuration(grid: dict[str, np.ndarray], members: Members, options: Options) -> dict[str, Any]:
+def configuration(grid: dict[str, np.ndarray], members: Members, options: Options) -> dict[str, object]:
     """The settings that decide about the numbers, and so about resuming; see `_identity` for all else."""
     control, until = options.control, options.until
     # Named where they are given only: stores written before there were any stay valid.
@@ -155,7 +160,7 @@ def configuration(grid: dict[str, np.ndarray], members: Members, options: Option
     }
 
 
-def solvers_of(members: Members, options: Options) -> dict[str, Any]:
+def solvers_of(members: Members, options: Options) -> dict[str, Solver]:
     """The methods that take the steps of members, by name.
 
     Rules alone take none. What is named then is what stores have always named.
@@ -166,7 +171,7 @@ def solvers_of(members: Members, options: Options) -> dict[str, Any]:
     return dict(sorted(by_name.items())) or {type(unused).__name__: unused}
 
 
-def _provenance(members: Members, options: Options, config: dict[str, Any]) -> dict[str, Any]:
+def _provenance(members: Members, options: Options, config: dict[str, object]) -> dict[str, object]:
     return {
         "format": FORMAT,
         "config": json.dumps(config),
@@ -185,6 +190,6 @@ def _dtype(members: Members) -> str:
     return "/".join(sorted({str(leaf.dtype) for leaves in flowing for leaf in leaves}))
 
 
-def _times(ts: np.ndarray) -> list[Any]:
+def _times(ts: np.ndarray) -> list[float | int | str]:
     """First, last and number of the save times, and a hash of them all."""
     return [float(ts[0]), float(ts[-1]), int(ts.size), hashlib.sha256(ts.tobytes()).hexdigest()[:16]]

@@ -1,6 +1,7 @@
 """Members that run in one program: of equal shapes, or padded to one where that changes nothing."""
 
-from typing import Any, NamedTuple
+from collections.abc import Hashable
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -21,7 +22,7 @@ class Group(NamedTuple):
 
     members: list[int]
     shared: PyTree
-    structure: Any  # of the arrays of a run
+    structure: Hashable  # of the arrays of a run
     shapes: list[tuple[int, ...]]  # of these arrays, padded
     differs: list[bool]  # which of them belong to the members
     paddings: dict[int, Padding] | None  # by shape group
@@ -29,7 +30,7 @@ class Group(NamedTuple):
 
 def group_members(members: Members, options: Options, pad: bool | None) -> list[Group]:
     """Groups in order of first appearance. `pad`: whether to pad; `None` where it changes nothing."""
-    buckets: dict[Any, list[int]] = {}
+    buckets: dict[Signature, list[int]] = {}
     for i, shape_group in enumerate(members.shape_groups):
         key = shape_group.signature if pad is False else _bucket(shape_group.signature)
         buckets.setdefault(key, []).append(i)
@@ -65,14 +66,12 @@ def stack(members: Members, group: Group, numbers: list[int], options: Options) 
         padding = jax.tree_util.tree_map(_stacked, *(group.paddings[shape_group] for shape_group in shape_groups))
     if members.shape_groups[shape_groups[0]].first.iterates(options.ts) is not None:
         # Free room is filled up with one member, again and again.
-        saved_iterates: dict[int, Any] = {
-            number: members.member(number).iterates(options.ts) for number in set(numbers)
-        }
-        iterates = jnp.asarray(np.stack([saved_iterates[number] for number in numbers]))
+        saved_iterates = {number: members.member(number).iterates(options.ts) for number in set(numbers)}
+        iterates = jnp.asarray(np.stack([np.asarray(saved_iterates[number]) for number in numbers]))
     return PerMember(jax.tree_util.tree_unflatten(group.structure, arrays), iterates, padding)
 
 
-def _stacked(*leaves: Any) -> Array:
+def _stacked(*leaves: Array) -> Array:
     return jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves]))
 
 

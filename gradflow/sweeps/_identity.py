@@ -15,7 +15,7 @@ under another version of Python numbers alone decide.
 import functools
 import json
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -25,13 +25,15 @@ from jaxtyping import PyTree
 
 from gradflow._tree import join, split
 from gradflow.programs import DIALECT, code_of, numbers
+from gradflow.programs._code import ArrayObject
 from gradflow.programs._digest import Digest, measure
-from gradflow.runs._identity import close, machine, probes_that_differ, spacing
-from gradflow.runs._member import AbstractMember, Options
+from gradflow.runs._identity import Measures, close, machine, probes_that_differ, spacing
+from gradflow.runs._member import AbstractMember, Options, Solver
 from gradflow.runs._run import CONSERVED, DERIVATIVE, STEP, point
+from gradflow.runs._until import Until
 from gradflow.stores._identity import VERSION, Identity
 from gradflow.sweeps._members import PARTS, Members
-from gradflow.sweeps._probe import elsewhere, probe
+from gradflow.sweeps._probe import elsewhere, probe, probe_anew
 
 FEW = 4
 """Members of one shape that are looked at, the first and the last among them."""
@@ -57,7 +59,7 @@ class Codes(NamedTuple):
         return json.dumps([self.parts, self.arrays])
 
 
-def codes_of(members: Members, solvers: list[Any], until: Any) -> Codes:
+def codes_of(members: Members, solvers: list[Solver], until: Until | None) -> Codes:
     """The code of all functions in a sweep."""
     trees: dict[str, list[PyTree]] = {"solver": solvers, "function of until": [until]}
     for member in (shape_group.first for shape_group in members.shape_groups):
@@ -124,7 +126,7 @@ def _first_of_each(changed: Iterable[tuple[str, tuple[str, str]]]) -> list[tuple
     return list(names.items())
 
 
-def _probes(members: Members, options: Options, *, afresh: bool = False) -> dict[str, Any]:
+def _probes(members: Members, options: Options, *, afresh: bool = False) -> dict[str, Measures | None]:
     """What is found at a few members, by number. `afresh`: with everything traced again."""
     return {str(number): _looks(members.member(number), options, afresh) for number in _looked_at(members)}
 
@@ -140,13 +142,11 @@ def _looked_at(members: Members) -> list[int]:
     return chosen
 
 
-def _looks(member: AbstractMember, options: Options, afresh: bool) -> dict[str, Any] | None:
+def _looks(member: AbstractMember, options: Options, afresh: bool) -> Measures | None:
     """Measures of all that a probe finds, at the start and elsewhere, each with its change under rounding."""
     # A function that has not been seen before is traced again.
-    look: Any = probe
-    if afresh:
-        look = eqx.filter_jit(functools.partial(look.__wrapped__))
-    looks: dict[str, Any] = {}
+    look = eqx.filter_jit(functools.partial(probe_anew)) if afresh else probe
+    looks: Measures = {}
     eps = _eps(member.params)
     # Of the types that moved parameters have, so that all looks share a program.
     member = member.replaced(join(*split(member.params)))
@@ -169,7 +169,7 @@ def _looks(member: AbstractMember, options: Options, afresh: bool) -> dict[str, 
     return looks
 
 
-def _change(a: Any, b: Any) -> float:
+def _change(a: ArrayObject, b: ArrayObject) -> float:
     left, right = numbers(a), numbers(b)
     if left.dtype.kind == "b":
         left, right = left.astype(int), right.astype(int)
@@ -188,5 +188,5 @@ def _eps(params: PyTree) -> float:
     return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree_util.tree_leaves(split(params)[0]))
 
 
-def _is_number(array: Any) -> bool:
+def _is_number(array: ArrayObject) -> bool:
     return isinstance(array, jax.Array) or array.dtype.kind in "biufc"

@@ -1,15 +1,17 @@
 """Sweeps in several processes: which part of a grid is whose, and jobs that each run one."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 import xarray as xr
 
 from gradflow._checks import check_count, fail
+from gradflow.protocols import offered
 from gradflow.runs._progress import Bar
 from gradflow.stores._store import CHUNK
 from gradflow.stores._zarr_group import discard, open_store
@@ -37,7 +39,29 @@ class Share(NamedTuple):
         return f"{self.k}-of-{self.n}"
 
 
-def check_share(chunk: Any, store: Any, resume: bool) -> Share:
+@runtime_checkable
+class Job(Protocol):
+    """What has been submitted, as a `concurrent.futures.Future` is."""
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        ...
+
+    def exception(self) -> BaseException | None:
+        """What it has failed with, once it has ended."""
+        ...
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """What runs a function somewhere else, as those of `concurrent.futures` and of submitit do."""
+
+    def submit(self, fn: Callable[..., object], /, *args: object) -> Job:
+        """Has `fn(*args)` run."""
+        ...
+
+
+def check_share(chunk: tuple[int, int] | None, store: str | os.PathLike[str] | None, resume: bool) -> Share:
     """The part of a sweep that this process is to run."""
     if chunk is None:
         share = Share(jax.process_index(), jax.process_count())
@@ -55,33 +79,32 @@ def check_share(chunk: Any, store: Any, resume: bool) -> Share:
 
 
 def launch_jobs(
-    executor: Any,
+    executor: object,
     jobs: int,
-    run: Callable[..., Any],
-    args: tuple[Any, ...],
-    options: dict[str, Any],
+    run: Callable[..., xr.Dataset],
+    store: str | os.PathLike[str] | None,
+    resume: bool,
     share: Share,
     progress: bool,
 ) -> xr.Dataset:
-    """Submits a job for each chunk of a sweep, waits for all, and opens the store."""
+    """Submits a job for each chunk of a sweep, `run(chunk=(k, n))`, waits for all, and opens the store."""
     check_count("jobs", jobs)
-    if not callable(getattr(executor, "submit", None)):
+    submitting = offered(executor, Executor)
+    if submitting is None:
         actual = f"of type {type(executor).__name__}"
         raise fail("launch", "be an executor with `submit`", actual, "For instance submitit.AutoExecutor(folder).")
-    store = options["store"]
     if store is None:
         raise fail("store", "be a path when jobs share a sweep", "None")
     if not share.whole:
         raise fail("chunk", "be None when jobs are launched, which get theirs", f"({share.k}, {share.n})")
-    if not options["resume"]:
+    if not resume:
         discard(store)
-    settings = options | {"resume": True, "progress": False}
     x64 = bool(jax.config.read("jax_enable_x64"))
     # Executors of clusters submit what belongs together as one array.
-    with getattr(executor, "batch", contextlib.nullcontext)():
-        submitted = [executor.submit(_run_chunk, run, args, settings, (k, jobs), x64) for k in range(jobs)]
+    with getattr(submitting, "batch", contextlib.nullcontext)():
+        submitted = [submitting.submit(_run_chunk, run, (k, jobs), x64) for k in range(jobs)]
     _wait(submitted, store, progress)
-    failed = [(k, job.exception()) for k, job in enumerate(submitted) if job.exception() is not None]
+    failed = [(k, error) for k, job in enumerate(submitted) if (error := job.exception()) is not None]
     if failed:
         k, error = failed[0]
         raise RuntimeError(
@@ -91,15 +114,13 @@ def launch_jobs(
     return open_store(store)
 
 
-def _run_chunk(
-    run: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any], chunk: tuple[int, int], x64: bool
-) -> None:
+def _run_chunk(run: Callable[..., xr.Dataset], chunk: tuple[int, int], x64: bool) -> None:
     """In the process of the job: one chunk, at the precision of the process that launched it."""
     jax.config.update("jax_enable_x64", x64)
-    run(*args, **options, chunk=chunk)
+    run(chunk=chunk)
 
 
-def _wait(submitted: list[Any], store: Any, progress: bool) -> None:
+def _wait(submitted: Sequence[Job], store: str | os.PathLike[str], progress: bool) -> None:
     with Bar("jobs", None, unit="members", show=progress) as bar:
         while not all(job.done() for job in submitted):
             time.sleep(POLL)

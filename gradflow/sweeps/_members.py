@@ -6,8 +6,8 @@ that depends on structure and shapes alone is found out once for each template.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -17,9 +17,13 @@ from jaxtyping import PyTree
 
 from gradflow._checks import fail
 from gradflow._tree import choose, split
+from gradflow.flows import AbstractFlow
 from gradflow.models._parametrisation import Multipliers
 from gradflow.programs._digest import HELD, Digest, arrays_of, equal, with_arrays
+from gradflow.rules import AbstractRule
 from gradflow.runs._member import AbstractMember, can_be_run, member_of
+from gradflow.runs._record import Observable
+from gradflow.sweeps._callback import AxisValue
 
 KEPT = 256 * 2**20
 """Bytes of members that are kept rather than built again."""
@@ -36,7 +40,7 @@ class ShapeGroup(NamedTuple):
     signature: "Signature"
     first: AbstractMember
     members: list[int]
-    arrays: list[Any]
+    arrays: list[jax.Array | np.ndarray]
     differs: list[bool]
 
 
@@ -44,7 +48,7 @@ class Template(NamedTuple):
     """What members of equal structure, shapes and types have in common, as `build` gives them."""
 
     shape_group: int
-    sources: list[Any]  # of every array: which leaf of a member it is, or the array itself where all share it
+    sources: list[int | jax.Array | np.ndarray]  # which leaf of a member an array is; itself where all share it
     flowing: list[int]  # which of the arrays are parameters that flow
     parts: tuple[slice, slice, slice]  # the arrays of the flow or rule, of the parameters, of the observables
 
@@ -54,10 +58,10 @@ class Members:
 
     def __init__(
         self,
-        build: Callable[..., Any],
-        axes: Mapping[str, Iterable[Any]],
-        observe: Callable[[Any], dict[str, Any]],
-        trainable: Any = None,
+        build: Callable[..., object],
+        axes: Mapping[str, Iterable[AxisValue]],
+        observe: Callable[[AbstractFlow | AbstractRule], dict[str, Observable]],
+        trainable: PyTree = None,
         sketches: bool = True,
     ):
         self._build, self._observe, self._trainable = build, observe, trainable
@@ -68,10 +72,10 @@ class Members:
         self.shape_group_of: list[int] = []
         self.latest = 0.0  # start of a flow
         self.sizes: list[float] = []  # of the parameters of every member
-        self._by_signature: dict[Any, int] = {}
-        self._templates: dict[Any, Template] = {}
-        self._kept: dict[int, list[Any]] = {}
-        self._converted: dict[int, tuple[Any, Any]] = {}
+        self._by_signature: dict[Signature, int] = {}
+        self._templates: dict[Hashable, Template] = {}
+        self._kept: dict[int, list[jax.Array | np.ndarray]] = {}
+        self._converted: dict[int, tuple[np.ndarray | np.generic, jax.Array]] = {}
         self._digests, room = {name: Digest(sketches) for name in PARTS}, KEPT
         self.sketches: list[list[tuple[float, float]]] = []  # of every member, part by part
         for number in range(len(self.grid_indices)):
@@ -96,7 +100,7 @@ class Members:
         """Hashes of all numbers that the members are made of, by part."""
         return {name: digest.hexdigest() for name, digest in self._digests.items()}
 
-    def leaves(self, number: int) -> list[Any]:
+    def leaves(self, number: int) -> list[jax.Array | np.ndarray]:
         """The arrays of a member, in the order of the leaves of its shape group."""
         if number in self._kept:
             return self._kept[number]
@@ -114,11 +118,11 @@ class Members:
         """The coordinates of a member, for messages."""
         return ", ".join(f"{name}={value}" for name, value in self.coordinates(number).items())
 
-    def coordinates(self, number: int) -> dict[str, Any]:
+    def coordinates(self, number: int) -> dict[str, AxisValue]:
         """The values of the axes at a member."""
         return {name: self._axes[name][i] for name, i in zip(self._axes, self.grid_indices[number], strict=True)}
 
-    def _make(self, number: int) -> tuple[Template, list[Any]]:
+    def _make(self, number: int) -> tuple[Template, list[jax.Array | np.ndarray]]:
         """What `build` gives for a member, checked: its template and its arrays."""
         try:
             built = self._build(**self.coordinates(number))
@@ -129,14 +133,14 @@ class Members:
             template = self._templates.get(key)
             if template is None:
                 template = self._templates[key] = self._new_template(structure, given)
-            leaves = [given[source] if type(source) is int else source for source in template.sources]
+            leaves = [given[source] if isinstance(source, int) else source for source in template.sources]
             self.latest = max(self.latest, member.t0)
             member.check_values([leaves[i] for i in template.flowing])
         except ValueError as error:
             raise ValueError(f"At {self.describe(number)}: {error}") from error
         return template, leaves
 
-    def _member(self, built: Any) -> AbstractMember:
+    def _member(self, built: object) -> AbstractMember:
         """What `build` returns, as a member."""
         if not (isinstance(built, tuple) and len(built) in (2, 3) and can_be_run(built[0])):
             must = "return a pair (flow, params) or (rule, params), or (flow, params, key) for a stochastic flow"
@@ -144,7 +148,7 @@ class Members:
         what, params, *key = built
         return member_of(what, choose(params, self._trainable), self._observe(what), *key)
 
-    def _new_template(self, structure: Any, given: list[Any]) -> Template:
+    def _new_template(self, structure: Hashable, given: list[PyTree]) -> Template:
         member = _with_widths(jax.tree_util.tree_unflatten(structure, given))
         shape = signature(member)
         if shape not in self._by_signature:
@@ -152,7 +156,7 @@ class Members:
             member.what.check(*split(member.params))
             self._by_signature[shape] = len(self.shape_groups)
             self.shape_groups.append(ShapeGroup(shape, member, [], arrays_of(member), [False] * len(shape.shapes)))
-        marks: list[Any] = [_Mark(i) if eqx.is_array(leaf) else leaf for i, leaf in enumerate(given)]
+        marks: list[PyTree] = [_Mark(i) if eqx.is_array(leaf) else leaf for i, leaf in enumerate(given)]
         spread = jax.tree_util.tree_leaves(_with_widths(jax.tree_util.tree_unflatten(structure, marks)))
         sources = [leaf.index if isinstance(leaf, _Mark) else leaf for leaf in spread if _is_source(leaf)]
         what, params, _ = member.parts()
@@ -162,7 +166,7 @@ class Members:
         flowing = [before + i for i, leaf in enumerate(arrays_of(params)) if eqx.is_inexact_array(leaf)]
         return Template(self._by_signature[shape], sources, flowing, parts)
 
-    def _as_jax(self, leaf: Any) -> Any:
+    def _as_jax(self, leaf: PyTree) -> PyTree:
         """NumPy arrays as JAX arrays, so that they are batched, shared and hashed like these; each converted once
         as long as no more than `HELD` others come between."""
         if not isinstance(leaf, np.ndarray | np.generic) or leaf.dtype.kind not in "biufc":
@@ -177,10 +181,10 @@ class Members:
 class Signature(NamedTuple):
     """Structure, shapes and types: what decides about the compiled program."""
 
-    arrays: Any  # structure of the arrays
-    static: Any  # structure of the rest
+    arrays: Hashable  # structure of the arrays
+    static: Hashable  # structure of the rest
     shapes: tuple[tuple[tuple[int, ...], str], ...]  # of the arrays, with their types
-    static_leaves: tuple[Any, ...]  # leaves that are no arrays
+    static_leaves: tuple[Hashable, ...]  # leaves that are no arrays
 
 
 def signature(member: AbstractMember) -> Signature:
@@ -203,11 +207,11 @@ class _Mark:
         self.index = index
 
 
-def _is_source(leaf: Any) -> bool:
+def _is_source(leaf: object) -> bool:
     return isinstance(leaf, _Mark) or eqx.is_array(leaf)
 
 
-def _trait(leaf: Any) -> Any:
+def _trait(leaf: object) -> Hashable:
     """What the template of a member knows of a leaf."""
     if isinstance(leaf, jax.Array):
         return leaf.shape, leaf.dtype
@@ -218,13 +222,13 @@ def _trait(leaf: Any) -> Any:
     return type(leaf), leaf  # one equals True and 1.0
 
 
-def _size(flowing: list[Any]) -> float:
+def _size(flowing: Sequence[jax.Array | np.ndarray]) -> float:
     """The largest parameter that flows; infinity where one is not finite."""
     largest = max((float(np.max(np.abs(np.asarray(leaf, float)), initial=0.0)) for leaf in flowing), default=0.0)
     return largest if np.isfinite(largest) else np.inf
 
 
-def _is_multipliers(node: Any) -> bool:
+def _is_multipliers(node: object) -> bool:
     return isinstance(node, Multipliers)
 
 
@@ -234,7 +238,7 @@ def _with_widths(run: PyTree) -> PyTree:
     return jax.tree_util.tree_map(with_array, run, is_leaf=_is_multipliers)
 
 
-def _describe(built: Any) -> str:
+def _describe(built: object) -> str:
     if not isinstance(built, tuple):
         return type(built).__name__
     return f"({', '.join(type(part).__name__ for part in built)})"

@@ -5,7 +5,7 @@ at shapes, or at zeros. Whether it does is not guessed but tried: for every shap
 observed are compared with and without padding, at the start and at a point drawn at random.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import equinox as eqx
 import jax
@@ -32,7 +32,7 @@ def padding_of(member: AbstractMember, options: Options) -> Padding:
     return Padding(_extents(start), _extents(state), counts and tuple(jnp.asarray(count) for count in counts))
 
 
-def stacked(leaves: list[Any], shape: tuple[int, ...]) -> Array:
+def stacked(leaves: Sequence[Array | np.ndarray], shape: tuple[int, ...]) -> Array:
     """Arrays one behind the other, each with zeros up to a shape."""
     if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key):
         return jnp.stack(leaves)
@@ -75,7 +75,7 @@ def _extents(tree: PyTree) -> Extents:
     return tuple(_extent(leaf) for leaf in jax.tree_util.tree_leaves(tree))
 
 
-def _extent(leaf: Any) -> Int[Array, " axes"] | None:
+def _extent(leaf: Array) -> Int[Array, " axes"] | None:
     return None if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.asarray(leaf.shape, int)
 
 

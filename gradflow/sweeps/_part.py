@@ -4,9 +4,9 @@ import json
 import os
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import xarray as xr
+from jaxtyping import PyTree
 
 from gradflow.runs._identity import measured, measured_changes
 from gradflow.stores._changes import changes, refuse, unknown
@@ -15,9 +15,9 @@ from gradflow.stores._zarr_group import check_writable, is_ours, open_store, ref
 
 def load_or_compute(
     path: str | os.PathLike[str] | None,
-    config: dict[str, Any],
+    config: dict[str, object],
     compute: Callable[[], xr.Dataset],
-    starts: Callable[[], dict[str, Any]],
+    starts: Callable[[], dict[str, PyTree]],
     *,
     resume: bool,
 ) -> xr.Dataset:

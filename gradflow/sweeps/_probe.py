@@ -17,15 +17,14 @@ from gradflow.sweeps._program import Padding
 START = "the state at the start"
 
 
-@eqx.filter_jit
 @full_precision
-def probe(member: AbstractMember, options: Options, padding: Padding | None, where: Point) -> dict[str, Any]:
+def probe_anew(member: AbstractMember, options: Options, padding: Padding | None, where: Point) -> dict[str, PyTree]:
     """State, derivative or step, loss, observables and condition of a member, by what they are called in messages."""
     run = member.run(options)
     if padding is not None:
         run = run.padded(padding.widths, padding.extents, padding.counts)
     state = run.initial()
-    values: dict[str, Any] = {START: state}
+    values: dict[str, PyTree] = {START: state}
     state = _pushed(state, where.push * scaled_norm(flatten(run.start)[0]))
     values |= run.motion(where, state)
     values["the loss"] = run.loss(state)
@@ -34,6 +33,10 @@ def probe(member: AbstractMember, options: Options, padding: Padding | None, whe
     if options.until is not None:
         values["the condition `until`"] = options.until.event_value(full)
     return values
+
+
+probe = eqx.filter_jit(probe_anew)
+"""The same, compiled."""
 
 
 def _pushed(state: PyTree, size: Array) -> PyTree:

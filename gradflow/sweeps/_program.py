@@ -1,7 +1,5 @@
 """One member of a sweep as the driver sees it: a start, one attempt after another, a result. Flows and rules alike."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 from jaxtyping import Array, Int, PyTree
@@ -24,7 +22,7 @@ class PerMember(eqx.Module):
     """What a member has of its own; a batch of them has one more leading axis."""
 
     member: PyTree  # its arrays, where they differ between members
-    iterates: Int[Array, " rows"] | None = None  # those of a rule that are saved
+    iterates: Int[Array, "*batch rows"] | None = None  # those of a rule that are saved
     padding: Padding | None = None
 
 
@@ -38,18 +36,18 @@ class Program(eqx.Module):
     def begin(self) -> PyTree:
         return self.run.begin()
 
-    def attempt(self, carry: Any) -> PyTree:
+    def attempt(self, carry: PyTree) -> PyTree:
         """One attempted step."""
         return self.run.attempt(carry, self.max_steps)
 
-    def result(self, carry: Any) -> Solution:
+    def result(self, carry: PyTree) -> Solution:
         """The solution with the saved parameters that flow, zeros in rows not reached, and without the last ones."""
         solution = self.run.summarise(carry)
         parts = lambda s: (s.params, s.final, s.state, s.checkpoint)  # noqa: E731
         flowing = moving(solution.params, solution.held)
         return eqx.tree_at(parts, solution, (flowing, None, None, None), is_leaf=lambda x: x is None)
 
-    def evaluation(self) -> Any:
+    def evaluation(self) -> PyTree:
         return self.run.evaluation()
 
 
@@ -62,6 +60,6 @@ def make_program(per_member: PerMember, shared: PyTree, options: Options) -> Pro
     return Program(run, per_member, options.max_steps)
 
 
-def at(tree: PyTree, index: Any) -> PyTree:
+def at(tree: PyTree, index: int | Int[Array, ""]) -> PyTree:
     """The entry of every leaf at an index of its leading axis."""
     return jax.tree_util.tree_map(lambda leaf: leaf[index], tree)

@@ -8,15 +8,15 @@ for its loop. All else happens in the thread of the caller.
 import concurrent.futures
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from gradflow.runs._member import Options
 from gradflow.sweeps._checkpoint import Checkpoint
@@ -44,6 +44,23 @@ class Segment(NamedTuple):
     seconds: float
 
 
+Fixed = tuple[PyTree, Options]
+"""What the members of one program share, and the options."""
+
+Running = concurrent.futures.Future[Segment]
+"""A segment on its way."""
+
+
+class Costs:
+    """What the members of a sweep have taken so far.
+
+    `evaluations`: by device, those of slots that only waited for another included.
+    """
+
+    def __init__(self) -> None:
+        self.evaluations: int | np.ndarray = 0
+
+
 def run_queue(
     per_member_of: Callable[[list[int]], PerMember],
     missing: list[int],
@@ -53,13 +70,12 @@ def run_queue(
     *,
     mesh: Mesh | None,
     checkpoint: Checkpoint | None,
-    counters: dict[str, Any],
+    costs: Costs,
 ) -> Generator[Finished]:
     """Runs members, by number; yields what has finished, segment by segment, be it nothing.
 
     They are admitted in the order of `missing`, after the unfinished ones of the checkpoint. `per_member_of(numbers)`
-    gives what these have of their own. `counters["evaluations"]` gets, by device, how many were made, slots that only
-    waited for another included.
+    gives what these have of their own. What they take is added to `costs`.
     """
     devices = 1 if mesh is None else mesh.size
     blank = empty_slots(at(per_member_of(missing[:1]), 0), planned.shapes, planned.slots, planned.room)
@@ -71,16 +87,15 @@ def run_queue(
     waiting = [number for number in missing if number not in running]
     fill = lambda assigned, more: _pending_of(per_member_of, missing, assigned, planned.room, more, mesh)  # noqa: E731
     workers = [Worker(state, mesh, planned.workers) for state in states]
-    start = lambda worker: worker.run((shared, options))  # noqa: E731
     results: list[Finished] = []
     with _threads(len(workers)) as threads:
-        busy: dict[Any, Worker] = {}
+        busy: dict[Running, Worker] = {}
         warm = False
         while True:
             # The first worker compiles, for all.
             for worker in workers:
                 if (warm or not busy) and worker not in busy.values() and worker.load(waiting, fill):
-                    busy[threads.submit(start, worker)] = worker
+                    busy[threads.submit(worker, (shared, options))] = worker
             try:
                 yield from results
             except GeneratorExit:  # the sweep is stopped by its caller
@@ -93,14 +108,14 @@ def run_queue(
             if checkpoint is not None and warm and checkpoint.due():
                 checkpoint.save([worker.state for worker in workers])
             try:
-                done, _ = threads.wait(busy)
+                done = threads.wait(busy)
                 results = [busy[future].collect(future.result()) for future in done]
             except KeyboardInterrupt:
                 if checkpoint is not None:
                     checkpoint.save([worker.state for worker in workers])
                 raise
             for future in done:
-                counters["evaluations"] = counters.get("evaluations", 0) + busy.pop(future).evaluations_since()
+                costs.evaluations = costs.evaluations + busy.pop(future).evaluations_since()
             warm = True
     if checkpoint is not None:
         checkpoint.clear()
@@ -130,7 +145,7 @@ class Worker:
         left = sum(len(row) for row in self._assigned) - int(np.sum(np.asarray(self.state.next)))
         return bool(waiting) or left > 0 or bool(np.any(np.asarray(self.state.member_ids) != EMPTY))
 
-    def run(self, fixed: tuple[PyTree, Options]) -> Segment:
+    def run(self, fixed: Fixed) -> Segment:
         """The slots after one segment, and the seconds that this took."""
         assert self._pending is not None
         began = time.perf_counter()
@@ -155,21 +170,22 @@ class Worker:
         before, self._num_evaluations = self._num_evaluations, np.ravel(self.state.num_evaluations)
         return self._num_evaluations - before
 
-    def _zero(self) -> Any:
+    def _zero(self) -> Array:
         return divided(jnp.zeros(self._devices, int), self._mesh)
 
 
 class _Inline:
     """Runs what has been submitted when it is waited for: a pool without threads."""
 
-    def submit(self, fn: Callable[..., Any], *args: Any) -> "concurrent.futures.Future[Any]":
-        self._todo, self._future = (fn, args), concurrent.futures.Future()
+    def submit(self, worker: Worker, fixed: Fixed) -> Running:
+        self._todo, self._future = (worker, fixed), concurrent.futures.Future()
         return self._future
 
-    def wait(self, futures: Any) -> tuple[list[Any], list[Any]]:
-        fn, args = self._todo
-        self._future.set_result(fn(*args))
-        return [self._future], []
+    def wait(self, running: Iterable[Running]) -> Iterable[Running]:
+        """Those that have ended."""
+        worker, fixed = self._todo
+        self._future.set_result(worker.run(fixed))
+        return [self._future]
 
 
 class _Pool:
@@ -178,15 +194,16 @@ class _Pool:
     def __init__(self, pool: concurrent.futures.ThreadPoolExecutor):
         self._pool, self._x64 = pool, jnp.result_type(float) == jnp.float64
 
-    def submit(self, fn: Callable[..., Any], *args: Any) -> "concurrent.futures.Future[Any]":
-        return self._pool.submit(self._run, fn, *args)
+    def submit(self, worker: Worker, fixed: Fixed) -> Running:
+        return self._pool.submit(self._run, worker, fixed)
 
-    def wait(self, futures: Any) -> Any:
-        return concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_COMPLETED)
+    def wait(self, running: Iterable[Running]) -> Iterable[Running]:
+        """Those that have ended, once there is one."""
+        return concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED).done
 
-    def _run(self, fn: Callable[..., Any], *args: Any) -> Any:
+    def _run(self, worker: Worker, fixed: Fixed) -> Segment:
         with jax.enable_x64(self._x64):
-            return fn(*args)
+            return worker.run(fixed)
 
 
 @contextlib.contextmanager

@@ -1,65 +1,60 @@
 """`sweep`: a grid of flows or rules, run a few at a time and returned as one labelled data set."""
 
 import contextlib
-import dataclasses
 import functools
-import inspect
+import os
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import xarray as xr
+from jaxtyping import ArrayLike, PyTree
 
 from gradflow import _checks
 from gradflow._solution import Status
-from gradflow._tree import split
-from gradflow.runs._arguments import check_jumps, check_longest_step, check_times, check_tolerances
-from gradflow.runs._member import Options, Solver, default_for
+from gradflow.runs._member import Options, Solver
 from gradflow.runs._progress import Bar
-from gradflow.runs._record import check_observe
-from gradflow.runs._until import Until, check_until
-from gradflow.runs._variables import MISSING
-from gradflow.stores._store import Store, provenance
-from gradflow.sweeps._callback import SweepSnapshot
-from gradflow.sweeps._checkpoint import Checkpoint, unfinished_file
-from gradflow.sweeps._dataset import RESERVED, configuration, put, row_of, solvers_of, template
-from gradflow.sweeps._groups import Group, group_members, stack
-from gradflow.sweeps._identity import codes_of, differences, identity_of
-from gradflow.sweeps._launch import check_share, launch_jobs
+from gradflow.runs._record import Observable
+from gradflow.runs._until import Until
+from gradflow.sweeps._callback import AxisValue, SweepSnapshot
+from gradflow.sweeps._checkpoint import Checkpoint
+from gradflow.sweeps._groups import Group, stack
+from gradflow.sweeps._launch import Executor, check_share, launch_jobs
 from gradflow.sweeps._members import Members
 from gradflow.sweeps._memory import Plan, announcement, plan
+from gradflow.sweeps._prepare import Prepared, prepare
 from gradflow.sweeps._program import at
-from gradflow.sweeps._scheduler import Finished, run_queue
+from gradflow.sweeps._results import Results
+from gradflow.sweeps._scheduler import Costs, Finished, run_queue
+from gradflow.sweeps._settings import ObservablesOf, Settings, check_axes, check_build, check_settings
 from gradflow.sweeps._slots import local_mesh
 
 
 def sweep(
-    build: Callable[..., Any],
-    axes: Mapping[str, Iterable[Any]],
-    ts: Any,
+    build: Callable[..., tuple],
+    axes: Mapping[str, Iterable[AxisValue]],
+    ts: ArrayLike | Sequence[float],
     *,
-    observe: Any = None,
+    observe: Mapping[str, Observable] | ObservablesOf | None = None,
     solver: Solver | None = None,
     rtol: float = 1e-5,
     atol: float | None = None,
     save_params: bool = False,
     until: Until | None = None,
     max_steps: int = 100_000,
-    jumps: Any = None,
+    jumps: ArrayLike | Sequence[float] | None = None,
     longest_step: float | None = None,
-    store: Any = None,
+    store: str | os.PathLike[str] | None = None,
     resume: bool = True,
     batch: int | None = None,
     pad: bool | None = None,
     chunk: tuple[int, int] | None = None,
-    launch: Any = None,
+    launch: Executor | None = None,
     jobs: int = 8,
     progress: bool = True,
-    trainable: Any = None,
-    callback: Callable[[SweepSnapshot], Any] | None = None,
+    trainable: PyTree = None,
+    callback: Callable[[SweepSnapshot], object] | None = None,
 ) -> xr.Dataset:
     """Solves a flow, or runs a rule, at every point of a grid.
 
@@ -125,99 +120,45 @@ def sweep(
     {'scale': 2, 'seed': 3, 'time': 2}
     """
     began = time.perf_counter()
-    grid = _check_axes(axes)
-    _check_build(build, grid)
-    _checks.check_count("max_steps", max_steps)
-    if batch is not None:
-        _checks.check_count("batch", batch)
-    check_until(until)
-    if callback is not None:
-        _checks.check_callable("callback", callback, "fn(snapshot), see gradflow.sweeps.SweepSnapshot")
+    limits = jumps, longest_step
+    settings = Settings(observe, solver, rtol, atol, save_params, until, max_steps, *limits, batch, pad, trainable)
+    grid = check_axes(axes)
+    check_build(build, grid)
+    check_settings(settings, callback)
     share = check_share(chunk, store, resume)
     if launch is not None:
         if callback is not None:
             raise _checks.fail("callback", "be None where jobs are launched", "given", "They run in other processes.")
-        how = {"observe": observe, "solver": solver, "rtol": rtol, "atol": atol, "save_params": save_params}
-        how |= {"until": until, "max_steps": max_steps, "batch": batch, "pad": pad, "store": store, "resume": resume}
-        how |= {"jumps": jumps, "longest_step": longest_step, "trainable": trainable}
-        return launch_jobs(launch, jobs, sweep, (build, axes, ts), how, share, progress)
-    values = {name: values.tolist() for name, values in grid.items()}
-    members = Members(build, values, _check_observe(observe), trainable, sketches=store is not None)
-    limits = check_jumps(jumps), check_longest_step(longest_step)
-    options = _options(members, ts, solver, rtol, atol, until, max_steps, save_params, limits)
-    codes = codes_of(members, list(solvers_of(members, options).values()), until)
-    options = dataclasses.replace(options, code=str(codes))
-    groups = group_members(members, options, pad)
-    rows = [row_of(shape_group.first, options) for shape_group in members.shape_groups]
-    empty = template(grid, members, rows, options, configuration(grid, members, options))
-    target, tag = None, ""
-    if store is not None:
-        identity = identity_of(members, options, codes)
-        differ = functools.partial(differences, new=identity, members=members, options=options)
-        tag = identity.tag + empty.attrs["config"]
-        target = Store(store, empty, identity, differ, resume=resume, alone=share.whole)
-    ds = empty.copy(deep=True) if target is None or target.found is None else target.found
-    arrays = {str(name): ds[name].values for name in ds.data_vars}
-
-    mine = {number for number, index in enumerate(members.grid_indices) if share.holds(index, members.shape)}
-    todo = {number for number in mine if arrays["status"][members.grid_indices[number]] == MISSING}
-    counters: dict[str, Any] = {}
-    units = []
-    for number, group in enumerate(groups):
-        missing, size = [i for i in group.members if i in todo], len(mine.intersection(group.members))
-        if missing:
-            units.append(Unit(number, group, missing, size, _plan(members, group, options, batch, size, empty.nbytes)))
-
-    notice = announcement([unit.plan for unit in units]) if units and progress else None
-    done = len(mine) - len(todo)
-    with Bar("sweep", len(mine), unit="members", done=done, show=progress) as bar:
+        job = functools.partial(sweep, build, axes, ts, **settings._asdict(), store=store, progress=False)
+        return launch_jobs(launch, jobs, job, store, resume, share, progress)
+    prepared = prepare(build, grid, ts, settings, sketches=store is not None)
+    results, costs = Results(prepared, store, share, resume), Costs()
+    units = _units(prepared, results, batch)
+    with Bar("sweep", len(results.mine), unit="members", done=results.done, show=progress) as bar:
+        notice = announcement([unit.plan for unit in units]) if units else None
         if notice is not None:
             bar.write(notice)
-
-        def keep(finished: Finished) -> None:
-            nonlocal done
-            indices = [members.grid_indices[number] for number in finished.member_ids]
-            groups_of = np.array([members.shape_group_of[number] for number in finished.member_ids])
-            for i in np.unique(groups_of):
-                which = np.flatnonzero(groups_of == i)
-                put(arrays, [indices[j] for j in which], finished.results, which, rows[i])
-            if target is not None and indices:
-                target.write(sorted(indices), arrays)
-            done += len(indices)
-            bar.reach(done)
-            if callback is not None:
-                callback(_snapshot(members, finished, done, len(mine)))
-
         try:
-            for unit in units:
-                file = None if target is None else target.sidecar / unfinished_file(share, unit.number)
-                checkpoint = None if file is None else Checkpoint(file, tag)
-                with contextlib.closing(_run_unit(unit, members, options, checkpoint, counters)) as queue:
-                    for finished in queue:
-                        keep(finished)
+            with contextlib.closing(_finished(units, prepared, results, costs)) as queue:
+                for finished in queue:
+                    results.keep(finished)
+                    bar.reach(results.done)
+                    if callback is not None:
+                        callback(_snapshot(prepared.members, finished, results))
         except Exception as error:
-            error.dataset = ds.copy(data=arrays)  # pyright: ignore[reportAttributeAccessIssue]
+            error.dataset = results.dataset()  # pyright: ignore[reportAttributeAccessIssue]
             raise
         finally:
-            costs = {
-                "wall_seconds": round(time.perf_counter() - began, 3),
-                "evaluations_spent": int(np.sum(counters.get("evaluations", 0))),
-                "evaluations_by_device": np.ravel(counters.get("evaluations", 0)).tolist(),
-                "programs": len(units),
-            }
-            if target is not None and todo:
-                target.record(costs, share)
-
-    result = ds.copy(data=arrays)
-    return result.assign_attrs(provenance([costs]) if target is None else target.finish())
+            results.record(time.perf_counter() - began, costs.evaluations, len(units))
+    return results.finish()
 
 
-def _snapshot(members: Members, finished: Finished, done: int, total: int) -> SweepSnapshot:
+def _snapshot(members: Members, finished: Finished, so_far: Results) -> SweepSnapshot:
     numbers = [int(number) for number in finished.member_ids]
-    results = finished.results
+    results, total = finished.results, len(so_far.mine)
     statuses = [Status(int(code)).label for code in results.code] if numbers else []
     losses = [None] * len(numbers) if not numbers or results.loss is None else [float(x) for x in results.loss[1]]
-    return SweepSnapshot(done, total, [members.coordinates(number) for number in numbers], statuses, losses)
+    return SweepSnapshot(so_far.done, total, [members.coordinates(number) for number in numbers], statuses, losses)
 
 
 class Unit(NamedTuple):
@@ -230,8 +171,29 @@ class Unit(NamedTuple):
     plan: Plan
 
 
+def _units(prepared: Prepared, results: Results, batch: int | None) -> list[Unit]:
+    """The groups of which members are missing."""
+    units = []
+    for number, group in enumerate(prepared.groups):
+        missing = [i for i in group.members if i in results.todo]
+        size = len(results.mine.intersection(group.members))
+        if missing:
+            one = at(stack(prepared.members, group, group.members[:1], prepared.options), 0)
+            planned = plan(one, group.shared, prepared.options, batch, size, prepared.empty.nbytes)
+            units.append(Unit(number, group, missing, size, planned))
+    return units
+
+
+def _finished(units: list[Unit], prepared: Prepared, results: Results, costs: Costs) -> Generator[Finished]:
+    """What has finished, unit by unit and segment by segment."""
+    for unit in units:
+        checkpoint = results.checkpoint(unit.number)
+        with contextlib.closing(_run_unit(unit, prepared.members, prepared.options, checkpoint, costs)) as queue:
+            yield from queue
+
+
 def _run_unit(
-    unit: Unit, members: Members, options: Options, checkpoint: Checkpoint | None, counters: dict[str, Any]
+    unit: Unit, members: Members, options: Options, checkpoint: Checkpoint | None, costs: Costs
 ) -> Generator[Finished]:
     mesh = local_mesh(jax.local_devices()[: unit.size])
     together = mesh is not None or unit.plan.slots * unit.plan.workers > 1
@@ -243,38 +205,8 @@ def _run_unit(
         unit.plan,
         mesh=mesh,
         checkpoint=checkpoint,
-        counters=counters,
+        costs=costs,
     )
-
-
-def _options(
-    members: Members,
-    ts: Any,
-    solver: Any,
-    rtol: float,
-    atol: float | None,
-    until: Until | None,
-    max_steps: int,
-    save_params: bool,
-    limits: tuple[Any, Any] = (None, None),
-) -> Options:
-    firsts = [shape_group.first for shape_group in members.shape_groups]
-    dtypes = {jnp.result_type(*jax.tree_util.tree_leaves(split(first.params)[0])) for first in firsts}
-    control = check_tolerances(rtol, atol, max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps)))
-    default = default_for(firsts, float(control.rtol)) if solver is None else None
-    times = check_times(ts, members.latest)
-    options = Options(times, solver, default, control, until, jnp.asarray(max_steps), save_params, *limits)
-    for shape_group in members.shape_groups:
-        try:
-            shape_group.first.check_options(options)
-        except ValueError as error:
-            raise ValueError(f"At {members.describe(shape_group.members[0])}: {error}") from error
-    return options
-
-
-def _plan(members: Members, group: Group, options: Options, batch: int | None, count: int, results: int) -> Plan:
-    one = at(stack(members, group, group.members[:1], options), 0)
-    return plan(one, group.shared, options, batch, count, results)
 
 
 def _longest_first(members: Members, missing: list[int], together: bool) -> list[int]:
@@ -284,60 +216,3 @@ def _longest_first(members: Members, missing: list[int], together: bool) -> list
     the nearer it starts. The order does not depend on what has finished so far, so that a sweep can be repeated.
     """
     return sorted(missing, key=lambda number: members.sizes[number]) if together else missing
-
-
-def _check_build(build: Any, grid: Mapping[str, np.ndarray]) -> None:
-    call = f"build({', '.join(f'{name}=...' for name in grid)})"
-    _checks.check_callable("build", build, call)
-    try:
-        signature = inspect.signature(build)
-    except ValueError:  # not known
-        return
-    try:
-        signature.bind(**{name: values[0] for name, values in grid.items()})
-    except TypeError as error:
-        raise _checks.fail("build", f"be callable as {call}", f"one that takes {signature}") from error
-
-
-def _check_axes(axes: Any) -> dict[str, np.ndarray]:
-    if not isinstance(axes, Mapping) or not axes:
-        actual = "empty" if isinstance(axes, Mapping) else f"of type {type(axes).__name__}"
-        raise _checks.fail("axes", "be a dictionary name -> values with at least one axis", actual)
-    grid = {}
-    for name, values in axes.items():
-        if not isinstance(name, str) or not name.isidentifier() or name in RESERVED:
-            actual = f"{name!r}, which every sweep has" if name in RESERVED else repr(name)
-            raise _checks.fail("axes", "have names that are Python identifiers of their own", actual)
-        grid[name] = _check_axis(f"axes[{name!r}]", values)
-    return grid
-
-
-def _check_axis(argument: str, values: Any) -> np.ndarray:
-    must = "be a non-empty sequence of values, all numbers or all strings"
-    advice = "Build what they stand for inside `build`."
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise _checks.fail(argument, must, repr(values), f"A single value goes into a list: [{values!r}].")
-    given = list(values)
-    try:
-        array = np.asarray(given)
-    except ValueError as error:  # rows of unequal lengths
-        raise _checks.fail(argument, must, repr(given), advice) from error
-    mixed = array.dtype.kind == "U" and not all(isinstance(value, str) for value in given)
-    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "fiubU" or mixed:
-        raise _checks.fail(argument, must, repr(given), advice)
-    if array.dtype.kind == "f" and np.isnan(array).any():
-        raise _checks.fail(argument, "hold no NaN", repr(given))
-    if len(np.unique(array)) != array.size:
-        raise _checks.fail(argument, "hold each value once", repr(array.tolist()))
-    return array
-
-
-def _check_observe(observe: Any) -> Callable[[Any], dict[str, Any]]:
-    if callable(observe):
-        return functools.partial(_observables_of, observe)
-    fixed = check_observe(observe)
-    return lambda flow: fixed
-
-
-def _observables_of(observe: Callable[[Any], Any], flow: Any) -> dict[str, Callable[[Any], Any]]:
-    return check_observe(observe(flow))

@@ -1,7 +1,5 @@
 """A comparison between a rule and its flows, as text."""
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 
@@ -25,7 +23,7 @@ def compare(ds: xr.Dataset) -> str:
     widths = [max(16, len(column)) for column in columns]
     rule, horizon = ds.attrs["rule"], ds.attrs["horizon"]
 
-    def row(values: Any, digits: str) -> str:
+    def row(values: np.ndarray, digits: str) -> str:
         shown = (f"{value:{digits}}" if np.isfinite(value) else "-" for value in values)
         return "".join(f" {text:>{width}}" for text, width in zip(shown, widths, strict=True))
 

@@ -1,13 +1,12 @@
 """Critical points of functions on the unit sphere: projected ascent, Newton's method, least residuals."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from gradflow._tree import full_precision, join
 from gradflow.problems import NeuralCorrelation
@@ -24,7 +23,7 @@ class WholeCorrelation(eqx.Module):
     trainable: PyTree
     frozen: PyTree
 
-    def __call__(self, vector: Array, index: Any) -> Float[Array, ""]:
+    def __call__(self, vector: Array, index: Int[ArrayLike, ""]) -> Float[Array, ""]:
         _, unflatten = jax.flatten_util.ravel_pytree(self.trainable)
         return self.correlation(join(unflatten(vector), self.frozen))
 
@@ -32,7 +31,7 @@ class WholeCorrelation(eqx.Module):
 @fresh_jit
 @full_precision
 def ascend(
-    target: Callable[[Array, Any], Array],
+    target: Callable[[Array, Array], Array],
     starts: Float[Array, "starts size"],
     scale: Float[Array, ""],
     degree: int,
@@ -45,7 +44,7 @@ def ascend(
     """
 
     def ends(value: Callable[[Array], Array], start: Array) -> tuple[Array, ...]:
-        def step(_: Any, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        def step(_: Int[ArrayLike, ""], state: tuple[Array, ...]) -> tuple[Array, ...]:
             u, n, g, length = state
             move = length * g / scale
             v = u + move * jnp.minimum(1, FARTHEST / jnp.maximum(jnp.linalg.norm(move), 1e-30))
@@ -83,7 +82,7 @@ def newton(value: Callable[[Array], Array], degree: int, u: Array, steps: int = 
     """Steps of Newton's method on `grad N(u) = degree N(u) u`, taken where they lower the residual."""
     rtol = 1e-8 if u.dtype == jnp.float64 else 1e-4
 
-    def step(_: Any, u: Array) -> Array:
+    def step(_: Int[ArrayLike, ""], u: Array) -> Array:
         stepped = u - jnp.linalg.pinv(_tangent_jacobian(value, degree, u), rtol=rtol) @ tangent(value, u)[1]
         stepped = stepped / jnp.linalg.norm(stepped)
         better = jnp.linalg.norm(tangent(value, stepped)[1]) < jnp.linalg.norm(tangent(value, u)[1])
@@ -100,7 +99,7 @@ def least_residual(value: Callable[[Array], Array], degree: int, u: Array, steps
     """
     u = u / jnp.linalg.norm(u)
 
-    def step(_: Any, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def step(_: Int[ArrayLike, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
         u, damping = state
         force = tangent(value, u)[1]
         matrix = _tangent_jacobian(value, degree, u)

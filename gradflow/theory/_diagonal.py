@@ -1,9 +1,9 @@
 """The limit of vanishing initialisation of diagonal linear networks: a sequence of saddles, computed exactly."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Float
 
 from gradflow._checks import check_choice, check_finite, fail
 
@@ -18,7 +18,7 @@ class Saddles(NamedTuple):
     losses: Float[np.ndarray, " saddles"]
 
 
-def diagonal_saddles(x: Any, y: Any, *, reduction: str = "mean", limit: int = 1000) -> Saddles:
+def diagonal_saddles(x: ArrayLike, y: ArrayLike, *, reduction: str = "mean", limit: int = 1000) -> Saddles:
     """Saddles that a diagonal linear network visits from a vanishing start.
 
     Gradient flow of `f(x) = (u * v) . x` from `u = sqrt(2) alpha`, `v = 0`, under square loss, as `alpha -> 0`.

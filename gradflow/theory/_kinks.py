@@ -1,11 +1,11 @@
 """Critical points of the correlation of one ReLU neuron that lie on kinks, where `N` has no gradient."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gradflow._tree import full_precision, join
 from gradflow.problems import NeuralCorrelation
@@ -27,12 +27,12 @@ class Settled(NamedTuple):
     """Points `(..., size)`, values, residuals, tangential eigenvalues within the kinks (`inf` across them), the number
     of kinks, and how many of these `N` rises from to both sides."""
 
-    units: Any
-    values: Any
-    residuals: Any
-    spectra: Any
-    kinks: Any
-    rising: Any
+    units: Float[Array, "*points size"]
+    values: Float[Array, "*points"]
+    residuals: Float[Array, "*points"]
+    spectra: Float[Array, "*points eigenvalues"]
+    kinks: Int[Array, "*points"]
+    rising: Int[Array, "*points"]
 
 
 @fresh_jit
@@ -67,7 +67,7 @@ def settle_on_kinks(
     target = WholeCorrelation(correlation, trainable, frozen)
     x = correlation.problem.x.astype(ends.dtype)
 
-    def model(vector: Array) -> Any:
+    def model(vector: Array) -> PyTree:
         return join(unflatten(vector), frozen)
 
     def before(vector: Array) -> Array:

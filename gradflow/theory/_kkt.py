@@ -1,12 +1,12 @@
 """KKT points of the neural correlation function on the unit sphere, from many random starts."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Bool, Float, Int, PRNGKeyArray, PyTree
 
 from gradflow._checks import check_count, check_positive, fail
 from gradflow._tree import in_double, join, split
@@ -44,10 +44,10 @@ class KKTPoints(NamedTuple):
 
     directions: Float[np.ndarray, "k size"]
     values: Float[np.ndarray, " k"]
-    found: Any
+    found: Int[np.ndarray, " k"]
     residuals: Float[np.ndarray, " k"]
-    settled: Any
-    kinks: Any
+    settled: Bool[np.ndarray, " k"]
+    kinks: Int[np.ndarray, " k"]
     curvatures: Float[np.ndarray, " k"]
     rates: Float[np.ndarray, " k"]
     kinds: tuple[str, ...]
@@ -66,15 +66,26 @@ class KKTPoints(NamedTuple):
         return int(np.sum(self.values >= self.values[0] * (1 - 1e-6)))
 
 
+class Table(NamedTuple):
+    """As `Settled`, on the host, one row for each point."""
+
+    units: Float[np.ndarray, "rows size"]
+    values: Float[np.ndarray, " rows"]
+    residuals: Float[np.ndarray, " rows"]
+    spectra: Float[np.ndarray, "rows eigenvalues"]
+    kinks: Int[np.ndarray, " rows"]
+    rising: Int[np.ndarray, " rows"]
+
+
 def kkt_points(
-    correlation: Any,
+    correlation: NeuralCorrelation,
     model: PyTree,
     *,
     every: bool = False,
     starts: int = 64,
     iterations: int = 400,
     tolerance: float = 1e-4,
-    key: Any = None,
+    key: PRNGKeyArray | None = None,
 ) -> KKTPoints:
     """KKT points of the neural correlation function: where small neurons turn.
 
@@ -135,7 +146,7 @@ def _kkt_points(
     starts: int,
     iterations: int,
     tolerance: float,
-    key: Any,
+    key: PRNGKeyArray | None,
 ) -> KKTPoints:
     trainable, frozen = split(model)
     flat = jax.flatten_util.ravel_pytree(trainable)[0]
@@ -146,7 +157,7 @@ def _kkt_points(
     ends, *others = ascend(target, drawn, scale, degree, iterations)
     values, residuals, lengths, spectra = (np.asarray(part) for part in others)
     resting, none = lengths < 1e-8, np.zeros(starts, int)
-    table = Settled(np.asarray(ends), values, residuals, spectra, none, none)
+    table = Table(np.asarray(ends), values, residuals, spectra, none, none)
     nonsmooth = has_kinks(correlation.problem, model) and len(neuron_rows(model)) == 1
     if nonsmooth:
         # The residual at a kink depends on which side rounding leaves the end of an ascent.
@@ -182,7 +193,7 @@ def _floor(values: np.ndarray) -> float:
     return 1e-10 * float(np.max(np.abs(values), initial=0.0, where=np.isfinite(values)))
 
 
-def _distinct(table: Settled, settled: np.ndarray, degree: int, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
+def _distinct(table: Table, settled: np.ndarray, degree: int, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
     """Rows of distinct points of positive value, best first, and how many rows share each.
 
     Where both are there, a point is represented by a row that has settled. One that has not is a poor copy of a settled
@@ -210,7 +221,7 @@ def _distinct(table: Settled, settled: np.ndarray, degree: int, tolerance: float
     return np.array(chosen, int)[order], np.array(hits, int)[order]
 
 
-def _kind(spectrum: np.ndarray, size: Any, kinks: Any, rising: Any) -> str:
+def _kind(spectrum: np.ndarray, size: float, kinks: np.integer, rising: np.integer) -> str:
     """The type of a point by its tangential eigenvalues and by the kinks that `N` rises and falls away from."""
     gaps = spectrum[np.isfinite(spectrum)] - size
     if np.any(np.abs(gaps) <= 1e-6 * size):
@@ -220,24 +231,24 @@ def _kind(spectrum: np.ndarray, size: Any, kinks: Any, rising: Any) -> str:
     return "minimum" if rising == kinks and np.all(gaps > 0) else "saddle"
 
 
-def _first(settled: Settled) -> Settled:
+def _first(settled: Settled) -> Table:
     """Of what was tried from each start, the one of least residual that has not lost height on the way."""
     columns = [np.asarray(part) for part in settled]
     values, residuals = columns[1], columns[2]
     good = np.isfinite(residuals) & (values >= values[:, :1] - 1e-3 * np.abs(values[:, :1]))
     best = np.argmin(np.where(good, residuals, np.inf), axis=1)
-    return Settled(*(part[np.arange(len(best)), best] for part in columns))
+    return Table(*(part[np.arange(len(best)), best] for part in columns))
 
 
-def _with(table: Settled, more: Settled, degree: int) -> Settled:
+def _with(table: Table, more: Settled, degree: int) -> Table:
     """The table, and those of the other points that are certain."""
     columns = [np.asarray(part) for part in more]
     batch = columns[1].ndim
-    rows = _certain(Settled(*(part.reshape(-1, *part.shape[batch:]) for part in columns)), degree)
-    return Settled(*(np.concatenate(pair) for pair in zip(table, rows, strict=True)))
+    rows = _certain(Table(*(part.reshape(-1, *part.shape[batch:]) for part in columns)), degree)
+    return Table(*(np.concatenate(pair) for pair in zip(table, rows, strict=True)))
 
 
-def _certain(table: Settled, degree: int) -> Settled:
+def _certain(table: Table, degree: int) -> Table:
     """The rows whose residual vanishes."""
     certain = table.residuals <= CERTAIN * degree * np.abs(table.values)
-    return Settled(*(part[certain] for part in table))
+    return Table(*(part[certain] for part in table))

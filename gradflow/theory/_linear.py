@@ -1,15 +1,15 @@
 """Linear networks whose modes decouple: every singular mode of the data grows, and saturates, for itself."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Float
 
 from gradflow._checks import check_choice, check_count, check_finite, check_positive, fail
 from gradflow.theory._diagonal import Saddles
 
 
-def linear_saddles(x: Any, y: Any, *, depth: int = 2, reduction: str = "mean") -> Saddles:
+def linear_saddles(x: ArrayLike, y: ArrayLike, *, depth: int = 2, reduction: str = "mean") -> Saddles:
     """Saddles that a deep linear network visits from a vanishing start.
 
     For `depth` layers and square loss, where modes decouple.
@@ -65,7 +65,7 @@ def linear_saddles(x: Any, y: Any, *, depth: int = 2, reduction: str = "mean") -
     return Saddles(times, predictors, losses)
 
 
-def saxe_mode(t: Any, s: float, start: float) -> Float[np.ndarray, "*times"]:
+def saxe_mode(t: ArrayLike | Sequence[float], s: float, start: float) -> Float[np.ndarray, "*times"]:
     """Strength over time of a mode of a balanced two-layer linear network.
 
     The solution of `c' = 2 c (s - c)`, `c(0) = start`, on the clock of gradient flow of the sum of squares:

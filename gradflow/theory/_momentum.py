@@ -17,10 +17,11 @@ lack `r` and `sqrt(s) lambda`, and are one equation. The iterates obey `z_{k+2} 
 whose value at `z = 1` is `s lambda` for both.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Float
 
 from gradflow._checks import check_choice, check_finite, check_not_negative, check_positive, fail, is_concrete
 
@@ -39,9 +40,9 @@ class FasterMethod(NamedTuple):
 
 
 def momentum_rates(
-    eigenvalues: Any,
-    mu: Any,
-    s: Any,
+    eigenvalues: ArrayLike | Sequence[float],
+    mu: ArrayLike,
+    s: ArrayLike,
     method: Literal["heavy_ball", "nesterov"],
     resolution: Literal["high", "low", "discrete"] = "high",
 ) -> Float[np.ndarray, "..."]:
@@ -111,7 +112,10 @@ def _iterate_rates(lam: np.ndarray, r: np.ndarray, s: np.ndarray, method: str) -
 
 
 def faster_method(
-    eigenvalues: Any, mu: float, s: float, resolution: Literal["high", "low", "discrete"] = "high"
+    eigenvalues: ArrayLike | Sequence[float],
+    mu: float,
+    s: float,
+    resolution: Literal["high", "low", "discrete"] = "high",
 ) -> FasterMethod:
     """Which of the heavy ball and Nesterov's method is faster in the end.
 

@@ -1,8 +1,9 @@
 """The condition on the data under which true-living and false-dead neurons stay what they are."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import ArrayLike
 
 from gradflow._checks import check_finite, fail
 
@@ -17,7 +18,7 @@ class PartitionCondition(NamedTuple):
     worst: float
 
 
-def partition_condition(x: Any, y: Any) -> PartitionCondition:
+def partition_condition(x: ArrayLike, y: ArrayLike) -> PartitionCondition:
     """Whether data keep the neuron partition of a ReLU network in order.
 
     They do if inputs of one label never form an obtuse angle, and of different labels never an acute one.

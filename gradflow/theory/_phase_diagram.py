@@ -6,7 +6,7 @@ Zdeborova 2022, arXiv 2202.00293).
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple, SupportsFloat
 
 from gradflow._checks import check_positive, fail, is_concrete
 
@@ -49,12 +49,12 @@ class PhaseRegion(NamedTuple):
             raise fail("kappa + delta", "be above -1/2", f"{self.exponent:g}", advice)
         return self.name
 
-    def gamma_over_p(self, dim: Any, ratio: Any = 1.0) -> float:
+    def gamma_over_p(self, dim: float | int, ratio: float = 1.0) -> float:
         """Learning rate over width `ratio * dim^-(kappa + delta)` at a finite number of inputs."""
         return ratio * dim**-self.exponent
 
 
-def phase_region(kappa: Any, delta: Any) -> PhaseRegion:
+def phase_region(kappa: SupportsFloat, delta: SupportsFloat) -> PhaseRegion:
     """The region of the phase diagram of one-pass SGD.
 
     For width `p ~ d^kappa` and learning rate `gamma ~ d^-delta`:
@@ -90,7 +90,7 @@ def phase_region(kappa: Any, delta: Any) -> PhaseRegion:
     return PhaseRegion("red", "no equation", exponent, math.nan, math.nan, math.nan)
 
 
-def plateau(gamma_over_p: Any, noise: Any) -> float:
+def plateau(gamma_over_p: float, noise: float) -> float:
     """Risk at which one-pass SGD with label noise saturates:
 
         A g noise / (1 - 2 A g),        A = 1 / (2 pi sqrt 3),    g = gamma_over_p
@@ -117,7 +117,7 @@ def plateau(gamma_over_p: Any, noise: Any) -> float:
     return PLATEAU * gamma_over_p * noise / (1 - 2 * PLATEAU * gamma_over_p)
 
 
-def finite_dim_plateau(exponent: Any, dim: Any, noise: Any, ratio: Any = 1.0) -> float:
+def finite_dim_plateau(exponent: float, dim: float | int, noise: float, ratio: float = 1.0) -> float:
     """Plateau of the risk in the green region at a finite number of inputs.
 
     There `g = ratio * dim^-exponent` is not yet zero, and the plateau falls like `dim^-exponent`.

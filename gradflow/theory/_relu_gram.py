@@ -1,14 +1,12 @@
 """The tangent kernel of a two-layer ReLU network whose output weights are fixed."""
 
-from typing import Any
-
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Float
 
 from gradflow._checks import check_finite, fail
 
 
-def relu_gram(x: Any, weight: Any = None) -> Float[np.ndarray, "n n"]:
+def relu_gram(x: ArrayLike, weight: ArrayLike | None = None) -> Float[np.ndarray, "n n"]:
     """The Gram matrix of a wide ReLU network, and its limit.
 
     `H` of `f(x) = m^(-1/2) sum_r a_r relu(w_r . x)`, `a_r = +-1` fixed, in the weights `w_r`:

@@ -1,14 +1,12 @@
 """The sharpness beyond which a rule is unstable."""
 
-from typing import Any
-
 from jaxtyping import Array, Float
 
 from gradflow._checks import fail
 from gradflow.protocols import HasUpdateForm, offered
 
 
-def stability_threshold(rule: Any) -> Float[Array, ""]:
+def stability_threshold(rule: object) -> Float[Array, ""]:
     """The sharpness beyond which a rule is unstable on a quadratic.
 
         gradient descent, RMSProp      2 / eta

@@ -1,9 +1,10 @@
 """What becomes of networks of many nodes: which limit there is, how fast it is approached, and what to do without."""
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import ArrayLike, Float
 
 from gradflow._checks import check_count, check_finite, fail
 from gradflow.models._parametrisation import Parametrisation, resolve
@@ -62,12 +63,12 @@ def width_limit(parametrisation: Parametrisation | str, depth: int = 1) -> Width
 class ExtrapolatedWidth(NamedTuple):
     """What finite widths tend to: the `limit`, the standard `error` of it, and the `slope` of the means towards it."""
 
-    limit: Float[np.ndarray, "..."]
-    error: Float[np.ndarray, "..."]
+    limit: Float[np.ndarray, "..."] | np.floating
+    error: Float[np.ndarray, "..."] | np.floating
     slope: float
 
 
-def extrapolate_width(widths: Any, values: Any) -> ExtrapolatedWidth:
+def extrapolate_width(widths: ArrayLike | Sequence[int], values: ArrayLike) -> ExtrapolatedWidth:
     """Extrapolates means over seeds to width infinity.
 
     Fits `mean_N = limit + a / N` by weighted least squares.
@@ -107,7 +108,9 @@ def extrapolate_width(widths: Any, values: Any) -> ExtrapolatedWidth:
     return ExtrapolatedWidth(limit, error, slope)
 
 
-def _fit(sizes: Any, means: Any, errors: Any) -> tuple[Any, Any]:
+def _fit(
+    sizes: Float[np.ndarray, " k"], means: Float[np.ndarray, "k ..."], errors: Float[np.ndarray, "k ..."]
+) -> tuple[np.ndarray | np.floating, np.ndarray | np.floating]:
     """Intercept of the weighted straight line in `1 / N`, and its standard error, entry by entry."""
     h = (1 / sizes).reshape(-1, *[1] * (means.ndim - 1))
     min_error = np.max(errors, axis=0, keepdims=True) * 1e-6 + np.finfo(float).tiny

@@ -223,6 +223,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("mistake", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes(mistake, message):
     with pytest.raises(ValueError, match=message):

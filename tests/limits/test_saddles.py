@@ -77,6 +77,7 @@ def test_kkt_points_of_relu_in_its_cones():
             np.testing.assert_allclose(w * np.sqrt(2), np.sign(a) * d / np.linalg.norm(d), atol=1e-6)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_no_feature_correlates():
     problem = gf.EmpiricalRisk(np.eye(2), -np.ones(2), gf.losses.square)
     layer = gf.models.OneLayer(2, 1, key=jax.random.key(0))

@@ -17,7 +17,8 @@ from gradflow.stores import _state_file
 from gradflow.sweeps import _scheduler
 from gradflow.sweeps._groups import group_members, stack
 from gradflow.sweeps._members import Members
-from gradflow.sweeps._sweep import _options
+from gradflow.sweeps._prepare import options_for
+from gradflow.sweeps._settings import Settings
 
 TS = np.array([0.0, 0.7, 2.0])
 RTOL = 1e-6
@@ -78,7 +79,8 @@ def quietly(build, axes, ts=TS, **options):
 def grouped(build, axes):
     """The groups of a sweep, and what all members of each have of their own."""
     members = Members(build, axes, lambda flow: {})
-    options = _options(members, TS, None, RTOL, None, None, 100, False)
+    settings = Settings(None, None, RTOL, None, False, None, 100, None, None, None, None, None)
+    options = options_for(members, TS, settings)
     groups = group_members(members, options, None)
     return groups, [stack(members, group, group.members, options) for group in groups]
 

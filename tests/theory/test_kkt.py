@@ -11,8 +11,7 @@ import scipy.optimize
 import gradflow as gf
 from gradflow.observables import KKTResidual
 from gradflow.problems._clarke import nearest_element
-from gradflow.theory._kinks import Settled
-from gradflow.theory._kkt import _distinct
+from gradflow.theory._kkt import Table, _distinct
 
 SUM = {"reduction": "sum"}
 
@@ -55,7 +54,7 @@ def test_poor_copies_of_a_point_are_not_points_of_their_own():
     values = np.einsum("ki,ij,kj->k", units, m, units)
     residuals = np.linalg.norm(2 * units @ m - 2 * values[:, None] * units, axis=1)
     spectra = np.array([[6.0, 2.0], [6.0, 2.0], [6.0, 2.0], [4.0, 2.0], [5.0, 2.0]])
-    table = Settled(units, values, residuals, spectra, np.zeros(5, int), np.zeros(5, int))
+    table = Table(units, values, residuals, spectra, np.zeros(5, int), np.zeros(5, int))
     assert values[0] > values[1]
     chosen, hits = _distinct(table, residuals < 1e-9, 2, 1e-4)
     assert chosen.tolist() == [3, 4, 1]

@@ -269,6 +269,10 @@ def test_a_lyapunov_function_along_one_run_and_where_there_is_none():
         gf.iterate(gf.GradientDescent(problem, s), jnp.ones(2), 3, observe={"e": sharp})
     with pytest.raises(ValueError, match="observing a GradientFlow, which has none"):
         gf.solve(gf.GradientFlow(problem), jnp.ones(2), [1.0], observe={"e": sharp})
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_lyapunov_function_is_refused():
     with pytest.raises(ValueError, match="`kind` must be one of 'sharp', 'published'"):
         gf.observables.Lyapunov(jnp.zeros(2), kind="dull")
 
