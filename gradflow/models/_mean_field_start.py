@@ -19,7 +19,7 @@ from gradflow.models.nodes import AbstractLaw, AbstractNodeRule, Uniform, defaul
 
 Kernel = Callable[[Array, Array], Array]
 """A weight as a function `(label, label) -> scalar` of the labels of the nodes that it joins."""
-Labels = Float[Array, "nodes labels"] | Float[np.ndarray, "nodes labels"]
+Labels = Float[Array, "_ _"] | Float[np.ndarray, "_ _"]
 Width = float | int | np.integer | np.floating | Array | np.ndarray | Sequence[int]
 """A number of nodes, or one for each hidden layer."""
 
