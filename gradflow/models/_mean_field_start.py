@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from gradflow._checks import TheoryWarning, check_callable, check_count, fail
 from gradflow.models._mean_field_net import MeanFieldNet
@@ -33,9 +33,7 @@ class MeanFieldNodes(NamedTuple):
     net: MeanFieldNet
     weights: tuple[Float[Array, " _"], ...]
 
-    def with_particles(
-        self, first: ArrayLike | Sequence[ArrayLike] | None = None, last: ArrayLike | Sequence[ArrayLike] | None = None
-    ) -> "MeanFieldNodes":
+    def with_particles(self, first: PyTree[ArrayLike] = None, last: PyTree[ArrayLike] = None) -> "MeanFieldNodes":
         """Adds test particles: nodes of weight zero, which follow the others without being seen.
 
         **Arguments**: `first`: incoming weights `(k, d)` of nodes of the first layer; `last`: outgoing weights `(k,)`
@@ -268,9 +266,7 @@ def _laws(argument: str, given: AbstractLaw | Sequence[AbstractLaw], count: int)
     return tuple(laws)
 
 
-def _particles(
-    argument: str, given: ArrayLike | Sequence[ArrayLike], shape: tuple[int, ...], dtype: DTypeLike
-) -> Array:
+def _particles(argument: str, given: PyTree[ArrayLike], shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     rows = jnp.asarray(given, dtype)
     if rows.shape[1:] != shape or rows.ndim != len(shape) + 1:
         raise fail(argument, f"have shape (k, {', '.join(map(str, shape))})", f"of shape {rows.shape}")
