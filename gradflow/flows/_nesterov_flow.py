@@ -71,7 +71,7 @@ class NesterovFlow(AbstractSecondOrderFlow):
         mu: ArrayLike,
         s: ArrayLike,
         resolution: Literal["high", "low"] = "high",
-        start: Literal["matched", "paper", "rest"] = "matched",
+        start: Literal["matched", "paper"] = "matched",
     ):
         check_callable("problem", problem, "problem(params) -> scalar", "See `gradflow.EmpiricalRisk`.")
         check_strong_convexity(mu, s)

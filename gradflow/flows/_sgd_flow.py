@@ -128,7 +128,7 @@ class SGDFlow(AbstractStochasticFlow):
         return self.problem(join(state, frozen))
 
     def terms(
-        self, path: diffrax.AbstractPath | Callable[[Scalar, Scalar], Array] | None = None
+        self, path: diffrax.AbstractPath | Callable[[ArrayLike, ArrayLike], Array] | None = None
     ) -> diffrax.AbstractTerm:
         """Drift and noise as diffrax terms with `args = frozen`.
 
@@ -139,9 +139,9 @@ class SGDFlow(AbstractStochasticFlow):
             raise fail("path", "be a Brownian motion", "None", advice)
         drift: Callable[..., PyTree] = self.vector_field
 
-        def operator(t: Scalar, state: PyTree, frozen: PyTree) -> lineax.AbstractLinearOperator:
+        def operator(t: ArrayLike, state: PyTree, frozen: PyTree) -> lineax.AbstractLinearOperator:
             shape = jax.ShapeDtypeStruct((self.noise_size,), jnp.result_type(*jax.tree_util.tree_leaves(state)))
-            return lineax.FunctionLinearOperator(lambda xi: self.noise(t, state, frozen, xi), shape)
+            return lineax.FunctionLinearOperator(lambda xi: self.noise(jnp.asarray(t), state, frozen, xi), shape)
 
         return diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(operator, path))
 

@@ -1,7 +1,7 @@
 """Two-layer networks of any parametrisation as mean-field nodes, where that is what they are."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -18,7 +18,7 @@ class AsNodes(NamedTuple):
     pace: float
 
 
-def as_nodes(model: Any) -> AsNodes:
+def as_nodes(model: TwoLayer) -> AsNodes:
     """A two-layer network in mean-field parametrisation or muP as nodes.
 
     It is one flow, at one pace or another.

@@ -1,12 +1,12 @@
 """Deep linear network `f(x) = W_L ... W_1 x`."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from gradflow._checks import check_count
 from gradflow._conserved import Conserved
@@ -50,10 +50,10 @@ class DeepLinear(eqx.Module):
         out_size: int | None = None,
         *,
         depth: int = 2,
-        init_scale: Any = 1.0,
+        init_scale: ArrayLike = 1.0,
         parametrisation: Parametrisation | str = standard,
         law: Callable[..., Array] = laws.normal,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         key: Key[Array, ""],
     ):
         check_count("in_size", in_size)

@@ -1,11 +1,11 @@
 """Diagonal linear network `f(x) = (u * v) . x`: sparse regression by gradient flow."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from gradflow._checks import check_count
 from gradflow._conserved import Conserved
@@ -37,9 +37,9 @@ class DiagonalLinear(eqx.Module):
         self,
         in_size: int,
         *,
-        init_scale: Any = 1.0,
+        init_scale: ArrayLike = 1.0,
         law: Callable[..., Array] | None = None,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         key: Key[Array, ""] | None = None,
     ):
         check_count("in_size", in_size)

@@ -1,11 +1,10 @@
 """Diagonal linear network in logarithmic coordinates, `beta = alpha^2 sinh(2 q)`, for any `alpha` however small."""
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from gradflow._checks import check_count, check_finite, fail, is_concrete
 from gradflow.models._diagonal_linear import DiagonalLinear
@@ -36,7 +35,7 @@ class LogDiagonal(eqx.Module):
     log_scale: Float[Array, " in_size"]
     sign: Int[Array, " in_size"]
 
-    def __init__(self, in_size: int, *, log_scale: Any, dtype: Any = None):
+    def __init__(self, in_size: int, *, log_scale: ArrayLike, dtype: DTypeLike | None = None):
         check_count("in_size", in_size)
         dtype = resolve_dtype(dtype)
         check_finite("log_scale", np.asarray(log_scale, float) if is_concrete(log_scale) else log_scale)

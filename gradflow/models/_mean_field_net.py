@@ -1,7 +1,6 @@
 """Networks whose layers average over nodes: finite ones, padded ones, and the limit of infinite width."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
@@ -33,7 +32,7 @@ class MeanFieldNet(eqx.Module):
     output: Float[Array, "nodes *out_size"]
     activation: Callable[[Array], Array] = eqx.field(static=True)
 
-    def __init__(self, layers: Any, output: Any, activation: Callable[[Array], Array] = jnp.tanh):
+    def __init__(self, layers: Sequence[Array], output: Array, activation: Callable[[Array], Array] = jnp.tanh):
         self.layers, self.output, self.activation = tuple(layers), output, activation
         if not self.layers:
             raise fail("layers", "hold at least the first layer", "empty")

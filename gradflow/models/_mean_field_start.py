@@ -3,13 +3,14 @@
 import itertools
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Key, PyTree
 
 from gradflow._checks import TheoryWarning, check_callable, check_count, fail
 from gradflow.models._mean_field_net import MeanFieldNet
@@ -17,6 +18,10 @@ from gradflow.models._parametrisation import resolve_dtype
 from gradflow.models.nodes import AbstractLaw, AbstractNodeRule, Uniform, default_rule
 
 Kernel = Callable[[Array, Array], Array]
+"""A weight as a function `(label, label) -> scalar` of the labels of the nodes that it joins."""
+Labels = Float[Array, "_ _"] | Float[np.ndarray, "_ _"]
+Width = float | int | np.integer | np.floating | Array | np.ndarray | Sequence[int]
+"""A number of nodes, or one for each hidden layer."""
 
 
 class MeanFieldNodes(NamedTuple):
@@ -28,7 +33,7 @@ class MeanFieldNodes(NamedTuple):
     net: MeanFieldNet
     weights: tuple[Float[Array, " _"], ...]
 
-    def with_particles(self, first: Any = None, last: Any = None) -> "MeanFieldNodes":
+    def with_particles(self, first: PyTree[ArrayLike] = None, last: PyTree[ArrayLike] = None) -> "MeanFieldNodes":
         """Adds test particles: nodes of weight zero, which follow the others without being seen.
 
         **Arguments**: `first`: incoming weights `(k, d)` of nodes of the first layer; `last`: outgoing weights `(k,)`
@@ -113,24 +118,24 @@ class MeanFieldStart(eqx.Module):
     """
 
     first: tuple[AbstractLaw, ...]
-    middle: tuple[Any, ...]
+    middle: tuple[AbstractLaw | Kernel, ...]
     output: tuple[AbstractLaw, ...]
     interior: AbstractLaw
     activation: Callable[[Array], Array] = eqx.field(static=True)
     out_size: int | None = eqx.field(static=True)
-    dtype: Any = eqx.field(static=True)
+    dtype: jnp.dtype = eqx.field(static=True)
 
     def __init__(
         self,
         in_size: int,
         *,
-        first: Any,
-        middle: Any = (),
-        output: Any,
+        first: AbstractLaw | Sequence[AbstractLaw],
+        middle: Sequence[AbstractLaw | Kernel] = (),
+        output: AbstractLaw | Sequence[AbstractLaw],
         activation: Callable[[Array], Array] = jnp.tanh,
         out_size: int | None = None,
-        interior: Any = None,
-        dtype: Any = None,
+        interior: AbstractLaw | None = None,
+        dtype: DTypeLike | None = None,
     ):
         check_count("in_size", in_size)
         if out_size is not None:
@@ -166,7 +171,7 @@ class MeanFieldStart(eqx.Module):
             between.append((self.interior,) if labelled else ())
         return (self.first, *between, self.output)
 
-    def rules(self, rule: Any = None) -> tuple[AbstractNodeRule, ...]:
+    def rules(self, rule: AbstractNodeRule | Sequence[AbstractNodeRule] | None = None) -> tuple[AbstractNodeRule, ...]:
         """One rule for the labels of each layer, from one for all, or from `None` for those that suit."""
         rules = tuple(default_rule(laws) for laws in self.labels) if rule is None else rule
         rules = (rules,) * self.depth if isinstance(rules, AbstractNodeRule) else tuple(rules)
@@ -174,7 +179,7 @@ class MeanFieldStart(eqx.Module):
             raise fail("rule", f"be a rule of gradflow.models.nodes, or {self.depth} of them", f"{rule!r}")
         return rules
 
-    def nodes(self, rule: Any = None) -> MeanFieldNodes:
+    def nodes(self, rule: AbstractNodeRule | Sequence[AbstractNodeRule] | None = None) -> MeanFieldNodes:
         """Width infinity: nodes of a rule, or of one rule for each hidden layer; see `rules`."""
         rules = self.rules(rule)
         if not all(law.bounded for law in (*self.first, *self.output, *filter(_is_law, self.middle))):
@@ -192,36 +197,32 @@ class MeanFieldStart(eqx.Module):
         middle = [self._constant(entry, labels[i], labels[i + 1]) for i, entry in enumerate(self.middle)]
         return MeanFieldNodes(self._assemble(labels, middle), tuple(weights))
 
-    def draw(self, width: Any, key: Key[Array, ""]) -> MeanFieldNodes:
+    def draw(self, width: Width, key: Key[Array, ""]) -> MeanFieldNodes:
         """A finite network; one width, or one for each hidden layer. `jax.vmap` over keys draws many."""
-        widths = (width,) * self.depth if np.ndim(width) == 0 else tuple(width)
-        if len(widths) != self.depth:
-            raise fail("width", f"be one number, or {self.depth}", f"{len(widths)} numbers")
-        for n in widths:
-            check_count("width", n)
+        widths = _widths(width, self.depth)
         keys = (jax.random.fold_in(key, number) for number in itertools.count())
         labels = [
-            jnp.stack([law.draw(next(keys), (int(n),), self.dtype) for law in laws], axis=1)
-            if laws
-            else np.zeros((int(n), 0))
+            jnp.stack([law.draw(next(keys), (n,), self.dtype) for law in laws], axis=1) if laws else np.zeros((n, 0))
             for laws, n in zip(self.labels, widths, strict=True)
         ]
         middle = []
         for i, entry in enumerate(self.middle):
             if isinstance(entry, AbstractLaw):
-                middle.append(entry.draw(next(keys), (int(widths[i]), int(widths[i + 1])), self.dtype))
+                middle.append(entry.draw(next(keys), (widths[i], widths[i + 1]), self.dtype))
             else:
                 middle.append(self._constant(entry, labels[i], labels[i + 1]))
-        weights = tuple(jnp.full(int(n), 1 / n, self.dtype) for n in widths)
+        weights = tuple(jnp.full(n, 1 / n, self.dtype) for n in widths)
         return MeanFieldNodes(self._assemble(labels, middle), weights)
 
-    def at(self, width: Any, key: Key[Array, ""], rule: Any = None) -> MeanFieldNodes:
+    def at(
+        self, width: Width, key: Key[Array, ""], rule: AbstractNodeRule | Sequence[AbstractNodeRule] | None = None
+    ) -> MeanFieldNodes:
         """The finite network of that width, or for `inf` the nodes of the limit: a value like others on an axis."""
-        if np.ndim(width) == 0 and np.isinf(float(width)):
-            return self.nodes(rule)
-        return self.draw(width if np.ndim(width) else int(width), key)
+        if isinstance(width, Sequence) or np.ndim(width):
+            return self.draw(width, key)
+        return self.nodes(rule) if np.isinf(float(width)) else self.draw(int(width), key)
 
-    def _constant(self, entry: Any, below: Any, above: Any) -> Float[Array, "below above"]:
+    def _constant(self, entry: AbstractLaw | Kernel, below: Labels, above: Labels) -> Float[Array, "below above"]:
         """The mean of independent entries, or a kernel at all pairs of labels."""
         if isinstance(entry, AbstractLaw):
             return jnp.full((len(below), len(above)), entry.mean, self.dtype)
@@ -231,18 +232,31 @@ class MeanFieldStart(eqx.Module):
             raise fail("middle", "hold kernels that return scalars", f"with one that returns shape {value.shape[2:]}")
         return jnp.asarray(value, self.dtype)
 
-    def _assemble(self, labels: list[Any], middle: list[Any]) -> MeanFieldNet:
+    def _assemble(self, labels: list[Labels], middle: list[Array]) -> MeanFieldNet:
         size = len(self.first)
         first = jnp.asarray(labels[0][:, :size], self.dtype)
         output = jnp.asarray(labels[-1] if self.depth > 1 else labels[-1][:, size:], self.dtype)
         return MeanFieldNet((first, *middle), output[:, 0] if self.out_size is None else output, self.activation)
 
 
-def _is_law(entry: Any) -> bool:
+def _widths(width: Width, depth: int) -> tuple[int, ...]:
+    """The width of every hidden layer."""
+    if isinstance(width, Sequence):
+        widths = tuple(width)
+    else:
+        widths = tuple(width) if isinstance(width, np.ndarray) and width.ndim else (width,) * depth
+    if len(widths) != depth:
+        raise fail("width", f"be one number, or {depth}", f"{len(widths)} numbers")
+    for n in widths:
+        check_count("width", n)
+    return tuple(int(n) for n in widths)
+
+
+def _is_law(entry: object) -> TypeGuard[AbstractLaw]:
     return isinstance(entry, AbstractLaw)
 
 
-def _laws(argument: str, given: Any, count: int) -> tuple[AbstractLaw, ...]:
+def _laws(argument: str, given: AbstractLaw | Sequence[AbstractLaw], count: int) -> tuple[AbstractLaw, ...]:
     laws = (given,) * count if isinstance(given, AbstractLaw) else given
     if not isinstance(laws, Sequence) or not all(isinstance(law, AbstractLaw) for law in laws):
         advice = "For instance gradflow.models.nodes.Uniform(-1, 1)."
@@ -252,7 +266,7 @@ def _laws(argument: str, given: Any, count: int) -> tuple[AbstractLaw, ...]:
     return tuple(laws)
 
 
-def _particles(argument: str, given: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+def _particles(argument: str, given: PyTree[ArrayLike], shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     rows = jnp.asarray(given, dtype)
     if rows.shape[1:] != shape or rows.ndim != len(shape) + 1:
         raise fail(argument, f"have shape (k, {', '.join(map(str, shape))})", f"of shape {rows.shape}")

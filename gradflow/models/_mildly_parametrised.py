@@ -1,11 +1,10 @@
 """Two-layer networks with output weights larger than input weights, as theory of early training has them."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Key
+from jax.typing import DTypeLike
+from jaxtyping import ArrayLike, Key
 
 from gradflow._checks import check_positive
 from gradflow.models._two_layer import TwoLayer
@@ -16,8 +15,8 @@ def mildly_parametrised(
     width: int,
     out_size: int | None = None,
     *,
-    kappa: Any = 0.1,
-    dtype: Any = None,
+    kappa: ArrayLike = 0.1,
+    dtype: DTypeLike | None = None,
     key: Key[jax.Array, ""],
 ) -> TwoLayer:
     """A two-layer ReLU network from a start with large output weights, mildly parametrised as Wang and Ma call it.

@@ -1,12 +1,12 @@
 """Multi-layer perceptron with any number of hidden layers of equal width."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from gradflow._checks import check_callable, check_count
 from gradflow.models import laws
@@ -55,11 +55,11 @@ class MLP(eqx.Module):
         *,
         depth: int = 1,
         activation: Callable[[Array], Array] = jax.nn.tanh,
-        init_scale: Any = 1.0,
+        init_scale: ArrayLike = 1.0,
         parametrisation: Parametrisation | str = standard,
         law: Callable[..., Array] = laws.normal,
         use_bias: bool = True,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         key: Key[Array, ""],
     ):
         check_count("in_size", in_size)

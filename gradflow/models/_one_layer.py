@@ -1,12 +1,12 @@
 """Single layer of trained neurons, `f(x) = sum_j s(w_j . x)`: of degree 2 for the squared ReLU."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from gradflow._checks import check_callable, check_count
 from gradflow.models import laws
@@ -47,9 +47,9 @@ class OneLayer(eqx.Module):
         width: int,
         *,
         activation: Callable[[Array], Array] = squared_relu,
-        init_scale: Any = 1.0,
+        init_scale: ArrayLike = 1.0,
         law: Callable[..., Array] = laws.normal,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         key: Key[Array, ""],
     ):
         check_count("in_size", in_size)

@@ -13,11 +13,12 @@ abc-parametrisation with `c = 0`, which is no loss: `(a, b, c) -> (a + h, b - h,
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from gradflow._checks import check_callable, check_positive, fail, is_concrete
 
@@ -81,7 +82,7 @@ class Multipliers(eqx.Module):
     constants: tuple[float, ...] = eqx.field(static=True)
     array: Int[Array, ""] | None = None  # takes the place of `width`
 
-    def of(self, layer: int, dtype: Any) -> float | Float[Array, ""]:
+    def of(self, layer: int, dtype: DTypeLike) -> float | Float[Array, ""]:
         """The factor of a layer, by number."""
         if self.array is None or self.powers[layer] == 0:
             return self.constants[layer] * float(self.width) ** self.powers[layer]
@@ -124,7 +125,7 @@ def resolve(parametrisation: "Parametrisation | str") -> Parametrisation:
 SCALE_ADVICE = "Zero is a saddle of the flow: nothing would move. Use a small number such as 1e-6."
 
 
-def resolve_dtype(dtype: Any) -> jnp.dtype:
+def resolve_dtype(dtype: DTypeLike | None) -> jnp.dtype:
     """The type of the weights, JAX's default float type for `None`."""
     resolved = jnp.dtype(jnp.result_type(float) if dtype is None else dtype)
     if not jnp.issubdtype(resolved, jnp.floating):
@@ -132,22 +133,25 @@ def resolve_dtype(dtype: Any) -> jnp.dtype:
     return resolved
 
 
-def check_scale(init_scale: Any, dtype: jnp.dtype) -> None:
+def check_scale(init_scale: ArrayLike, dtype: jnp.dtype) -> None:
     """Refuses a scale that is not positive, no scalar, or too small for the type of the weights."""
     check_positive("init_scale", init_scale, SCALE_ADVICE)
     if jnp.ndim(init_scale) != 0:
         raise fail("init_scale", "be a scalar", f"of shape {jnp.shape(init_scale)}", "Use jax.vmap over scales.")
     smallest = float(jnp.finfo(dtype).tiny)
-    if is_concrete(init_scale) and float(init_scale) < smallest:
+    if not is_concrete(init_scale):
+        return
+    scale = float(np.asarray(init_scale))
+    if scale < smallest:
         advice = "Smaller numbers are zero in this type; float64 reaches down to 1e-307."
-        raise fail("init_scale", f"be at least {smallest:.2g} in {dtype.name}", f"{float(init_scale):g}", advice)
+        raise fail("init_scale", f"be at least {smallest:.2g} in {dtype.name}", f"{scale:g}", advice)
 
 
 def draw(
     law: Callable[..., Array],
     key: Key[Array, ""],
     shape: tuple[int, int],
-    scale: Float[Array, ""] | float,
+    scale: ArrayLike,
     dtype: jnp.dtype,
 ) -> Float[Array, "fan_out fan_in"]:
     """A weight matrix of a law, `scale` times its unit-variance draw."""

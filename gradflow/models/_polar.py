@@ -1,12 +1,10 @@
 """Polar coordinates of parameters, `w = exp(log_norm) u` with `|u| = 1`: a start that no float could hold as `w`."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from gradflow._checks import check_finite, fail, is_concrete
 from gradflow._tree import join, scaled_norm, split, tree_norm
@@ -42,7 +40,7 @@ class Polar(eqx.Module):
     log_norm: Float[Array, "*neurons"]
     clock: Float[Array, ""]
 
-    def __init__(self, direction: PyTree, log_norm: Any, clock: Any = 0.0):
+    def __init__(self, direction: PyTree, log_norm: ArrayLike, clock: ArrayLike = 0.0):
         trainable, frozen = split(direction)
         check_finite("direction", trainable)
         check_finite("log_norm", log_norm, "The limit of norm zero is that of `gradflow.theory`.")

@@ -2,12 +2,12 @@
 it."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int8, Key
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Int8, Key
 
 from gradflow._checks import check_callable, check_count
 from gradflow.models._parametrisation import check_scale, resolve_dtype
@@ -43,8 +43,8 @@ class SignedTwoLayer(eqx.Module):
         width: int,
         *,
         activation: Callable[[Array], Array] = jax.nn.relu,
-        init_scale: Any = 1.0,
-        dtype: Any = None,
+        init_scale: ArrayLike = 1.0,
+        dtype: DTypeLike | None = None,
         key: Key[Array, ""],
     ):
         check_count("in_size", in_size)

@@ -12,14 +12,13 @@ does not; and a neuron whose angle with the kink exceeds `smoothing` sees nothin
 
 import inspect
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from gradflow._checks import check_callable, fail, is_concrete
 from gradflow._conserved import Conserved
@@ -58,7 +57,7 @@ class Smoothed(eqx.Module):
 
     smoothing: Float[Array, ""]
 
-    def __init__(self, smoothing: Any):
+    def __init__(self, smoothing: ArrayLike):
         if is_concrete(smoothing):
             value = np.asarray(smoothing)
             if value.dtype.kind not in "fiu" or not np.all((value >= 0) & (value < 1)):

@@ -1,12 +1,12 @@
 """Two-layer network without biases, `f(x) = sum_j a_j s(w_j . x)`: homogeneous of degree 2 for (leaky) ReLU."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from gradflow._checks import check_callable, check_count
 from gradflow._conserved import Conserved
@@ -62,11 +62,11 @@ class TwoLayer(eqx.Module):
         out_size: int | None = None,
         *,
         activation: Callable[[Array], Array] = jax.nn.relu,
-        init_scale: Any = 1.0,
+        init_scale: ArrayLike = 1.0,
         parametrisation: Parametrisation | str = standard,
         law: Callable[..., Array] = laws.normal,
         balanced: bool = False,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         key: Key[Array, ""],
     ):
         check_count("in_size", in_size)

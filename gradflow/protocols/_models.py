@@ -1,7 +1,7 @@
 """What models may offer: their neurons, what is conserved, the parts of one hidden layer."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, PyTree
 
@@ -57,7 +57,7 @@ class OneHiddenLayer(HasPreactivations, Protocol):
 class PiecewiseLinearLayer(OneHiddenLayer, Protocol):
     """One that names its activation, and tells how large what enters it can be."""
 
-    activation: Callable[[Any], Any]
+    activation: Callable[[Array], Array]
 
     def preactivation_bounds(self, x: Float[Array, " in_size"]) -> Float[Array, " width"]:
         """The sizes against which preactivations at one input are small or large."""

@@ -1,12 +1,12 @@
 """Whether an object offers what a protocol asks for."""
 
 import inspect
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 P = TypeVar("P")
 
 
-def missing(value: Any, protocol: type) -> list[str]:
+def missing(value: object, protocol: type) -> list[str]:
     """The methods and functions of a protocol that an object does not offer, by name, in the order of the protocol.
 
     A field that can be called counts as a method; one of the same name that cannot, such as an array, does not, where
@@ -20,9 +20,9 @@ def missing(value: Any, protocol: type) -> list[str]:
     return [name for name in _methods(protocol) if not callable(getattr(value, name, None))]
 
 
-def offered(value: Any, protocol: type[P]) -> P | None:
+def offered(value: object, protocol: type[P]) -> P | None:
     """The object, if it offers all methods of a protocol; `None` otherwise."""
-    return None if missing(value, protocol) else value
+    return None if missing(value, protocol) else cast(P, value)
 
 
 def _methods(protocol: type) -> list[str]:

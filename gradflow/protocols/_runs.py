@@ -1,6 +1,6 @@
 """What is asked of flows and rules by what is observed along them, and of observables by runs."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, PyTree, Scalar
 
@@ -35,7 +35,7 @@ class HasLyapunov(Protocol):
 class SeesState(Protocol):
     """An observable that is a function of time and state, not of the parameters alone."""
 
-    def of_state(self, flow: Any, t: Scalar, state: PyTree, frozen: PyTree) -> Any:
+    def of_state(self, flow: PyTree, t: Scalar, state: PyTree, frozen: PyTree) -> PyTree:
         """Its value at a time and a state of a flow or rule."""
         ...
 
@@ -88,10 +88,10 @@ class HasDeviations(Protocol):
 class GoesOn(Protocol):
     """An observable that goes on from what it knew at the save time before."""
 
-    def first_memory(self, params: PyTree) -> Any:
+    def first_memory(self, params: PyTree) -> PyTree:
         """What it knows before the first save time."""
         ...
 
-    def follow(self, memory: Any, params: PyTree) -> tuple[Any, Any]:
+    def follow(self, memory: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:
         """What it knows after the next one, and its value there."""
         ...

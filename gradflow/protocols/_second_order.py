@@ -1,6 +1,6 @@
 """The form of second-order flows that Runge-Kutta-Nystrom methods ask for."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import PyTree, Scalar
 
@@ -20,7 +20,7 @@ class SecondOrderState(Protocol):
     @property
     def dissipated(self) -> Scalar: ...
 
-    def _replace(self, **parts: Any) -> "SecondOrderState": ...
+    def _replace(self, **parts: PyTree) -> "SecondOrderState": ...
 
 
 @runtime_checkable
@@ -44,7 +44,7 @@ class SecondOrderForm(Protocol):
         ...
 
 
-def lacking_for_second_order(flow: Any) -> str:
+def lacking_for_second_order(flow: PyTree) -> str:
     """What a flow lacks to be of the form of `SecondOrderForm`, in words; nothing if it is."""
     names = missing(flow, SecondOrderForm)
     names += [] if hasattr(flow, "velocity_free") else ["velocity_free"]

@@ -24,10 +24,9 @@ def optax_form(transform: Transform, learning_rate: Float[Array, ""]) -> UpdateF
         maker, given = transform.func, transform.keywords
         if transform.args:
             return None
-    known = next((pair for pair in _READERS if maker is pair[0]), None)
-    if known is None:
+    function, reader = next((pair for pair in _READERS if maker is pair[0]), (None, None))
+    if function is None or reader is None:
         return None
-    function, reader = known
     defaults = {name: item.default for name, item in inspect.signature(function).parameters.items()}
     constants = {**defaults, **given}
     constants.pop("learning_rate", None)

@@ -187,4 +187,4 @@ def _filled(rows: np.ndarray, blank: Array | np.ndarray) -> Array:
     """A buffer whose first rows are these."""
     buffer = np.zeros(blank.shape, blank.dtype)
     buffer[: len(rows)] = rows.astype(blank.dtype)
-    return placed(buffer, blank)
+    return placed(buffer, jnp.asarray(blank))

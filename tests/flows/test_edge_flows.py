@@ -271,6 +271,7 @@ def test_derivatives_of_a_run_are_those_of_its_closed_form():
     np.testing.assert_allclose(slopes, [0, 0.5 * np.exp(-3) * 2 / 0.25], rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_arguments_that_are_refused():
     flow = gf.DescentAscentFlow
     with pytest.raises(ValueError, match=r"`order` must be 1, 2 or 3, but is 4"):

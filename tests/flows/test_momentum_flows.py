@@ -448,6 +448,7 @@ def test_float32_and_frozen_leaves():
         (lambda: gf.Nesterov(SOFT, -1.0), "`learning_rate` must be positive"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -578,6 +578,7 @@ def bad(name):
         ("step", "`longest_step` must be positive"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input(name, message):
     with pytest.raises(ValueError, match=message):
         bad(name)()

@@ -458,6 +458,7 @@ def test_a_flow_without_a_loss_reports_none(key):
     assert jax.jit(lambda: run().final)().shape == (2,)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_refused(line, key):
     with pytest.raises(ValueError, match="`batch_size` must be at most 4, the number of samples, but is 5"):
         gf.SGD(line, 0.1, batch_size=5, key=key)

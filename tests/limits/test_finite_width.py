@@ -225,6 +225,7 @@ MISTAKES = {
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("mistake", "message"), MISTAKES.values(), ids=MISTAKES)
+@pytest.mark.usefixtures("unchecked")
 def test_mistakes(mistake, message):
     with pytest.raises(ValueError, match=message):
         mistake()

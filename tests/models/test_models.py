@@ -300,6 +300,7 @@ def test_what_is_declared_conserved(build, conserved):
         ({"dtype": complex}, "`dtype` must be a real floating-point type, but is complex128"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_scales_and_types(name, arguments, message):
     with pytest.raises(ValueError, match=message):
         BUILD[name](**arguments)
@@ -331,6 +332,7 @@ def test_bad_scales_and_types(name, arguments, message):
         (lambda k: gf.models.DiagonalLinear(3, law=gf.models.laws.normal), "`key` must be given with a law"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_bad_sizes_and_names(build, message, key):
     with pytest.raises(ValueError, match=message):
         build(key)

@@ -148,6 +148,7 @@ def test_one_neuron_in_its_cone_follows_the_closed_form():
     assert float(sol.drift["balancedness"]) < 1e-7
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_refused(key):
     for bad in (-0.1, 1.0, np.nan, "wide"):
         with pytest.raises(ValueError, match="`smoothing` must"):

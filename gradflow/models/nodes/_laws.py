@@ -3,13 +3,14 @@
 import abc
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from gradflow._checks import check_count, check_finite, check_positive, fail
 
@@ -41,7 +42,7 @@ class AbstractLaw(eqx.Module):
         """Nodes and weights of sum one; for the expectation of a smooth function the error falls geometrically."""
 
     @abc.abstractmethod
-    def draw(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = None) -> Float[Array, "..."]:
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Float[Array, "..."]:
         """Independent draws; may be traced."""
 
 
@@ -60,7 +61,7 @@ class Uniform(AbstractLaw):
     low: float
     high: float
 
-    def __init__(self, low: Any, high: Any):
+    def __init__(self, low: ArrayLike, high: ArrayLike):
         self.low, self.high = _number("low", low), _number("high", high)
         if self.low >= self.high:
             advice = "A single value is Discrete([value])."
@@ -73,7 +74,7 @@ class Uniform(AbstractLaw):
     def quantile(self, u: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         return self.low + (self.high - self.low) * u
 
-    def draw(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = None) -> Float[Array, "..."]:
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Float[Array, "..."]:
         return jax.random.uniform(key, shape, _float(dtype), self.low, self.high)
 
     def legendre(self, n: int) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
@@ -99,7 +100,7 @@ class Gaussian(AbstractLaw):
     std: float
     bounded: ClassVar[bool] = False
 
-    def __init__(self, mean: Any = 0.0, std: Any = 1.0):
+    def __init__(self, mean: ArrayLike = 0.0, std: ArrayLike = 1.0):
         self.location, self.std = _number("mean", mean), _number("std", std)
         check_positive("std", self.std, "A single value is Discrete([value]).")
 
@@ -112,7 +113,7 @@ class Gaussian(AbstractLaw):
 
         return self.location + self.std * ndtri(u)
 
-    def draw(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = None) -> Float[Array, "..."]:
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Float[Array, "..."]:
         return self.location + self.std * jax.random.normal(key, shape, _float(dtype))
 
     def legendre(self, n: int) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
@@ -139,7 +140,7 @@ class Radius(AbstractLaw):
     std: float
     bounded: ClassVar[bool] = False
 
-    def __init__(self, dim: int, std: Any = 1.0):
+    def __init__(self, dim: int, std: ArrayLike = 1.0):
         check_count("dim", dim)
         self.dim, self.std = int(dim), _number("std", std)
         check_positive("std", self.std)
@@ -153,7 +154,7 @@ class Radius(AbstractLaw):
 
         return self.std * np.sqrt(2 * gammaincinv(self.dim / 2, u))
 
-    def draw(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = None) -> Float[Array, "..."]:
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Float[Array, "..."]:
         return self.std * jnp.sqrt(jax.random.chisquare(key, self.dim, shape=shape, dtype=_float(dtype)))
 
     def legendre(self, n: int) -> tuple[Float[np.ndarray, " m"], Float[np.ndarray, " m"]]:
@@ -181,7 +182,7 @@ class Discrete(AbstractLaw):
     values: Float[np.ndarray, " k"]
     probabilities: Float[np.ndarray, " k"]
 
-    def __init__(self, values: Any, probabilities: Sequence[float] | None = None):
+    def __init__(self, values: ArrayLike | Sequence[ArrayLike], probabilities: Sequence[float] | None = None):
         points = np.atleast_1d(np.asarray(values, float))
         if points.ndim != 1 or points.size == 0:
             raise fail("values", "be a sequence of numbers", f"of shape {points.shape}")
@@ -205,7 +206,7 @@ class Discrete(AbstractLaw):
         steps = np.cumsum(self.probabilities)[:-1]
         return self.values[np.searchsorted(steps, u, side="right")]
 
-    def draw(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = None) -> Float[Array, "..."]:
+    def draw(self, key: Key[Array, ""], shape: tuple[int, ...], dtype: DTypeLike | None = None) -> Float[Array, "..."]:
         values = jnp.asarray(self.values, _float(dtype))
         return jax.random.choice(key, values, shape, p=jnp.asarray(self.probabilities))
 
@@ -213,13 +214,13 @@ class Discrete(AbstractLaw):
         return self.values, self.probabilities
 
 
-def _float(dtype: Any) -> Any:
+def _float(dtype: DTypeLike | None) -> DTypeLike:
     return jnp.result_type(float) if dtype is None else dtype
 
 
-def _number(argument: str, value: Any) -> float:
+def _number(argument: str, value: ArrayLike) -> float:
     check_finite(argument, value)
     if np.ndim(value) != 0:
         advice = "Independent numbers have a sequence of laws."
         raise fail(argument, "be a number", f"of shape {np.shape(value)}", advice)
-    return float(value)
+    return float(np.asarray(value))

@@ -8,7 +8,7 @@ geometrically with the nodes per dimension (`GaussLegendre`), somewhat faster th
 import abc
 import warnings
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
 import numpy as np
@@ -186,7 +186,7 @@ def _through(laws: Sequence[AbstractLaw], points: Nodes) -> Nodes:
     return np.stack([law.quantile(inside[:, i]) for i, law in enumerate(laws)], axis=1)
 
 
-def _tensor(parts: Any) -> tuple[Nodes, Weights]:
+def _tensor(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[Nodes, Weights]:
     nodes = np.stack(np.meshgrid(*(x for x, _ in parts), indexing="ij"), axis=-1).reshape(-1, len(parts))
     weights = np.ones(1)
     for _, w in parts:
