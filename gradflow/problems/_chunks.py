@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Shaped
 
+from gradflow._checks import fail
 from gradflow._tree import join, split
 
 SHARE_OF_MEMORY = 0.25
 """Share of memory that what a derivative keeps of all samples may take before it is computed in chunks. A gradient
 needs as much again for what flows back, and a product with the Hessian twice that."""
 SMALLEST = 2**18
-"""Numbers in the inputs below which nobody asks whether they fit."""
+"""Numbers in the inputs that are taken to fit without a question."""
 
 Call = Callable[[PyTree, PyTree], Array]
 """Predictions on inputs: `call(params, inputs)`."""
@@ -27,7 +28,7 @@ def num_samples(inputs: PyTree[Shaped[Array, "m ..."]]) -> int:
     return int(jnp.shape(jax.tree_util.tree_leaves(inputs)[0])[0])
 
 
-def in_chunks(call: Call, params: PyTree, inputs: PyTree[Shaped[Array, "m ..."]], size: int) -> Shaped[Array, "m ..."]:
+def in_chunks(call: Call, params: PyTree, inputs: PyTree[Shaped[Array, "m ..."]], size: int) -> Array:
     """`call(params, inputs)`, at most `size` samples at a time.
 
     Derivatives keep the parameters and the inputs alone, and predict once more, chunk by chunk. The chunks are as
@@ -43,7 +44,7 @@ def in_chunks(call: Call, params: PyTree, inputs: PyTree[Shaped[Array, "m ..."]]
 
     def predict(weights: PyTree, start: Array) -> Array:
         chunk = jax.tree_util.tree_map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, size), inputs)
-        return call(join(weights, frozen), chunk)
+        return one_each(call(join(weights, frozen), chunk), size)
 
     # Within a loop nothing can be moved out of a chunk, so there is no need to forbid it.
     again = jax.checkpoint(predict, prevent_cse=False)
@@ -54,27 +55,36 @@ def in_chunks(call: Call, params: PyTree, inputs: PyTree[Shaped[Array, "m ..."]]
     return jnp.concatenate([whole, predictions[-1, size - new :]])
 
 
+def one_each(predictions: Array, samples: int) -> Array:
+    """The predictions, or `ValueError` unless there is one for every sample."""
+    shape = jnp.shape(predictions)
+    if shape[:1] != (samples,):
+        advice = "`predict` takes the whole batch, not one sample. Its first argument are the parameters."
+        raise fail("predict", f"return {samples} predictions", f"returning shape {shape}", advice)
+    return predictions
+
+
 def size_that_fits(call: Call, params: PyTree, inputs: PyTree[Shaped[Array, "m ..."]]) -> int:
     """How many samples fit into memory at once, from what a derivative of their predictions keeps."""
     total, leaves = num_samples(inputs), jax.tree_util.tree_leaves(inputs)
     if sum(leaf.size for leaf in leaves) < SMALLEST:
         return total
-    kept, memory = kept_bytes(call, params, inputs), available_memory()
-    if kept <= SHARE_OF_MEMORY * memory:
+    needed, memory = bytes_for_derivatives(call, params, inputs), available_memory()
+    if needed <= SHARE_OF_MEMORY * memory:
         return total
-    return max(1, int(total * SHARE_OF_MEMORY * memory / kept))
+    return max(1, int(total * SHARE_OF_MEMORY * memory / needed))
 
 
-def kept_bytes(call: Call, params: PyTree, inputs: PyTree[Shaped[Array, "m ..."]]) -> int:
+def bytes_for_derivatives(call: Call, params: PyTree, inputs: PyTree[Shaped[Array, "m ..."]]) -> int:
     """Memory that the derivative of all predictions keeps beside parameters and inputs; nothing is computed."""
     trainable, frozen = split(params)
 
     def pullback(weights: PyTree, inputs: PyTree) -> PyTree:
         return jax.vjp(lambda w: call(join(w, frozen), inputs), weights)[1]
 
-    kept = jax.tree_util.tree_leaves(eqx.filter_eval_shape(pullback, trainable, inputs))
+    held = jax.tree_util.tree_leaves(eqx.filter_eval_shape(pullback, trainable, inputs))
     given = jax.tree_util.tree_leaves((trainable, inputs))
-    return max(_bytes(kept) - _bytes(given), 0)
+    return max(_bytes(held) - _bytes(given), 0)
 
 
 def available_memory() -> int:

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, Shaped
 
 from gradflow._tree import join, split
-from gradflow.problems._chunks import Call, in_chunks, num_samples
+from gradflow.problems._chunks import Call, in_chunks, num_samples, one_each
 
 
 def spread(
@@ -48,7 +48,8 @@ def on_devices(
 
     def local(flat: Array, arrays: PyTree, inputs: PyTree) -> Array:
         here = join(unflatten(flat), eqx.combine(arrays, static))
-        return in_chunks(call, here, inputs, num_samples(inputs) if size is None else size)
+        samples = num_samples(inputs)
+        return one_each(in_chunks(call, here, inputs, samples if size is None else size), samples)
 
     parts = place.spec
     shared = jax.shard_map(local, mesh=place.mesh, in_specs=(PartitionSpec(), PartitionSpec(), parts), out_specs=parts)

@@ -114,7 +114,7 @@ class EmpiricalRisk(eqx.Module):
         size = size_that_fits(self._call, params, inputs) if self.chunk_size is None else self.chunk_size
         return in_chunks(self._call, params, inputs, size)
 
-    def _call(self, params: PyTree, inputs: PyTree[Shaped[Array, "m ..."]]) -> Shaped[Array, "m ..."]:
+    def _call(self, params: PyTree, inputs: PyTree[Shaped[Array, "m ..."]]) -> Array:
         return call_model(params, inputs) if self.predict is None else call_predict(self.predict, params, inputs)
 
     def per_sample(self, params: PyTree) -> Float[Array, " n"]:

@@ -110,13 +110,13 @@ def test_memory_does_not_grow_with_the_number_of_samples():
 def test_chunks_are_chosen_where_all_samples_would_not_fit(monkeypatch):
     monkeypatch.setattr(_chunks, "SMALLEST", 1_000)
     whole = memory(2_000, None)
-    kept = 2_000 * 400 * 8
-    monkeypatch.setattr(_chunks, "available_memory", lambda: kept)  # a quarter of it is for what is kept
+    hidden = 2_000 * 400 * 8
+    monkeypatch.setattr(_chunks, "available_memory", lambda: hidden)
     assert np.all(memory(2_000, None) < 0.5 * whole)
     problem = gf.EmpiricalRisk(np.zeros((2_000, 3)), np.zeros(2_000), gf.losses.square)
     model = gf.models.TwoLayer(3, 400, activation=jnp.tanh, key=jax.random.key(0))
     assert 200 <= _chunks.size_that_fits(problem._call, model, problem.x) <= 500
-    monkeypatch.setattr(_chunks, "available_memory", lambda: 100 * kept)
+    monkeypatch.setattr(_chunks, "available_memory", lambda: 100 * hidden)
     assert _chunks.size_that_fits(problem._call, model, problem.x) == 2_000
 
 
@@ -158,6 +158,11 @@ def test_bad_input():
         gf.EmpiricalRisk({"a": X, "b": X[:5]}, Y, gf.losses.square, lambda w, x: x["a"] @ w)
     with pytest.raises(ValueError, match="at least one sample"):
         gf.EmpiricalRisk({}, Y, gf.losses.square, lambda w, x: w)
+
+    for predict in (lambda w, x: jnp.sum(w), lambda w, x: w):
+        problem = gf.EmpiricalRisk(X, Y, gf.losses.square, predict, chunk_size=6)
+        with pytest.raises(ValueError, match="return 6 predictions"):
+            problem(jnp.ones(3))
 
     def in_training_mode(w, x):
         return (x - jnp.mean(x, axis=0, keepdims=True)) / jnp.std(x, axis=0, keepdims=True) @ w
