@@ -149,9 +149,12 @@ RMSPROP = functools.partial(optax.rmsprop, decay=0.9, initial_scale=1.0)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("transform", "rates", "until"), [(optax.sgd, (0.28, 0.3), 30.0), (RMSPROP, (0.28, 0.29), 9.0)]
+    ("transform", "rates", "until", "precision"),
+    [(optax.sgd, (0.28, 0.3), 30.0, (1e-10, 1e-7)), (RMSPROP, (0.28, 0.29), 9.0, (1e-6, 1e-4))],
 )
-def test_a_batch_of_learning_rates_is_a_loop_over_them(transform, rates, until):
+def test_a_batch_of_learning_rates_is_a_loop_over_them(transform, rates, until, precision):
+    """In the same steps. Third derivatives are differences, and a batch rounds otherwise: with RMSProp that makes up to
+    2.4e-7 of the path and 2.6e-5 of the variance, as much as the error of either run."""
     rates, ts = jnp.array(rates), jnp.linspace(0, until, 4)
 
     def run(rate):
@@ -161,9 +164,8 @@ def test_a_batch_of_learning_rates_is_a_loop_over_them(transform, rates, until):
     assert batch.observed["v"].max() > 0
     for i, rate in enumerate(rates):
         one = run(rate)
-        # Third derivatives are differences, good to the root of the rounding, and a batch rounds otherwise.
-        np.testing.assert_allclose(batch.final[i], one.final, rtol=1e-10, atol=np.sqrt(np.finfo(float).eps) * 6.5)
-        np.testing.assert_allclose(batch.observed["v"][i], one.observed["v"], rtol=1e-5)
+        np.testing.assert_allclose(batch.final[i], one.final, rtol=precision[0], atol=precision[0])
+        np.testing.assert_allclose(batch.observed["v"][i], one.observed["v"], rtol=precision[1])
         assert all(int(batch.stats[name][i]) == int(one.stats[name]) for name in one.stats)
 
 
