@@ -49,7 +49,7 @@ CASES = {
     "convolutional, edge": ("convolutional", "edge", 300, 1e-3),
 }
 """Network, start, steps of descent, tolerance: on ReLU the models are a hundred tolerances apart."""
-PATIENCE = 20
+MAX_STEPS_PER_STEP = 20
 """Attempted steps of a flow, per step of descent, after which a run is given up."""
 HORIZON = 250.0
 """Time in which gradient flow reaches the sharpness that counts."""
@@ -115,7 +115,7 @@ def follow(name, problem, model, eta, steps, rtol, solver=None):
     see = {"loss": gf.observables.MeanLoss()} if name in PREDICTING else {}
     flow = FLOWS[name](problem, eta)
     ts = eta * np.arange(steps + 1)
-    limits = {"throw": False, "max_steps": PATIENCE * steps}
+    limits = {"throw": False, "max_steps": MAX_STEPS_PER_STEP * steps}
     return gf.solve(flow, model, ts, rtol=rtol, solver=solver, observe=see, **limits)
 
 

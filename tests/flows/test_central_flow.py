@@ -254,10 +254,10 @@ def test_more_directions_than_are_tracked_are_said():
     with pytest.warns(gf.TheoryWarning, match="All 1 directions that CentralFlow tracks .* Raise `directions`"):
         sol = gf.solve(gf.CentralFlow(rule, directions=1), start, [40.0], throw=False)
     assert sol.errors["oscillating"] == 1
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as messages:
         warnings.simplefilter("always")
         sol = gf.solve(gf.CentralFlow(rule, directions=3), start, [60.0, 100.0], observe={"variance": Variance()})
-    assert not any("directions that CentralFlow tracks" in str(warning.message) for warning in said)
+    assert not any("directions that CentralFlow tracks" in str(warning.message) for warning in messages)
     assert sol.errors["oscillating"] == 2
     assert float(sol.observed["variance"][-1]) == pytest.approx(2 * 2 * EPS, rel=5e-3)
 
