@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree, Scalar
 from gradflow._checks import TheoryWarning, check_count, fail, is_concrete
 from gradflow._conserved import Conserved
 from gradflow._linalg import averaged, hessian_vector_product, lanczos
-from gradflow._tree import at_least_single, flatten, full_precision, join
+from gradflow._tree import PaddedRest, at_least_single, flatten, full_precision, join, within
 from gradflow.flows._base import AbstractFlow
 from gradflow.flows._gradient_flow import check_scalar, field_kinks
 from gradflow.protocols import CentralState, HasUpdateForm, UpdateForm, offered
@@ -20,7 +20,10 @@ MARGIN = 1e-3
 """Share of the threshold by which the sharpness at the start may lie above it."""
 LONG_DELAY = 20
 """Steps of the rule beyond which the delay of its oscillation is said."""
-WITHOUT_MEMORY = "GradientDescent, ScalarRMSProp, RMSProp, or an OptaxRule of optax.rmsprop itself or a partial of it"
+KNOWN = (
+    "Known are GradientDescent, ScalarRMSProp, RMSProp, and OptaxRule of optax.sgd without momentum or of optax.rmsprop"
+    " with neither momentum nor centring: the function itself, or functools.partial of it with constants by name."
+)
 
 
 class CentralFlow(AbstractFlow):
@@ -40,8 +43,10 @@ class CentralFlow(AbstractFlow):
 
     **Arguments**
 
-    - `rule`: `GradientDescent`, `ScalarRMSProp`, `RMSProp`, or an `OptaxRule` of `optax.rmsprop`.
-    - `directions`: eigenpairs that are tracked, at most; as many directions may oscillate together, less one.
+    - `rule`: `GradientDescent`, `ScalarRMSProp`, `RMSProp`, or an `OptaxRule` of `optax.sgd` or `optax.rmsprop`: of the
+      function itself, or of `functools.partial` of it.
+    - `directions`: eigenpairs that are tracked, at most; as many directions may oscillate together, less one, and a run
+      warns where all of them do.
     - `second_moment`: the memory `nu` to start from, a pytree like the parameters, or a number; that of a run of the
       rule in particular, `sol.state[1]`. `None`: what the rule has after its first gradient.
 
@@ -49,11 +54,13 @@ class CentralFlow(AbstractFlow):
     about as long at it. There is no event to be detected, and no matrix but small ones. In float64, third derivatives
     are differences of gradients; float32 takes them exactly, at twice the cost.
 
-    **Raises** `ValueError` for other rules, those with momentum among them; for a problem with kinks, such as ReLU: its
-    third derivative is zero almost everywhere, so nothing holds the sharpness; for a start above the threshold; for
+    **Raises** `ValueError` for other rules, those with momentum and `optax.rmsprop(centered=True)` among them; for a
+    problem with kinks, such as ReLU: its third derivative is zero almost everywhere, so nothing holds the sharpness;
+    for a start above the threshold; for
     `directions` below one, and a `second_moment` of another structure. A run warns of a long delay: the rule's
     oscillation has to grow from a small seed, and until it has the sharpness overshoots, which this flow cannot know.
-    The longest, by the linear growth of the oscillation, is `Solution.errors["delay"]`, in time.
+    The longest, by the linear growth of the oscillation, is `Solution.errors["delay"]`, in time. The number of
+    directions that have oscillated together, at most, is `Solution.errors["oscillating"]`.
 
     Source: J. Cohen, A. Damian, A. Talwalkar, Z. Kolter and J. D. Lee (2024), arXiv 2410.24206.
 
@@ -75,9 +82,11 @@ class CentralFlow(AbstractFlow):
     def __init__(self, rule: Any, *, directions: int = 8, second_moment: PyTree = None):
         describing = offered(rule, HasUpdateForm)
         form = None if describing is None else describing.form()
-        if form is None or form.momentum is not None:
-            actual = f"a {type(rule).__name__}" + ("" if form is None else " with momentum")
-            raise fail("rule", "be one whose central flow is known", actual, f"Known are {WITHOUT_MEMORY}.")
+        if describing is None or form is None or form.momentum is not None:
+            actual = f"a {type(rule).__name__}" if describing is None else describing.described()
+            if form is not None:
+                actual += ", which has momentum"
+            raise fail("rule", "be one whose central flow is known", actual, KNOWN)
         check_count("directions", directions)
         if form.memory is not None and is_concrete(form.memory.decay) and float(form.memory.decay) == 0:
             raise fail("rule", "have a memory", "one with decay 0, which is descent by signs")
@@ -93,11 +102,9 @@ class CentralFlow(AbstractFlow):
     def init(self, trainable: PyTree, frozen: PyTree) -> CentralState:
         flat, _ = flatten(trainable)
         zero, k = jnp.zeros((), flat.dtype), self.directions
-        memory, seed = None, zero
-        if self.form.memory is not None:
-            memory = self._memory(trainable, frozen)
+        memory = None if self.form.memory is None else self._memory(trainable, frozen)
         blank = jnp.zeros((k, flat.size), flat.dtype), jnp.zeros((k, k), flat.dtype)
-        return CentralState(trainable, memory, zero, *blank, seed, zero)
+        return CentralState(trainable, memory, zero, *blank, zero, zero, zero)
 
     def vector_field(self, t: Scalar, state: CentralState, frozen: PyTree) -> CentralState:
         """The derivative at the present covariance."""
@@ -163,9 +170,21 @@ class CentralFlow(AbstractFlow):
         return {"energy": Conserved(loss + state.dissipated, jnp.abs(loss) + jnp.abs(state.dissipated))}
 
     def errors(self, state: CentralState, frozen: PyTree) -> dict[str, Scalar]:
-        return {"delay": state.delay}
+        return {"delay": state.delay, "oscillating": state.oscillating}
 
     def complaint(self, errors: Mapping[str, Any]) -> str:
+        return " ".join(part for part in (self._complaint_of_room(errors), self._complaint_of_delay(errors)) if part)
+
+    def _complaint_of_room(self, errors: Mapping[str, Any]) -> str:
+        if int(errors["oscillating"]) < self.directions:
+            return ""
+        return (
+            f"All {self.directions} directions that CentralFlow tracks have come to oscillate together. Others beyond"
+            " them are not seen: their sharpness rises above the threshold, and the path is no longer the mean path of"
+            f" the rule. Raise `directions`, which is {self.directions}."
+        )
+
+    def _complaint_of_delay(self, errors: Mapping[str, Any]) -> str:
         delay, eta = float(errors["delay"]), float(self.form.learning_rate)
         if delay <= LONG_DELAY * eta:
             return ""
@@ -212,10 +231,12 @@ class CentralFlow(AbstractFlow):
     def _memory(self, trainable: PyTree, frozen: PyTree) -> PyTree:
         """The memory at the start."""
         form: Any = self.form.memory
+        blank = form.start(trainable)
+        if isinstance(frozen, PaddedRest) and not form.scalar:
+            blank = within(blank, frozen.extents)  # no gradient, no memory: what padding adds is not divided by it
         if self.second_moment is None:
             gradient = jax.grad(lambda p: self.problem(join(p, frozen)))(trainable)
-            return form.after(form.start(trainable), gradient)
-        blank = form.start(trainable)
+            return form.after(blank, gradient)
         if jax.tree_util.all_leaves([self.second_moment]) and jnp.ndim(self.second_moment) == 0:
             return jax.tree_util.tree_map(lambda leaf: jnp.full_like(leaf, self.second_moment), blank)
         given = jax.tree_util.tree_structure(self.second_moment)

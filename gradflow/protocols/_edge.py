@@ -94,6 +94,7 @@ class CentralState(eqx.Module):
     covariance: Float[Array, "k k"]
     log_amplitude: Scalar  # of the rule's own oscillation in the sharpest direction, by its linear growth
     delay: Scalar  # in time; the longest so far between the threshold and the oscillation of the rule
+    oscillating: Scalar  # directions that have oscillated at once, at most
 
     def deviations(self) -> Float[Array, "k size"]:
         """Rows whose outer products add up to the covariance."""

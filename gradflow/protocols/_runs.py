@@ -57,6 +57,10 @@ class HasUpdateForm(Protocol):
         """Its form; `None` where it is another one, or not known."""
         ...
 
+    def described(self) -> str:
+        """What messages call it, with an article."""
+        ...
+
 
 @runtime_checkable
 class PredictsAverages(Protocol):

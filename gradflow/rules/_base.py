@@ -79,6 +79,11 @@ class AbstractRule(eqx.Module):
         """How the rule steps, in numbers; `None` where it is of another form, or not known."""
         return None
 
+    def described(self) -> str:
+        """What messages call it, with an article."""
+        name = type(self).__name__
+        return f"{'an' if name[0] in 'AEIO' else 'a'} {name}"
+
     def check(self, trainable: PyTree, frozen: PyTree) -> None:
         """Raises `ValueError` for parameters of a shape or type that the rule cannot start from, as for flows."""
 

@@ -16,7 +16,7 @@ from gradflow.flows._gradient_flow import check_scalar
 from gradflow.protocols import UpdateForm
 from gradflow.rules._base import AbstractRule, AbstractRuleOfDescentTime, check_learning_rate
 from gradflow.rules._counting import UncountableError, Watch, marked, run_counted
-from gradflow.rules._optax_form import Transform, optax_form
+from gradflow.rules._optax_form import Transform, described_transform, optax_form
 
 Limit = Callable[[Callable[[PyTree], Scalar]], AbstractFlow]
 """A function `problem -> flow`."""
@@ -133,6 +133,9 @@ class OptaxRule(AbstractRuleOfDescentTime):
 
     def form(self) -> UpdateForm | None:
         return optax_form(self.transform, self.learning_rate)
+
+    def described(self) -> str:
+        return f"an OptaxRule of {described_transform(self.transform)}"
 
     def flow(self, order: int = 1) -> AbstractFlow:
         if self.limit is None or order != 1:

@@ -33,10 +33,30 @@ def optax_form(transform: Transform, learning_rate: Float[Array, ""]) -> UpdateF
     return reader(learning_rate, **constants)
 
 
+def described_transform(transform: Transform) -> str:
+    """What messages call a transform: its function, with the constants that were given by name."""
+    if isinstance(transform, optax.GradientTransformation):
+        return "a ready-made transform, which does not tell its constants"
+    maker = transform.func if isinstance(transform, functools.partial) else transform
+    name = getattr(maker, "__name__", type(maker).__name__)
+    public = f"optax.{name}" if getattr(optax, name, None) is maker else f"{name}, a function that is not optax's own"
+    if not isinstance(transform, functools.partial):
+        return public
+    given = [
+        *(f"{value!r}" for value in transform.args),
+        *(f"{key}={value!r}" for key, value in transform.keywords.items()),
+    ]
+    return f"{public} with {', '.join(given)}" if given else public
+
+
+def _no_momentum(momentum: ArrayLike | None) -> bool:
+    return momentum is None or (isinstance(momentum, (int, float)) and momentum == 0)
+
+
 def _sgd(
     learning_rate: Float[Array, ""], *, momentum: ArrayLike | None, nesterov: bool, **_: object
 ) -> UpdateForm | None:
-    if momentum is None:
+    if momentum is None or _no_momentum(momentum):
         return UpdateForm(learning_rate)
     averaging = "nesterov" if nesterov else "heavy_ball"
     return UpdateForm(learning_rate, jnp.asarray(momentum, float), averaging)
@@ -54,7 +74,7 @@ def _rmsprop(
     bias_correction: bool = False,
     **_: object,
 ) -> UpdateForm | None:
-    if centered or momentum is not None:
+    if centered or not _no_momentum(momentum):
         return None
     inside, outside = (eps, 0.0) if eps_in_sqrt else (0.0, eps)
     return UpdateForm(learning_rate, memory=_memory(decay, inside, outside, initial_scale, bias_correction))

@@ -40,7 +40,12 @@ def stability_threshold(rule: object) -> Float[Array, ""]:
             "Known are GradientDescent, HeavyBall, Nesterov, ScalarRMSProp, RMSProp, and OptaxRule of optax.sgd,"
             " optax.rmsprop or optax.adam itself, or of functools.partial of one of these."
         )
-        raise fail("rule", "be one whose threshold is known", f"a {type(rule).__name__}", advice)
+        raise fail(
+            "rule",
+            "be one whose threshold is known",
+            f"a {type(rule).__name__}" if describing is None else describing.described(),
+            advice,
+        )
     plain = 2 / form.learning_rate
     if form.momentum is None:
         return plain

@@ -1,5 +1,6 @@
 """The central flow against iterates, closed forms, and the conditions that define it."""
 
+import functools
 import warnings
 
 import equinox as eqx
@@ -73,8 +74,8 @@ def test_energy_is_conserved_and_better_in_shorter_steps(descent):
     drift = [abs(float(sol.loss[1] + sol.state.dissipated - sol.loss[0])) for sol in (descent, fine)]
     fall = float(fine.loss[0] - fine.loss[1])
     print("drift over fall:", np.array(drift) / fall)
-    assert drift[0] < 1e-2 * fall  # most of it where the edge is reached, by a step that ends just there
-    assert drift[1] < 1e-3 * fall
+    assert drift[0] < 1e-3 * fall  # 6e-4; most of it in the passage along the edge, which takes ten steps of the rule
+    assert drift[1] < 2e-4 * fall  # 1.2e-4
 
 
 @pytest.mark.slow
@@ -143,18 +144,28 @@ def test_complementary_matrices_satisfy_their_conditions():
         assert residual < 1e-11
 
 
+RMSPROP = functools.partial(optax.rmsprop, decay=0.9, initial_scale=1.0)
+
+
 @pytest.mark.slow
-def test_a_batch_of_learning_rates_is_a_loop_over_them():
-    rates, ts = jnp.array([0.28, 0.3]), jnp.linspace(0, 30, 4)
+@pytest.mark.parametrize(
+    ("transform", "rates", "until", "precision"),
+    [(optax.sgd, (0.28, 0.3), 30.0, (1e-10, 1e-7)), (RMSPROP, (0.28, 0.29), 9.0, (1e-6, 1e-4))],
+)
+def test_a_batch_of_learning_rates_is_a_loop_over_them(transform, rates, until, precision):
+    """In the same steps. Third derivatives are differences, and a batch rounds otherwise: with RMSProp that makes up to
+    2.4e-7 of the path and 2.6e-5 of the variance, as much as the error of either run."""
+    rates, ts = jnp.array(rates), jnp.linspace(0, until, 4)
 
     def run(rate):
-        return gf.solve(gf.CentralFlow(gf.GradientDescent(valley, rate)), START, ts, observe={"v": Variance()})
+        return solved(gf.OptaxRule(valley, transform, rate), START, ts, observe={"v": Variance()})
 
     batch = jax.vmap(run)(rates)
+    assert batch.observed["v"].max() > 0
     for i, rate in enumerate(rates):
-        one = solved(gf.GradientDescent(valley, rate), START, ts, observe={"v": Variance()})
-        assert np.allclose(batch.final[i], one.final, rtol=1e-10)
-        assert np.allclose(batch.observed["v"][i], one.observed["v"], rtol=1e-7)
+        one = run(rate)
+        np.testing.assert_allclose(batch.final[i], one.final, rtol=precision[0], atol=precision[0])
+        np.testing.assert_allclose(batch.observed["v"][i], one.observed["v"], rtol=precision[1])
         assert all(int(batch.stats[name][i]) == int(one.stats[name]) for name in one.stats)
 
 
@@ -185,9 +196,8 @@ def test_what_it_cannot_follow_is_refused(key):
         gf.solve(gf.CentralFlow(gf.GradientDescent(relu, 0.1)), gf.models.TwoLayer(2, 2, key=key), [1.0])
     with pytest.raises(ValueError, match=r"`params` must start below the threshold .* is 2\.4"):
         gf.solve(gf.CentralFlow(gf.GradientDescent(valley, RATE)), jnp.array([0.0, 8.0]), [1.0])
-    for rule in (gf.HeavyBall(valley, 0.1, momentum=0.5), gf.OptaxRule(valley, optax.rmsprop(0.1), 0.1)):
-        with pytest.raises(ValueError, match="`rule` must be one whose central flow is known"):
-            gf.CentralFlow(rule)
+    with pytest.raises(ValueError, match=r"must be one whose central flow .* a HeavyBall, which has momentum"):
+        gf.CentralFlow(gf.HeavyBall(valley, 0.1, momentum=0.5))
     with pytest.raises(ValueError, match="`solver` must be gradflow"):
         gf.solve(gf.CentralFlow(gf.GradientDescent(valley, 0.1)), START, [1.0], solver=gf.solvers.Tsit5())
     with pytest.raises(ValueError, match="`solver` must not be gradflow"):
@@ -196,6 +206,97 @@ def test_what_it_cannot_follow_is_refused(key):
         gf.CentralFlow(gf.GradientDescent(valley, 0.1), second_moment=1.0)
     with pytest.raises(ValueError, match="`observe` must hold a mean over iterates"):
         gf.solve(gf.GradientFlow(valley), START, [1.0], observe={"mean": IterateMean(valley)})
+
+
+@pytest.mark.parametrize(
+    ("transform", "ours"),
+    [
+        (optax.sgd, lambda rate: gf.GradientDescent(valley, rate)),
+        (functools.partial(optax.sgd, momentum=0.0), lambda rate: gf.GradientDescent(valley, rate)),
+        (optax.rmsprop, lambda rate: gf.RMSProp(valley, rate)),
+        (
+            functools.partial(optax.rmsprop, decay=0.8, eps=1e-3, eps_in_sqrt=False, bias_correction=True),
+            lambda rate: gf.RMSProp(valley, rate, decay=0.8, eps=1e-3, eps_in_sqrt=False, bias_correction=True),
+        ),
+    ],
+)
+def test_rules_of_optax_are_taken_as_ours(transform, ours):
+    """The numbers of the rule are all that the flow knows of it; that rules of equal numbers step alike is theirs."""
+    theirs = gf.CentralFlow(gf.OptaxRule(valley, transform, 0.1))
+    assert eqx.tree_equal(theirs.form, gf.CentralFlow(ours(0.1)).form)
+
+
+@pytest.mark.parametrize(
+    ("transform", "name"),
+    [
+        (optax.adam, r"an OptaxRule of optax\.adam, which has momentum"),
+        (functools.partial(optax.sgd, momentum=0.9), r"of optax\.sgd with momentum=0\.9, which has momentum"),
+        (functools.partial(optax.rmsprop, centered=True), r"of optax\.rmsprop with centered=True"),
+        (functools.partial(optax.rmsprop, momentum=0.9), r"of optax\.rmsprop with momentum=0\.9"),
+        (optax.adagrad, r"of optax\.adagrad"),
+        (optax.rmsprop(0.1), "of a ready-made transform, which does not tell its constants"),
+        (lambda rate: optax.sgd(2 * rate), "of <lambda>, a function that is not optax's own"),
+    ],
+)
+def test_other_rules_of_optax_are_refused_by_name(transform, name):
+    with pytest.raises(ValueError, match=f"`rule` must be one whose central flow is known, but is .*{name}"):
+        gf.CentralFlow(gf.OptaxRule(valley, transform, 0.1))
+
+
+def two_valleys(w):
+    """Two directions come to the edge at the same time."""
+    return valley(w[:2]) + valley(w[2:])
+
+
+@pytest.mark.slow
+def test_more_directions_than_are_tracked_are_said():
+    rule, start = gf.GradientDescent(two_valleys, RATE), jnp.concatenate([START, START])
+    with pytest.warns(gf.TheoryWarning, match="All 1 directions that CentralFlow tracks .* Raise `directions`"):
+        sol = gf.solve(gf.CentralFlow(rule, directions=1), start, [40.0], throw=False)
+    assert sol.errors["oscillating"] == 1
+    with warnings.catch_warnings(record=True) as messages:
+        warnings.simplefilter("always")
+        sol = gf.solve(gf.CentralFlow(rule, directions=3), start, [60.0, 100.0], observe={"variance": Variance()})
+    assert not any("directions that CentralFlow tracks" in str(warning.message) for warning in messages)
+    assert sol.errors["oscillating"] == 2
+    assert float(sol.observed["variance"][-1]) == pytest.approx(2 * 2 * EPS, rel=5e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The oscillation of the rule starts")
+def test_mixed_members_of_a_sweep_are_padded_and_equal_their_runs():
+    """Two widths in one program, with RMSProp, where one oscillates and directions turn quickly."""
+    problem = gf.EmpiricalRisk(*gf.data.digits(n=12, centre=True, labels="onehot"), gf.losses.square)
+    transform = functools.partial(optax.rmsprop, decay=0.9, initial_scale=0.01)
+    see, ts = {"variance": Variance(), "mean": MeanLoss()}, np.linspace(0, 0.25, 6)
+
+    def build(width, rate):
+        model = gf.models.MLP(64, width, 10, depth=1, activation=jnp.tanh, key=jax.random.key(0))
+        return gf.CentralFlow(gf.OptaxRule(problem, transform, rate)), model
+
+    axes = {"width": [5, 7], "rate": [0.005]}
+    ds = gf.sweep(build, axes, ts, observe=see, batch=2, pad=True, progress=False)
+    assert ds.attrs["programs"] == 1 if "programs" in ds.attrs else True
+    assert np.all(ds.status == 0)
+    assert ds.error_oscillating.values.min() >= 1
+    for i, width in enumerate(axes["width"]):
+        for j, rate in enumerate(axes["rate"]):
+            one = gf.solve(*build(width, rate), ts, observe=see)
+            # Where a padded member looks for directions, it starts from other random numbers.
+            np.testing.assert_allclose(ds["mean"][i, j], one.observed["mean"], rtol=1e-4)
+            np.testing.assert_allclose(
+                ds.variance[i, j], one.observed["variance"], rtol=0.01, atol=0.01 * ds.variance.values.max()
+            )
+
+
+@pytest.mark.slow
+def test_runs_to_the_edge_where_nan_is_an_error():
+    for rule, until in ((gf.OptaxRule(valley, optax.sgd, RATE), 20.0), (gf.OptaxRule(valley, RMSPROP, 0.28), 6.0)):
+        plain = solved(rule, START, [until], observe={"mean": MeanLoss()})
+        with jax.debug_nans(True):
+            strict = solved(rule, START, [until], observe={"mean": MeanLoss()})
+        assert np.trace(strict.state.covariance) > 0
+        assert float(strict.observed["mean"][-1]) == pytest.approx(float(plain.observed["mean"][-1]), rel=1e-12)
 
 
 @pytest.mark.slow
