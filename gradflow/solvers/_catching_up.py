@@ -68,6 +68,14 @@ class Memory(eqx.Module):
     turnover: Scalar  # what has been dissipated so far, and regained, without regard to sign
 
 
+class Start(NamedTuple):
+    """Where a step begins: parameters, gradient and preconditioner."""
+
+    w: Array
+    g: Array
+    p: Array
+
+
 class Middle(NamedTuple):
     """What is known at the middle of a step, in units of steps of the rule."""
 
@@ -139,7 +147,7 @@ class CatchingUp(AbstractMethod):
         w0, unflatten = flatten(y.params)
         # Padding needs no mask: what it has added to the parameters is seen as zero, and gradients vanish along it.
         gradient: Gradient = jax.grad(lambda v: field.flow.problem(join(unflatten(v), field.frozen)))
-        eta, k = field.flow.form.learning_rate.astype(w0.dtype), y.vectors.shape[0]
+        eta = field.flow.form.learning_rate.astype(w0.dtype)
         h, k0 = dt.astype(w0.dtype) / eta, field.t.astype(w0.dtype) / eta
         preconditioner = Preconditioner(field.flow.form)
         m0 = preconditioner.flat(y.memory, w0)
@@ -164,16 +172,9 @@ class CatchingUp(AbstractMethod):
         bend = (step.w - euler.w) / h**2
         weights = field.error_weights(y), field.error_weights(y1)
         ratio = control.ratio(_errors(y, unflatten, h, bend, state), *weights, scale)
-        start = middle.edge - unpacked(middle.curvature.thirds @ (w0 - wm), k) + weighted(middle.u, 2 * (p0 - middle.p))
-        at_start, led_to = (_relative_sharpness(e, middle.inside) for e in (start, step.edge))
-        mismatch = _mismatch(at_start, middle.inside, h, state)
         dissipated = y1.dissipated - y.dissipated
-        unbalanced = jnp.abs(dissipated + _fall(w0, g0, wm, middle.g, step.w))
-        turnover = state.turnover + jnp.abs(dissipated) + unbalanced
-        # The error of the sharpness is of second order in the step, those of the path and of the energy of third.
-        rtol = control.rtol.astype(w0.dtype)
-        ratio = jnp.maximum(ratio, (mismatch / (EDGE * rtol)) ** 1.5)
-        ratio = jnp.maximum(ratio, unbalanced / (ENERGY * rtol * jnp.where(turnover > 0, turnover, 1)))
+        of_edge, led_to, turnover = _edge_and_energy(Start(w0, g0, p0), wm, middle, step, h, dissipated, state, control)
+        ratio = jnp.maximum(ratio, of_edge)
         finite = jnp.all(jnp.isfinite(step.w)) & jnp.all(jnp.isfinite(m1)) & jnp.all(jnp.isfinite(middle.g))
         ratio, factor = _judged(control, ratio, finite, h, middle, improved, state)
         accepted = Memory(
@@ -192,18 +193,12 @@ class CatchingUp(AbstractMethod):
             failed=jnp.asarray(False),
             turnover=turnover,
         )
-        spoilt = _unusable(middle)
-        again = jax.tree_util.tree_map(lambda new, old: jnp.where(spoilt, new, old), improved, basis)
-        spacing = jnp.where(spoilt, 0, state.spacing)
-        rejected = eqx.tree_at(
-            lambda s: (s.basis, s.age, s.failed, s.spacing), state, (again, age, jnp.asarray(True), spacing)
-        )
         return Attempt(
             y1=y1,
             ratio=ratio,
             factor=factor,
             accepted=accepted,
-            rejected=rejected,
+            rejected=_rejected(state, basis, improved, age, _unusable(middle)),
             dense=(y, y1, unflatten(w0 - step.w - h * inverse(p0) * (g0 + step.force)), dt),
             finite=finite,
             evaluations=2 + middle.curvature.evaluations,
@@ -339,6 +334,32 @@ def _relative_sharpness(edge: Float[Array, "k k"], inside: Bool[Array, " k"]) ->
     return 2 - jnp.linalg.eigvalsh(chosen_block(edge, inside, 1e3))
 
 
+def _edge_and_energy(
+    start: Start,
+    wm: Array,
+    middle: Middle,
+    step: Step,
+    h: Scalar,
+    dissipated: Scalar,
+    state: Memory,
+    control: StepControl,
+) -> tuple[Scalar, Float[Array, " k"], Scalar]:
+    """The errors of the sharpness and of the energy over their tolerances, the larger; the sharpnesses that the step
+    leads to; and the energy turned over so far.
+
+    The error of the sharpness is of second order in the step, those of the path and of the energy of third.
+    """
+    turned = unpacked(middle.curvature.thirds @ (start.w - wm), state.edge.size)
+    edge = middle.edge - turned + weighted(middle.u, 2 * (start.p - middle.p))
+    at_start, led_to = (_relative_sharpness(e, middle.inside) for e in (edge, step.edge))
+    mismatch = _mismatch(at_start, middle.inside, h, state)
+    unbalanced = jnp.abs(dissipated + _fall(start, wm, middle.g, step.w))
+    turnover = state.turnover + jnp.abs(dissipated) + unbalanced
+    rtol = control.rtol.astype(h.dtype)
+    ratio = (mismatch / (EDGE * rtol)) ** 1.5
+    return jnp.maximum(ratio, unbalanced / (ENERGY * rtol * jnp.where(turnover > 0, turnover, 1))), led_to, turnover
+
+
 def _mismatch(at_start: Float[Array, " k"], inside: Bool[Array, " k"], h: Scalar, state: Memory) -> Scalar:
     """The error of the sharpness, from how far those at the start of a step are from those that the last one led to.
 
@@ -351,9 +372,9 @@ def _mismatch(at_start: Float[Array, " k"], inside: Bool[Array, " k"], h: Scalar
     return share * jnp.max(jnp.where(common, jnp.abs(at_start - state.edge), 0))
 
 
-def _fall(w0: Array, g0: Array, wm: Array, gm: Array, w1: Array) -> Scalar:
+def _fall(start: Start, wm: Array, gm: Array, w1: Array) -> Scalar:
     """The change of the loss over a step, to third order: the middle of its chord is not where its middle was taken."""
-    return gm @ (w1 - w0) + (w1 + w0 - 2 * wm) @ (gm - g0)
+    return gm @ (w1 - start.w) + (w1 + start.w - 2 * wm) @ (gm - start.g)
 
 
 def _errors(y: CentralState, unflatten: Any, h: Scalar, bend: Float[Array, " size"], state: Memory) -> PyTree:
@@ -380,6 +401,14 @@ def _judged(
     factor = jnp.minimum(control.factor(ratio, state.ratio, state.failed, 3), STABLE / length)
     ratio = jnp.where(unusable | (length > 1.2 * STABLE), jnp.maximum(ratio, 2.0), ratio)
     return ratio, jnp.where(unusable, jnp.minimum(1.0, STABLE / length), factor)
+
+
+def _rejected(state: Memory, basis: Basis, improved: Basis, age: Int[Array, ""], spoilt: Bool[Array, ""]) -> Memory:
+    """What is left of a step that is turned down: a better basis, where it was the basis that spoilt it."""
+    again = jax.tree_util.tree_map(lambda new, old: jnp.where(spoilt, new, old), improved, basis)
+    spacing = jnp.where(spoilt, 0, state.spacing)
+    changed = again, age, jnp.asarray(True), spacing
+    return eqx.tree_at(lambda s: (s.basis, s.age, s.failed, s.spacing), state, changed)
 
 
 def _unusable(middle: Middle) -> Bool[Array, ""]:
