@@ -206,7 +206,7 @@ def images(
     order = jnp.argsort(~chosen, stable=True)
     number = jnp.sum(chosen)
 
-    def one(i: Int[Array, ""], rows: Array) -> Array:
+    def one(i: Int[ArrayLike, ""], rows: Array) -> Array:
         return rows.at[order[i]].set(product(vectors[order[i]]))
 
     return jax.lax.fori_loop(0, number, one, jnp.zeros_like(vectors)), number

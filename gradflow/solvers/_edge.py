@@ -5,7 +5,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, Scalar
 
 from gradflow._tree import flatten
 from gradflow.protocols import UpdateForm
@@ -115,13 +115,13 @@ def curvature(
         ahead, behind = gradient(w + step * v), gradient(w - step * v)
         return (ahead - behind) / (2 * step), (ahead + behind - 2 * g) / step**2
 
-    def pair(p: Int[Array, ""], rows_so_far: tuple[Array, Array]) -> tuple[Array, Array]:
+    def pair(p: Int[ArrayLike, ""], rows_so_far: tuple[Array, Array]) -> tuple[Array, Array]:
         mapped, squares = rows_so_far
         i, j = rows[p], columns[p]
         first, second = both(jnp.where(i == j, u[i], u[i] + u[j]))
         return mapped.at[i].set(jnp.where(i == j, first, mapped[i])), squares.at[p].set(second)
 
-    def alone(i: Int[Array, ""], mapped: Array) -> Array:
+    def alone(i: Int[ArrayLike, ""], mapped: Array) -> Array:
         return mapped.at[i].set(jax.jvp(gradient, (w,), (u[i],))[1])
 
     start = jnp.zeros_like(u), jnp.zeros((rows.size, w.size), w.dtype)
