@@ -1,6 +1,6 @@
 """Small architectures of the theory, their initial laws and parametrisations, as Equinox modules."""
 
-from collections.abc import Callable
+import collections.abc as _abc
 
 from gradflow.models import laws as laws
 from gradflow.models import nodes as nodes
@@ -28,7 +28,7 @@ from gradflow.models._smoothed import Smoothed as Smoothed
 from gradflow.models._two_layer import TwoLayer as TwoLayer
 
 
-def __getattr__(name: str) -> Callable[..., TwoLayer]:
+def __getattr__(name: str) -> _abc.Callable[..., TwoLayer]:
     if name == "mild_two_layer":  # the former name
         return mildly_parametrised
     raise AttributeError(f"module 'gradflow.models' has no attribute {name!r}")

@@ -20,7 +20,7 @@ For instance, how a quadratic decays from starts of several sizes:
 ('decay', [0.184, 0.368])
 """
 
-from collections.abc import Callable
+import collections.abc as _abc
 
 from gradflow.studies._circle import circle_illustration as circle_illustration
 from gradflow.studies._compare import compare as compare
@@ -55,7 +55,7 @@ _WITH_OLD_TABLES = (
 """Studies whose tables have a name here as well, `small_init_table` for `gf.tables.small_init`; new ones have none."""
 
 
-def __getattr__(name: str) -> Callable[..., str]:
+def __getattr__(name: str) -> _abc.Callable[..., str]:
     # The one import that runs up the order of the rooms: nothing in this room takes it, only a user of an old name.
     if not name.endswith("_table") or name.removesuffix("_table") not in _WITH_OLD_TABLES:
         raise AttributeError(f"module 'gradflow.studies' has no attribute {name!r}")
@@ -65,4 +65,4 @@ def __getattr__(name: str) -> Callable[..., str]:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *(f"{name}_table" for name in _WITH_OLD_TABLES)} - {"Callable"})
+    return sorted({*globals(), *(f"{name}_table" for name in _WITH_OLD_TABLES)})

@@ -419,6 +419,7 @@ def tanh_by_dop853(g, noise, start, end):
     return scipy.integrate.solve_ivp(field, (0, end), start, method="DOP853", rtol=1e-9, atol=1e-10).y[:, -1]
 
 
+@pytest.mark.slow
 def test_an_activation_by_quadrature_along_a_run():
     """Right as its variance grows from 1 to 4.3; where the nodes are not made for that, the run says so."""
     exact = tanh_by_dop853(2.0, 0.5, [1.0, 0.3], 10.0)

@@ -73,6 +73,7 @@ def escapes(four_modes, run_to):
     return EXPONENTS, both
 
 
+@pytest.mark.slow
 def test_escape_time_grows_by_one_over_twice_the_correlation(escapes):
     """The slope is `1 / (2 N) = 1 / s_1` once the direction has come to rest, for every size that floats hold."""
     exponents, sols = escapes

@@ -49,7 +49,7 @@ def test_dormant_feature_whose_correlation_changes_sign_counts_back():
     assert computed.activated == (0, 1)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_random_diagonal_problem(seed):
     check_limit(*random_problem(seed))
 

@@ -75,6 +75,7 @@ def test_bad_arguments_are_refused():
         gf.observables.HessianEigenpairs(rotating, 0)
 
 
+@pytest.mark.slow
 def test_as_many_pairs_as_parameters_and_one_parameter():
     one = gf.observables.HessianEigenpairs(lambda w: 1.5 * w**2, 1)
     sol = gf.solve(gf.GradientFlow(lambda w: 1.5 * w**2), jnp.array(1.0), [0.0, 1.0], observe={"p": one})

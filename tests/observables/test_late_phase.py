@@ -93,6 +93,7 @@ def test_margins_of_classes_agree_with_numpy(key):
     assert eqx.filter_eval_shape(MaxMarginResidual(problem), model).shape == (2,)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="be a gradflow"):
         Margins(lambda w: w)

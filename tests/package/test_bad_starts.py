@@ -179,6 +179,7 @@ except ValueError as error:
     assert done.stdout.strip() == "done", done.stderr
 
 
+@pytest.mark.slow
 def test_a_sliding_flow_names_smoothing(key):
     x, y = np.random.default_rng(1).normal(size=(8, 2)), np.ones(8)
     model = gf.models.TwoLayer(2, 4, key=key)

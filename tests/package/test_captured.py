@@ -81,7 +81,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+LONGEST = ("Sharpness of a run", "alternating_flow")
+"""Cases that are left to the slow tests."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in LONGEST else []) for n in CASES])
 def test_a_global_that_changes_is_seen(name, monkeypatch):
     """Each number is a power of the scale that the global holds."""
     measure, power = CASES[name]

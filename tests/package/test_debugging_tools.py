@@ -27,7 +27,6 @@ TOOLS = {
 }
 QUICK = {
     (TOGETHER, "flows", "GradientFlow"),
-    (TOGETHER, "observables", "MaxMarginResidual"),
     (TOGETHER, "rules", "SGD"),
     (WITHOUT_JIT, "observables", "MaxMarginResidual"),
 }

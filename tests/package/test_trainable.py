@@ -171,6 +171,7 @@ def test_the_second_call_traces_nothing():
     assert len(traces) == before
 
 
+@pytest.mark.slow
 def test_comparison_of_a_rule_with_its_flow():
     rule = gf.GradientDescent(RISK, learning_rate=0.1)
     ds = gf.compare(rule, LORA, [0.1, 0.05], 1.0, trainable=ADAPTER)
@@ -251,6 +252,7 @@ def test_flax_modules_flow_in_their_parameters_alone():
     assert len(last.held) == 7
 
 
+@pytest.mark.slow
 def test_the_state_of_equinox_layers_is_held():
     class Net(eqx.Module):
         first: eqx.nn.Linear

@@ -49,6 +49,7 @@ def end(model, chunk_size, **options):
     return gf.solve(gf.GradientFlow(problem), model, [0.0, 30.0], observe=observe, **options)
 
 
+@pytest.mark.slow
 def test_a_trajectory_is_that_of_all_samples_at_once():
     """The field differs by its rounding, of 1e-16, which the flow of a network may amplify."""
     whole, parts = (end(network(), size, rtol=1e-6) for size in (None, 5))

@@ -159,6 +159,7 @@ def test_the_run_is_that_of_optax_itself():
     np.testing.assert_allclose(sol.final, w, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_batches_count_each_for_itself():
     loss, _ = counted_valley()
     rule = gf.OptaxRule(loss, optax.lbfgs(), learning_rate=1.0)

@@ -55,8 +55,8 @@ def test_random_numbers_go_on_where_they_stopped(key):
     ("flow", "end"),
     [
         (gf.GradientFlow(quartic), 8.0),
-        (gf.HeavyBallFlow(quartic, mu=0.3, s=0.05), 20.0),
-        (gf.NesterovConvexFlow(quartic, s=0.05), 20.0),
+        pytest.param(gf.HeavyBallFlow(quartic, mu=0.3, s=0.05), 20.0, marks=pytest.mark.slow),
+        pytest.param(gf.NesterovConvexFlow(quartic, s=0.05), 20.0, marks=pytest.mark.slow),
     ],
 )
 def test_many_pieces_cost_as_much_as_one_run_and_end_in_the_same_place(flow, end):

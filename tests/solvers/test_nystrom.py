@@ -256,6 +256,7 @@ def test_what_is_asked_for_is_what_one_gets(name, rtol):
     assert tighter.drift["energy"] < sol.drift["energy"] / 4
 
 
+@pytest.mark.slow
 def test_fewer_gradients_than_order_eight_without_nystrom():
     """At equal error on a network, by two fifths."""
     problem = gf.EmpiricalRisk(*gf.data.digits(n=40, centre=True, labels="onehot"), gf.losses.square)
@@ -289,6 +290,7 @@ def test_every_gradient_is_counted():
     assert int(sol.stats["gradient_evaluations"]) + 5 == len(calls)
 
 
+@pytest.mark.slow
 def test_a_batch_equals_a_loop_and_float32_is_kept():
     def end(mu, start):
         return gf.solve(gf.HeavyBallFlow(pendulum, mu, 0.04), start, [10.0], rtol=1e-7, throw=False).final

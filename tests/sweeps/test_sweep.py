@@ -426,7 +426,7 @@ class KilledError(BaseException):
 
 
 @pytest.mark.parametrize("what", [KeyboardInterrupt, KilledError])
-@pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("share", [0.3, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.05, 0.6, 0.95))])
 def test_resuming_an_interrupted_sweep_gives_the_same_bits(tmp_path, counted, share, what, monkeypatch):
     """Unfinished members are picked up where they were: all segments together are hardly more than without a break."""
     monkeypatch.setattr(_state_file, "COST", np.inf)
@@ -778,6 +778,7 @@ def layers(model):
     return {"norms": rows, "pair": (jnp.sum(model.output), jnp.argmax(rows))}
 
 
+@pytest.mark.slow
 def test_arrays_of_a_pytree_are_variables(tmp_path):
     """Of every member as of its own run, padded to the largest width, and the same from a store."""
     axes, ts, observe = {"width": [2, 3], "seed": [0, 1]}, [0.0, 1.0], {"net": layers}
