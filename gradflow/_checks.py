@@ -85,7 +85,15 @@ BLOCK = 2**20
 """Entries of a NumPy array that are looked at together, so that their mask takes a megabyte."""
 
 
+def _in_host_memory(array: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    """An array as NumPy sees it, where that is no copy, which spares the compilation of a program; itself elsewhere."""
+    if not isinstance(array, jax.Array) or not array.is_fully_addressable or len(array.devices()) > 1:
+        return array
+    return np.asarray(array) if next(iter(array.devices())).platform == "cpu" else array
+
+
 def _count_not_finite(array: jax.Array | np.ndarray) -> int:
+    array = _in_host_memory(array)
     if isinstance(array, jax.Array):
         # A trace around this call is none of the business of values that are known.
         with jax.ensure_compile_time_eval():
@@ -108,7 +116,9 @@ def _not_finite_on_device(array: jax.Array) -> jax.Array:
 
 def largest_entry(array: jax.Array | np.ndarray) -> float:
     """The largest absolute value of an array that is known, taken where the array is; zero without entries."""
+    array = _in_host_memory(array)
     if not isinstance(array, jax.Array):
+        array = np.abs(array) if np.iscomplexobj(array) else array
         return float(max(np.max(array, initial=0.0), -np.min(array, initial=0.0)))
     with jax.ensure_compile_time_eval():
         return float(_largest(array))
