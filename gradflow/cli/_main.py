@@ -40,6 +40,19 @@ def report_store(
     print(f"report: {report(store, store.with_suffix('.html') if out is None else out)}")
 
 
+@app.command("site", short_help="Builds the documentation as a site, in a clone.")
+def build_site(
+    out: Annotated[pathlib.Path, typer.Option("--out", help="Folder to write.")] = pathlib.Path("gradflow-site"),
+    notebooks: Annotated[
+        bool, typer.Option("--notebooks/--no-notebooks", help="Execute the notebooks, in minutes, and show them.")
+    ] = True,
+) -> None:
+    """Builds guide, notebooks with their figures and reference as one site, which opens without a network."""
+    from gradflow.reports import site
+
+    print(f"site: {site(out, notebooks=notebooks) / 'index.html'}")
+
+
 @app.command("info", short_help="Versions and everything on offer, or what a store holds.")
 def info(
     store: Annotated[pathlib.Path | None, typer.Argument(help="A zarr store, to be described.")] = None,
@@ -66,6 +79,6 @@ def guide(
     page: Annotated[str | None, typer.Argument(help="A page of the guide; without one, all are listed.")] = None,
 ) -> None:
     """Prints a page of the guide as plain text; without a page, the list of pages."""
-    from gradflow.cli._guide import list_pages, read_page
+    from gradflow.reports._guide import list_pages, read_page
 
     print(list_pages() if page is None else read_page(page).rstrip())

@@ -5,3 +5,4 @@ They compute nothing: numbers come from the data set, tables and figures from th
 
 from gradflow.reports._report import report as report
 from gradflow.reports._run import fragment as fragment
+from gradflow.reports._site import site as site

@@ -13,7 +13,7 @@ import pytest
 
 import gradflow as gf
 from gradflow.cli import main
-from gradflow.cli._guide import PAGES, list_pages, read_page
+from gradflow.reports._guide import PAGES, list_pages, read_page
 
 ROOT = pathlib.Path(gf.__file__).parent
 README = (ROOT.parent / "README.md").read_text()

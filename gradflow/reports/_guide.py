@@ -33,7 +33,7 @@ def read_page(name: str) -> str:
 
     **Raises** `ValueError` for a name that no page has.
 
-    >>> from gradflow.cli._guide import read_page
+    >>> from gradflow.reports._guide import read_page
     >>> read_page("solvers").split("\\n")[0]
     '# Solvers: which one when, and what they cost'
     """
