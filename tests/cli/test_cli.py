@@ -120,7 +120,7 @@ def test_help_lists_every_command(gradflow):
         ),
         ("plot", ["--out", "STORE"]),
         ("report", ["--out", "STORE"]),
-        ("site", ["--out", "--no-notebooks"]),
+        ("site", ["--out", "--notebooks"]),
         ("export", ["STORE", "FILE"]),
         ("info", ["STORE"]),
         ("guide", ["PAGE"]),
