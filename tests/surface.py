@@ -296,6 +296,7 @@ def models(dtype):
         "TwoLayer, balanced": built(m.TwoLayer, width=3, balanced=True, law=m.laws.sphere),
         "MLP": built(m.MLP, width=3),
         "MLP, mup": built(m.MLP, width=3, out_size=2, depth=2, parametrisation="mup"),
+        "ConvNet": lambda: m.ConvNet((4, 4), (2,), 3, dtype=dtype, key=key)(jnp.ones(16, dtype)),
         "DeepLinear": built(m.DeepLinear, width=3),
         "OneLayer": built(m.OneLayer, width=3),
         "SignedTwoLayer": built(m.SignedTwoLayer, width=3),

@@ -6,6 +6,7 @@ from gradflow.models import laws as laws
 from gradflow.models import nodes as nodes
 from gradflow.models._as_nodes import AsNodes as AsNodes
 from gradflow.models._as_nodes import as_nodes as as_nodes
+from gradflow.models._conv_net import ConvNet as ConvNet
 from gradflow.models._deep_linear import DeepLinear as DeepLinear
 from gradflow.models._diagonal_linear import DiagonalLinear as DiagonalLinear
 from gradflow.models._log_diagonal import LogDiagonal as LogDiagonal
