@@ -7,7 +7,7 @@ import jax
 import jax.core
 import jax.flatten_util
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, ArrayLike, Bool, Float, Int, PyTree
 
 from gradflow._homogeneity import degree_one_slopes
 from gradflow._tree import full_precision, join, split
@@ -115,7 +115,7 @@ def _nearest_weights(
     `backward(forward(.))`, from thirty power iterations that begin at `start`.
     """
 
-    def largest(_: Int[Array, ""], v: Array) -> Array:
+    def largest(_: Int[ArrayLike, ""], v: Array) -> Array:
         w = backward(forward(v))[0]
         return w / jnp.maximum(jnp.linalg.norm(w), jnp.finfo(w.dtype).tiny)
 
@@ -123,7 +123,7 @@ def _nearest_weights(
     steepness = 1.05 * jnp.linalg.norm(backward(forward(top))[0])
     length = 1 / jnp.where(steepness > 0, steepness, 1)
 
-    def step(_: Int[Array, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def step(_: Int[ArrayLike, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         weights, ahead, momentum = state
         projected = jnp.clip(ahead - length * backward(off(ahead))[0], 0, 1)
         uphill = jnp.sum((ahead - projected) * (projected - weights)) > 0

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, Scalar
 
 from gradflow._checks import fail
 from gradflow._tree import flatten, scaled_norm
@@ -132,7 +132,7 @@ class Automatic(AbstractMethod):
         h = dt.astype(start.dtype)
         rows, nodes = jnp.asarray(tableau.rows, start.dtype), jnp.asarray(tableau.nodes, dt.dtype)
 
-        def stage(i: Int[Array, ""], k: Array) -> Array:
+        def stage(i: Int[ArrayLike, ""], k: Array) -> Array:
             return k.at[i].set(h * flatten(field(nodes[i] * dt, unflatten(start + rows[i] @ k)))[0])
 
         k = jax.lax.fori_loop(0, tableau.stages, stage, jnp.zeros((tableau.stages, start.size), start.dtype))

@@ -102,6 +102,7 @@ def test_cost_grows_in_proportion_to_the_logarithm(escapes):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_first_escape_costs_the_same_for_every_size(four_modes, run_to):
     problem, model = four_modes
     escape = [gf.first_escape(problem, gf.Polar(model, -e * np.log(10))) for e in (30.0, 1e3, 1e6)]

@@ -127,6 +127,7 @@ def test_histograms_count_with_weights():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
 def test_distances():
     """On a line against scipy; of a shifted cloud; between draws of one law, falling with their number."""
     rng = np.random.default_rng(0)

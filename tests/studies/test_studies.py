@@ -19,7 +19,7 @@ from gradflow import plot, studies, tables
 from gradflow.limits._alignment import align
 from gradflow.limits._small_start import predict_small_start
 from gradflow.plot._legends import covering
-from gradflow.studies import _small_init
+from gradflow.studies import _escape_times, _small_init
 from gradflow.studies._by_name import FORMER_NAMES, with_current_names
 from gradflow.sweeps import _scheduler
 
@@ -246,13 +246,13 @@ def test_crossings_between_save_times():
     """Exactly exponential growth is interpolated exactly; what never gets there has no time of escape."""
     ts = np.linspace(0, 10, 11)
     failed = 1e-3 * np.exp(ts)
-    assert _small_init._crossing(ts, failed, 0.1) == pytest.approx(np.log(100), rel=1e-12)
-    assert _small_init._crossing(ts, failed, failed[4]) == pytest.approx(4.0, rel=1e-12)
-    assert np.isnan(_small_init._crossing(ts, 1e-9 * failed, 0.1))
+    assert _escape_times._crossing(ts, failed, 0.1) == pytest.approx(np.log(100), rel=1e-12)
+    assert _escape_times._crossing(ts, failed, failed[4]) == pytest.approx(4.0, rel=1e-12)
+    assert np.isnan(_escape_times._crossing(ts, 1e-9 * failed, 0.1))
     # Nothing is lost, in rounding, at the save time before.
-    assert _small_init._crossing(ts, np.where(ts < 5, 0.0, 0.5), 0.1) == 5.0
-    assert np.isnan(_small_init._slope(np.array([1.0, 2.0]), np.array([1.0, np.nan])))
-    assert _small_init._slope(np.array([1.0, 2.0, 4.0]), np.array([1.0, np.nan, 7.0])) == pytest.approx(2.0)
+    assert _escape_times._crossing(ts, np.where(ts < 5, 0.0, 0.5), 0.1) == 5.0
+    assert np.isnan(_escape_times._slope(np.array([1.0, 2.0]), np.array([1.0, np.nan])))
+    assert _escape_times._slope(np.array([1.0, 2.0, 4.0]), np.array([1.0, np.nan, 7.0])) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(
