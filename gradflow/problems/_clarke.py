@@ -7,7 +7,7 @@ import jax
 import jax.core
 import jax.flatten_util
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, ArrayLike, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from gradflow._homogeneity import degree_one_slopes
 from gradflow._tree import full_precision, join, split
