@@ -17,12 +17,12 @@ from gradflow.models._parametrisation import check_scale, draw, resolve_dtype
 
 
 class ConvNet(eqx.Module):
-    """Convolutions, each followed by the activation and by averages over squares of two pixels, then a linear layer.
+    """Convolutions with an activation and average pooling, then a linear layer.
 
         h_0 = x,    h_l = pool(s(W_l * h_{l-1} + b_l)),    f(x) = W vec(h_L) + b
 
-    Images keep their size in a convolution and lose half of it in a pooling; an odd last row or column is left out of
-    the averages. With GELU, the default, and averages instead of maxima the network is smooth, which its flow needs for
+    Images keep their size in a convolution and lose half of it in a pooling, which averages over squares of two pixels;
+    an odd last row or column is left out. With GELU, the default, and averages instead of maxima the network is smooth, which its flow needs for
     its order and for long steps. Weights have the variance `init_scale^2 / fan_in`.
 
     With an activation of degree one, such as ReLU, and without biases, gradient flow conserves the differences of
