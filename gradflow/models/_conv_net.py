@@ -22,8 +22,8 @@ class ConvNet(eqx.Module):
         h_0 = x,    h_l = pool(s(W_l * h_{l-1} + b_l)),    f(x) = W vec(h_L) + b
 
     Images keep their size in a convolution and lose half of it in a pooling, which averages over squares of two pixels;
-    an odd last row or column is left out. With GELU, the default, and averages instead of maxima the network is smooth, which its flow needs for
-    its order and for long steps. Weights have the variance `init_scale^2 / fan_in`.
+    an odd last row or column is left out. With GELU, the default, and averages instead of maxima the network is smooth,
+    which its flow needs for its order and for long steps. Weights have the variance `init_scale^2 / fan_in`.
 
     With an activation of degree one, such as ReLU, and without biases, gradient flow conserves the differences of
     `|W_l|^2` between consecutive layers (`conserved`); with others nothing but the energy.
