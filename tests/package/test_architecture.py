@@ -374,6 +374,7 @@ def cases(key):
         "EmpiricalRisk": problem,
         "TwoLayer": model,
         "MLP": gf.models.MLP(64, 4, key=key),
+        "ConvNet": gf.models.ConvNet((8, 8), (2,), key=key),
         "MeanFieldNet": net,
         "MeanFieldStart": averaging,
         "DeepLinear": gf.models.DeepLinear(64, 4, key=key),
