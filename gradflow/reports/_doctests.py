@@ -14,15 +14,9 @@ class Doctests(griffe.Extension):
 def fenced(text: str) -> str:
     """A docstring whose examples, from a prompt to the next empty line, are fenced.
 
-    >>> print(fenced("A sum.\\n\\n>>> 1 + 1\\n2\\n\\nThe end.").replace("`", "'"))
-    A sum.
-    <BLANKLINE>
-    '''pycon
-    >>> 1 + 1
-    2
-    '''
-    <BLANKLINE>
-    The end.
+    >>> from gradflow.reports._doctests import fenced
+    >>> fenced("A sum.\\n\\n>>> 1 + 1\\n2\\n\\nThe end.").split("\\n")
+    ['A sum.', '', '```pycon', '>>> 1 + 1', '2', '```', '', 'The end.']
     """
     lines, inside = [], False
     for line in text.split("\n"):
