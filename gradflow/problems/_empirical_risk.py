@@ -13,7 +13,7 @@ from gradflow._checks import check_callable, check_choice, check_count, check_fi
 from gradflow._conserved import Conserved
 from gradflow._tree import full_precision
 from gradflow.problems._calling import Predict, call_model, call_predict
-from gradflow.problems._chunks import in_chunks, size_that_fits
+from gradflow.problems._chunks import in_chunks, one_each, size_that_fits
 from gradflow.problems._devices import on_devices, spread
 from gradflow.problems._labels import Loss, check_labels, check_targets
 from gradflow.problems.losses import cross_entropy
@@ -119,12 +119,8 @@ class EmpiricalRisk(eqx.Module):
 
     def per_sample(self, params: PyTree) -> Float[Array, " n"]:
         """The loss of every sample."""
-        predictions = self.predictions(params)
-        shape = jnp.shape(predictions)
-        if not shape or shape[0] != self.num_samples:
-            advice = "`predict` takes the whole batch, not one sample. Its first argument are the parameters."
-            raise fail("predict", f"return {self.num_samples} predictions", f"returning shape {shape}", advice)
-        check_labels(self.loss, self.y, shape[1:])
+        predictions = one_each(self.predictions(params), self.num_samples)
+        check_labels(self.loss, self.y, predictions.shape[1:])
         losses = jax.vmap(self.loss)(predictions, self.y)
         if jnp.shape(losses) != (self.num_samples,):
             actual = f"of shape {jnp.shape(losses)[1:]} per sample"

@@ -79,7 +79,7 @@ def quietly(build, axes, ts=TS, **options):
 def grouped(build, axes):
     """The groups of a sweep, and what all members of each have of their own."""
     members = Members(build, axes, lambda flow: {})
-    settings = Settings(None, None, RTOL, None, False, None, 100, None, None, None, None, None)
+    settings = Settings(**(dict.fromkeys(Settings._fields) | {"rtol": RTOL, "save_params": False, "max_steps": 100}))
     options = options_for(members, TS, settings)
     groups = group_members(members, options, None)
     return groups, [stack(members, group, group.members, options) for group in groups]
